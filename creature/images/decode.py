@@ -1,0 +1,127 @@
+"""The one decoder: encoded bytes to upright 8-bit RGB pixels, or a short reason why not."""
+
+import os
+import stat
+import warnings
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError, features
+
+# Pillow comments on odd metadata of good pictures. Filtered once here: catch_warnings is not thread-safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+Image.init()  # all plugins now, or threads would race to load them at their first WEBP
+
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = 64 * 2**20
+MAX_ASPECT = 200
+# MPO, what phones write, is opened by the JPEG plugin.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + ("AVIF",) * bool(features.check("avif"))
+TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+TURN_OF = {orientation: Image.Transpose[name] for orientation, name in enumerate(TURNS, start=2)}
+
+
+class BadImage(ValueError):
+    """A picture that cannot be decoded; the message is the reason, without the file's name."""
+
+
+def read(image: Mapping[str, Any]) -> bytes:
+    """The encoded bytes of `{"bytes": bytes | None, "path": str | None}`: the embedded ones, or else the file's.
+
+    Raises BadImage for what is empty, above MAX_BYTES, unreadable or not a regular file.
+    """
+    data = image.get("bytes")
+    try:
+        if data is None:
+            path = image.get("path") or ""
+            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would hang
+                raise BadImage("not a regular file")
+            with open(path, "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # a ValueError is the one above, or a NUL in the path
+        raise BadImage(getattr(error, "strerror", None) or str(error)) from None
+    if not 0 < len(data) <= MAX_BYTES:
+        raise BadImage(f"larger than {MAX_BYTES >> 20} MiB" if data else "empty file")
+    return data
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The pixels of an encoded picture (of its first frame), upright and over white: uint8 (H, W, 3), RGB.
+
+    Raises BadImage for an unknown format, a corrupt or truncated picture, one above MAX_PIXELS or MAX_ASPECT,
+    and grey levels without a defined white.
+    """
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        _check_header(image)
+        image.load()
+        if image.format == "PNG" and _is_short(image, data):
+            raise BadImage("truncated picture: the pixel data ends early")
+        rgb, turn = _rgb(image), _turn(image)
+        return np.asarray(rgb if turn is None else rgb.transpose(turn))
+    except (BadImage, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"not a picture in a known format ({', '.join(FORMATS)}), or its header is damaged") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage(f"more than {MAX_PIXELS} pixels") from None
+    except Exception as error:  # the plugins raise anything on corrupt data: struct.error, AssertionError, ...
+        raise BadImage(f"corrupt picture: {' '.join(str(error).split()) or type(error).__name__}"[:200]) from None
+
+
+def _check_header(image: Image.Image) -> None:
+    """Refuse by size and kind, before any pixel is decoded."""
+    size = f"{image.width} x {image.height} pixels"
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage(f"{size}: more than {MAX_PIXELS} in all")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise BadImage(f"{size}: one side is more than {MAX_ASPECT} times the other")
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise BadImage("float, 32-bit and signed pixels have no defined white; convert to 8 or 16 bit")
+
+
+def _is_short(image: Image.Image, data: bytes) -> bool:
+    """Whether a PNG's pixels end before its last row: Pillow leaves such rows zero and says nothing.
+
+    If the last row is zero, the picture is decoded again over its own negative: what no data wrote then differs.
+    """
+    last_row = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
+    if any(last_row) and not image.info.get("interlace"):
+        return False
+    pixels = image.tobytes()
+    again = Image.open(BytesIO(data), formats=("PNG",))
+    again.im = Image.frombytes(image.mode, image.size, (~np.frombuffer(pixels, np.uint8)).tobytes()).im
+    return again.tobytes() != pixels
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB, transparency over white."""
+    if image.mode.startswith("I"):
+        image = _grey(image)
+    if image.mode == "La":  # Pillow converts premultiplied grey to nothing but LA
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit, linearly: Pillow's own conversion makes everything above 255 white."""
+    levels = np.asarray(image)
+    tags = image.getexif() if image.format == "TIFF" else {}
+    white = 2 ** tags.get(ExifTags.Base.BitsPerSample, 16) - 1  # Pillow leaves 12 bits unscaled
+    grey = np.rint(levels.astype(np.float32) * (255 / white)).astype(np.uint8)
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero: Pillow inverts 8 bits but not 16
+        grey = 255 - grey
+    grey[levels == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(grey)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture upright; broken EXIF is ignored, as viewers do."""
+    try:
+        return TURN_OF.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return None

@@ -1,0 +1,115 @@
+"""Stratified, grouped folds, and the fold file that every process and machine of a run shares.
+
+N rows, K folds. Row r is held out of fold `fold[r]` and trained on by all others; -1: trained on by all.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from creature.terminal import UserError, warn
+
+
+@dataclass(frozen=True)
+class FoldFile:
+    """Who holds out what: the rows of a run's labelled data, by id; `folds.json` on disk."""
+
+    count: int
+    seed: int
+    names: tuple[str, ...]
+    fingerprint: str
+    ids: tuple[str, ...]
+    labels: np.ndarray  # (N,)
+    fold: np.ndarray  # (N,)
+    hashes: tuple[str, ...]
+    bad: dict[str, str]  # id -> why it cannot be decoded; these rows are in no fold
+
+
+def assign_folds(labels: np.ndarray, groups: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """A fold for each row (N,): groups stay together, each class is spread evenly, sizes differ little.
+
+    Greedy: groups from the largest to the smallest, ties in random order, each to the fold that holds the least of
+    its classes. Without groups this is stratified K-fold, and a class rarer than K is spread over some folds.
+    """
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    by_group = np.argsort(group, kind="stable")
+    members = np.split(by_group, np.cumsum(np.bincount(group))[:-1])
+    if len(members) < count:
+        raise UserError(f"folds.count: {count} folds need as many groups of images, there are {len(members)}")
+    shuffled = np.random.default_rng(seed).permutation(len(members))
+    order = sorted(shuffled, key=lambda g: -len(members[g]))
+    totals = np.bincount(labels)
+    held = np.zeros((count, len(totals)))  # rows of each class in each fold
+    fold = np.empty(len(labels), dtype=np.int64)
+    for g in order:
+        classes, n = np.unique(labels[members[g]], return_counts=True)
+        crowding = (held[:, classes] * (n / totals[classes])).sum(1) + held.sum(1) / len(labels) / 100
+        chosen = int(crowding.argmin())
+        held[chosen, classes] += n
+        fold[members[g]] = chosen
+    return fold
+
+
+def together(groups: Sequence[str], hashes: Sequence[str], labels: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Groups (N,) in which identical files are together, too: a copy in another fold would be seen in training."""
+    first: dict[str, int] = {}
+    parent = list(range(len(hashes)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    conflicts = 0
+    for row, (group, content) in enumerate(zip(groups, hashes, strict=True)):
+        for key in (f"hash {content}", f"group {group}" if group else f"row {row}"):
+            parent[root(row)] = root(first.setdefault(key, row))
+        conflicts += labels[first[f"hash {content}"]] != labels[row]
+    if conflicts:
+        row = next(r for r, h in enumerate(hashes) if labels[first[f"hash {h}"]] != labels[r])
+        pair = f"{names[labels[first[f'hash {hashes[row]}']]]} and {names[labels[row]]}"
+        warn(f"images.train: {conflicts} files are copies of one with another label, such as one in {pair}")
+    return [str(root(row)) for row in range(len(hashes))]
+
+
+def write_folds(path: Path, folds: FoldFile) -> None:
+    """Write the fold file, one row a line, under a temporary name first."""
+    head = {"count": folds.count, "seed": folds.seed, "fingerprint": folds.fingerprint, "names": folds.names, "bad": folds.bad}
+    rows = zip(folds.ids, folds.labels.tolist(), folds.fold.tolist(), folds.hashes, strict=True)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    text = json.dumps(head, indent=1)[:-2] + f',\n "columns": ["id", "label", "fold", "hash"],\n "rows": [\n{lines}\n]}}\n'
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_folds(path: Path) -> FoldFile:
+    """Read a fold file; raises UserError where it is damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        ids, labels, fold, hashes = zip(*data["rows"], strict=True)
+        return FoldFile(
+            count=data["count"],
+            seed=data["seed"],
+            names=tuple(data["names"]),
+            fingerprint=data["fingerprint"],
+            ids=ids,
+            labels=np.array(labels, dtype=np.int64),
+            fold=np.array(fold, dtype=np.int64),
+            hashes=hashes,
+            bad=dict(data["bad"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a fold file ({error}); restore it from a copy of the run") from None
+
+
+def folds_hash(folds: FoldFile) -> str:
+    """Hash of the partition: the data's fingerprint and each row's fold; equal for members that may be combined."""
+    rows = sorted(zip(folds.ids, folds.fold.tolist(), strict=True))
+    return hashlib.sha256(json.dumps([folds.fingerprint, folds.count, rows]).encode()).hexdigest()

@@ -1,0 +1,35 @@
+"""Blending: logits of M members on N rows of K classes -> probabilities. Arrays in, arrays out."""
+
+import numpy as np
+from scipy.special import log_softmax, softmax
+
+STRATEGIES = ("logits", "softmax", "vote")
+
+
+def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | None = None) -> np.ndarray:
+    """Probabilities (N, K) of logits (M, N, K): the mean of logits, of probabilities, or the share of votes.
+
+    A tie of votes goes to the larger mean logit. `weights` (M,), equal if not given, need not sum to 1. Members are
+    added in an order that their values decide, so that the caller's order never changes a bit.
+    """
+    weights = np.ones(len(logits)) if weights is None else weights
+    weights = (weights / weights.sum())[:, None, None]
+    logits = logits.astype(np.float64)
+    mean = _ordered_sum(logits * weights)
+    if strategy == "logits":
+        return softmax(mean, axis=-1)
+    if strategy == "softmax":
+        return _ordered_sum(softmax(logits, axis=-1) * weights)
+    votes = np.eye(logits.shape[-1])[logits.argmax(-1)]
+    # Far below the weight of any vote, and enough to order the classes that tie.
+    tiebreak = 1e-9 * softmax(mean, axis=-1)
+    return (_ordered_sum(votes * weights) + tiebreak) / (1 + 1e-9)
+
+
+def confidence(logits: np.ndarray) -> np.ndarray:
+    """Probability (N,) of the most probable class."""
+    return np.exp(log_softmax(logits.astype(np.float64), axis=-1).max(-1))
+
+
+def _ordered_sum(terms: np.ndarray) -> np.ndarray:
+    return np.sort(terms, axis=0).sum(0)

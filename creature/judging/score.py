@@ -1,0 +1,60 @@
+"""Scores, computed once from a table of predictions: accuracy with its interval, macro F1, recall of each class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from creature.judging.count import count_correct
+
+_FEATURES = datasets.Features(predictions=datasets.Value("int64"), references=datasets.Value("int64"))
+
+
+class Accuracy(evaluate.Metric):
+    """Share of rows whose prediction is the label (scikit-learn's accuracy_score)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=str(self.__doc__), citation="", features=_FEATURES)
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:  # type: ignore[override]
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class MacroF1(evaluate.Metric):
+    """Mean F1 over the classes that have rows (scikit-learn's f1_score)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=str(self.__doc__), citation="", features=_FEATURES)
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:  # type: ignore[override]
+        present = np.unique(references)
+        score = f1_score(references, predictions, labels=present, average="macro", zero_division=0)
+        return {"macro_f1": float(score)}
+
+
+class ClassRecall(evaluate.Metric):
+    """Recall of each class, null for a class without rows (scikit-learn's recall_score)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=str(self.__doc__), citation="", features=_FEATURES)
+
+    def _compute(  # type: ignore[override]
+        self, predictions: Sequence[int], references: Sequence[int], classes: int
+    ) -> dict[str, list[float | None]]:
+        recall = recall_score(references, predictions, labels=range(classes), average=None, zero_division=0)
+        present = set(references)
+        return {"class_recall": [float(recall[k]) if k in present else None for k in range(classes)]}
+
+
+def score(predicted: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
+    """All scores of predicted classes (N,) against labels (N,), as they stand in result.json."""
+    count = count_correct(predicted, labels)
+    rows = {"predictions": predicted.tolist(), "references": labels.tolist()}
+    results: dict[str, Any] = {"n": count.n, "correct": count.correct, "interval": count.interval}
+    for metric, extra in ((Accuracy, {}), (MacroF1, {}), (ClassRecall, {"classes": classes})):
+        results |= metric(keep_in_memory=True).compute(**rows, **extra) or {}
+    results["classes_without_rows"] = [k for k, recall in enumerate(results["class_recall"]) if recall is None]
+    return results

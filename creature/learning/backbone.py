@@ -1,0 +1,154 @@
+"""The backbone: a timm model with a head for our classes, its starting weights, and what the recipe asks of it."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # type: ignore[attr-defined]
+from torch import nn
+
+from creature.recipe import Backbone, Optimizer
+from creature.terminal import UserError
+
+
+def check_backbone(backbone: Backbone) -> None:
+    """Raises UserError, before any data is read, for a model that timm lacks or weights that are not there."""
+    architecture = backbone.name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() names all"
+        raise UserError(f"backbone.name: timm has no model {backbone.name!r}{hint}")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if "." in backbone.name and backbone.name not in tags:
+        raise UserError(f"backbone.name: {architecture} has no weights {backbone.name!r}; there are: {', '.join(tags) or 'none'}")
+    if backbone.weights and not Path(backbone.weights).is_file():
+        raise UserError(f"backbone.weights: no such file: {backbone.weights}")
+    if backbone.pretrained and not backbone.weights and not tags:
+        raise UserError(f"backbone.pretrained: timm has no weights for {backbone.name}; set backbone.pretrained=false")
+
+
+def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
+    """A timm model with `classes` outputs for square inputs of `size` pixels, on its starting weights.
+
+    Raises UserError for weights that cannot be fetched or do not fit.
+    """
+    arguments: dict[str, Any] = {"num_classes": classes}
+    fixed = timm.get_pretrained_cfg(backbone.name)
+    if fixed is not None and fixed.fixed_input_size:
+        arguments["img_size"] = size
+    download = backbone.pretrained and not backbone.weights
+    try:
+        model = timm.create_model(backbone.name, pretrained=download, **arguments)
+    except Exception as error:
+        if not download:
+            raise
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise UserError(
+            f"backbone.pretrained: the weights of {backbone.name} are neither cached nor to be had: {reason}\n"
+            "give a local file with backbone.weights=FILE.safetensors, or train from scratch with backbone.pretrained=false"
+        ) from None
+    if backbone.weights:
+        _load_weights(model, backbone.weights)
+    if backbone.gradient_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, AttributeError):
+            raise UserError(f"backbone.gradient_checkpointing: {backbone.name} does not support it; set it to false") from None
+    if backbone.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def classifier_keys(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the parameters that depend on the number of classes."""
+    classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
+def _load_weights(model: nn.Module, path: str) -> None:
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"backbone.weights: {path} cannot be read as safetensors: {error}") from None
+    own = model.state_dict()
+    head = tuple(f"{prefix}." for prefix in classifier_keys(model))
+    replaced = {key for key in own if key.startswith(head) and (key not in weights or weights[key].shape != own[key].shape)}
+    problems = [
+        *(f"{key}: missing in the file" for key in own if key not in weights and key not in replaced),
+        *(f"{key}: not in the model" for key in weights if key not in own and not key.startswith(head)),
+        *(
+            f"{key}: {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+            for key in own
+            if key in weights and key not in replaced and weights[key].shape != own[key].shape
+        ),
+    ]
+    if problems:
+        listing = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
+        raise UserError(f"backbone.weights: {path} does not fit backbone.name:\n  {listing}")
+    model.load_state_dict({key: own[key] if key in replaced else weights[key] for key in own})
+
+
+def mean_and_std(name: str, normalize: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel means and deviations, on a scale of [0, 1], of a recipe's images.normalize."""
+    if normalize == "none":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    config = timm.get_pretrained_cfg(name)
+    if normalize == "imagenet" or config is None:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return tuple(config.mean), tuple(config.std)
+
+
+def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """All parameters in one group, or norms and biases (vectors and scalars) in a second one without weight decay."""
+    named = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if optimizer.decay_norms:
+        return [{"params": named, "weight_decay": optimizer.weight_decay}]
+    matrices = [parameter for parameter in named if parameter.ndim > 1]
+    vectors = [parameter for parameter in named if parameter.ndim <= 1]
+    return [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def build_optimizer(groups: Iterable[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), fused, or SGD with Nesterov momentum."""
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=optimizer.lr, fused=True)
+
+
+def timm_config(
+    model: nn.Module, names: Sequence[str], size: int, fit: str, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """What timm and transformers read from config.json: architecture, class names, evaluation view.
+
+    The view stands in the plain keys, which transformers reads, too; `model_args` never holds the class count, which
+    transformers passes itself.
+    """
+    source: Any = model.pretrained_cfg
+    view = {
+        "input_size": [3, size, size],
+        "fixed_input_size": bool(source.get("fixed_input_size", False)),
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": fit,
+        "mean": list(mean),
+        "std": list(std),
+        "num_classes": len(names),
+        "first_conv": source["first_conv"],
+        "classifier": source["classifier"],
+        "tag": source.get("tag", ""),
+    }
+    config: dict[str, Any] = {
+        "architecture": source["architecture"],
+        "num_classes": len(names),
+        "num_features": model.num_features,
+        "label_names": list(names),
+        "pretrained_cfg": view,
+    }
+    if view["fixed_input_size"]:
+        config["model_args"] = {"img_size": size}
+    return config

@@ -1,0 +1,338 @@
+"""The run on disk: its identity and fold file, each fold's lock, resume points, kept epochs, and the finished fold.
+
+Everything is safetensors, JSON and YAML, and everything is published: written to a temporary folder, synced, listed in a
+manifest with sizes and SHA-256, and renamed. What is older is deleted only after that.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from creature.images.folds import FoldFile, read_folds, write_folds
+from creature.learning.predictions import Predictions, save_predictions
+from creature.recipe import Checkpoint, Recipe, dump_recipe, load_recipe, recipe_changes
+from creature.terminal import UserError, warn
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "pillow", "numpy")
+
+
+@dataclass
+class Position:
+    """Where a fold's training stands: the next batch, the loss so far in this epoch, and the epochs behind it."""
+
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    best_epoch: int = -1
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Note an epoch's figures (loss, correct and more) and move to the beginning of the next one.
+
+        Raises UserError for a loss that is no number.
+        """
+        if not math.isfinite(row["loss"]):
+            raise UserError(
+                f"epoch {self.epoch + 1}: the loss is {row['loss']}; try a lower optimizer.lr, or optimizer.clip_norm=1"
+            )
+        self.history.append({"epoch": self.epoch + 1, **row})
+        if self.best_epoch < 0 or row["correct"] > self.history[self.best_epoch]["correct"]:
+            self.best_epoch = self.epoch
+        self.epoch, self.batch, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name and rename it, so that a reader sees all of it or nothing."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    _sync(part)
+    os.replace(part, path)
+
+
+def open_run(run: Path, recipe: Recipe, weights_hash: str | None) -> None:
+    """Create the run's folder with its recipe, or check that the one there is the same but for free settings."""
+    run.mkdir(parents=True, exist_ok=True)
+    with _locked(run / "run.lock"):
+        saved = run / "recipe.yaml"
+        mark = {"identity": recipe.identity(), "weights": weights_hash}
+        if not saved.exists():
+            part = run / f".recipe.yaml.{os.getpid()}"
+            part.write_text(dump_recipe(recipe), encoding="utf-8")
+            write_json(run / "run.json", mark)
+            os.replace(part, saved)
+            return
+        changes = recipe_changes(load_recipe(saved), recipe)
+        if json.loads((run / "run.json").read_text())["weights"] != weights_hash:
+            changes.append("backbone.weights: the file's content")
+        if changes:
+            raise UserError(
+                f"{run} was made with another recipe; these settings differ:\n  " + "\n  ".join(changes) + "\n"
+                "undo the change, or start another run with --out DIR"
+            )
+
+
+def share_folds(run: Path, folds: FoldFile) -> FoldFile:
+    """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
+    path = run / "folds.json"
+    with _locked(run / "run.lock"):
+        if not path.exists():
+            write_folds(path, folds)
+    saved = read_folds(path)
+    if saved.fingerprint != folds.fingerprint:
+        before, now = dict(zip(saved.ids, saved.hashes, strict=True)), dict(zip(folds.ids, folds.hashes, strict=True))
+        gone, new = before.keys() - now.keys(), now.keys() - before.keys()
+        changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
+        counts = [
+            f"{len(some)} {what} (such as {min(some)})"
+            for some, what in ((gone, "gone"), (new, "new"), (changed, "with other content"))
+            if some
+        ]
+        raise UserError(
+            f"{path}: the images are not those that this run was parted on: {', '.join(counts) or 'labels differ'}\n"
+            "restore the images, or start another run with --out DIR"
+        )
+    return saved
+
+
+def fold_state(folder: Path) -> str:
+    """How far a fold is: `missing`, `begun` or `finished`."""
+    if (folder / "result.json").exists():
+        return "finished"
+    return "begun" if list((folder / "state").glob("step-*")) else "missing"
+
+
+@contextmanager
+def lock_fold(folder: Path) -> Iterator[None]:
+    """Hold a fold's lock; raises UserError, naming the holder, where another process has it. It dies with its holder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / "lock.json"
+    lock = FileLock(folder / "fold.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = json.loads(owner.read_text()) if owner.exists() else {"pid": "?", "host": "?"}
+        raise UserError(
+            f"{folder} is being trained by process {holder['pid']} on {holder['host']}; "
+            "wait for it, or train another fold with --set 'folds.train=[...]'"
+        ) from None
+    try:
+        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder, then give it its name; after a crash it is there whole, or not at all."""
+    part = folder.parent / f".{folder.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write(part)
+    files = sorted(part.iterdir())
+    manifest = {file.name: {"bytes": file.stat().st_size, "sha256": file_hash(file)} for file in files}
+    (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    for file in (*files, part / "manifest.json", part):
+        _sync(file)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.rename(part, folder)
+    _sync(folder.parent)
+
+
+def verifies(folder: Path) -> bool:
+    """Whether every file of a published folder is the one that its manifest names."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return all(
+            (folder / name).stat().st_size == entry["bytes"] and file_hash(folder / name) == entry["sha256"]
+            for name, entry in manifest.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write a model's tensors, contiguous and with the metadata that transformers asks for."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def save_state(
+    fold: Path, steps: int, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position
+) -> None:
+    """Publish a resume point, named by its step (`steps` an epoch), and then delete all older ones but one."""
+    step, scaler = position.epoch * steps + position.batch, accelerator.scaler
+    model = accelerator.unwrap_model(model)
+
+    def write(part: Path) -> None:
+        save_weights(part / "model.safetensors", model)
+        state = optimizer.state_dict()["state"]
+        tensors = {
+            f"{index}.{name}": value.detach().cpu().contiguous()
+            for index, slots in state.items()
+            for name, value in slots.items()
+            if value is not None
+        }
+        save_file(tensors, part / "optimizer.safetensors")
+        progress = asdict(position) | {"scaler": scaler.state_dict() if scaler else None, "threads": torch.get_num_threads()}
+        (part / "state.json").write_text(json.dumps(progress, indent=1) + "\n")
+
+    publish(fold / "state" / f"step-{step:08d}", write)
+    write_history(fold, position.history)
+    for old in _steps(fold)[:-2]:
+        shutil.rmtree(old)
+
+
+def load_state(fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Position:
+    """Restore model and optimizer in place from the newest resume point that verifies; from nothing, the beginning."""
+    for folder in reversed(_steps(fold)):
+        if not verifies(folder):
+            warn(f"{folder} is damaged; the resume point before it is used")
+            continue
+        progress = json.loads((folder / "state.json").read_text())
+        threads, scaler_state = progress.pop("threads"), progress.pop("scaler")
+        if threads != torch.get_num_threads() and not torch.cuda.is_available():
+            warn(f"{fold} was begun with {threads} threads and goes on with {torch.get_num_threads()}: rounding may differ")
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+        if scaler and scaler_state:
+            scaler.load_state_dict(scaler_state)
+        return Position(**progress)
+    return Position()
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        # The parameter's memory layout, for a fused step walks both in memory order.
+        like = parameters[int(index)]
+        value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape and tensor.ndim else tensor
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def kept_epoch(fold: Path, epoch: int) -> Path:
+    """Folder of a kept epoch's weights and held-out predictions; epochs are named from 1."""
+    return fold / "kept" / f"epoch-{epoch + 1:04d}"
+
+
+def place(source: Path, target: Path) -> None:
+    """Give a file a second name, without a second copy on disk where the file system can."""
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:
+        shutil.copyfile(source, part)
+    os.replace(part, target)
+
+
+def write_history(fold: Path, history: list[dict[str, Any]]) -> None:
+    """One JSON line an epoch; written whole, so that a resumed run has each epoch once."""
+    part = fold / f".history.{os.getpid()}"
+    part.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+    os.replace(part, fold / "history.jsonl")
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """What a result was computed with."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return {
+        "device": f"{device.type} ({name})",
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "commit": git.stdout.strip() or None,
+    }
+
+
+def _steps(fold: Path) -> list[Path]:
+    return sorted((fold / "state").glob("step-*[0-9]"))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with FileLock(path):
+        yield
+
+
+def _sync(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_result(fold: Path) -> dict[str, Any]:
+    """A finished fold's result.json; raises UserError where there is none."""
+    try:
+        return json.loads((fold / "result.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{fold} is no finished fold: {error}") from None
+
+
+def keep_epoch(
+    fold: Path, model: nn.Module, predictions: Predictions, position: Position, checkpoint: Checkpoint, epochs: int
+) -> None:
+    """Publish the weights and held-out predictions of the epoch just ended where it is the best, the last, or asked for."""
+    done, every = position.epoch - 1, checkpoint.every_epochs
+    if done == position.best_epoch or done == epochs - 1 or (every and (done + 1) % every == 0):
+
+        def write(part: Path) -> None:
+            save_weights(part / "model.safetensors", model)
+            save_predictions(part / "held_out.safetensors", predictions)
+
+        publish(kept_epoch(fold, done), write)
+
+
+def prune_epochs(fold: Path, position: Position, checkpoint: Checkpoint) -> None:
+    """Delete kept epochs that are neither the best, the last, nor asked for; run after the resume point that says so."""
+    every = checkpoint.every_epochs
+    for folder in (fold / "kept").glob("epoch-*"):
+        epoch = int(folder.name.removeprefix("epoch-")) - 1
+        if epoch not in (position.best_epoch, position.epoch - 1) and not (every and (epoch + 1) % every == 0):
+            shutil.rmtree(folder)
+
+
+def finish_fold(fold: Path, recipe: Recipe, config: dict[str, Any], result: dict[str, Any]) -> None:
+    """Turn a trained fold into a timm folder with its result; result.json comes last and says that all is there."""
+    kept = kept_epoch(fold, result["epoch"] - 1)
+    for name in ("model.safetensors", "held_out.safetensors"):
+        place(kept / name, fold / name)
+    write_json(fold / "config.json", config)
+    (fold / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    hashes = {name: file_hash(fold / name) for name in ("model.safetensors", "held_out.safetensors", "config.json")}
+    write_json(fold / "result.json", result | {"sha256": hashes})
+    shutil.rmtree(fold / "state", ignore_errors=True)  # twice the weights' size, and of no further use

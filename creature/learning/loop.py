@@ -1,0 +1,140 @@
+"""The loop's two halves: one optimizer step, and the predictions of rows. B batch, K classes.
+
+Losses are summed over a global batch and divided by its size, so any number of processes and parts gives the same step.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import nn
+
+from creature.images.batches import Batch, Pictures, load_batches, seed_of
+from creature.learning.checkpoint import Position
+from creature.learning.losses import RowLoss
+from creature.terminal import UserError, progress
+
+Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Normalize(nn.Module):
+    """uint8 (B, 3, H, W) on any device -> float, scaled to [0, 1], minus the mean, over the deviation."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool = True):
+        super().__init__()
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(3, 1, 1)))
+        self.register_buffer("shift", torch.tensor(mean).view(3, 1, 1) / torch.tensor(std).view(3, 1, 1))
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalized pixels, in the memory layout that the backbone prefers."""
+        return (pixels.float() * self.scale - self.shift).contiguous(memory_format=self.layout)
+
+
+See = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A fold's model and what its steps need, restored to where its training stands."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    normalize: Normalize
+    see: See
+    row_loss: RowLoss
+    position: Position
+
+
+def make_see(normalize: Normalize, mix: Mix | None) -> See:
+    """uint8 pixels and labels (B,) -> the network's input, and labels (B,) or mixed targets (B, K)."""
+
+    def see(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return mix(normalize(pixels), labels) if mix else (normalize(pixels), labels)
+
+    return see
+
+
+def _refuse_bad(batch: Batch) -> None:
+    for name, reason in batch.bad.items():
+        raise UserError(f"{name}: {reason}; it was readable when the run began; restore it and go on with --resume")
+
+
+@torch.inference_mode()
+def predict(
+    accelerator: Accelerator, learner: Learner, pictures: Pictures, rows: np.ndarray, batch_size: int, workers: int
+) -> np.ndarray:
+    """Logits (N, K) of the rows, in their order, on every process; each row is predicted by exactly one process."""
+    model = accelerator.unwrap_model(learner.model).eval()
+    if accelerator.num_processes > 1:
+        broadcast(list(model.buffers()))  # BatchNorm's statistics are the main process's, as in the checkpoint
+    mine = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
+    chunks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    with progress() as bar:
+        task = bar.add_task("held-out rows", total=len(mine), speed="")
+        batches = load_batches(pictures, [[(int(rows[i]), 0) for i in chunk] for chunk in chunks], workers)
+        for chunk, batch in zip(chunks, batches, strict=True):
+            _refuse_bad(batch)
+            found.append((chunk, model(learner.normalize(batch.pixels.to(accelerator.device))).float().cpu().numpy()))
+            bar.update(task, advance=len(chunk), speed=f"{bar.tasks[task].speed or 0:.0f}")
+    if accelerator.num_processes > 1:
+        found = gather_object(found)
+    logits = np.full((len(rows), found[0][1].shape[1]), np.nan, dtype=np.float32)
+    filled = np.zeros(len(rows), dtype=np.int64)
+    for chunk, values in found:
+        logits[chunk] = values
+        filled[chunk] += 1
+    assert (filled == 1).all(), "a row was predicted more than once, or not at all"
+    return logits
+
+
+def train_mode(model: nn.Module, freeze_batch_stats: bool) -> None:
+    """Training mode, with BatchNorm on its pretrained statistics if asked."""
+    model.train()
+    if freeze_batch_stats:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def train_step(
+    accelerator: Accelerator, learner: Learner, batch: Batch, size: int, lr: float, parts: int, clip_norm: float | None
+) -> torch.Tensor:
+    """One optimizer step on this process's share of a global batch of `size` rows; the batch's mean loss.
+
+    A process without a row of its own has a borrowed one, which weighs nothing: every process must take part in the
+    gradient's exchange. The share is computed in `parts`, to save memory. Raises UserError for a loss that is no number.
+    """
+    model, optimizer = learner.model, learner.optimizer
+    _refuse_bad(batch)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    weight = 0.0 if accelerator.process_index >= size else 1 / size
+    parts = min(parts, len(batch.labels))
+    total = torch.zeros((), device=accelerator.device)
+    optimizer.zero_grad()
+    for part, (pixels, labels) in enumerate(
+        zip(batch.pixels.tensor_split(parts), batch.labels.tensor_split(parts), strict=True), 1
+    ):
+        inputs, targets = learner.see(pixels.to(accelerator.device), labels.to(accelerator.device))
+        with nullcontext() if part == parts else accelerator.no_sync(model):
+            loss = learner.row_loss(model(inputs), targets).sum() * weight
+            # DDP takes the mean of the processes' gradients; the loss is a sum over them.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    if clip_norm is not None:
+        accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return accelerator.reduce(total) if accelerator.num_processes > 1 else total  # type: ignore[return-value]
+
+
+def seed_step(*parts: object) -> None:
+    """Seed whatever a step draws (mixing, dropout), so that no generator's state needs to be saved."""
+    torch.manual_seed(seed_of(*parts))
+
+

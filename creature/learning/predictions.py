@@ -1,0 +1,41 @@
+"""Predictions: one table of ids and logits, saved as safetensors. N rows, K classes."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from creature.terminal import UserError
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The logits of a model, by id: complete and unique."""
+
+    ids: tuple[str, ...]
+    logits: np.ndarray  # float32 (N, K)
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert self.logits.shape == (len(self.ids), len(self.names)), (self.logits.shape, len(self.ids), len(self.names))
+        assert len(set(self.ids)) == len(self.ids), "an id has two rows"
+
+
+def save_predictions(path: Path, predictions: Predictions) -> None:
+    """Write the table; ids are a byte tensor of lines, for a header has no room for a million of them."""
+    lines = np.frombuffer("\n".join(predictions.ids).encode(), dtype=np.uint8)
+    tensors = {"logits": np.ascontiguousarray(predictions.logits), "ids": lines}
+    save_file(tensors, path, metadata={"names": json.dumps(predictions.names)})
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Read a table; raises UserError where the file is missing or damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            ids = tuple(file.get_tensor("ids").tobytes().decode().split("\n")) if file.get_slice("ids").get_shape()[0] else ()
+            return Predictions(ids, file.get_tensor("logits"), tuple(json.loads(file.metadata()["names"])))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read as predictions: {error}") from None

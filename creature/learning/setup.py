@@ -1,0 +1,251 @@
+"""What stands before the first step: device and checks, the run's images and folds, a fold's model and optimizer."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, broadcast_object_list
+from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
+from torch import nn
+
+from creature.images.batches import Pictures, seed_of
+from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together
+from creature.images.manifest import Columns, check_images, fingerprint, read_images, refuse_bad
+from creature.images.views import evaluation_view, make_mix, training_view
+from creature.learning.backbone import (
+    build_backbone,
+    build_optimizer,
+    check_backbone,
+    mean_and_std,
+    parameter_groups,
+    timm_config,
+)
+from creature.learning.checkpoint import (
+    environment,
+    file_hash,
+    finish_fold,
+    fold_state,
+    kept_epoch,
+    load_state,
+    open_run,
+    share_folds,
+)
+from creature.learning.loop import Learner, Normalize, make_see
+from creature.learning.losses import make_loss
+from creature.learning.predictions import load_predictions
+from creature.recipe import Recipe
+from creature.terminal import UserError, console, say, warn
+
+@dataclass(frozen=True)
+class Data:
+    """A run's labelled images with their folds, and how they are seen."""
+
+    folds: FoldFile
+    training: Pictures
+    evaluation: Pictures
+
+
+def start(recipe: Recipe, out: Path) -> Accelerator:
+    """Check the recipe against timm, the trackers and the device, and start Accelerate; no data is read yet."""
+    check_backbone(recipe.backbone)
+    known = {str(tracker) for tracker in get_available_trackers()}
+    if unknown := set(recipe.tracking) - known:
+        raise UserError(
+            f"tracking: {', '.join(sorted(unknown))} is not installed; there is: {', '.join(sorted(known)) or 'none'} "
+            "(pip install -e '.[tracking]' brings tensorboard)"
+        )
+    # Without this, processes on a machine that has no GPU would each believe that they are alone.
+    cpu = recipe.device == "cpu" or bool(os.environ.get("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
+    precision, reason = device_precision(recipe.precision, cpu)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(recipe.tracking) or None,
+        project_dir=out,
+    )
+    console.quiet = not accelerator.is_main_process
+    datasets.disable_progress_bars()  # one bar at a time, and it is ours
+    _check_processes(accelerator)
+    if reason:
+        warn(reason)
+    # The launcher's default is one thread, Python's is every core, and the number changes the last bits of a sum.
+    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if recipe.tracking:
+        accelerator.init_trackers("creature")
+    return accelerator
+
+
+def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
+    """The precision to use on this device, and why it is not the recipe's (empty where it is)."""
+    if precision == "fp32":
+        return precision, ""
+    if cpu or not torch.cuda.is_available():
+        return "fp32", f"precision: {precision} is slower than fp32 on this device, or not there at all; fp32 is used"
+    if precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+        return "fp32", "precision: this GPU only emulates bf16; fp32 is used (precision=fp16 is fast on it)"
+    return precision, ""
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_processes(accelerator: Accelerator) -> None:
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(
+            f"{accelerator.distributed_type.value}: shards of weights are no checkpoint that timm can load, and these "
+            "models fit on one GPU; launch with --multi_gpu"
+        )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != accelerator.num_processes:
+        raise UserError(
+            f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}; on CPUs use\n"
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 train.py ..."
+        )
+
+
+def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: bool) -> Data:
+    """The run's folder, images and folds. The main process reads and writes; the others are told.
+
+    Raises UserError where a fold to train exists and `resume` was not asked for.
+    """
+    begun = [f for f in recipe.train_folds if fold_state(out / f"fold-{f}") != "missing"]
+    if begun and not resume:
+        raise UserError(
+            f"{out / f'fold-{begun[0]}'} exists and is never overwritten; --resume goes on with it, "
+            "--out DIR or another name starts a new run"
+        )
+    if accelerator.is_main_process:
+        weights = recipe.backbone.weights
+        open_run(out, recipe, file_hash(weights) if weights else None)
+    images = recipe.images
+    columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
+    dataset = read_images([*images.train, *images.validation], columns, "images.train")
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        known = frozenset(read_folds(out / "folds.json").hashes) if (out / "folds.json").exists() else frozenset()
+        hashes, bad = check_images(dataset, known, "images.train")
+        refuse_bad(dataset, bad, images.max_bad, "images.train")
+        good = [row for row in range(len(dataset)) if row not in bad]
+        kept = dataset.select(good)
+        names = {dataset[row]["id"]: reason for row, reason in bad.items()}
+        folds = part(recipe, kept, [hashes[row] for row in good], names)
+        found = [(good, share_folds(out, folds))]
+        total = f"{len(good)} images of {len(folds.names)} classes"
+        say(f"{total}, {recipe.folds.count} {'folds' if recipe.folds.count > 1 else 'held-out part'}, on {accelerator.device}")
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    good, folds = found[0]
+    mean, _ = mean_and_std(recipe.backbone.name, images.normalize)
+    rows = dataset if len(good) == len(dataset) else dataset.select(good)
+    return Data(
+        folds,
+        Pictures(rows, training_view(images.size, recipe.augment), recipe.seed),
+        Pictures(rows, evaluation_view(images.size, images.fit, mean)),
+    )
+
+
+def part(recipe: Recipe, dataset: Any, hashes: list[str], bad: dict[str, str]) -> FoldFile:
+    """The folds of the rows: stratified and grouped, or with count 1 the sources of images.validation as fold 0."""
+    labels, names = list(dataset["label"]), dataset.features["label"].names
+    if missing := [name for k, name in enumerate(names) if k not in set(labels)]:
+        raise UserError(f"images.train: no picture of the classes {', '.join(missing[:10])}; remove their folders")
+    if recipe.folds.count == 1:
+        fold = np.array([-1 if source < len(recipe.images.train) else 0 for source in dataset["source"]])
+    else:
+        groups = together(list(dataset["group"]), hashes, labels, names)
+        fold = assign_folds(np.array(labels), groups, recipe.folds.count, recipe.folds.seed)
+    if min((fold != k).sum() for k in range(recipe.folds.count)) < 2:
+        raise UserError(f"images.train: {len(fold)} images leave fewer than 2 to train on; add images, or fewer folds")
+    ids = tuple(dataset["id"])
+    return FoldFile(
+        count=recipe.folds.count,
+        seed=recipe.folds.seed,
+        names=tuple(names),
+        fingerprint=fingerprint(ids, labels, hashes, names),
+        ids=ids,
+        labels=np.array(labels),
+        fold=fold,
+        hashes=tuple(hashes),
+        bad=bad,
+    )
+
+
+def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: int, folder: Path) -> Learner:
+    """A fold's model and optimizer, from the seed or from the newest resume point, prepared by Accelerate."""
+    torch.manual_seed(seed_of(recipe.seed, fold, "weights"))
+    backbone, classes = recipe.backbone, len(data.folds.names)
+    model = build_backbone(backbone, classes, recipe.images.size)
+    if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
+        model = convert_sync_batchnorm(model)
+    model = model.to(accelerator.device)
+    optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
+    warn_of_parameters(recipe, model)
+    position = load_state(folder, model, optimizer, accelerator.scaler)
+    mean, std = mean_and_std(backbone.name, recipe.images.normalize)
+    normalize = Normalize(mean, std, backbone.channels_last).to(accelerator.device)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    return Learner(
+        prepared, optimizer, normalize, make_see(normalize, make_mix(recipe.augment, classes)), make_loss(recipe.loss), position
+    )
+
+
+def warn_of_parameters(recipe: Recipe, model: nn.Module) -> None:
+    """Warn where the members of the ensemble together exceed the recipe's parameters_limit."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    members, limit = recipe.folds.count, recipe.parameters_limit
+    if limit and members * parameters > limit:
+        warn(
+            f"parameters_limit: {members} members of {parameters / 1e6:.1f} M parameters are "
+            f"{members * parameters / 1e6:.1f} M, over the recipe's {limit / 1e6:.1f} M"
+        )
+
+
+def finish(
+    accelerator: Accelerator,
+    recipe: Recipe,
+    data: Data,
+    learner: Learner,
+    fold: int,
+    folder: Path,
+    score: Callable[[np.ndarray, np.ndarray, int], dict[str, Any]],
+) -> None:
+    """Write what makes a trained fold a model that explains itself: config, and result of the epoch that is selected.
+
+    `score` judges predicted classes (N,) against labels (N,), given the number of classes.
+    """
+    position, folds = learner.position, data.folds
+    last, best = recipe.schedule.epochs - 1, position.best_epoch
+    chosen = best if recipe.checkpoint.select == "best" else last
+    labels = dict(zip(folds.ids, folds.labels.tolist(), strict=True))
+
+    def scores(epoch: int) -> dict[str, Any]:
+        held = load_predictions(kept_epoch(folder, epoch) / "held_out.safetensors")
+        return {"epoch": epoch + 1, **score(held.logits.argmax(1), np.array([labels[i] for i in held.ids]), len(folds.names))}
+
+    model = accelerator.unwrap_model(learner.model)
+    images = recipe.images
+    result = {
+        "fold": fold,
+        "selected": recipe.checkpoint.select == "best",
+        **scores(chosen),
+        "last": scores(last),
+        "epochs": recipe.schedule.epochs,
+        "images_trained": int((folds.fold != fold).sum()),
+        "class_counts": np.bincount(folds.labels, minlength=len(folds.names)).tolist(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(sum(row["seconds"] for row in position.history), 3),
+        "recipe": recipe.identity(),
+        "folds": folds_hash(folds),
+        **environment(accelerator.device, accelerator.num_processes),
+    }
+    mean, std = mean_and_std(recipe.backbone.name, images.normalize)
+    finish_fold(folder, recipe, timm_config(model, folds.names, images.size, images.fit, mean, std), result)

@@ -1,0 +1,373 @@
+"""The recipe: every setting of a training, with its default, bounds and meaning, once.
+
+`python -m creature.recipe schema` prints the JSON schema, for editors that complete and check recipes.
+Importing this module is cheap: what needs torch, timm or the device is checked later, still before any data is read.
+"""
+
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from creature.terminal import UserError, run
+
+# Marks what does not change a run's result, and so is not part of its identity.
+FREE = {"identity": False}
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Images(_Settings):
+    """Where the pictures are, and how they are seen in evaluation."""
+
+    train: tuple[str, ...] = Field(
+        min_length=1,
+        json_schema_extra=FREE,
+        description="class folders, .parquet or .arrow files, or hub:USER/DATASET:SPLIT; several are pooled",
+    )
+    validation: tuple[str, ...] = Field((), json_schema_extra=FREE, description="with folds.count 1: the held-out images")
+    holdout: tuple[str, ...] = Field((), json_schema_extra=FREE, description="scored by ensemble.py, never trained on")
+    labels: str | None = Field(None, json_schema_extra=FREE, description="CSV (image, label) for flat image folders")
+    image_column: str = Field("image", description="column of the image in Parquet, Arrow and Hub datasets")
+    label_column: str = Field("label", description="column of the label in Parquet, Arrow and Hub datasets, and CSV")
+    size: int = Field(224, ge=16, le=2048, description="side of the square input, in pixels")
+    fit: Literal["squash", "center", "border"] = Field(
+        "squash",
+        description="evaluation view: squash distorts to the square, center crops to it, border pads to it with the mean colour",
+    )
+    normalize: Literal["none", "imagenet", "backbone"] = Field(
+        "backbone", description="mean and deviation: none keeps [0, 1], backbone takes those of its pretraining"
+    )
+    max_bad: int | None = Field(
+        None, ge=0, json_schema_extra=FREE, description="unreadable images tolerated; null: the larger of 3 and 1 %"
+    )
+    workers: int = Field(
+        2, ge=0, le=128, json_schema_extra=FREE, description="processes that decode and augment; 0: the main process does"
+    )
+
+
+class Folds(_Settings):
+    """How the rows are parted for cross-validation."""
+
+    count: int = Field(5, ge=1, le=100, description="K; 1: no folds, one model that is held out on images.validation")
+    train: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, json_schema_extra=FREE, description="which folds this start trains; null: all"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the partition; runs that are combined share it")
+    group: str | None = Field(
+        None,
+        description="keeps rows together: a column, or a pattern with one (group) that is searched in each image's id",
+    )
+
+
+class Backbone(_Settings):
+    """The network that is fine-tuned."""
+
+    name: str = Field(description="a timm model, with its pretraining tag: resnext101_64x4d.tv_in1k")
+    pretrained: bool = Field(True, description="start from timm's pretrained weights (the Hub, or the local cache)")
+    weights: str | None = Field(
+        None, json_schema_extra=FREE, description="start from this .safetensors file instead; its content is part of the run"
+    )
+    freeze_batch_stats: bool = Field(False, description="keep BatchNorm's running statistics as they were pretrained")
+    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all GPUs")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about 30 % more time")
+    channels_last: bool = Field(True, description="memory layout that convolutions prefer")
+
+
+class Augment(_Settings):
+    """Random views of training images; held-out images never get one."""
+
+    crop_scale: tuple[Share, Share] = Field((0.08, 1.0), description="share of the area that a random crop keeps")
+    flip: Share = Field(0.5, description="probability of a horizontal flip")
+    rotation: float = Field(0.0, ge=0, le=180, description="largest rotation, in degrees, either way")
+    policy: Literal["none", "rand_augment", "trivial_augment"] = Field("none", description="automatic augmentation")
+    erasing: Share = Field(0.0, description="probability that a random rectangle is erased")
+    mix: Literal["none", "mixup", "cutmix", "mixup_or_cutmix"] = Field("none", description="mixing within a batch")
+    mix_alpha: Positive = Field(1.0, description="Beta(alpha, alpha) from which the share of a mix is drawn")
+
+
+class Loss(_Settings):
+    """What is minimized."""
+
+    name: Literal["cross_entropy"] = Field("cross_entropy", description="cross-entropy with soft targets")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+
+
+class Optimizer(_Settings):
+    """How the weights move."""
+
+    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum 0.9")
+    lr: Positive = Field(1e-4, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled in AdamW")
+    decay_norms: bool = Field(False, description="weight decay on norms and biases, too")
+    clip_norm: Positive | None = Field(None, description="largest norm of the gradient; null: no clipping")
+
+
+class Schedule(_Settings):
+    """The learning rate over the epochs."""
+
+    name: Literal["cosine", "cosine_warm_restarts", "constant"] = Field("cosine", description="shape after the warm-up")
+    epochs: int = Field(10, ge=1, le=100_000, description="passes over the training rows")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear rise from zero, in epochs; fractions are fine")
+    restart_epochs: int = Field(10, ge=1, description="length of the first cycle of cosine_warm_restarts")
+    restart_factor: int = Field(2, ge=1, description="each cycle is this many times as long as the one before")
+    update: Literal["step", "epoch"] = Field("step", description="how often the learning rate moves")
+
+
+class Checkpoint(_Settings):
+    """What is kept of a fold."""
+
+    select: Literal["last", "best"] = Field(
+        "last", description="the epoch whose weights are used; best is chosen on the held-out rows, and so marked `selected`"
+    )
+    every_epochs: int | None = Field(None, ge=1, json_schema_extra=FREE, description="keep the weights of every n-th epoch")
+    every_minutes: float = Field(
+        10.0, ge=0, json_schema_extra=FREE, description="resume points within an epoch; each epoch's end has one anyway"
+    )
+
+
+class Recipe(_Settings):
+    """One training, whole: what a run folder's recipe.yaml holds."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", json_schema_extra=FREE, description="the run's folder: runs/NAME"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of initialization, order, augmentation and mixing")
+    images: Images
+    folds: Folds = Folds()
+    backbone: Backbone
+    augment: Augment = Augment()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="images a step, over all processes")
+    accumulate: int = Field(1, ge=1, description="parts in which a process computes its share of a batch, to save memory")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the forward pass")
+    device: Literal["auto", "cpu"] = Field("auto", json_schema_extra=FREE, description="auto: a GPU where there is one")
+    parameters_limit: int | None = Field(
+        None, ge=1, json_schema_extra=FREE, description="warn where the ensemble's parameters exceed this"
+    )
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: tuple[str, ...] = Field((), json_schema_extra=FREE, description="Accelerate's trackers: tensorboard, wandb")
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> "Recipe":
+        """pydantic calls this once every single setting is valid; all that is wrong is said at once."""
+        wrong = list(_contradictions(self))
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    @property
+    def train_folds(self) -> tuple[int, ...]:
+        """The folds that this start trains."""
+        return self.folds.train or tuple(range(self.folds.count))
+
+    def identity(self) -> str:
+        """Hash of what changes the run's result; data and weights are hashed by content elsewhere."""
+        return hashlib.sha256(json.dumps(_identity(self), sort_keys=True).encode()).hexdigest()
+
+
+def _contradictions(recipe: Recipe) -> Iterator[str]:
+    folds, schedule, low_high = recipe.folds, recipe.schedule, recipe.augment.crop_scale
+    if folds.count == 1 and not recipe.images.validation:
+        yield "images.validation: required with folds.count 1; name the held-out images, or set folds.count to 5"
+    if folds.count > 1 and recipe.images.validation:
+        yield (
+            f"images.validation: only used with folds.count 1, got folds.count {folds.count}; "
+            "add it to images.train, where folds hold it out in turn, or set folds.count to 1"
+        )
+    for fold in recipe.train_folds:
+        if fold >= folds.count:
+            yield f"folds.train: {fold} is no fold; with folds.count {folds.count} they are 0 to {folds.count - 1}"
+    if len(set(recipe.train_folds)) < len(recipe.train_folds):
+        yield f"folds.train: names a fold twice, got {list(recipe.train_folds)}"
+    if schedule.warmup_epochs >= schedule.epochs:
+        yield (
+            f"schedule.warmup_epochs: must be less than schedule.epochs ({schedule.epochs}), "
+            f"got {schedule.warmup_epochs:g}"
+        )
+    if not 0 < low_high[0] <= low_high[1]:
+        yield f"augment.crop_scale: must be [smallest, largest] with 0 < smallest <= largest, got {list(low_high)}"
+    if recipe.backbone.weights and not recipe.backbone.weights.endswith(".safetensors"):
+        yield f"backbone.weights: must be a .safetensors file, got {recipe.backbone.weights!r}"
+
+
+def _identity(settings: BaseModel) -> dict[str, Any]:
+    kept = {}
+    for name, field in type(settings).model_fields.items():
+        extra = field.json_schema_extra
+        if not (isinstance(extra, dict) and extra.get("identity") is False):
+            value = getattr(settings, name)
+            kept[name] = _identity(value) if isinstance(value, BaseModel) else value
+    return kept
+
+
+def recipe_changes(before: Recipe, after: Recipe) -> list[str]:
+    """Settings that differ between two recipes and change the result, as `key: before -> after`."""
+    old, new = dict(_flat(_identity(before))), dict(_flat(_identity(after)))
+    return [f"{key}: {json.dumps(old[key])} -> {json.dumps(new[key])}" for key in old if old[key] != new[key]]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def cycle_ends(schedule: Schedule) -> list[int]:
+    """Epochs after which a cycle of cosine_warm_restarts ends, up to the first one at or after the last epoch."""
+    ends, length, end = [], schedule.restart_epochs, schedule.warmup_epochs
+    while not ends or ends[-1] < schedule.epochs:
+        end += length
+        ends.append(int(end))
+        length *= schedule.restart_factor
+    return ends
+
+
+def recipe_warnings(recipe: Recipe) -> list[str]:
+    """What is allowed and seldom meant."""
+    schedule = recipe.schedule
+    if schedule.name == "cosine_warm_restarts" and (ends := cycle_ends(schedule))[-1] != schedule.epochs:
+        past = schedule.epochs - (ends[-2] if len(ends) > 1 else 0)
+        choices = " or ".join(str(end) for end in ends[-2:])
+        return [
+            f"schedule.epochs: {schedule.epochs} ends inside a restart cycle, {past} epochs after its start, with the "
+            f"learning rate still high; cycles end at {choices}"
+        ]
+    return []
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe whole, with overrides such as `schedule.epochs=5` merged before the check.
+
+    Raises UserError with every mistake at once.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UserError(f"--recipe: cannot read {path}: {reason}") from None
+    settings = _parse_yaml(text, str(path))
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: a recipe is a mapping of settings, got {type(settings).__name__}")
+    for override in overrides:
+        _merge(settings, override)
+    return check_recipe(settings, str(path))
+
+
+def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
+    """A Recipe from plain values; raises UserError with every mistake at once."""
+    try:
+        # Through JSON: strict types without refusing a list where the frozen model holds a tuple.
+        return Recipe.model_validate_json(json.dumps(settings, default=str))
+    except ValidationError as error:
+        lines = [line for problem in error.errors() for line in _explain(dict(problem)).split("\n")]
+        raise UserError(f"{source}: {len(lines)} {'mistake' if len(lines) == 1 else 'mistakes'}\n  " + "\n  ".join(lines)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    # JSON is YAML 1.2, so one emitter serves; block style is for the reader.
+    from io import StringIO
+
+    out = StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.dump(json.loads(recipe.model_dump_json()), out)
+    return out.getvalue()
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{source}{where}: {error.problem or error.context}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: no YAML: {str(error) or 'nested too deeply'}") from None
+
+
+def _merge(settings: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set: must look like schedule.epochs=5, got {override!r}")
+    *parents, last = key.split(".")
+    for i, parent in enumerate(parents):
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise UserError(f"--set {override}: {'.'.join(parents[: i + 1])} is one value and has no settings inside")
+    settings[last] = _parse_yaml(value, f"--set {key}")
+
+
+def _keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+
+
+def _nearest(key: str) -> str:
+    keys = list(_keys())
+    same_leaf = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6) or difflib.get_close_matches(
+        key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.6
+    )
+    if same_leaf:
+        return same_leaf[0]
+    return next((k for k in keys if near and (k == near[0] or k.rpartition(".")[2] == near[0])), "")
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    key, given = ".".join(str(part) for part in problem["loc"]), problem["input"]
+    shown = json.dumps(given) if len(json.dumps(given)) <= 60 else type(given).__name__
+    match problem["type"]:
+        case "extra_forbidden":
+            near = _nearest(key)
+            return f"{key}: no such setting" + (f"; did you mean {near}?" if near else "; `python -m creature.recipe schema` lists all")
+        case "missing":
+            return f"{key}: required, and not given"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case "literal_error":
+            near = difflib.get_close_matches(str(given), _choices(problem["loc"]), n=1)
+            return f"{key}: must be one of {', '.join(_choices(problem['loc']))}, got {shown}" + (
+                f"; did you mean {near[0]}?" if near else ""
+            )
+        case _:
+            return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shown}"
+
+
+def _choices(loc: Sequence[str | int]) -> list[str]:
+    model: Any = Recipe
+    for part in loc:
+        model = model.model_fields[part].annotation
+    return [str(choice) for choice in get_args(model)]
+
+
+def main() -> int:
+    """Print the JSON schema of a recipe."""
+    if sys.argv[1:] != ["schema"]:
+        raise UserError("usage: python -m creature.recipe schema > recipe.schema.json")
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,81 @@
+"""What a person sees: messages, progress bars, and errors in one sentence."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+BROKEN_IMAGES = 3  # exit code of a prediction in which at least one picture could not be read
+
+# C0 and C1 controls, and lone surrogates of file names that are no UTF-8: none may reach a terminal as it is.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; its message names the field, the rule, the value and the way out."""
+
+
+def printable(text: object) -> str:
+    """The text with control characters written out, so that a hostile name cannot steer the terminal."""
+    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found.group()):02x}", str(text))
+
+
+def say(text: object = "", style: str = "") -> None:
+    """Print one message; long lines are left to the terminal, so that paths can be copied from logs."""
+    lines = str(text).split("\n")
+    console.print(Text("\n".join(printable(line) for line in lines), style=style), soft_wrap=True)
+
+
+def warn(text: object) -> None:
+    """Print a warning on the error stream; only the main process does."""
+    if not console.quiet:
+        errors.print(Text(f"warning: {printable(text)}", style="yellow"), soft_wrap=True)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; the first column is left-aligned, the others, mostly numbers, right-aligned."""
+    table = Table(title=Text(printable(title)), title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console.print(table)
+
+
+def progress(unit: str = "images") -> Progress:
+    """A progress bar with rate and time left; it shows nothing where the output is no terminal."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(show_speed=False),
+        TextColumn("{task.fields[speed]}" + f" {unit}/s"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a script's main function and exit: 2 and one sentence for a user's mistake, 130 when interrupted."""
+    try:
+        code = main()
+    except UserError as error:
+        lines = "\n".join(printable(line) for line in str(error).split("\n"))
+        rank = f"[process {os.environ['RANK']}] " if os.environ.get("RANK", "0") != "0" else ""
+        errors.print(Text(f"{rank}error: {lines}", style="red"), soft_wrap=True)
+        code = 2
+    except KeyboardInterrupt:
+        errors.print("interrupted", style="yellow")
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)

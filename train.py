@@ -1,0 +1,133 @@
+"""Train the folds of a recipe: one checkpoint folder per fold, with the predictions of the rows it never saw.
+
+    accelerate launch train.py --recipe recipes/all.yaml
+    python train.py --recipe recipes/all.yaml --set 'folds.train=[2]' --set schedule.epochs=5
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from creature.terminal import run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from creature.learning.setup import Data
+    from creature.recipe import Recipe
+
+LINE = "{:>7}  {:>8}  {:>8}  {:>8}  {}"  # an epoch of a fold's table
+FORMATS = {"loss": ".4f", "learning_rate": ".1e", "seconds": ".1f"}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="YAML file; python -m creature.recipe schema lists all settings")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    parser.add_argument("--out", type=Path, help="the run's folder; runs/NAME if not given")
+    parser.add_argument("--resume", action="store_true", help="go on with folds that exist")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train every fold that the recipe lists."""
+    args = parse(argv)
+    from creature.recipe import load_recipe, recipe_warnings
+
+    recipe = load_recipe(args.recipe, args.set)
+
+    from creature.judging.count import Count
+    from creature.learning import checkpoint, setup
+    from creature.terminal import say, show_table, warn
+
+    out = args.out or Path("runs") / recipe.name
+    accelerator = setup.start(recipe, out)
+    for warning in recipe_warnings(recipe):
+        warn(warning)
+    data = setup.prepare_run(accelerator, recipe, out, args.resume)
+    results = []
+    for fold in recipe.train_folds:
+        folder = out / f"fold-{fold}"
+        if checkpoint.fold_state(folder) == "finished":
+            say(f"{folder} is finished")
+        else:
+            with checkpoint.lock_fold(folder) if accelerator.is_main_process else nullcontext():
+                train_fold(accelerator, recipe, data, fold, folder)
+        accelerator.wait_for_everyone()
+        results.append(checkpoint.read_result(folder))
+    show_table(
+        f"{recipe.name}: {len(results)} of {recipe.folds.count} folds",
+        ("fold", "held-out accuracy [95 %]", "epoch", "minutes"),
+        [
+            (r["fold"], f"{Count(r['correct'], r['n'])}{' selected' * r['selected']}", r["epoch"], f"{r['seconds'] / 60:.1f}")
+            for r in results
+        ],
+    )
+    accelerator.end_training()
+    say(f"Weights and held-out predictions are in {out}; next: python ensemble.py {out} --images FOLDER --out prediction.csv")
+    return 0
+
+
+def train_fold(accelerator: "Accelerator", recipe: "Recipe", data: "Data", fold: int, folder: Path) -> None:
+    """Train one fold from where it stands, and leave its finished folder."""
+    import numpy as np
+
+    from creature.images.batches import epoch_batches, load_batches, training_order
+    from creature.judging.count import count_correct
+    from creature.judging.score import score
+    from creature.learning import checkpoint, loop, setup
+    from creature.learning.predictions import Predictions
+    from creature.learning.schedule import lr_factor
+    from creature.terminal import progress, say
+
+    folds, epochs, main = data.folds, recipe.schedule.epochs, accelerator.is_main_process
+    rows, held_out = np.flatnonzero(folds.fold != fold), np.flatnonzero(folds.fold == fold)
+    learner = setup.build_learner(accelerator, recipe, data, fold, folder)
+    model, optimizer, position = learner.model, learner.optimizer, learner.position
+    sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]
+    share = (accelerator.process_index, accelerator.num_processes)
+    start = (position.epoch, position.batch)
+    order = training_order(rows, recipe.batch_size, (recipe.seed, fold), epochs, start, *share)
+    batches = load_batches(data.training, order, recipe.images.workers)
+    say(f"fold {fold}: {len(rows)} images to train on, {len(held_out)} held out")
+    say(LINE.format("epoch", "loss", "rate", "seconds", "held-out accuracy [95 %]"))
+    saved = time.monotonic()
+    while position.epoch < epochs:
+        began, loss_sum = time.monotonic() - position.seconds, position.loss_sum
+        loop.train_mode(model, recipe.backbone.freeze_batch_stats)
+        with progress() as bar:
+            task = bar.add_task(f"fold {fold} epoch {position.epoch + 1}/{epochs}", total=sum(sizes), speed="")
+            for size in sizes[position.batch :]:
+                lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + position.batch / len(sizes))
+                loop.seed_step(recipe.seed, fold, position.epoch, position.batch)
+                loss = loop.train_step(accelerator, learner, next(batches), size, lr, recipe.accumulate, recipe.optimizer.clip_norm)
+                loss_sum = loss_sum + loss * size
+                position.batch += 1
+                bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
+                if main and time.monotonic() - saved >= 60 * recipe.checkpoint.every_minutes:
+                    position.loss_sum, position.seconds = float(loss_sum), time.monotonic() - began
+                    checkpoint.save_state(folder, len(sizes), accelerator, model, optimizer, position)
+                    saved = time.monotonic()
+        seconds = time.monotonic() - began
+        logits = loop.predict(accelerator, learner, data.evaluation, held_out, recipe.batch_size, recipe.images.workers)
+        held = Predictions(tuple(folds.ids[row] for row in held_out), logits, folds.names)
+        count = count_correct(logits.argmax(1), folds.labels[held_out])
+        figures = {"loss": float(loss_sum) / len(rows), "learning_rate": lr, "seconds": round(seconds, 3)}
+        position.end_epoch({**figures, "images_per_second": round(len(rows) / seconds, 1), **count.figures()})
+        say(LINE.format(position.epoch, *(f"{figures[k]:{f}}" for k, f in FORMATS.items()), count))
+        accelerator.log({f"fold {fold} {name}": value for name, value in position.history[-1].items()}, position.epoch)
+        if main:
+            checkpoint.keep_epoch(folder, accelerator.unwrap_model(model), held, position, recipe.checkpoint, epochs)
+            checkpoint.save_state(folder, len(sizes), accelerator, model, optimizer, position)
+            checkpoint.prune_epochs(folder, position, recipe.checkpoint)
+            saved = time.monotonic()
+    if main:
+        setup.finish(accelerator, recipe, data, learner, fold, folder, score)
+
+
+if __name__ == "__main__":
+    run(main)
