@@ -1,7 +1,7 @@
 """Train the folds of a recipe: one checkpoint folder per fold, with the predictions of the rows it never saw.
 
-    accelerate launch train.py --recipe recipes/all.yaml
-    python train.py --recipe recipes/all.yaml --set 'folds.train=[2]' --set schedule.epochs=5
+accelerate launch train.py --recipe recipes/all.yaml
+python train.py --recipe recipes/all.yaml --set 'folds.train=[2]' --set schedule.epochs=5
 """
 
 import argparse
@@ -26,8 +26,12 @@ FORMATS = {"loss": ".4f", "learning_rate": ".1e", "seconds": ".1f"}
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="YAML file; python -m creature.recipe schema lists all settings")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
+    parser.add_argument(
+        "--recipe", required=True, help="YAML file; python -m creature.recipe schema lists all settings"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
+    )
     parser.add_argument("--out", type=Path, help="the run's folder; runs/NAME if not given")
     parser.add_argument("--resume", action="store_true", help="go on with folds that exist")
     return parser.parse_args(argv)
@@ -63,12 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{recipe.name}: {len(results)} of {recipe.folds.count} folds",
         ("fold", "held-out accuracy [95 %]", "epoch", "minutes"),
         [
-            (r["fold"], f"{Count(r['correct'], r['n'])}{' selected' * r['selected']}", r["epoch"], f"{r['seconds'] / 60:.1f}")
+            (
+                r["fold"],
+                f"{Count(r['correct'], r['n'])}{' selected' * r['selected']}",
+                r["epoch"],
+                f"{r['seconds'] / 60:.1f}",
+            )
             for r in results
         ],
     )
     accelerator.end_training()
-    say(f"Weights and held-out predictions are in {out}; next: python ensemble.py {out} --images FOLDER --out prediction.csv")
+    say(
+        f"Weights and held-out predictions are in {out}; next: python ensemble.py {out} --images FOLDER --out prediction.csv"
+    )
     return 0
 
 
@@ -104,7 +115,9 @@ def train_fold(accelerator: "Accelerator", recipe: "Recipe", data: "Data", fold:
             for size in sizes[position.batch :]:
                 lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + position.batch / len(sizes))
                 loop.seed_step(recipe.seed, fold, position.epoch, position.batch)
-                loss = loop.train_step(accelerator, learner, next(batches), size, lr, recipe.accumulate, recipe.optimizer.clip_norm)
+                loss = loop.train_step(
+                    accelerator, learner, next(batches), size, lr, recipe.accumulate, recipe.optimizer.clip_norm
+                )
                 loss_sum = loss_sum + loss * size
                 position.batch += 1
                 bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")

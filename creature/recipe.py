@@ -37,7 +37,9 @@ class Images(_Settings):
         json_schema_extra=FREE,
         description="class folders, .parquet or .arrow files, or hub:USER/DATASET:SPLIT; several are pooled",
     )
-    validation: tuple[str, ...] = Field((), json_schema_extra=FREE, description="with folds.count 1: the held-out images")
+    validation: tuple[str, ...] = Field(
+        (), json_schema_extra=FREE, description="with folds.count 1: the held-out images"
+    )
     holdout: tuple[str, ...] = Field((), json_schema_extra=FREE, description="scored by ensemble.py, never trained on")
     labels: str | None = Field(None, json_schema_extra=FREE, description="CSV (image, label) for flat image folders")
     image_column: str = Field("image", description="column of the image in Parquet, Arrow and Hub datasets")
@@ -54,7 +56,11 @@ class Images(_Settings):
         None, ge=0, json_schema_extra=FREE, description="unreadable images tolerated; null: the larger of 3 and 1 %"
     )
     workers: int = Field(
-        2, ge=0, le=128, json_schema_extra=FREE, description="processes that decode and augment; 0: the main process does"
+        2,
+        ge=0,
+        le=128,
+        json_schema_extra=FREE,
+        description="processes that decode and augment; 0: the main process does",
     )
 
 
@@ -78,7 +84,9 @@ class Backbone(_Settings):
     name: str = Field(description="a timm model, with its pretraining tag: resnext101_64x4d.tv_in1k")
     pretrained: bool = Field(True, description="start from timm's pretrained weights (the Hub, or the local cache)")
     weights: str | None = Field(
-        None, json_schema_extra=FREE, description="start from this .safetensors file instead; its content is part of the run"
+        None,
+        json_schema_extra=FREE,
+        description="start from this .safetensors file instead; its content is part of the run",
     )
     freeze_batch_stats: bool = Field(False, description="keep BatchNorm's running statistics as they were pretrained")
     sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all GPUs")
@@ -130,9 +138,12 @@ class Checkpoint(_Settings):
     """What is kept of a fold."""
 
     select: Literal["last", "best"] = Field(
-        "last", description="the epoch whose weights are used; best is chosen on the held-out rows, and so marked `selected`"
+        "last",
+        description="the epoch whose weights are used; best is chosen on the held-out rows, and so marked `selected`",
     )
-    every_epochs: int | None = Field(None, ge=1, json_schema_extra=FREE, description="keep the weights of every n-th epoch")
+    every_epochs: int | None = Field(
+        None, ge=1, json_schema_extra=FREE, description="keep the weights of every n-th epoch"
+    )
     every_minutes: float = Field(
         10.0, ge=0, json_schema_extra=FREE, description="resume points within an epoch; each epoch's end has one anyway"
     )
@@ -153,14 +164,18 @@ class Recipe(_Settings):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     batch_size: int = Field(64, ge=1, le=1_000_000, description="images a step, over all processes")
-    accumulate: int = Field(1, ge=1, description="parts in which a process computes its share of a batch, to save memory")
+    accumulate: int = Field(
+        1, ge=1, description="parts in which a process computes its share of a batch, to save memory"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the forward pass")
     device: Literal["auto", "cpu"] = Field("auto", json_schema_extra=FREE, description="auto: a GPU where there is one")
     parameters_limit: int | None = Field(
         None, ge=1, json_schema_extra=FREE, description="warn where the ensemble's parameters exceed this"
     )
     checkpoint: Checkpoint = Checkpoint()
-    tracking: tuple[str, ...] = Field((), json_schema_extra=FREE, description="Accelerate's trackers: tensorboard, wandb")
+    tracking: tuple[str, ...] = Field(
+        (), json_schema_extra=FREE, description="Accelerate's trackers: tensorboard, wandb"
+    )
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Recipe":
@@ -277,7 +292,9 @@ def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
         return Recipe.model_validate_json(json.dumps(settings, default=str))
     except ValidationError as error:
         lines = [line for problem in error.errors() for line in _explain(dict(problem)).split("\n")]
-        raise UserError(f"{source}: {len(lines)} {'mistake' if len(lines) == 1 else 'mistakes'}\n  " + "\n  ".join(lines)) from None
+        raise UserError(
+            f"{source}: {len(lines)} {'mistake' if len(lines) == 1 else 'mistakes'}\n  " + "\n  ".join(lines)
+        ) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -340,7 +357,9 @@ def _explain(problem: dict[str, Any]) -> str:
     match problem["type"]:
         case "extra_forbidden":
             near = _nearest(key)
-            return f"{key}: no such setting" + (f"; did you mean {near}?" if near else "; `python -m creature.recipe schema` lists all")
+            return f"{key}: no such setting" + (
+                f"; did you mean {near}?" if near else "; `python -m creature.recipe schema` lists all"
+            )
         case "missing":
             return f"{key}: required, and not given"
         case "value_error":

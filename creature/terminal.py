@@ -38,7 +38,8 @@ def say(text: object = "", style: str = "") -> None:
 def warn(text: object) -> None:
     """Print a warning on the error stream; only the main process does."""
     if not console.quiet:
-        errors.print(Text(f"warning: {printable(text)}", style="yellow"), soft_wrap=True)
+        lines = "\n".join(printable(line) for line in str(text).split("\n"))
+        errors.print(Text(f"warning: {lines}", style="yellow"), soft_wrap=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

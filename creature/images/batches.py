@@ -78,7 +78,11 @@ class Pictures:
             torch.stack(pixels),
             torch.tensor(table["label"]),
             torch.tensor(rows),
-            {name: str(reason) for name, reason in zip(table["id"], decoded, strict=True) if isinstance(reason, BadImage)},
+            {
+                name: str(reason)
+                for name, reason in zip(table["id"], decoded, strict=True)
+                if isinstance(reason, BadImage)
+            },
         )
 
     def _see(self, picture: np.ndarray | BadImage, name: str, epoch: int) -> torch.Tensor:

@@ -28,37 +28,34 @@ class BadImage(ValueError):
 
 
 def read(image: Mapping[str, Any]) -> bytes:
-    """The encoded bytes of `{"bytes": bytes | None, "path": str | None}`: the embedded ones, or else the file's.
-
-    Raises BadImage for what is empty, above MAX_BYTES, unreadable or not a regular file.
-    """
+    """The bytes of {"bytes": bytes | None, "path": str | None}, or else the file's; BadImage where there are none."""
     data = image.get("bytes")
     try:
         if data is None:
             path = image.get("path") or ""
-            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would hang
-                raise BadImage("not a regular file")
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # opening a FIFO would hang
+                raise BadImage(f"not a regular file of at most {MAX_BYTES >> 20} MiB")
             with open(path, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
+                data = file.read()
     except (OSError, ValueError) as error:  # a ValueError is the one above, or a NUL in the path
         raise BadImage(getattr(error, "strerror", None) or str(error)) from None
-    if not 0 < len(data) <= MAX_BYTES:
-        raise BadImage(f"larger than {MAX_BYTES >> 20} MiB" if data else "empty file")
+    if not data:
+        raise BadImage("empty file")
     return data
 
 
 def decode(data: bytes) -> np.ndarray:
     """The pixels of an encoded picture (of its first frame), upright and over white: uint8 (H, W, 3), RGB.
 
-    Raises BadImage for an unknown format, a corrupt or truncated picture, one above MAX_PIXELS or MAX_ASPECT,
-    and grey levels without a defined white.
+    Raises BadImage: unknown format, corrupt, truncated, above MAX_PIXELS or MAX_ASPECT, grey without a defined white.
     """
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
         _check_header(image)
-        image.load()
-        if image.format == "PNG" and _is_short(image, data):
-            raise BadImage("truncated picture: the pixel data ends early")
+        if image.format == "PNG":
+            _load_png(image, data)
+        image.load()  # before the EXIF: a TIFF turns itself
         rgb, turn = _rgb(image), _turn(image)
         return np.asarray(rgb if turn is None else rgb.transpose(turn))
     except (BadImage, MemoryError):
@@ -73,27 +70,24 @@ def decode(data: bytes) -> np.ndarray:
 
 def _check_header(image: Image.Image) -> None:
     """Refuse by size and kind, before any pixel is decoded."""
-    size = f"{image.width} x {image.height} pixels"
     if image.width * image.height > MAX_PIXELS:
-        raise BadImage(f"{size}: more than {MAX_PIXELS} in all")
+        raise BadImage(f"{image.width} x {image.height} pixels: more than {MAX_PIXELS}")
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise BadImage(f"{size}: one side is more than {MAX_ASPECT} times the other")
+        raise BadImage(f"{image.width} x {image.height} pixels: one side is more than {MAX_ASPECT} times the other")
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise BadImage("float, 32-bit and signed pixels have no defined white; convert to 8 or 16 bit")
 
 
-def _is_short(image: Image.Image, data: bytes) -> bool:
-    """Whether a PNG's pixels end before its last row: Pillow leaves such rows zero and says nothing.
-
-    If the last row is zero, the picture is decoded again over its own negative: what no data wrote then differs.
-    """
-    last_row = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
-    if any(last_row) and not image.info.get("interlace"):
-        return False
-    pixels = image.tobytes()
-    again = Image.open(BytesIO(data), formats=("PNG",))
-    again.im = Image.frombytes(image.mode, image.size, (~np.frombuffer(pixels, np.uint8)).tobytes()).im
-    return again.tobytes() != pixels
+def _load_png(image: Image.Image, data: bytes) -> None:
+    """Decode a PNG over dark grey: where its data ends early, Pillow leaves what was there and says nothing."""
+    image.im = Image.new(image.mode, image.size, 90).im
+    last_row = image.crop((0, image.height - 1, image.width, image.height))
+    if image.info.get("interlace") or last_row.tobytes() == Image.new(image.mode, last_row.size, 90).tobytes():
+        pixels = image.tobytes()
+        again = Image.open(BytesIO(data), formats=("PNG",))  # over its own negative
+        again.im = Image.frombytes(image.mode, image.size, (~np.frombuffer(pixels, np.uint8)).tobytes()).im
+        if again.tobytes() != pixels:
+            raise BadImage("truncated picture: its data ends before its last row")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -111,10 +105,9 @@ def _grey(image: Image.Image) -> Image.Image:
     """16-bit grey as 8-bit, linearly: Pillow's own conversion makes everything above 255 white."""
     levels = np.asarray(image)
     tags = image.getexif() if image.format == "TIFF" else {}
-    white = 2 ** tags.get(ExifTags.Base.BitsPerSample, 16) - 1  # Pillow leaves 12 bits unscaled
-    grey = np.rint(levels.astype(np.float32) * (255 / white)).astype(np.uint8)
-    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero: Pillow inverts 8 bits but not 16
-        grey = 255 - grey
+    white = 2 ** tags.get(ExifTags.Base.BitsPerSample, 16) - 1  # Pillow leaves 12 bits unscaled,
+    black = white if tags.get(ExifTags.Base.PhotometricInterpretation) == 0 else 0  # and white-is-zero not inverted
+    grey = np.rint(np.abs(levels.astype(np.float32) - black) * (255 / white)).astype(np.uint8)
     grey[levels == image.info.get("transparency", -1)] = 255
     return Image.fromarray(grey)
 

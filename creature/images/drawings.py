@@ -164,7 +164,10 @@ def draw_jellyfish(pen: Pen) -> None:
         y = np.linspace(-0.1, pen.between(0.75, 1), 14)
         wave = x * 1.2 + drift * y + 0.09 * np.sin(8 * y + pen.between(0, 6.3))
         pen.ribbon(np.column_stack([wave, y]), 0.06, 0.03, pen.trim)
-    pen.shape(np.concatenate([arc(np.pi, 2 * np.pi, 16) * [0.75, pen.between(0.75, 0.95)], arc(0, np.pi, 10) * [0.75, 0.14]]), pen.body)
+    pen.shape(
+        np.concatenate([arc(np.pi, 2 * np.pi, 16) * [0.75, pen.between(0.75, 0.95)], arc(0, np.pi, 10) * [0.75, 0.14]]),
+        pen.body,
+    )
     pen.pattern(0, -0.35, 0.5, 0.3)
 
 

@@ -80,10 +80,18 @@ def together(groups: Sequence[str], hashes: Sequence[str], labels: Sequence[int]
 
 def write_folds(path: Path, folds: FoldFile) -> None:
     """Write the fold file, one row a line, under a temporary name first."""
-    head = {"count": folds.count, "seed": folds.seed, "fingerprint": folds.fingerprint, "names": folds.names, "bad": folds.bad}
+    head = {
+        "count": folds.count,
+        "seed": folds.seed,
+        "fingerprint": folds.fingerprint,
+        "names": folds.names,
+        "bad": folds.bad,
+    }
     rows = zip(folds.ids, folds.labels.tolist(), folds.fold.tolist(), folds.hashes, strict=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
-    text = json.dumps(head, indent=1)[:-2] + f',\n "columns": ["id", "label", "fold", "hash"],\n "rows": [\n{lines}\n]}}\n'
+    text = (
+        json.dumps(head, indent=1)[:-2] + f',\n "columns": ["id", "label", "fold", "hash"],\n "rows": [\n{lines}\n]}}\n'
+    )
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

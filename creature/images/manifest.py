@@ -96,9 +96,7 @@ def list_pictures(folder: str) -> list[str]:
     return pictures
 
 
-def read_images(
-    sources: Sequence[str], columns: Columns, field: str, names: Sequence[str] | None = None
-) -> "Dataset":
+def read_images(sources: Sequence[str], columns: Columns, field: str, names: Sequence[str] | None = None) -> "Dataset":
     """One Dataset of all sources, with columns id, image, label (ClassLabel), group and source (its number).
 
     `names` are the classes of the training data; without it the sources define them. Raises UserError, led by the
@@ -106,7 +104,9 @@ def read_images(
     """
     from datasets import ClassLabel, Features, Image, Value, concatenate_datasets
 
-    parts = [_read_source(source, root, columns, field) for source, root in zip(sources, _roots(sources, field), strict=True)]
+    parts = [
+        _read_source(source, root, columns, field) for source, root in zip(sources, _roots(sources, field), strict=True)
+    ]
     names = sorted(set().union(*(part.classes for part in parts)), key=natural) if names is None else list(names)
     for source, part in zip(sources, parts, strict=True):
         _check_classes(f"{field}: {source}", part, names)
@@ -175,7 +175,9 @@ def refuse_bad(dataset: "Dataset", bad: dict[int, str], max_bad: int | None, fie
     more = [f"and {len(bad) - 20} more"] if len(bad) > 20 else []
     listing = "\n  ".join([f"{field}: {len(bad)} of {len(dataset)} images cannot be decoded", *shown, *more])
     if len(bad) > limit:
-        raise UserError(f"{listing}\nimages.max_bad allows {limit}; remove or mend the files, or set images.max_bad={len(bad)}")
+        raise UserError(
+            f"{listing}\nimages.max_bad allows {limit}; remove or mend the files, or set images.max_bad={len(bad)}"
+        )
     warn(f"{listing}\nthey are left out (images.max_bad allows {limit})")
 
 
@@ -267,7 +269,9 @@ def _read_flat(source: str, root: str, pictures: list[str], columns: Columns, fi
     groups = {}
     if columns.group and "(" not in columns.group:
         group_of = read_labels(columns.labels_csv, columns.group)
-        groups = {path: label_of(group_of, relative_path) for path, relative_path in zip(pictures, relative, strict=True)}
+        groups = {
+            path: label_of(group_of, relative_path) for path, relative_path in zip(pictures, relative, strict=True)
+        }
     found = [str(label) for label in labels]
     ids = [f"{root}/{file_id(path)}" for path in relative]
     return Source(_table(pictures, ids, found, groups, columns, field), set(found), complete=False)
@@ -321,7 +325,9 @@ def _read_table(source: str, root: str, columns: Columns, field: str) -> Source:
     groups = None
     if columns.group and "(" not in columns.group:
         if columns.group not in table.column_names:
-            raise UserError(f"folds.group: {source} has no column {columns.group!r}; it has {', '.join(table.column_names)}")
+            raise UserError(
+                f"folds.group: {source} has no column {columns.group!r}; it has {', '.join(table.column_names)}"
+            )
         groups = [str(value) for value in table[columns.group]]
     feature, values = table.features[columns.label], table[columns.label]
     labels = [feature.int2str(v) for v in values] if isinstance(feature, ClassLabel) else [str(v) for v in values]

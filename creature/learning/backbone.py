@@ -25,7 +25,9 @@ def check_backbone(backbone: Backbone) -> None:
         raise UserError(f"backbone.name: timm has no model {backbone.name!r}{hint}")
     tags = timm.list_pretrained(f"{architecture}.*")
     if "." in backbone.name and backbone.name not in tags:
-        raise UserError(f"backbone.name: {architecture} has no weights {backbone.name!r}; there are: {', '.join(tags) or 'none'}")
+        raise UserError(
+            f"backbone.name: {architecture} has no weights {backbone.name!r}; there are: {', '.join(tags) or 'none'}"
+        )
     if backbone.weights and not Path(backbone.weights).is_file():
         raise UserError(f"backbone.weights: no such file: {backbone.weights}")
     if backbone.pretrained and not backbone.weights and not tags:
@@ -58,7 +60,9 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AssertionError, AttributeError):
-            raise UserError(f"backbone.gradient_checkpointing: {backbone.name} does not support it; set it to false") from None
+            raise UserError(
+                f"backbone.gradient_checkpointing: {backbone.name} does not support it; set it to false"
+            ) from None
     if backbone.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
@@ -77,7 +81,9 @@ def _load_weights(model: nn.Module, path: str) -> None:
         raise UserError(f"backbone.weights: {path} cannot be read as safetensors: {error}") from None
     own = model.state_dict()
     head = tuple(f"{prefix}." for prefix in classifier_keys(model))
-    replaced = {key for key in own if key.startswith(head) and (key not in weights or weights[key].shape != own[key].shape)}
+    replaced = {
+        key for key in own if key.startswith(head) and (key not in weights or weights[key].shape != own[key].shape)
+    }
     problems = [
         *(f"{key}: missing in the file" for key in own if key not in weights and key not in replaced),
         *(f"{key}: not in the model" for key in weights if key not in own and not key.startswith(head)),

@@ -183,7 +183,12 @@ def save_weights(path: Path, model: nn.Module) -> None:
 
 
 def save_state(
-    fold: Path, steps: int, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position
+    fold: Path,
+    steps: int,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
 ) -> None:
     """Publish a resume point, named by its step (`steps` an epoch), and then delete all older ones but one."""
     step, scaler = position.epoch * steps + position.batch, accelerator.scaler
@@ -199,7 +204,10 @@ def save_state(
             if value is not None
         }
         save_file(tensors, part / "optimizer.safetensors")
-        progress = asdict(position) | {"scaler": scaler.state_dict() if scaler else None, "threads": torch.get_num_threads()}
+        progress = asdict(position) | {
+            "scaler": scaler.state_dict() if scaler else None,
+            "threads": torch.get_num_threads(),
+        }
         (part / "state.json").write_text(json.dumps(progress, indent=1) + "\n")
 
     publish(fold / "state" / f"step-{step:08d}", write)
@@ -217,7 +225,9 @@ def load_state(fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
         progress = json.loads((folder / "state.json").read_text())
         threads, scaler_state = progress.pop("threads"), progress.pop("scaler")
         if threads != torch.get_num_threads() and not torch.cuda.is_available():
-            warn(f"{fold} was begun with {threads} threads and goes on with {torch.get_num_threads()}: rounding may differ")
+            warn(
+                f"{fold} was begun with {threads} threads and goes on with {torch.get_num_threads()}: rounding may differ"
+            )
         model.load_state_dict(load_file(folder / "model.safetensors"))
         _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
         if scaler and scaler_state:
@@ -264,7 +274,9 @@ def write_history(fold: Path, history: list[dict[str, Any]]) -> None:
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
     """What a result was computed with."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
     return {
         "device": f"{device.type} ({name})",
         "processes": processes,

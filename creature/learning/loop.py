@@ -136,5 +136,3 @@ def train_step(
 def seed_step(*parts: object) -> None:
     """Seed whatever a step draws (mixing, dropout), so that no generator's state needs to be saved."""
     torch.manual_seed(seed_of(*parts))
-
-

@@ -20,7 +20,11 @@ class Predictions:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        assert self.logits.shape == (len(self.ids), len(self.names)), (self.logits.shape, len(self.ids), len(self.names))
+        assert self.logits.shape == (len(self.ids), len(self.names)), (
+            self.logits.shape,
+            len(self.ids),
+            len(self.names),
+        )
         assert len(set(self.ids)) == len(self.ids), "an id has two rows"
 
 
@@ -35,7 +39,11 @@ def load_predictions(path: Path) -> Predictions:
     """Read a table; raises UserError where the file is missing or damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            ids = tuple(file.get_tensor("ids").tobytes().decode().split("\n")) if file.get_slice("ids").get_shape()[0] else ()
+            ids = (
+                tuple(file.get_tensor("ids").tobytes().decode().split("\n"))
+                if file.get_slice("ids").get_shape()[0]
+                else ()
+            )
             return Predictions(ids, file.get_tensor("logits"), tuple(json.loads(file.metadata()["names"])))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be read as predictions: {error}") from None

@@ -43,6 +43,7 @@ from creature.learning.predictions import load_predictions
 from creature.recipe import Recipe
 from creature.terminal import UserError, console, say, warn
 
+
 @dataclass(frozen=True)
 class Data:
     """A run's labelled images with their folds, and how they are seen."""
@@ -140,7 +141,9 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         folds = part(recipe, kept, [hashes[row] for row in good], names)
         found = [(good, share_folds(out, folds))]
         total = f"{len(good)} images of {len(folds.names)} classes"
-        say(f"{total}, {recipe.folds.count} {'folds' if recipe.folds.count > 1 else 'held-out part'}, on {accelerator.device}")
+        say(
+            f"{total}, {recipe.folds.count} {'folds' if recipe.folds.count > 1 else 'held-out part'}, on {accelerator.device}"
+        )
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     good, folds = found[0]
@@ -194,7 +197,12 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     normalize = Normalize(mean, std, backbone.channels_last).to(accelerator.device)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     return Learner(
-        prepared, optimizer, normalize, make_see(normalize, make_mix(recipe.augment, classes)), make_loss(recipe.loss), position
+        prepared,
+        optimizer,
+        normalize,
+        make_see(normalize, make_mix(recipe.augment, classes)),
+        make_loss(recipe.loss),
+        position,
     )
 
 
@@ -229,7 +237,10 @@ def finish(
 
     def scores(epoch: int) -> dict[str, Any]:
         held = load_predictions(kept_epoch(folder, epoch) / "held_out.safetensors")
-        return {"epoch": epoch + 1, **score(held.logits.argmax(1), np.array([labels[i] for i in held.ids]), len(folds.names))}
+        return {
+            "epoch": epoch + 1,
+            **score(held.logits.argmax(1), np.array([labels[i] for i in held.ids]), len(folds.names)),
+        }
 
     model = accelerator.unwrap_model(learner.model)
     images = recipe.images

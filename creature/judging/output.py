@@ -1,0 +1,68 @@
+"""The options of a prediction file, which predict.py and ensemble.py share, and what they do."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from creature.terminal import BROKEN_IMAGES, UserError, say
+
+if TYPE_CHECKING:
+    from creature.judging.tables import Input, Row
+
+
+def add_options(parser: argparse.ArgumentParser, default_format: str) -> None:
+    """Add the options to a script's command line."""
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the predictions to this file")
+    parser.add_argument(
+        "--format", choices=("full", "submission"), default=default_format, help="columns of --out (%(default)s)"
+    )
+    parser.add_argument("--template", metavar="FILE.csv", help="a submission with this file's columns and order")
+    parser.add_argument("--zip", action="store_true", help="pack the submission as prediction.csv into a zip, too")
+    parser.add_argument("--top", type=int, default=1, help="labels for each picture (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures computed at once (%(default)s)")
+    parser.add_argument("--device", default="auto", help="cuda, mps or cpu; auto takes the first that is there")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together."""
+    if args.template:
+        args.format = "submission"
+    if (args.zip or args.template) and not args.out:
+        raise UserError("--zip and --template need --out FILE.csv")
+    if args.zip and args.format != "submission":
+        raise UserError("--zip needs --format submission")
+    if args.top < 1 or args.batch_size < 1:
+        raise UserError("--top and --batch-size must be 1 or more")
+
+
+def arrange(args: argparse.Namespace, inputs: list["Input"]) -> tuple[list["Input"], tuple[str, str]]:
+    """Inputs in the order of the wanted format, and a submission's column names."""
+    from creature.judging.tables import order_for_submission
+
+    if args.format == "submission":
+        return order_for_submission(inputs, args.template)
+    return inputs, ("", "")
+
+
+def write(args: argparse.Namespace, columns: tuple[str, str], rows: Iterable["Row"], top: int, fallback: str) -> int:
+    """Write the rows as they come, as the options say; the exit code, which tells of pictures that could not be read."""
+    from creature.judging import tables
+
+    broken: list[Row] = []
+
+    def noted() -> Iterator["Row"]:
+        for row in rows:
+            if row.status != "ok":
+                broken.append(row)
+            yield row
+
+    if args.format == "submission":
+        tables.write_submission(args.out, columns, noted(), fallback)
+        if args.zip:
+            say(f"{tables.write_zip(args.out)} holds exactly prediction.csv")
+    else:
+        tables.write_full(args.out, noted(), top)
+    if broken:
+        tables.warn_of_broken(broken, fallback if args.format == "submission" else "")
+    return BROKEN_IMAGES if broken else 0
