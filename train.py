@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     recipe = load_recipe(args.recipe, args.set)
 
-    from creature.judging.count import Count
+    from creature.judging.count import scored
     from creature.learning import checkpoint, setup
     from creature.terminal import say, show_table, warn
 
@@ -63,23 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 train_fold(accelerator, recipe, data, fold, folder)
         accelerator.wait_for_everyone()
         results.append(checkpoint.read_result(folder))
-    show_table(
-        f"{recipe.name}: {len(results)} of {recipe.folds.count} folds",
-        ("fold", "held-out accuracy [95 %]", "epoch", "minutes"),
-        [
-            (
-                r["fold"],
-                f"{Count(r['correct'], r['n'])}{' selected' * r['selected']}",
-                r["epoch"],
-                f"{r['seconds'] / 60:.1f}",
-            )
-            for r in results
-        ],
-    )
+    cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
+    title = f"{recipe.name}: {len(results)} of {recipe.folds.count} folds"
+    show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), cells)
     accelerator.end_training()
-    say(
-        f"Weights and held-out predictions are in {out}; next: python ensemble.py {out} --images FOLDER --out prediction.csv"
-    )
+    say(f"Weights and held-out predictions are in {out}")
+    say(f"next: python ensemble.py {out} --images FOLDER --out prediction.csv")
     return 0
 
 
@@ -114,10 +103,9 @@ def train_fold(accelerator: "Accelerator", recipe: "Recipe", data: "Data", fold:
             task = bar.add_task(f"fold {fold} epoch {position.epoch + 1}/{epochs}", total=sum(sizes), speed="")
             for size in sizes[position.batch :]:
                 lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + position.batch / len(sizes))
+                batch = next(batches)
                 loop.seed_step(recipe.seed, fold, position.epoch, position.batch)
-                loss = loop.train_step(
-                    accelerator, learner, next(batches), size, lr, recipe.accumulate, recipe.optimizer.clip_norm
-                )
+                loss = loop.train_step(accelerator, learner, batch, size, lr, recipe.accumulate, recipe.optimizer.clip_norm)
                 loss_sum = loss_sum + loss * size
                 position.batch += 1
                 bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
@@ -129,6 +117,7 @@ def train_fold(accelerator: "Accelerator", recipe: "Recipe", data: "Data", fold:
         logits = loop.predict(accelerator, learner, data.evaluation, held_out, recipe.batch_size, recipe.images.workers)
         held = Predictions(tuple(folds.ids[row] for row in held_out), logits, folds.names)
         count = count_correct(logits.argmax(1), folds.labels[held_out])
+        lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + 1 - 1 / len(sizes))
         figures = {"loss": float(loss_sum) / len(rows), "learning_rate": lr, "seconds": round(seconds, 3)}
         position.end_epoch({**figures, "images_per_second": round(len(rows) / seconds, 1), **count.figures()})
         say(LINE.format(position.epoch, *(f"{figures[k]:{f}}" for k, f in FORMATS.items()), count))

@@ -19,7 +19,7 @@ MAX_PIXELS = 64 * 2**20
 MAX_ASPECT = 200
 # MPO, what phones write, is opened by the JPEG plugin.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + ("AVIF",) * bool(features.check("avif"))
-TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 TURN_OF = {orientation: Image.Transpose[name] for orientation, name in enumerate(TURNS, start=2)}
 
 
@@ -103,11 +103,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _grey(image: Image.Image) -> Image.Image:
     """16-bit grey as 8-bit, linearly: Pillow's own conversion makes everything above 255 white."""
-    levels = np.asarray(image)
+    levels = np.asarray(image).astype(np.float32)
     tags = image.getexif() if image.format == "TIFF" else {}
     white = 2 ** tags.get(ExifTags.Base.BitsPerSample, 16) - 1  # Pillow leaves 12 bits unscaled,
     black = white if tags.get(ExifTags.Base.PhotometricInterpretation) == 0 else 0  # and white-is-zero not inverted
-    grey = np.rint(np.abs(levels.astype(np.float32) - black) * (255 / white)).astype(np.uint8)
+    grey = np.rint(np.abs(levels - black) * (255 / white)).astype(np.uint8)
     grey[levels == image.info.get("transparency", -1)] = 255
     return Image.fromarray(grey)
 

@@ -20,7 +20,7 @@ from creature.terminal import UserError, run, say
 Colour = tuple[int, int, int]
 
 OVERSAMPLING = 2  # drawn this many times larger and then reduced, which smooths the edges
-UPRIGHT_TILT = 0.4  # radians; creatures that are seen from above turn all around instead
+UPRIGHT_TILT = 0.35  # radians; creatures that are seen from above turn all around instead
 
 
 @dataclass(frozen=True)
@@ -32,30 +32,32 @@ class Pen:
     frame: np.ndarray  # (3, 2), in pixels: the x axis, the y axis, the origin
     body: Colour
     trim: Colour
-    line: Colour | None
+    line: Colour
+    edged: bool  # whether shapes get an outline, in the colour of lines
 
     def between(self, low: float, high: float) -> float:
         """A random number of this drawing."""
         return float(self.rng.uniform(low, high))
 
-    def shape(self, points: ArrayLike, colour: Colour | None) -> None:
+    def shape(self, points: ArrayLike, colour: Colour) -> None:
         """A filled polygon of points (n, 2)."""
         placed = np.asarray(points) @ self.frame[:2] + self.frame[2]
-        self.canvas.polygon(placed.ravel().tolist(), fill=colour, outline=self.line, width=OVERSAMPLING)
+        edge = self.line if self.edged else None
+        self.canvas.polygon(placed.ravel().tolist(), fill=colour, outline=edge, width=OVERSAMPLING)
 
-    def oval(self, x: float, y: float, rx: float, ry: float, colour: Colour | None, turn: float = 0.0) -> None:
+    def oval(self, x: float, y: float, rx: float, ry: float, colour: Colour, turn: float = 0.0) -> None:
         """A filled ellipse around (x, y), turned by `turn` radians."""
         cos, sin = np.cos(turn), np.sin(turn)
         self.shape(arc(0, 2 * np.pi, 24) * [rx, ry] @ [[cos, sin], [-sin, cos]] + [x, y], colour)
 
-    def ribbon(self, points: np.ndarray, start: float, end: float, colour: Colour | None) -> None:
+    def ribbon(self, points: np.ndarray, start: float, end: float, colour: Colour) -> None:
         """A band along points (n, 2), whose half-width goes from `start` to `end`."""
         along = np.gradient(points, axis=0)
         across = along[:, ::-1] * [-1, 1] / (np.hypot(*along.T)[:, None] + 1e-9)
         across *= np.linspace(start, end, len(points))[:, None]
         self.shape(np.concatenate([points + across, (points - across)[::-1]]), colour)
 
-    def limb(self, start: ArrayLike, bend: ArrayLike, end: ArrayLike, width: float, colour: Colour | None) -> None:
+    def limb(self, start: ArrayLike, bend: ArrayLike, end: ArrayLike, width: float, colour: Colour) -> None:
         """A thinning band from `start` to `end` that bends towards `bend`."""
         t = np.linspace(0, 1, 8)[:, None]
         a, b, c = (np.asarray(point, dtype=float) for point in (start, bend, end))
@@ -63,20 +65,21 @@ class Pen:
 
     def eye(self, x: float, y: float, radius: float = 0.1) -> None:
         """A white eye with a black pupil."""
-        replace(self, line=None).oval(x, y, radius, radius, (250, 250, 250))
-        replace(self, line=None).oval(x, y, radius / 2, radius / 2, (10, 10, 10))
+        plain = replace(self, edged=False)
+        plain.oval(x, y, radius, radius, (250, 250, 250))
+        plain.oval(x, y, radius / 2, radius / 2, (10, 10, 10))
 
     def pattern(self, x: float, y: float, rx: float, ry: float) -> None:
         """Spots, bars or nothing, inside an ellipse."""
-        bare, kind = replace(self, line=None), self.rng.integers(3)
+        plain, kind = replace(self, edged=False), self.rng.integers(3)
         if kind == 1:
             for angle, far in self.rng.uniform(0, 1, (self.rng.integers(3, 9), 2)) * [2 * np.pi, 0.75]:
                 radius = self.between(0.05, 0.12)
-                bare.oval(x + rx * far * np.cos(angle), y + ry * far * np.sin(angle), radius, radius, self.trim)
+                plain.oval(x + rx * far * np.cos(angle), y + ry * far * np.sin(angle), radius, radius, self.trim)
         if kind == 2:
             for far in np.linspace(-0.7, 0.7, self.rng.integers(2, 6)):
                 half = 0.9 * ry * np.sqrt(1 - far**2)
-                bare.limb([x + rx * far, y - half], [x + rx * far, y], [x + rx * far, y + half], 0.07, self.trim)
+                plain.limb([x + rx * far, y - half], [x + rx * far, y], [x + rx * far, y + half], 0.07, self.trim)
 
 
 def arc(start: float, end: float, count: int) -> np.ndarray:
@@ -125,11 +128,11 @@ def draw_snake(pen: Pen) -> None:
     y = pen.between(0.2, 0.4) * np.sin(pen.between(4, 7) * x + pen.between(0, 6.3))
     body = np.column_stack([x, y])
     head = body[-1]
-    pen.limb(head, head + [0.2, 0], head + [0.42, pen.between(-0.15, 0.15)], 0.04, pen.trim)
+    pen.limb(head, np.add(head, [0.2, 0]), np.add(head, [0.42, pen.between(-0.15, 0.15)]), 0.04, pen.trim)
     pen.ribbon(body, 0.03, 0.14, pen.body)
     for spot in body[4:-2:3]:
-        pen.oval(*spot, 0.06, 0.06, pen.trim)
-    pen.oval(*head, 0.22, 0.17, pen.body)
+        pen.oval(spot[0], spot[1], 0.06, 0.06, pen.trim)
+    pen.oval(head[0], head[1], 0.22, 0.17, pen.body)
     pen.eye(head[0] + 0.08, head[1] - 0.05, 0.07)
 
 
@@ -164,10 +167,8 @@ def draw_jellyfish(pen: Pen) -> None:
         y = np.linspace(-0.1, pen.between(0.75, 1), 14)
         wave = x * 1.2 + drift * y + 0.09 * np.sin(8 * y + pen.between(0, 6.3))
         pen.ribbon(np.column_stack([wave, y]), 0.06, 0.03, pen.trim)
-    pen.shape(
-        np.concatenate([arc(np.pi, 2 * np.pi, 16) * [0.75, pen.between(0.75, 0.95)], arc(0, np.pi, 10) * [0.75, 0.14]]),
-        pen.body,
-    )
+    dome = arc(np.pi, 2 * np.pi, 16) * [0.75, pen.between(0.75, 0.95)]
+    pen.shape(np.concatenate([dome, arc(0, np.pi, 10) * [0.75, 0.14]]), pen.body)
     pen.pattern(0, -0.35, 0.5, 0.3)
 
 
@@ -183,11 +184,14 @@ def draw_snail(pen: Pen) -> None:
 
 
 def draw_butterfly(pen: Pen) -> None:
-    fold, sweep = pen.between(0.6, 1), pen.between(-0.2, 0.2)
+    fold, sweep = pen.between(0.6, 1), pen.between(-0.15, 0.15)
+    fore = np.array([[0.0, 0.05], [0.3, 0.05], [0.85, 0.75], [0.8, 1.0], [0.55, 1.05], [0.15, 0.8]])
+    hind = np.array([[0.0, 0.05], [0.1, 0.6], [-0.25, 0.85], [-0.6, 0.8], [-0.75, 0.5], [-0.4, 0.05]])
     for side in (-1, 1):
-        pen.oval(-0.42, 0.38 * side * fold, 0.45, 0.33 * fold, pen.trim, (0.6 + sweep) * -side)
-        pen.oval(0.35, 0.52 * side * fold, 0.62, 0.36 * fold, pen.body, (0.9 + sweep) * side)
-        pen.oval(0.45, 0.6 * side * fold, 0.18, 0.14 * fold, pen.trim)
+        pen.shape(hind * [1, side * fold] + [sweep, 0], pen.trim)
+        pen.shape(fore * [1, side * fold] + [sweep, 0], pen.body)
+        pen.oval(0.52 + sweep, 0.7 * side * fold, 0.17, 0.17 * fold, pen.trim)
+        pen.oval(-0.35 + sweep, 0.5 * side * fold, 0.14, 0.14 * fold, pen.body)
         pen.limb([0.5, 0], [0.8, 0], [0.95, pen.between(0.1, 0.4) * side], 0.03, pen.line)
     pen.oval(0, 0, 0.6, 0.1, pen.line)
 
@@ -199,8 +203,9 @@ def draw_crab(pen: Pen) -> None:
             pen.limb([0.4 * side, 0.3], [0.95 * side, 0.05 + lean], foot, 0.07, pen.line)
         hand = np.array([pen.between(0.65, 0.95) * side, pen.between(-0.75, -0.5)])
         pen.limb([0.5 * side, 0.1], [0.95 * side, -0.1], hand, 0.12, pen.body)
-        pen.oval(*hand, 0.27, 0.25, pen.body)
-        pen.shape([hand, hand + [-0.25 * side, -0.35], hand + [0.05 * side, -0.35]], pen.line)
+        for finger in (-1, 1):
+            bend, tip = np.add(hand, [0.4 * finger, -0.1]), np.add(hand, [0.1 * finger, -0.45])
+            pen.limb(hand, bend, tip, 0.14, pen.body)
         pen.limb([0.15 * side, 0], [0.15 * side, -0.2], [0.2 * side, -0.35], 0.05, pen.line)
         pen.eye(0.2 * side, -0.35)
     pen.oval(0, 0.2, 0.65, 0.42, pen.body)
@@ -257,12 +262,13 @@ def draw(species: str, rng: np.random.Generator, size: int = 64) -> Image.Image:
     side = size * OVERSAMPLING
     level = rng.uniform(0.15, 0.85)
     image = _ground(rng, level, side)
-    line = 0.98 if level < 0.5 else 0.03
-    # From the ground over the body to the outline the light goes one way, so that every outline shows.
-    body, trim = (_colour(rng, level + (line - level) * rng.uniform(0.45, 0.8), 0.4) for _ in range(2))
-    pen = Pen(ImageDraw.Draw(image), rng, np.eye(3, 2) * side, body, trim, None)
+    # From the ground over the body to the lines the light goes one way, so that every outline shows.
+    extreme = 0.98 if level < 0.5 else 0.03
+    body, trim = (_colour(rng, level + (extreme - level) * rng.uniform(0.45, 0.8), 0.4) for _ in range(2))
+    line = _colour(rng, extreme, 0.05)
+    pen = Pen(ImageDraw.Draw(image), rng, np.eye(3, 2) * side, body, trim, line, edged=False)
     _surroundings(pen, level)
-    SPECIES[species](replace(pen, frame=_pose(rng, species, side), line=_colour(rng, line, 0.05)))
+    SPECIES[species](replace(pen, frame=_pose(rng, species, side), edged=True))
     _obstacles(pen)
     return _with_grain(rng, image.resize((size, size), Image.Resampling.BOX))
 
@@ -284,7 +290,7 @@ def _ground(rng: np.random.Generator, level: float, side: int) -> Image.Image:
 def _pose(rng: np.random.Generator, species: str, side: int) -> np.ndarray:
     tilt = rng.uniform(-np.pi, np.pi) if species in SEEN_FROM_ABOVE else rng.uniform(-UPRIGHT_TILT, UPRIGHT_TILT)
     cos, sin = np.cos(tilt), np.sin(tilt)
-    wide, high = side * rng.uniform(0.3, 0.45) * rng.uniform(0.9, 1.1, 2)
+    wide, high = side * rng.uniform(0.31, 0.45) * rng.uniform(0.9, 1.1, 2)
     axes = [[rng.choice([-1, 1]) * wide, 0], [0, high]] @ np.array([[cos, sin], [-sin, cos]])
     return np.vstack([axes, side * rng.uniform(0.42, 0.58, 2)])
 
@@ -299,7 +305,7 @@ def _surroundings(pen: Pen, level: float) -> None:
             pen.oval(x, y, pen.between(0.03, 0.15), pen.between(0.03, 0.15), colour, pen.between(0, 3))
         if kind == 2:
             ripple = arc(pen.between(0, 3), pen.between(3, 6), 20) * pen.between(0.1, 0.4)
-            pen.ribbon(ripple + [x, y], 0.01, 0.01, colour)
+            pen.ribbon(np.add(ripple, [x, y]), 0.01, 0.01, colour)
 
 
 def _obstacles(pen: Pen) -> None:
@@ -379,8 +385,8 @@ def main() -> int:
     options = parser.parse_args()
     drawn = write_drawings(**vars(options))
     state = "drawn" if drawn else "there already"
-    say(f"{options.train} train and {options.test} test pictures {state} in {options.folder}")
-    say("next: python train.py --recipe recipes/quickstart.yaml")
+    say(f"{options.train} train and {options.test} test pictures {state}")
+    say(f"pictures: {options.folder}; next: python train.py --recipe recipes/quickstart.yaml")
     return 0
 
 

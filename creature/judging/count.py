@@ -1,6 +1,8 @@
 """An accuracy that says what it rests on. N rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -37,3 +39,8 @@ class Count:
 def count_correct(predicted: np.ndarray, labels: np.ndarray) -> Count:
     """How many of the predicted classes (N,) are the labels (N,)."""
     return Count(int((predicted == labels).sum()), len(labels))
+
+
+def scored(result: Mapping[str, Any]) -> str:
+    """The accuracy that a fold's result.json holds, marked where its epoch was chosen on the rows it is scored on."""
+    return f"{Count(result['correct'], result['n'])}{' selected' if result['selected'] else ''}"

@@ -56,6 +56,8 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         ) from None
     if backbone.weights:
         _load_weights(model, backbone.weights)
+    if backbone.pretrained or backbone.weights:
+        _zero_classifier(model)
     if backbone.gradient_checkpointing:
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -97,6 +99,17 @@ def _load_weights(model: nn.Module, path: str) -> None:
         listing = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
         raise UserError(f"backbone.weights: {path} does not fit backbone.name:\n  {listing}")
     model.load_state_dict({key: own[key] if key in replaced else weights[key] for key in own})
+
+
+def _zero_classifier(model: nn.Module) -> None:
+    """Start the new head at zero (Kolesnikov et al. 2020, BiT), for a random one first spoils pretrained features.
+
+    With timm's own initialization EfficientNet's first loss on 6 classes was 4, where guessing has 1.8.
+    """
+    head = tuple(f"{prefix}." for prefix in classifier_keys(model))
+    for name, parameter in model.named_parameters():
+        if name.startswith(head):
+            nn.init.zeros_(parameter)
 
 
 def mean_and_std(name: str, normalize: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

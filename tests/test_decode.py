@@ -1,0 +1,457 @@
+"""The decoder's promises, each on pictures that are drawn here."""
+
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, features
+
+from creature.images import decode as module
+from creature.images.decode import MAX_BYTES, MAX_PIXELS, BadImage, decode, read
+
+PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13  # before, it reads no La and no plain YCbCr from a TIFF
+NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}, "PPM": {}}
+FORMATS = [*LOSSLESS, "JPEG", "GIF", *(["AVIF"] if features.check("avif") else [])]
+
+
+def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options) -> bytes:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    return tags
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, raw: bytes, depth=8, color=2, extra=b"", interlace=0) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlace))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def tiff(width: int, pixels: bytes, **tags: int) -> bytes:
+    """One row, uncompressed."""
+    entries = {256: width, 257: 1, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: len(pixels)}
+    entries |= {int(ExifTags.Base[name]): value for name, value in tags.items()}
+    entries[273] = 8 + 2 + 12 * len(entries) + 4
+    entries[258] = tags["BitsPerSample"] * (0x10001 if entries[277] == 2 else 1)  # two shorts, or one
+    body = b"".join(
+        struct.pack("<HHII", tag, 3, entries[277] if tag == 258 else 1, value) for tag, value in sorted(entries.items())
+    )
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + pixels
+
+
+def reason(data: bytes) -> str:
+    with pytest.raises(BadImage) as error:
+        decode(data)
+    message = str(error.value)
+    assert message and "\n" not in message and " object at 0x" not in message and len(message) <= 200
+    return message
+
+
+def file_reason(path: object) -> str:
+    with pytest.raises(BadImage) as error:
+        read({"bytes": None, "path": str(path)})
+    assert str(path) not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_every_lossless_format_gives_its_pixels(kind):
+    pixels = decode(encode(NOISE, kind, **LOSSLESS[kind]))
+    assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, NOISE)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF", "AVIF"])
+def test_lossy_formats_come_close(kind):
+    if kind not in FORMATS:
+        pytest.skip("no AVIF in this Pillow")
+    smooth = np.stack([*np.meshgrid(np.arange(0, 80, 2), np.arange(0, 48, 2)), np.full((24, 40), 99)], -1)
+    pixels = decode(encode(smooth.astype(np.uint8), kind))
+    assert pixels.shape == (24, 40, 3) and np.abs(pixels.astype(int) - smooth).max() < 24
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_exif_orientation_gives_the_upright_picture(kind):
+    upright = np.kron(NOISE[:2, :3], np.ones((16, 16, 1), np.uint8))
+    side = upright.swapaxes(0, 1)
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1]}
+    stored |= {5: side, 6: side[::-1], 7: side[::-1, ::-1], 8: side[:, ::-1], 99: upright}
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else LOSSLESS[kind]
+    for orientation, pixels in stored.items():
+        found = decode(encode(np.ascontiguousarray(pixels), kind, exif=exif(orientation), **options)).astype(int)
+        assert np.abs(found - upright).max() <= (4 if kind == "JPEG" else 0), orientation
+
+
+@pytest.mark.parametrize("broken", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0" + bytes(40), b"x" * 9])
+@pytest.mark.filterwarnings("ignore")
+def test_broken_exif_is_ignored(broken):
+    for kind in ("PNG", "JPEG"):
+        np.testing.assert_array_equal(decode(encode(NOISE, kind, exif=broken)), decode(encode(NOISE, kind)))
+
+
+RAMP = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+DEEP = {
+    "PNG": lambda: encode(RAMP),
+    "TIFF little-endian": lambda: encode(RAMP, "TIFF"),
+    "TIFF big-endian": lambda: encode(Image.frombytes("I;16B", RAMP.shape, RAMP.astype(">u2").tobytes()), "TIFF"),
+    "TIFF deflated": lambda: encode(RAMP, "TIFF", compression="tiff_deflate"),
+    "PGM": lambda: encode(RAMP, "PPM"),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_16_bit_grey_is_scaled_linearly(kind):
+    expected = np.rint(RAMP / 65535 * 255)
+    np.testing.assert_array_equal(decode(DEEP[kind]()), np.stack([expected] * 3, -1))
+
+
+def test_12_bit_and_white_is_zero_grey_reach_white():
+    twelve = tiff(2, bytes([0xFF, 0xF0, 0x00]), BitsPerSample=12)
+    np.testing.assert_array_equal(decode(twelve)[0, :, 0], [255, 0])
+    negative = tiff(2, struct.pack("<HH", 0, 65535), BitsPerSample=16, PhotometricInterpretation=0)
+    np.testing.assert_array_equal(decode(negative)[0, :, 0], [255, 0])
+
+
+def test_levels_without_a_white_are_refused():
+    for mode, kind in (("F", "TIFF"), ("I", "TIFF"), ("F", "PPM")):
+        assert "no defined white" in reason(encode(Image.new(mode, (3, 2), 7), kind))
+    assert "no defined white" in reason(tiff(1, b"\1\0", BitsPerSample=16, SampleFormat=2))
+
+
+def two_colors() -> Image.Image:
+    image = Image.frombytes("P", (2, 1), b"\0\1")
+    image.putpalette([200, 100, 0, 0, 100, 200])
+    return image
+
+
+def palette_with_alpha() -> Image.Image:
+    image = two_colors().convert("PA")
+    image.putalpha(Image.frombytes("L", (2, 1), b"\0\xff"))
+    return image
+
+
+def trns(width_bits_color: tuple[int, int, int], row: bytes, clear: bytes, before: bytes = b"") -> bytes:
+    width, bits, color = width_bits_color
+    return png(width, 1, b"\0" + row, bits, color, before + chunk(b"tRNS", clear))
+
+
+RGBA = np.array([[[9, 9, 9, 0], [1, 2, 3, 255]]], np.uint8)
+PALETTE = chunk(b"PLTE", bytes([200, 100, 0, 0, 100, 200]))
+CLEAR = {  # two pixels, the first of them transparent; the second's color
+    "RGBA": (encode(RGBA), (1, 2, 3)),
+    "RGBA TIFF": (encode(RGBA, "TIFF"), (1, 2, 3)),
+    "RGBA WEBP": (encode(RGBA, "WEBP", lossless=True), (1, 2, 3)),
+    "RGB + tRNS": (trns((2, 8, 2), b"\1\2\3\4\5\6", b"\0\1\0\2\0\3"), (4, 5, 6)),
+    "LA": (png(2, 1, bytes([0, 9, 0, 7, 255]), color=4), (7, 7, 7)),
+    "16-bit LA": (png(2, 1, struct.pack(">B4H", 0, 9, 0, 0x0707, 65535), 16, 4), (7, 7, 7)),
+    "L + tRNS": (trns((2, 8, 0), b"\5\6", b"\0\5"), (6, 6, 6)),
+    "1 + tRNS": (trns((2, 1, 0), b"\x80", b"\0\1"), (0, 0, 0)),
+    "I;16 + tRNS": (trns((2, 16, 0), struct.pack(">HH", 600, 2570), struct.pack(">H", 600)), (10, 10, 10)),
+    "P + tRNS of one color": (trns((2, 8, 3), b"\0\1", b"\0\xff", PALETTE), (0, 100, 200)),
+    "P + tRNS of many": (trns((2, 8, 3), b"\0\1", b"\0\xfe", PALETTE), (1, 101, 200)),
+    "P GIF": (encode(two_colors(), "GIF", transparency=0), (0, 100, 200)),
+    "PA": (encode(palette_with_alpha(), "TIFF"), (0, 100, 200)),
+}
+if PILLOW_13:
+    CLEAR["La"] = (tiff(2, b"\0\0\7\xff", BitsPerSample=8, SamplesPerPixel=2, ExtraSamples=1), (7, 7, 7))
+
+
+@pytest.mark.parametrize("kind", CLEAR)
+def test_transparent_is_white(kind):
+    data, color = CLEAR[kind]
+    np.testing.assert_array_equal(decode(data), [[(255, 255, 255), color]])
+
+
+def test_half_transparent_is_blended_with_white():
+    alpha = np.arange(256)
+    rgba = np.stack([np.full(256, 40), alpha, np.zeros(256), alpha], -1).astype(np.uint8)[None].repeat(2, axis=0)
+    expected = np.rint(rgba[..., :3] * (alpha[:, None] / 255) + 255 - alpha[:, None])
+    assert np.abs(decode(encode(rgba)) - expected).max() <= 1
+
+
+def test_other_color_spaces_are_converted_as_pillow_does():
+    picture = Image.fromarray(NOISE)
+    modes = [("1", "PNG"), ("L", "PNG"), ("P", "PNG"), ("CMYK", "TIFF"), ("LAB", "TIFF")]
+    for mode, kind in modes + [("YCbCr", "TIFF")] * PILLOW_13:
+        converted = picture.convert(mode)
+        np.testing.assert_array_equal(decode(encode(converted, kind)), np.asarray(converted.convert("RGB")), mode)
+    inverted = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")  # as Adobe writes it: full ink is 0
+    assert b"Adobe" in inverted and np.abs(decode(inverted).astype(int) - (255, 0, 0)).max() < 4
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_the_first_of_many_frames(kind):
+    first, second = Image.new("RGB", (16, 8), (250, 0, 0)), Image.new("RGB", (16, 8), (0, 0, 250))
+    data = encode(first, kind, save_all=True, append_images=[second])
+    with Image.open(io.BytesIO(data)) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    assert np.abs(decode(data).astype(int) - (250, 0, 0)).max() < 8
+
+
+STRANGERS = {
+    "text": b"this is not a picture, whatever its name says\n",
+    "html": b"<!DOCTYPE html><html><body>404</body></html>",
+    "EPS": encode(NOISE, "EPS"),
+    "PSD": b"8BPS\0\1" + bytes(40),
+    "ICO": encode(NOISE, "ICO"),
+    "JPEG 2000": encode(NOISE, "JPEG2000") if features.check("jpg_2000") else b"\0\0\0\x0cjP  \r\n\x87\n",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_formats_beyond_the_list_are_refused(kind):
+    assert "not a picture in a known format (JPEG, PNG, " in reason(STRANGERS[kind])
+
+
+def webp(width: int, height: int) -> bytes:
+    """An animation of a large canvas, whose one frame is a single pixel."""
+    size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    pixel = encode(Image.new("RGB", (1, 1)), "WEBP")[12:]
+    canvas = b"VP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + size + b"ANIM" + struct.pack("<I", 6) + bytes(6)
+    body = b"WEBP" + canvas + b"ANMF" + struct.pack("<I", 16 + len(pixel)) + bytes(16) + pixel
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+BOMBS = {
+    "PNG 13300": lambda: png(13300, 13300, bytes(13300 * 1664), 1, 0),
+    "PNG 60000": lambda: png(60000, 60000, b""),
+    "PNG of 64 Mpx and a row": lambda: png(8192, 8193, b""),
+    "GIF 65535": lambda: b"GIF89a" + struct.pack("<HH", 65535, 65535) + encode(NOISE, "GIF")[10:],
+    "BMP 30000": lambda: encode(NOISE, "BMP")[:18] + struct.pack("<ii", 30000, 30000) + encode(NOISE, "BMP")[26:],
+    "PPM 99999": lambda: b"P6 99999 99999 255 ",
+    "WEBP 13300": lambda: webp(13300, 13300),
+    "WEBP 16384": lambda: webp(16384, 16384),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize("filters", ["error", "ignore"])
+def test_bombs_are_refused_before_any_pixel_is_decoded(kind, filters, monkeypatch):
+    data, decoded = BOMBS[kind](), []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
+    monkeypatch.setattr(Image.core, "new", lambda mode, size: decoded.append(size))
+    monkeypatch.setattr(Image.core, "fill", lambda mode, size, color: decoded.append(size))
+    with warnings.catch_warnings():
+        warnings.simplefilter(filters)
+        assert f"more than {MAX_PIXELS}" in reason(data)
+    assert not decoded
+
+
+def test_the_cap_itself_is_allowed(monkeypatch):
+    assert MAX_PIXELS == 64 * 2**20
+    monkeypatch.setattr(module, "MAX_PIXELS", 24 * 40)
+    assert decode(encode(NOISE)).shape == (24, 40, 3)
+    monkeypatch.setattr(module, "MAX_PIXELS", 24 * 40 - 1)
+    assert "more than 959" in reason(encode(NOISE))
+
+
+def test_slivers_are_refused():
+    for size in ((200, 1), (1, 200), (400, 2)):
+        assert decode(encode(Image.new("RGB", size))).shape == (size[1], size[0], 3)
+    for size in ((201, 1), (1, 201), (401, 2)):
+        assert "200 times" in reason(encode(Image.new("RGB", size)))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.filterwarnings("ignore")
+def test_truncated_pictures_are_refused(kind):
+    data = encode(NOISE, kind, **LOSSLESS.get(kind, {}))
+    for part in np.linspace(0.05, 0.95, 19):
+        reason(data[: int(len(data) * part)])
+
+
+ROWS = [b"\0" + row.tobytes() for row in NOISE]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 12, 23])
+def test_a_png_whose_data_ends_early_is_refused(rows):
+    assert "truncated" in reason(png(40, 24, b"".join(ROWS[:rows])))
+    for depth, color, width in ((1, 0, 5), (8, 0, 40), (16, 0, 80), (8, 4, 80), (8, 6, 160), (8, 3, 40)):
+        raw = bytes([0, *range(width)]) * rows
+        extra = PALETTE if color == 3 else b""
+        assert "truncated" in reason(png(40, 24, raw, depth, color, extra))
+        assert decode(png(40, 24, bytes([0, *range(width)]) * 24, depth, color, extra)).shape == (24, 40, 3)
+
+
+def test_a_png_may_look_like_a_short_one():
+    for mode in ("1", "L", "P", "RGB", "RGBA", "LA", "I;16"):
+        for color in (0, 1, 90, 255):
+            decode(encode(Image.new(mode, (5, 4), color)))
+
+
+@pytest.mark.parametrize("height", [24, 23])
+def test_an_interlaced_png_is_decoded_if_complete(height):
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = [b"\0" + row.tobytes() for y, x, dy, dx in passes for row in NOISE[y:height:dy, x::dx]]
+    np.testing.assert_array_equal(decode(png(40, height, b"".join(rows), interlace=1)), NOISE[:height])
+    for count in (1, 9, 20, len(rows) - 1):
+        assert "truncated" in reason(png(40, height, b"".join(rows[:count]), interlace=1))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.filterwarnings("ignore")
+def test_corrupt_pictures_give_pixels_or_a_reason(kind):
+    data, rng = encode(NOISE, kind), np.random.default_rng(1)
+    for _ in range(100):
+        corrupt = np.frombuffer(data, np.uint8).copy()
+        corrupt[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
+        try:
+            assert decode(corrupt.tobytes()).dtype == np.uint8
+        except BadImage as error:
+            assert "\n" not in str(error) and "<_io" not in str(error)
+
+
+def test_a_flipped_bit_in_a_png_is_refused():
+    data = bytearray(encode(NOISE))
+    data[len(data) // 2] ^= 4
+    assert "corrupt" in reason(bytes(data))
+
+
+ERRORS = [OSError(), SyntaxError("a\nb"), ValueError("x" * 999), struct.error("s"), EOFError(), IndexError(1)]
+ERRORS += [OverflowError("o"), KeyError("k"), TypeError("t"), ZeroDivisionError(), RuntimeError("r"), AssertionError()]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_whatever_pillow_raises_becomes_a_reason(error, monkeypatch):
+    def fail(image):
+        raise error
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", fail)
+    assert re.match(r"corrupt picture: \S", reason(encode(NOISE)))
+
+
+def test_lack_of_memory_is_no_fault_of_the_picture(monkeypatch):
+    def fail(image):
+        raise MemoryError
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", fail)
+    with pytest.raises(MemoryError):
+        decode(encode(NOISE))
+
+
+def test_the_user_sees_no_warning(tmp_path):
+    mpo = encode(Image.fromarray(NOISE), "MPO", save_all=True, append_images=[Image.fromarray(NOISE)])
+    pictures = {
+        "palette.png": CLEAR["P + tRNS of many"][0],
+        "broken EXIF.jpg": encode(NOISE, "JPEG", exif=exif(6).tobytes()[:-4]),
+        "broken MPO.jpg": mpo.replace(b"MPF\0II", b"MPF\0XX"),
+        "bomb.png": BOMBS["PNG 13300"](),
+    }
+    for name, data in pictures.items():
+        (tmp_path / name).write_bytes(data)
+    script = """
+import pathlib, sys
+from creature.images.decode import BadImage, decode, read
+for path in pathlib.Path(sys.argv[1]).iterdir():
+    try:
+        print(path.name, decode(read({"path": str(path)})).shape[2])
+    except BadImage as error:
+        print(path.name, error)
+"""
+    for filters in ("always", "error"):
+        run = subprocess.run(
+            [sys.executable, "-W", filters, "-c", script, str(tmp_path)],
+            cwd=Path(module.__file__).parents[2],
+            capture_output=True,
+            text=True,
+        )
+        assert run.stderr == ""
+        assert sorted(run.stdout.splitlines()) == [
+            f"bomb.png 13300 x 13300 pixels: more than {MAX_PIXELS}",
+            "broken EXIF.jpg 3",
+            "broken MPO.jpg 3",
+            "palette.png 3",
+        ]
+
+
+def test_threads_give_the_same_pixels():
+    pictures = [encode(NOISE, kind, **LOSSLESS.get(kind, {})) for kind in FORMATS]
+    pictures += [data for data, _ in CLEAR.values()] + [encode(Image.fromarray(NOISE).convert("LAB"), "TIFF")]
+    alone = [decode(data).tobytes() for data in pictures]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda data: decode(data).tobytes(), pictures * 20))
+    assert together == alone * 20
+
+
+def test_read_takes_the_embedded_bytes_or_the_file(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"of the file")
+    assert read({"bytes": None, "path": str(path)}) == b"of the file"
+    assert read({"bytes": b"embedded", "path": str(path)}) == b"embedded"
+    assert read({"bytes": b"embedded", "path": None}) == b"embedded"
+
+
+def test_read_refuses_what_holds_no_bytes(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "full.jpg").write_bytes(b"full")
+    assert file_reason(tmp_path / "empty.jpg") == "empty file"
+    for nothing in ({"bytes": b"", "path": str(tmp_path / "full.jpg")}, {"bytes": None, "path": None}, {}):
+        with pytest.raises(BadImage):
+            read(nothing)
+    assert file_reason(tmp_path / "absent.jpg")
+    assert file_reason(tmp_path / "nul\0.jpg")
+    assert "not a regular file" in file_reason(tmp_path)
+    assert file_reason(tmp_path / "empty.jpg" / "below.jpg")
+
+
+def test_read_refuses_a_huge_file_without_reading_it(tmp_path, monkeypatch):
+    path = tmp_path / "huge.jpg"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("opened"))
+    assert "256 MiB" in file_reason(path)
+
+
+def test_read_names_a_lack_of_permission(tmp_path, monkeypatch):
+    def deny(*_):
+        raise PermissionError(13, "Permission denied", "secret.jpg")
+
+    (tmp_path / "secret.jpg").touch()
+    monkeypatch.setattr("builtins.open", deny)
+    assert file_reason(tmp_path / "secret.jpg") == "Permission denied"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFO, and a symbolic link needs rights there")
+def test_read_never_hangs_on_a_fifo_and_never_follows_a_link_to_nowhere(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "pipe.jpg")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "absent.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    reasons: list[str] = []
+
+    def refuse_all():
+        reasons.extend(file_reason(tmp_path / name) for name in ("pipe.jpg", "link.jpg", "dangling.jpg", "loop.jpg"))
+        reasons.append(file_reason("/dev/zero"))
+
+    thread = threading.Thread(target=refuse_all, daemon=True)
+    thread.start()
+    thread.join(timeout=5)
+    assert len(reasons) == 5 and ["not a regular file" in text for text in reasons] == [True, True, False, False, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a symbolic link needs rights on Windows")
+def test_read_follows_a_link_to_a_file(tmp_path):
+    (tmp_path / "real.jpg").write_bytes(b"real")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "real.jpg")
+    assert read({"bytes": None, "path": str(tmp_path / "link.jpg")}) == b"real"

@@ -1,0 +1,263 @@
+"""train.py: what a run leaves on disk, exactness, resume, and what is refused."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import train
+from creature.learning import checkpoint, loop, setup
+from creature.learning.predictions import load_predictions
+from creature.terminal import UserError
+
+
+def weights_hash(fold: Path) -> str:
+    return hashlib.sha256((fold / "model.safetensors").read_bytes()).hexdigest()
+
+
+def losses(fold: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (fold / "history.jsonl").read_text().splitlines()]
+
+
+def start(recipe: Path, out: Path, *settings: str, resume: bool = False) -> int:
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    return train.main(["--recipe", str(recipe), "--out", str(out), *overrides, *["--resume"] * resume])
+
+
+def test_a_run_holds_exactly_these_files(run: Path):
+    fold = {
+        "config.json", "fold.lock", "held_out.safetensors", "history.jsonl", "model.safetensors", "recipe.yaml",
+        "result.json",
+    }  # fmt: skip
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "kept" not in path.parts}
+    top = {"folds.json", "recipe.yaml", "run.json", "run.lock"}
+    assert found - {"ensemble/result.json"} == top | {f"fold-{k}/{name}" for k in range(3) for name in fold}
+    for k in range(3):
+        epochs = {path.name for path in (run / f"fold-{k}" / "kept").iterdir()}
+        assert "epoch-0002" in epochs and len(epochs) <= 2
+
+
+def test_folds_hold_out_each_row_once_and_results_say_what_they_rest_on(run: Path):
+    held = [load_predictions(run / f"fold-{k}" / "held_out.safetensors") for k in range(3)]
+    ids = [name for predictions in held for name in predictions.ids]
+    rows = json.loads((run / "folds.json").read_text())["rows"]
+    assert sorted(ids) == sorted(row[0] for row in rows) and len(set(ids)) == 72
+    for k, predictions in enumerate(held):
+        result = json.loads((run / f"fold-{k}" / "result.json").read_text())
+        label = {row[0]: row[1] for row in rows}
+        right = sum(int(best) == label[name] for name, best in zip(predictions.ids, predictions.logits.argmax(1), strict=True))
+        assert (result["n"], result["correct"], result["selected"]) == (len(predictions.ids), right, False)
+        assert result["interval"][0] < result["accuracy"] < result["interval"][1] or right in (0, result["n"])
+
+
+def test_timm_loads_a_fold_and_gives_the_held_out_logits(run: Path, drawn: Path):
+    fold = run / "fold-1"
+    model = timm.create_model(f"local-dir:{fold}", pretrained=True).eval()
+    see = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    held = load_predictions(fold / "held_out.safetensors")
+    pictures = torch.stack([see(Image.open(drawn / name)) for name in held.ids])  # type: ignore[misc]
+    with torch.inference_mode():
+        np.testing.assert_allclose(model(pictures).numpy(), held.logits, atol=1e-5)
+    config = json.loads((fold / "config.json").read_text())
+    assert tuple(config["label_names"]) == held.names and "num_classes" not in config.get("model_args", {})
+
+
+@pytest.mark.parametrize("settings", [("images.workers=1",), ("images.workers=2",)])
+def test_two_runs_of_one_recipe_are_bitwise_equal_whatever_the_worker_count(run, tiny, tmp_path, settings):
+    start(tiny, tmp_path / "again", "folds.train=[1]", *settings)
+    assert weights_hash(tmp_path / "again" / "fold-1") == weights_hash(run / "fold-1")
+    assert losses(tmp_path / "again" / "fold-1") == losses(run / "fold-1")
+
+
+def test_another_seed_gives_other_weights(run, tiny, tmp_path):
+    start(tiny, tmp_path / "other", "folds.train=[1]", "seed=1")
+    assert weights_hash(tmp_path / "other" / "fold-1") != weights_hash(run / "fold-1")
+    assert (tmp_path / "other" / "folds.json").read_bytes() == (run / "folds.json").read_bytes()
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
+@pytest.mark.parametrize("method", ["adamw", "sgd"])
+def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypatch, stop_at, method):
+    settings = ("folds.train=[0]", f"optimizer.name={method}", "augment.mix=mixup_or_cutmix", "checkpoint.every_minutes=0")
+    whole = tmp_path / "whole"
+    start(tiny, whole, *settings)
+    step, done = loop.train_step, []
+
+    def interrupted(*args):
+        if len(done) == stop_at:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(*args)
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny, tmp_path / "cut", *settings)
+    monkeypatch.setattr(loop, "train_step", step)
+    assert start(tiny, tmp_path / "cut", *settings, resume=True) == 0
+    for name in ("model.safetensors", "held_out.safetensors"):
+        assert (tmp_path / "cut/fold-0" / name).read_bytes() == (whole / "fold-0" / name).read_bytes()
+    assert losses(tmp_path / "cut/fold-0") == losses(whole / "fold-0")
+
+
+def test_resume_steps_back_from_a_damaged_resume_point(tiny, tmp_path, monkeypatch, run):
+    settings = ("folds.train=[0]", "checkpoint.every_minutes=0")
+    monkeypatch.setattr(setup, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny, tmp_path / "cut", *settings)
+    monkeypatch.undo()
+    newest = sorted((tmp_path / "cut/fold-0/state").iterdir())[-1] / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    assert start(tiny, tmp_path / "cut", *settings, resume=True) == 0
+    assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(run / "fold-0")
+
+
+def interrupt(*_args, **_kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_fold_that_exists_is_never_overwritten(run, tiny, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    before = weights_hash(tmp_path / "run/fold-0")
+    with pytest.raises(UserError, match="exists and is never overwritten; --resume"):
+        start(tiny, tmp_path / "run")
+    assert start(tiny, tmp_path / "run", resume=True) == 0
+    assert weights_hash(tmp_path / "run/fold-0") == before
+
+
+def test_a_missing_fold_starts_in_an_existing_run(run, tiny, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/fold-2")
+    assert start(tiny, tmp_path / "run", "folds.train=[2]") == 0
+    assert weights_hash(tmp_path / "run/fold-2") == weights_hash(run / "fold-2")
+
+
+def test_another_recipe_is_refused_with_the_difference(run, tiny, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.003 -> 0.01"):
+        start(tiny, tmp_path / "run", "optimizer.lr=0.01", resume=True)
+
+
+def test_changed_images_are_refused_and_moved_ones_are_not(run, tiny, drawn, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(drawn / "train", tmp_path / "elsewhere/train")
+    moved = f"images.train=[{tmp_path / 'elsewhere/train'}]"
+    assert start(tiny, tmp_path / "run", moved, resume=True) == 0
+    victim = sorted((tmp_path / "elsewhere/train/fish").iterdir())[0]
+    shutil.copyfile(sorted((tmp_path / "elsewhere/train/bird").iterdir())[0], victim)
+    with pytest.raises(UserError, match=r"1 with other content \(such as train/fish/"):
+        start(tiny, tmp_path / "run", moved, resume=True)
+
+
+def test_a_locked_fold_names_its_holder(run, tiny, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/fold-2")
+    with (
+        checkpoint.lock_fold(tmp_path / "run/fold-2"),
+        pytest.raises(UserError, match=f"is being trained by process {os.getpid()} on"),
+    ):
+        start(tiny, tmp_path / "run", "folds.train=[2]")
+
+
+def test_the_best_epoch_is_marked_selected_and_the_last_one_stands_beside_it(tiny, tmp_path, capsys):
+    start(tiny, tmp_path / "best", "folds.train=[0]", "checkpoint.select=best", "schedule.epochs=4", "checkpoint.every_epochs=2")
+    assert "selected" in capsys.readouterr().out
+    result = json.loads((tmp_path / "best/fold-0/result.json").read_text())
+    history = [json.loads(line) for line in (tmp_path / "best/fold-0/history.jsonl").read_text().splitlines()]
+    best = max(history, key=lambda row: (row["correct"], -row["epoch"]))
+    assert (result["epoch"], result["correct"], result["selected"]) == (best["epoch"], best["correct"], True)
+    assert (result["last"]["epoch"], result["last"]["correct"]) == (4, history[-1]["correct"])
+    kept = {int(path.name[-4:]) for path in (tmp_path / "best/fold-0/kept").iterdir()}
+    assert kept == {2, 4, best["epoch"]}
+
+
+def test_one_model_is_held_out_on_its_validation_images(drawn, tiny, tmp_path):
+    validation = tmp_path / "val"
+    for species in sorted((drawn / "train").iterdir()):
+        (validation / species.name).mkdir(parents=True)
+        picture = sorted(species.iterdir())[0]
+        picture_copy = validation / species.name / picture.name
+        picture_copy.write_bytes(picture.read_bytes() + b"\0")
+    start(tiny, tmp_path / "one", "folds.count=1", f"images.validation=[{validation}]")
+    held = load_predictions(tmp_path / "one/fold-0/held_out.safetensors")
+    assert len(held.ids) == 12 and all(name.startswith("val/") for name in held.ids)
+    assert json.loads((tmp_path / "one/fold-0/result.json").read_text())["images_trained"] == 72
+
+
+def test_accumulating_a_batch_in_parts_gives_the_same_loss(tiny, tmp_path):
+    layer_norm = ("folds.train=[0]", "backbone.name=test_vit", "images.size=32")
+    start(tiny, tmp_path / "whole", *layer_norm)
+    start(tiny, tmp_path / "parts", *layer_norm, "accumulate=4")
+    np.testing.assert_allclose(losses(tmp_path / "parts/fold-0"), losses(tmp_path / "whole/fold-0"), rtol=1e-5)
+
+
+def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monkeypatch):
+    from creature.images.batches import Pictures
+
+    seen: dict[bool, set[bytes]] = {True: set(), False: set()}
+    see = Pictures._see
+
+    def watched(self, picture, name, epoch):
+        pixels = see(self, picture, name, epoch)
+        if name.endswith("/fish/00001.jpg"):
+            seen[self.seed is not None].add(pixels.numpy().tobytes())
+        return pixels
+
+    monkeypatch.setattr(Pictures, "_see", watched)
+    start(tiny, tmp_path / "run", "schedule.epochs=3")
+    assert len(seen[True]) == 3  # a view an epoch, the same in both folds that train on it
+    assert len(seen[False]) == 1
+
+
+def test_a_broken_picture_is_named_and_left_out(drawn, tiny, tmp_path, capsys):
+    shutil.copytree(drawn / "train", tmp_path / "train")
+    (tmp_path / "train/fish/broken.jpg").write_bytes(b"no picture")
+    start(tiny, tmp_path / "run", "folds.train=[0]", f"images.train=[{tmp_path / 'train'}]")
+    assert "train/fish/broken.jpg" in capsys.readouterr().err
+    assert "train/fish/broken.jpg" in json.loads((tmp_path / "run/folds.json").read_text())["bad"]
+    with pytest.raises(UserError, match="images.max_bad allows 0"):
+        start(tiny, tmp_path / "run2", f"images.train=[{tmp_path / 'train'}]", "images.max_bad=0")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("backbone.name=test_resnt", "backbone.name: timm has no model"),
+        ("backbone.weights=nowhere.safetensors", "backbone.weights: no such file"),
+        ("tracking=[nonsense]", "tracking: nonsense"),
+    ],
+)
+def test_what_needs_timm_or_the_device_is_checked_before_any_image_is_read(tiny, tmp_path, setting, message):
+    with pytest.raises(UserError, match=message):
+        start(tiny, tmp_path / "run", setting, "images.train=[/nowhere]")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_on_a_cpu_falls_back_with_one_warning(tiny, tmp_path, capsys, run):
+    start(tiny, tmp_path / "run", "folds.train=[0]", "precision=bf16")
+    assert capsys.readouterr().err.count("fp32 is used") == 1
+    assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
+
+
+def test_tensorboard_tracks_when_asked(tiny, tmp_path):
+    pytest.importorskip("tensorboard", reason="the tracking extra is not installed")
+    start(tiny, tmp_path / "run", "folds.train=[0]", "tracking=[tensorboard]")
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_a_diverging_loss_stops_with_advice(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is .*optimizer.lr"):
+        start(tiny, tmp_path / "run", "optimizer.name=sgd", "optimizer.lr=1e30")
+
+
+def test_the_threads_are_the_recipe_s_affair_not_the_launcher_s(run, monkeypatch):
+    result = json.loads((run / "fold-0/result.json").read_text())
+    assert result["threads"] == torch.get_num_threads() >= 1
