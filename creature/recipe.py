@@ -9,17 +9,23 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from creature.terminal import UserError, run
+from creature.terminal import UserError, printable, run
 
 # Marks what does not change a run's result, and so is not part of its identity.
-FREE = {"identity": False}
+FREE: dict[str, JsonValue] = {"identity": False}
+
+# What a recipe never needs and a hostile file may have.
+MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_MISTAKES = 2**20, 50_000, 20, 50
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -38,25 +44,36 @@ class Images(_Settings):
         description="class folders, .parquet or .arrow files, or hub:USER/DATASET:SPLIT; several are pooled",
     )
     validation: tuple[str, ...] = Field(
-        (), json_schema_extra=FREE, description="with folds.count 1: the held-out images"
+        default=(), json_schema_extra=FREE, description="with folds.count 1: the held-out images"
     )
-    holdout: tuple[str, ...] = Field((), json_schema_extra=FREE, description="scored by ensemble.py, never trained on")
-    labels: str | None = Field(None, json_schema_extra=FREE, description="CSV (image, label) for flat image folders")
-    image_column: str = Field("image", description="column of the image in Parquet, Arrow and Hub datasets")
-    label_column: str = Field("label", description="column of the label in Parquet, Arrow and Hub datasets, and CSV")
-    size: int = Field(224, ge=16, le=2048, description="side of the square input, in pixels")
+    holdout: tuple[str, ...] = Field(
+        default=(), json_schema_extra=FREE, description="scored by ensemble.py, never trained on"
+    )
+    labels: str | None = Field(
+        default=None, json_schema_extra=FREE, description="CSV (image, label) for flat image folders"
+    )
+    image_column: str = Field(default="image", description="column of the image in Parquet, Arrow and Hub datasets")
+    label_column: str = Field(
+        default="label", description="column of the label in Parquet, Arrow and Hub datasets, and CSV"
+    )
+    size: int = Field(default=224, ge=16, le=2048, description="side of the square input, in pixels")
     fit: Literal["squash", "center", "border"] = Field(
-        "squash",
-        description="evaluation view: squash distorts to the square, center crops to it, border pads to it with the mean colour",
+        default="squash",
+        description=(
+            "evaluation view: squash distorts to the square, center crops to it, border pads to it with the mean colour"
+        ),
     )
     normalize: Literal["none", "imagenet", "backbone"] = Field(
-        "backbone", description="mean and deviation: none keeps [0, 1], backbone takes those of its pretraining"
+        default="backbone", description="mean and deviation: none keeps [0, 1], backbone takes those of its pretraining"
     )
     max_bad: int | None = Field(
-        None, ge=0, json_schema_extra=FREE, description="unreadable images tolerated; null: the larger of 3 and 1 %"
+        default=None,
+        ge=0,
+        json_schema_extra=FREE,
+        description="unreadable images tolerated; null: the larger of 3 and 1 %",
     )
     workers: int = Field(
-        2,
+        default=2,
         ge=0,
         le=128,
         json_schema_extra=FREE,
@@ -67,13 +84,15 @@ class Images(_Settings):
 class Folds(_Settings):
     """How the rows are parted for cross-validation."""
 
-    count: int = Field(5, ge=1, le=100, description="K; 1: no folds, one model that is held out on images.validation")
-    train: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, min_length=1, json_schema_extra=FREE, description="which folds this start trains; null: all"
+    count: int = Field(
+        default=5, ge=1, le=100, description="K; 1: no folds, one model that is held out on images.validation"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the partition; runs that are combined share it")
+    train: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, min_length=1, json_schema_extra=FREE, description="which folds this start trains; null: all"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the partition; runs that are combined share it")
     group: str | None = Field(
-        None,
+        default=None,
         description="keeps rows together: a column, or a pattern with one (group) that is searched in each image's id",
     )
 
@@ -82,70 +101,91 @@ class Backbone(_Settings):
     """The network that is fine-tuned."""
 
     name: str = Field(description="a timm model, with its pretraining tag: resnext101_64x4d.tv_in1k")
-    pretrained: bool = Field(True, description="start from timm's pretrained weights (the Hub, or the local cache)")
+    pretrained: bool = Field(
+        default=True, description="start from timm's pretrained weights (the Hub, or the local cache)"
+    )
     weights: str | None = Field(
-        None,
+        default=None,
         json_schema_extra=FREE,
         description="start from this .safetensors file instead; its content is part of the run",
     )
-    freeze_batch_stats: bool = Field(False, description="keep BatchNorm's running statistics as they were pretrained")
-    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all GPUs")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about 30 % more time")
-    channels_last: bool = Field(True, description="memory layout that convolutions prefer")
+    freeze_batch_stats: bool = Field(
+        default=False, description="keep BatchNorm's running statistics as they were pretrained"
+    )
+    sync_batchnorm: bool = Field(default=False, description="BatchNorm statistics over all GPUs")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations: less memory, about 30 % more time"
+    )
+    channels_last: bool = Field(default=True, description="memory layout that convolutions prefer")
 
 
 class Augment(_Settings):
     """Random views of training images; held-out images never get one."""
 
-    crop_scale: tuple[Share, Share] = Field((0.08, 1.0), description="share of the area that a random crop keeps")
-    flip: Share = Field(0.5, description="probability of a horizontal flip")
-    rotation: float = Field(0.0, ge=0, le=180, description="largest rotation, in degrees, either way")
-    policy: Literal["none", "rand_augment", "trivial_augment"] = Field("none", description="automatic augmentation")
-    erasing: Share = Field(0.0, description="probability that a random rectangle is erased")
-    mix: Literal["none", "mixup", "cutmix", "mixup_or_cutmix"] = Field("none", description="mixing within a batch")
-    mix_alpha: Positive = Field(1.0, description="Beta(alpha, alpha) from which the share of a mix is drawn")
+    crop_scale: tuple[Share, Share] = Field(
+        default=(0.08, 1.0), description="share of the area that a random crop keeps"
+    )
+    flip: Share = Field(default=0.5, description="probability of a horizontal flip")
+    rotation: float = Field(default=0.0, ge=0, le=180, description="largest rotation, in degrees, either way")
+    policy: Literal["none", "rand_augment", "trivial_augment"] = Field(
+        default="none", description="automatic augmentation"
+    )
+    erasing: Share = Field(default=0.0, description="probability that a random rectangle is erased")
+    mix: Literal["none", "mixup", "cutmix", "mixup_or_cutmix"] = Field(
+        default="none", description="mixing within a batch"
+    )
+    mix_alpha: Positive = Field(default=1.0, description="Beta(alpha, alpha) from which the share of a mix is drawn")
 
 
 class Loss(_Settings):
     """What is minimized."""
 
-    name: Literal["cross_entropy"] = Field("cross_entropy", description="cross-entropy with soft targets")
-    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    name: Literal["cross_entropy"] = Field(default="cross_entropy", description="cross-entropy with soft targets")
+    smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing")
 
 
 class Optimizer(_Settings):
     """How the weights move."""
 
-    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum 0.9")
-    lr: Positive = Field(1e-4, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled in AdamW")
-    decay_norms: bool = Field(False, description="weight decay on norms and biases, too")
-    clip_norm: Positive | None = Field(None, description="largest norm of the gradient; null: no clipping")
+    name: Literal["adamw", "sgd"] = Field(default="adamw", description="AdamW, or SGD with Nesterov momentum 0.9")
+    lr: Positive = Field(default=1e-4, description="peak learning rate")
+    weight_decay: float = Field(default=0.01, ge=0, description="decoupled in AdamW")
+    decay_norms: bool = Field(default=False, description="weight decay on norms and biases, too")
+    clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient; null: no clipping")
 
 
 class Schedule(_Settings):
     """The learning rate over the epochs."""
 
-    name: Literal["cosine", "cosine_warm_restarts", "constant"] = Field("cosine", description="shape after the warm-up")
-    epochs: int = Field(10, ge=1, le=100_000, description="passes over the training rows")
-    warmup_epochs: float = Field(0.0, ge=0, description="linear rise from zero, in epochs; fractions are fine")
-    restart_epochs: int = Field(10, ge=1, description="length of the first cycle of cosine_warm_restarts")
-    restart_factor: int = Field(2, ge=1, description="each cycle is this many times as long as the one before")
-    update: Literal["step", "epoch"] = Field("step", description="how often the learning rate moves")
+    name: Literal["cosine", "cosine_warm_restarts", "constant"] = Field(
+        default="cosine", description="shape after the warm-up"
+    )
+    epochs: int = Field(default=10, ge=1, le=100_000, description="passes over the training rows")
+    warmup_epochs: float = Field(default=0.0, ge=0, description="linear rise from zero, in epochs; fractions are fine")
+    restart_epochs: int = Field(
+        default=10, ge=1, le=100_000, description="length of the first cycle of cosine_warm_restarts"
+    )
+    restart_factor: int = Field(
+        default=2, ge=1, le=1000, description="each cycle is this many times as long as the one before"
+    )
+    update: Literal["step", "epoch"] = Field(default="step", description="how often the learning rate moves")
 
 
 class Checkpoint(_Settings):
     """What is kept of a fold."""
 
     select: Literal["last", "best"] = Field(
-        "last",
+        default="last",
         description="the epoch whose weights are used; best is chosen on the held-out rows, and so marked `selected`",
     )
     every_epochs: int | None = Field(
-        None, ge=1, json_schema_extra=FREE, description="keep the weights of every n-th epoch"
+        default=None, ge=1, json_schema_extra=FREE, description="keep the weights of every n-th epoch"
     )
     every_minutes: float = Field(
-        10.0, ge=0, json_schema_extra=FREE, description="resume points within an epoch; each epoch's end has one anyway"
+        default=10.0,
+        ge=0,
+        json_schema_extra=FREE,
+        description="resume points within an epoch; each epoch's end has one anyway",
     )
 
 
@@ -153,9 +193,12 @@ class Recipe(_Settings):
     """One training, whole: what a run folder's recipe.yaml holds."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", json_schema_extra=FREE, description="the run's folder: runs/NAME"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        json_schema_extra=FREE,
+        description="the run's folder: runs/NAME",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of initialization, order, augmentation and mixing")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of initialization, order, augmentation and mixing")
     images: Images
     folds: Folds = Folds()
     backbone: Backbone
@@ -163,18 +206,20 @@ class Recipe(_Settings):
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    batch_size: int = Field(64, ge=1, le=1_000_000, description="images a step, over all processes")
+    batch_size: int = Field(default=64, ge=1, le=1_000_000, description="images a step, over all processes")
     accumulate: int = Field(
-        1, ge=1, description="parts in which a process computes its share of a batch, to save memory"
+        default=1, ge=1, description="parts in which a process computes its share of a batch, to save memory"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the forward pass")
-    device: Literal["auto", "cpu"] = Field("auto", json_schema_extra=FREE, description="auto: a GPU where there is one")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="arithmetic of the forward pass")
+    device: Literal["auto", "cpu"] = Field(
+        default="auto", json_schema_extra=FREE, description="auto: a GPU where there is one"
+    )
     parameters_limit: int | None = Field(
-        None, ge=1, json_schema_extra=FREE, description="warn where the ensemble's parameters exceed this"
+        default=None, ge=1, json_schema_extra=FREE, description="warn where the ensemble's parameters exceed this"
     )
     checkpoint: Checkpoint = Checkpoint()
     tracking: tuple[str, ...] = Field(
-        (), json_schema_extra=FREE, description="Accelerate's trackers: tensorboard, wandb"
+        default=(), json_schema_extra=FREE, description="Accelerate's trackers: tensorboard, wandb"
     )
 
     @model_validator(mode="after")
@@ -204,7 +249,7 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             f"images.validation: only used with folds.count 1, got folds.count {folds.count}; "
             "add it to images.train, where folds hold it out in turn, or set folds.count to 1"
         )
-    for fold in recipe.train_folds:
+    for fold in sorted(set(recipe.train_folds)):
         if fold >= folds.count:
             yield f"folds.train: {fold} is no fold; with folds.count {folds.count} they are 0 to {folds.count - 1}"
     if len(set(recipe.train_folds)) < len(recipe.train_folds):
@@ -258,11 +303,11 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
     """What is allowed and seldom meant."""
     schedule = recipe.schedule
     if schedule.name == "cosine_warm_restarts" and (ends := cycle_ends(schedule))[-1] != schedule.epochs:
-        past = schedule.epochs - (ends[-2] if len(ends) > 1 else 0)
+        past = schedule.epochs - (ends[-2] if len(ends) > 1 else schedule.warmup_epochs)
         choices = " or ".join(str(end) for end in ends[-2:])
         return [
-            f"schedule.epochs: {schedule.epochs} ends inside a restart cycle, {past} epochs after its start, with the "
-            f"learning rate still high; cycles end at {choices}"
+            f"schedule.epochs: {schedule.epochs} ends inside a restart cycle, {past:g} epochs after its start, with "
+            f"the learning rate still high; cycles end at {choices}"
         ]
     return []
 
@@ -273,13 +318,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UserError with every mistake at once.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(f"--recipe: {path} is larger than {MAX_BYTES >> 20} MiB, which no recipe is")
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise UserError(f"--recipe: cannot read {path}: {reason}") from None
     settings = _parse_yaml(text, str(path))
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, got {type(settings).__name__}")
+        given = "nothing" if settings is None else f"a {type(settings).__name__}"
+        raise UserError(f"{path}: a recipe is a mapping of settings (`name: first`, one a line), got {given}")
     for override in overrides:
         _merge(settings, override)
     return check_recipe(settings, str(path))
@@ -289,36 +339,67 @@ def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
     """A Recipe from plain values; raises UserError with every mistake at once."""
     try:
         # Through JSON: strict types without refusing a list where the frozen model holds a tuple.
-        return Recipe.model_validate_json(json.dumps(settings, default=str))
+        text = json.dumps(settings, default=str)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: the names of settings are plain words: {error}") from None
+    try:
+        return Recipe.model_validate_json(text)
     except ValidationError as error:
-        lines = [line for problem in error.errors() for line in _explain(dict(problem)).split("\n")]
-        raise UserError(
-            f"{source}: {len(lines)} {'mistake' if len(lines) == 1 else 'mistakes'}\n  " + "\n  ".join(lines)
-        ) from None
+        problems = error.errors()
+        lines = [line for problem in problems[:MAX_MISTAKES] for line in _explain(dict(problem))]
+        count = max(len(problems), len(lines))
+        more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
+        raise UserError("\n  ".join([f"{source}: {count} mistake{'s' * (count > 1)}", *lines, *more])) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
-    # JSON is YAML 1.2, so one emitter serves; block style is for the reader.
-    from io import StringIO
-
-    out = StringIO()
+    text = recipe.model_dump_json()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    writer.dump(json.loads(recipe.model_dump_json()), out)
+    writer.allow_unicode = "\x85" not in text  # a line end to YAML, which the writer does not escape
+    writer.dump(json.loads(text), out := StringIO())
     return out.getvalue()
 
 
+class _Constructor(SafeConstructor):
+    """YAML 1.2's values: a date is a string."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
 def _parse_yaml(text: str, source: str) -> Any:
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _Constructor
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        _refuse_bombs(text, source)
+        return reader.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{source}{where}: {error.problem or error.context}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{source}: no YAML: {str(error) or 'nested too deeply'}") from None
+    except UserError:
+        raise
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{source}: no YAML: {error}") from None
+
+
+def _refuse_bombs(text: str, source: str) -> None:
+    """Read no more than the syntax: a few lines of aliases can stand for gigabytes, and a deep nest ends the stack."""
+    depth = 0
+    for n, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+        where = f"{source}, line {event.start_mark.line + 1}"
+        if isinstance(event, AliasEvent):
+            raise UserError(f"{where}: *{event.anchor} is an alias, which recipes do not have; write the value itself")
+        if tag := getattr(event, "tag", None):
+            raise UserError(f"{where}: {tag} is a tag, which recipes do not have; write the value alone, or in quotes")
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise UserError(f"{where}: nested too deeply, {MAX_DEPTH} levels are the most")
+        if n > MAX_VALUES:
+            raise UserError(f"{where}: too many values, {MAX_VALUES} are the most")
 
 
 def _merge(settings: dict[str, Any], override: str) -> None:
@@ -341,36 +422,53 @@ def _keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest(key: str) -> str:
-    keys = list(_keys())
-    same_leaf = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6) or difflib.get_close_matches(
-        key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.6
-    )
-    if same_leaf:
-        return same_leaf[0]
-    return next((k for k in keys if near and (k == near[0] or k.rpartition(".")[2] == near[0])), "")
+    """The setting that a wrong key most likely means: alike in the last part, of the same group if possible."""
+    group, _, own = key.rpartition(".")
+
+    def likeness(other: str) -> tuple[float, bool]:
+        other_group, _, name = other.rpartition(".")
+        return difflib.SequenceMatcher(None, own, name).ratio(), other_group == group
+
+    best = max(_keys(), key=likeness)
+    return best if likeness(best)[0] >= 0.6 else ""
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    key, given = ".".join(str(part) for part in problem["loc"]), problem["input"]
-    shown = json.dumps(given) if len(json.dumps(given)) <= 60 else type(given).__name__
+def _explain(problem: dict[str, Any]) -> list[str]:
+    """The mistakes of one pydantic error, each as one line: setting, rule, value and way out."""
+    key, given = _short(printable(".".join(str(part) for part in problem["loc"]))), problem["input"]
+    shown = _short(json.dumps(given))
     match problem["type"]:
         case "extra_forbidden":
+            if key in _keys():
+                return [f"{key}: no such setting here; write it within {key.rpartition('.')[0]}"]
             near = _nearest(key)
-            return f"{key}: no such setting" + (
-                f"; did you mean {near}?" if near else "; `python -m creature.recipe schema` lists all"
-            )
+            way_out = f"did you mean {near}?" if near else "`python -m creature.recipe schema` lists all"
+            return [f"{key}: no such setting; {way_out}"]
+        case "json_invalid":
+            return ["a text holds half a character (a lone surrogate, such as \\ud800); name files in UTF-8"]
         case "missing":
-            return f"{key}: required, and not given"
+            return [f"{key}: required, and not given"]
         case "value_error":
-            return str(problem["ctx"]["error"])
+            return str(problem["ctx"]["error"]).split("\n")
         case "literal_error":
-            near = difflib.get_close_matches(str(given), _choices(problem["loc"]), n=1)
-            return f"{key}: must be one of {', '.join(_choices(problem['loc']))}, got {shown}" + (
-                f"; did you mean {near[0]}?" if near else ""
-            )
+            choices = _choices(problem["loc"])
+            near = difflib.get_close_matches(str(given)[:60], choices, n=1)
+            return [
+                f"{key}: must be one of {', '.join(choices)}, got {shown}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            ]
+        case "model_type":
+            return [f"{key}: must hold settings, indented below it, got {shown}"]
+        case "tuple_type":
+            return [f"{key}: must be a list, such as [a, b], got {shown}"]
+        case "string_type":
+            return [f"{key}: must be text, in quotes where it looks like a number, got {shown}"]
         case _:
-            return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shown}"
+            return [f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shown}"]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _choices(loc: Sequence[str | int]) -> list[str]:

@@ -1,9 +1,11 @@
 """Pictures and a trained run that several tests share: drawn creatures at 32 px and a tiny backbone from scratch."""
 
+import json
 import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need the network
+os.environ["COLUMNS"] = "200"  # tables that no narrow terminal wraps
 
 import pytest
 
@@ -34,8 +36,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of two epochs on the drawn pictures, three folds."""
-    import json
-
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     images = {**TINY["images"], "train": [str(drawn / "train")]}  # type: ignore[dict-item]
     path.write_text(json.dumps({**TINY, "images": images}))

@@ -129,9 +129,9 @@ def draw_snake(pen: Pen) -> None:
     body = np.column_stack([x, y])
     head = body[-1]
     pen.limb(head, np.add(head, [0.2, 0]), np.add(head, [0.42, pen.between(-0.15, 0.15)]), 0.04, pen.trim)
-    pen.ribbon(body, 0.03, 0.14, pen.body)
+    pen.ribbon(body, 0.04, 0.17, pen.body)
     for spot in body[4:-2:3]:
-        pen.oval(spot[0], spot[1], 0.06, 0.06, pen.trim)
+        pen.oval(spot[0], spot[1], 0.07, 0.07, pen.trim)
     pen.oval(head[0], head[1], 0.22, 0.17, pen.body)
     pen.eye(head[0] + 0.08, head[1] - 0.05, 0.07)
 
@@ -378,7 +378,7 @@ def main() -> int:
     """Draw the quickstart's pictures."""
     parser = argparse.ArgumentParser(prog="python -m creature.images.drawings", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write train/, test/ and test_labels.csv")
-    parser.add_argument("--train", type=int, default=1800, help="pictures to train on (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=2400, help="pictures to train on (default: %(default)s)")
     parser.add_argument("--test", type=int, default=360, help="pictures to test on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")

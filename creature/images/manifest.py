@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import urllib.parse
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from creature.terminal import UserError, progress, warn
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ENDINGS = frozenset(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .pgm .avif .jfif".split())
+_KINDS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
+ENDINGS = frozenset(f".{kind}" for kind in _KINDS)
 TABLES = (".parquet", ".arrow")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -47,8 +48,9 @@ class Source(NamedTuple):
 
 def natural(name: str) -> tuple[Any, ...]:
     """Sort key under which 2 comes before 10; the name itself decides between 1 and 01."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((part.isdigit(), int(part) if part.isdigit() else part) for part in parts), name
+    digits = [part.lstrip("0") for part in re.findall(r"[0-9]+", name)]
+    texts = re.split(r"[0-9]+", name)
+    return texts[0], [(len(d), d, text) for d, text in zip(digits, texts[1:], strict=True)], name
 
 
 def file_id(path: str) -> str:
@@ -66,21 +68,43 @@ def file_image(path: str) -> dict[str, Any]:
     try:
         path.encode()
     except UnicodeEncodeError:
-        return {"bytes": Path(path).read_bytes(), "path": None}
+        try:
+            return {"bytes": read({"path": path}), "path": None}
+        except BadImage:
+            return {"bytes": b"", "path": None}  # keeps its row, and is listed as unreadable there
     return {"bytes": None, "path": path}
 
 
-def walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Paths of all files below a folder, hidden ones aside; links are followed, but never into a folder above."""
-    info = os.stat(folder)
-    chain = (*above, (info.st_dev, info.st_ino))
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
+def walk(folder: str) -> Iterator[str]:
+    """Paths of all files below a folder, hidden ones aside; each folder once, however many links lead to it."""
+    seen: set[tuple[int, int]] = set()
+    folders, links = [folder], deque[str]()
+    while folders or links:
+        here = folders.pop() if folders else links.popleft()  # links last: a folder keeps its own path
+        try:
+            info = os.stat(here)
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"{here}: cannot be read: {error.strerror}; mend it, or move it elsewhere") from None
+        if (info.st_dev, info.st_ino) in seen:
             continue
-        if not entry.is_dir():
-            yield entry.path
-        elif (entry.stat().st_dev, entry.stat().st_ino) not in chain:
-            yield from walk(entry.path, chain)
+        seen.add((info.st_dev, info.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not _is_folder(entry):
+                yield entry.path
+            elif entry.is_symlink():
+                links.append(entry.path)
+            else:
+                folders.append(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def list_pictures(folder: str) -> list[str]:
@@ -91,8 +115,10 @@ def list_pictures(folder: str) -> list[str]:
     pictures = [path for path in paths if os.path.splitext(path)[1].lower() in ENDINGS]
     if len(pictures) < len(paths):
         others = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in set(paths) - set(pictures))
-        named = ", ".join(f"{n} {ending}" for ending, n in sorted(others.items()))
-        warn(f"{folder}: {len(paths) - len(pictures)} files are no pictures by their ending and left out ({named})")
+        named = [f"{n} {ending}" for ending, n in sorted(others.items())]
+        more = [f"and {len(named) - 10} more endings"] if len(named) > 10 else []
+        listed = ", ".join(named[:10] + more)
+        warn(f"{folder}: {len(paths) - len(pictures)} files are no pictures by their ending and left out ({listed})")
     return pictures
 
 
@@ -102,31 +128,31 @@ def read_images(sources: Sequence[str], columns: Columns, field: str, names: Seq
     `names` are the classes of the training data; without it the sources define them. Raises UserError, led by the
     recipe's `field`, for a missing or empty source, a class too many or too few, or an image without a label.
     """
-    from datasets import ClassLabel, Features, Image, Value, concatenate_datasets
+    from datasets import ClassLabel, Value, concatenate_datasets
 
-    parts = [
-        _read_source(source, root, columns, field) for source, root in zip(sources, _roots(sources, field), strict=True)
-    ]
-    names = sorted(set().union(*(part.classes for part in parts)), key=natural) if names is None else list(names)
+    roots = _roots(sources, field)
+    parts = [_read_source(source, root, columns, field) for source, root in zip(sources, roots, strict=True)]
+    if names is None:
+        names = sorted({name for part in parts for name in part.classes}, key=natural)
     for source, part in zip(sources, parts, strict=True):
         _check_classes(f"{field}: {source}", part, names)
     dataset = concatenate_datasets([part.table for part in parts])
     index = {name: i for i, name in enumerate(names)}
     labels = [index[name] for name in dataset["label"]]
     origins = [i for i, part in enumerate(parts) for _ in range(len(part.table))]
-    dataset = dataset.remove_columns("label").add_column("label", labels)  # type: ignore[call-arg]
-    dataset = dataset.add_column("source", origins)  # type: ignore[call-arg]
-    text = Value("string")
-    features = Features(
-        id=text, image=Image(decode=False), group=text, label=ClassLabel(names=names), source=Value("int32")
-    )
-    dataset = dataset.select_columns(list(features)).cast(features)
+    dataset = _add_column(dataset.remove_columns("label"), "label", labels, ClassLabel(names=list(names)))
+    dataset = _add_column(dataset, "source", origins, Value("int32"))
     ids = list(dataset["id"])
     if twice := [name for name, n in Counter(ids).items() if n > 1]:
         raise UserError(f"{field}: two images have the id {twice[0]}; rename one of the files")
     if ids != sorted(ids):
-        dataset = dataset.select(sorted(range(len(ids)), key=ids.__getitem__)).flatten_indices()
+        dataset = dataset.select(sorted(range(len(ids)), key=ids.__getitem__))
     return dataset
+
+
+def _add_column(table: "Dataset", name: str, values: list[Any], feature: Any) -> "Dataset":
+    """With its type from the start: a cast would copy all images to the cache."""
+    return table.add_column(name, values, feature=feature)  # type: ignore[call-arg]
 
 
 def check_images(dataset: "Dataset", known: frozenset[str], title: str) -> tuple[list[str], dict[int, str]]:
@@ -154,7 +180,7 @@ def check_images(dataset: "Dataset", known: frozenset[str], title: str) -> tuple
         # Slices keep the queue of futures short for a million rows.
         for start in range(0, len(dataset), 1024):
             for content, reason in pool.map(check, range(start, min(start + 1024, len(dataset)))):
-                if reason:
+                if reason is not None:
                     bad[len(hashes)] = reason
                 hashes.append(content)
             bar.update(task, completed=len(hashes), speed=f"{bar.tasks[task].speed or 0:.0f}")
@@ -185,21 +211,32 @@ def read_labels(path: str, label_column: str = "label") -> dict[str, str]:
     """Image name -> label of a CSV: the first column names the image, with or without its ending."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
+            reader = csv.reader(file)
+            header, *rows = [(reader.line_num, row) for row in reader if row] or [(1, [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV: {error}") from None
-    known = [i for i, column in enumerate(header) if column in (label_column, "label", "pred_label")]
-    if len(header) < 2 or not (known or len(header) == 2):
-        raise UserError(f"{path}: needs a header with an image column and {label_column!r}, got {','.join(header)!r}")
-    at = known[0] if known else 1
+        raise UserError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from None
+    at = _label_at(path, header[1], label_column)
     labels: dict[str, str] = {}
-    for line, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise UserError(f"{path}, line {line}: {len(row)} cells under a header of {len(header)}")
+    for line, row in rows:
+        if len(row) != len(header[1]):
+            raise UserError(f"{path}, line {line}: {len(row)} cells under a header of {len(header[1])}")
         if row[0] in labels:
-            raise UserError(f"{path}, line {line}: {row[0]} has a label already")
+            raise UserError(f"{path}, line {line}: {row[0]} has a label already; remove one of the two lines")
         labels[row[0]] = row[at]
     return labels
+
+
+def _label_at(path: str, header: list[str], label_column: str) -> int:
+    """Position of the label: the column of that name; for the name `label`, also pred_label or the second of two."""
+    wanted = [label_column, "pred_label"] if label_column == "label" else [label_column]
+    if found := [header.index(name, 1) for name in wanted if name in header[1:]]:
+        return found[0]
+    if len(header) != 2 or label_column != "label" or header[0] in wanted:
+        raise UserError(
+            f"{path}: needs a header whose first column names the image and that has a column {label_column!r}, "
+            f"got {','.join(header)!r}"
+        )
+    return 1
 
 
 def label_of(labels: dict[str, str], path: str) -> str | None:
@@ -212,22 +249,32 @@ def label_of(labels: dict[str, str], path: str) -> str | None:
 def fingerprint(ids: Sequence[str], labels: Sequence[int], hashes: Sequence[str], names: Sequence[str]) -> str:
     """Hash of the whole data set: class names, and each row's id, label and content."""
     digest = hashlib.sha256(repr(list(names)).encode())
-    for row in sorted(zip(ids, labels, hashes, strict=True)):
-        digest.update(repr(row).encode())
+    for name, label, content in sorted(zip(ids, labels, hashes, strict=True)):
+        digest.update(repr((name, int(label), content)).encode())
     return digest.hexdigest()
 
 
 def _roots(sources: Sequence[str], field: str) -> list[str]:
     """A short name for each source: as many trailing parts of its path as tell it from the others."""
-    paths = [s if s.startswith("hub:") else os.path.abspath(s) for s in sources]
-    if twice := [source for source, path in zip(sources, paths, strict=True) if paths.count(path) > 1]:
-        raise UserError(f"{field}: {twice[0]} is listed twice")
+    paths = [_hub(s) if s.startswith("hub:") else os.path.abspath(s) for s in sources]
+    real = [path if path.startswith("hub:") else os.path.realpath(path) for path in paths]
+    if twice := [source for source, path in zip(sources, real, strict=True) if real.count(path) > 1]:
+        raise UserError(f"{field}: {twice[0]} is listed twice; remove one")
     parts = [path.removeprefix("hub:").replace(":", "-").strip(os.sep).split(os.sep) for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return [file_id(name) for name in names]
-    return [file_id(path) for path in paths]
+
+    def name(own: list[str]) -> str:
+        for depth in range(1, len(own)):
+            if [part[-depth:] for part in parts].count(own[-depth:]) == 1:
+                return "/".join(own[-depth:])
+        return "/".join(own)
+
+    return [file_id(name(own)) for own in parts]
+
+
+def _hub(source: str) -> str:
+    """A Hub source with its split, which is train where none is named."""
+    name, _, split = source.removeprefix("hub:").partition(":")
+    return f"hub:{name}:{split or 'train'}"
 
 
 def _read_source(source: str, root: str, columns: Columns, field: str) -> Source:
@@ -253,33 +300,33 @@ def _read_class_folders(source: str, root: str, pictures: list[str], columns: Co
             f"{field}: {source} must hold one folder per class, but {beside[0]} lies beside them "
             f"({len(beside)} such); move it into its class, or name a CSV in images.labels"
         )
-    classes = {file_id(entry.name) for entry in os.scandir(source) if entry.is_dir() and entry.name[0] != "."}
-    labels = [file_id(path.split(os.sep)[0]) for path in relative]
-    ids = [f"{root}/{file_id(path)}" for path in relative]
-    return Source(_table(pictures, ids, labels, {}, columns, field), classes, complete=True)
+    classes = {file_id(entry.name) for entry in os.scandir(source) if _is_folder(entry) and entry.name[0] != "."}
+    labels = {path: file_id(path.split(os.sep)[0]) for path in relative}
+    return Source(_table(source, root, labels, {}, columns, field), classes, complete=True)
 
 
 def _read_flat(source: str, root: str, pictures: list[str], columns: Columns, field: str) -> Source:
     assert columns.labels_csv is not None
-    table = read_labels(columns.labels_csv, columns.label)
     relative = [os.path.relpath(path, source) for path in pictures]
-    labels = [label_of(table, path) for path in relative]
-    if missing := [path for path, label in zip(relative, labels, strict=True) if label is None]:
-        raise UserError(f"images.labels: {columns.labels_csv} has no label for {missing[0]} ({len(missing)} such)")
-    groups = {}
-    if columns.group and "(" not in columns.group:
-        group_of = read_labels(columns.labels_csv, columns.group)
-        groups = {
-            path: label_of(group_of, relative_path) for path, relative_path in zip(pictures, relative, strict=True)
-        }
-    found = [str(label) for label in labels]
-    ids = [f"{root}/{file_id(path)}" for path in relative]
-    return Source(_table(pictures, ids, found, groups, columns, field), set(found), complete=False)
+
+    def column(name: str) -> dict[str, str]:
+        table = read_labels(str(columns.labels_csv), name)
+        return {path: label_of(table, path) or label_of(table, file_id(path)) or "" for path in relative}
+
+    labels = column(columns.label)
+    if missing := [path for path, label in labels.items() if not label]:
+        raise UserError(
+            f"images.labels: {columns.labels_csv} has no label for {missing[0]} ({len(missing)} such); "
+            "add a line for it, or move the image elsewhere"
+        )
+    groups = column(columns.group) if columns.group and "(" not in columns.group else {}
+    return Source(_table(source, root, labels, groups, columns, field), set(labels.values()), complete=False)
 
 
 def _table(
-    paths: list[str], ids: list[str], labels: list[str], groups: dict[str, Any], columns: Columns, field: str
+    source: str, root: str, labels: dict[str, str], groups: dict[str, str], columns: Columns, field: str
 ) -> "Dataset":
+    """The files of a folder, given their labels and groups by relative path."""
     from datasets import Dataset, Features, Image, Value
 
     if columns.group and "(" not in columns.group and not groups:
@@ -288,12 +335,15 @@ def _table(
             "searched in each image's path"
         )
     text = Value("string")
+    id_of = {path: f"{root}/{file_id(path)}" for path in labels}
+    paths = sorted(labels, key=id_of.__getitem__)
+    ids = [id_of[path] for path in paths]
     return Dataset.from_dict(
         {
             "id": ids,
-            "image": [file_image(path) for path in paths],
-            "label": labels,
-            "group": [str(groups[path]) for path in paths] if groups else _groups(ids, columns.group),
+            "image": [file_image(os.path.join(source, path)) for path in paths],
+            "label": [labels[path] for path in paths],
+            "group": [groups[path] for path in paths] if groups else _groups(ids, columns.group),
         },
         features=Features(id=text, image=Image(decode=False), label=text, group=text),
     )
@@ -316,41 +366,58 @@ def _groups(ids: list[str], pattern: str | None) -> list[str]:
 
 def _read_table(source: str, root: str, columns: Columns, field: str) -> Source:
     from datasets import ClassLabel, Image, Value
+    from pyarrow import ArrowException
 
-    table = _load_table(source, columns, field)
-    wanted = [columns.image, columns.label]
-    for key, column in zip(("image_column", "label_column"), wanted, strict=True):
-        if column not in table.column_names:
-            raise UserError(f"images.{key}: {source} has no column {column!r}; it has {', '.join(table.column_names)}")
-    groups = None
-    if columns.group and "(" not in columns.group:
-        if columns.group not in table.column_names:
-            raise UserError(
-                f"folds.group: {source} has no column {columns.group!r}; it has {', '.join(table.column_names)}"
-            )
-        groups = [str(value) for value in table[columns.group]]
-    feature, values = table.features[columns.label], table[columns.label]
-    labels = [feature.int2str(v) for v in values] if isinstance(feature, ClassLabel) else [str(v) for v in values]
+    table = _load_table(source, field)
+    if not len(table):
+        raise UserError(f"{field}: {source} holds no rows")
+    labels = _text(table, columns.label, "images.label_column", source)
+    named = isinstance(feature := table.features[columns.label], ClassLabel)
+    by_column = columns.group and "(" not in columns.group
     ids = [f"{root}/{row:08d}" for row in range(len(table))]
-    table = table.select_columns([columns.image]).rename_column(columns.image, "image")
+    groups = _text(table, columns.group, "folds.group", source) if by_column else _groups(ids, columns.group)
+    _check_column(table, columns.image, "images.image_column", source)
+    table = table.select_columns([columns.image])
     try:
-        table = table.cast_column("image", Image(decode=False))
-    except (TypeError, ValueError) as error:
+        table = table.cast_column(columns.image, Image(decode=False))
+    except (TypeError, ValueError, ArrowException) as error:
         raise UserError(f"images.image_column: {columns.image!r} of {source} holds no images: {error}") from None
+    if columns.image != "image":
+        table = table.rename_column(columns.image, "image")
     _refuse_foreign_paths(table, source, field)
-    for name, column in (("id", ids), ("label", labels), ("group", groups or _groups(ids, columns.group))):
-        table = table.add_column(name, column).cast_column(name, Value("string"))  # type: ignore[call-arg]
-    named = isinstance(feature, ClassLabel)
+    for name, values in (("id", ids), ("label", labels), ("group", groups)):
+        table = _add_column(table, name, values, Value("string"))
     return Source(table, set(feature.names) if named else set(labels), complete=named)
 
 
-def _load_table(source: str, columns: Columns, field: str) -> "Dataset":
+def _check_column(table: "Dataset", column: str, field: str, source: str) -> None:
+    if column not in table.column_names:
+        raise UserError(f"{field}: {source} has no column {column!r}; it has {', '.join(table.column_names)}")
+
+
+def _text(table: "Dataset", column: str, field: str, source: str) -> list[str]:
+    """A column of names or whole numbers as strings; raises UserError where a row has none."""
+    from datasets import ClassLabel, Value
+
+    _check_column(table, column, field, source)
+    feature, values = table.features[column], list(table[column])
+    if isinstance(feature, ClassLabel):
+        values = [None if value is None or value < 0 else feature.int2str(value) for value in values]
+    elif not isinstance(feature, Value) or not re.fullmatch(r"(large_)?string(_view)?|u?int\d+|bool", feature.dtype):
+        kind = getattr(feature, "dtype", None) or type(feature).__name__
+        raise UserError(f"{field}: {column!r} of {source} must hold text or whole numbers, it holds {kind}")
+    if missing := [row for row, value in enumerate(values) if value is None or value == ""]:
+        raise UserError(f"{field}: row {missing[0]} of {source} has no {column!r} ({len(missing)} such)")
+    return [str(value) for value in values]
+
+
+def _load_table(source: str, field: str) -> "Dataset":
     from datasets import Dataset, load_dataset
 
     try:
         if source.startswith("hub:"):
-            name, _, split = source.removeprefix("hub:").partition(":")
-            return load_dataset(name, split=split or "train")  # type: ignore[return-value]
+            name, _, split = _hub(source).removeprefix("hub:").rpartition(":")
+            return load_dataset(name, split=split)  # type: ignore[return-value]
         if not os.path.isfile(source):
             raise UserError(f"{field}: no such file: {source}")
         return Dataset.from_file(source) if source.endswith(".arrow") else Dataset.from_parquet(source)  # type: ignore
@@ -362,20 +429,17 @@ def _load_table(source: str, columns: Columns, field: str) -> "Dataset":
 
 
 def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:
-    """A table from elsewhere may name any file of this machine: only embedded bytes and the Hub's own cache are read."""
-    from datasets.config import HF_CACHE_HOME
+    """A table from elsewhere may name any file here: only embedded bytes and what the Hub put in its cache are read."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
 
-    cache = os.path.realpath(HF_CACHE_HOME) + os.sep
-    for row, image in enumerate(table["image"]):
-        if image is None:
-            raise UserError(f"{field}: row {row} of {source} has no image")
-        if image["bytes"] is None and not os.path.realpath(image["path"] or "").startswith(cache):
-            raise UserError(
-                f"{field}: row {row} of {source} names the file {image['path']!r} instead of holding its bytes; "
-                "embed the images (datasets: Dataset.push_to_hub or embed_table_storage does)"
-            )
-
-
+    caches = [os.path.realpath(cache) + os.sep for cache in (config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    row = 0
+    for batch in table.with_format("arrow").iter(1000):
+        for images in batch["image"].chunks:  # type: ignore[union-attr, index]
+            absent = zip(images.is_null(), images.field("bytes").is_null(), images.field("path"), strict=True)
+            for row, (no_image, no_bytes, path) in enumerate(absent, row):
+                pass
 def _check_classes(where: str, part: Source, names: Sequence[str]) -> None:
     def listed(some: set[str]) -> str:
         return ", ".join(sorted(some, key=natural)[:10]) + (", ..." if len(some) > 10 else "")

@@ -85,9 +85,9 @@ class Tally:
         if self.n["selected"]:
             rows.append((title, f"{Count(self.correct['selected'], self.n['selected'])} selected"))
         if self.n["seen"]:
-            rows.append((f"{title}: {self.n['seen']} images that a member was trained on", "seen"))
-        left_out = ((self.unlabelled, "without a label"), (self.unread, "that cannot be read"))
-        return rows + [(f"{title}: {n} images {why}", "not scored") for n, why in left_out if n]
+            rows.append((f"{title}: {self.n['seen']} images, trained on", "seen"))
+        left_out = ((self.unlabelled, "no label"), (self.unread, "not readable"))
+        return rows + [(f"{title}: {n} images, {why}", "not scored") for n, why in left_out if n]
 
     def figures(self) -> dict[str, Any]:
         """The same, for JSON."""

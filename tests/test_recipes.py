@@ -1,0 +1,80 @@
+"""Every recipe that the project ships: it loads, says what it costs, builds, and takes one step."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from creature.images.batches import load_batches, training_order
+from creature.learning import loop, setup
+from creature.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def test_all_recipes_are_tested():
+    assert [str(path.relative_to(ROOT / "recipes")) for path in RECIPES] == [
+        "all.yaml",
+        "laptop.yaml",
+        "paper/five_fold.yaml",
+        "paper/mixup_cutmix.yaml",
+        "paper/resnext.yaml",
+        "quickstart.yaml",
+    ]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_s_header_says_command_cost_and_expectation(path: Path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(header)
+    assert all(re.search(rf"^# {word}:", text, re.M) for word in ("Run", "Needs", "Expect"))
+    assert f"--recipe {path.relative_to(ROOT)}" in text
+    assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: Path):
+    """Batch 2 at the recipe's own size, from scratch where weights would be fetched."""
+    one_model = load_recipe(path, []).folds.count == 1
+    settings = [f"images.train=[{drawn / 'train'}]", "images.workers=0", "backbone.pretrained=false", "device=cpu"]
+    settings += ["batch_size=2"] + ([f"images.validation=[{tmp_path / 'val'}]"] if one_model else [])
+    for species in (drawn / "train").iterdir():
+        (tmp_path / "val" / species.name).mkdir(parents=True)
+    (tmp_path / "val/fish/00001.jpg").write_bytes((drawn / "train/fish/00001.jpg").read_bytes() + b"\\0")
+    recipe = load_recipe(path, settings)
+    accelerator = setup.start(recipe, tmp_path / "run")
+    data = setup.prepare_run(accelerator, recipe, tmp_path / "run", resume=False)
+    learner = setup.build_learner(accelerator, recipe, data, 0, tmp_path / "run/fold-0")
+    rows = (data.folds.fold != 0).nonzero()[0][:2]
+    batch = next(load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0))
+    loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
+    before = [parameter.detach().clone() for parameter in learner.model.parameters()]
+    loss = loop.train_step(accelerator, learner, batch, 2, 1e-4, recipe.accumulate, recipe.optimizer.clip_norm)
+    assert torch.isfinite(loss)
+    assert any((a != b).any() for a, b in zip(before, learner.model.parameters(), strict=True))
+    if recipe.backbone.name.startswith("resnext101_64x4d"):
+        head = learner.model.get_classifier()  # type: ignore[operator]
+        body = sum(parameter.numel() for parameter in learner.model.parameters()) - head.weight.numel() - head.bias.numel()
+        assert round((body + 2049 * 100) / 1e6, 1) == 81.6  # with the report's 100 classes
+
+
+def test_the_report_s_methods_are_what_the_report_says():
+    resnext, five, mixed, everything = (
+        load_recipe(ROOT / "recipes" / f"{name}.yaml") for name in ("paper/resnext", "paper/five_fold", "paper/mixup_cutmix", "all")
+    )
+    assert (resnext.folds.count, mixed.folds.count, five.folds.count, everything.folds.count) == (1, 1, 5, 5)
+    assert (resnext.augment.mix, five.augment.mix) == ("none", "none")
+    assert (mixed.augment.mix, everything.augment.mix) == ("mixup_or_cutmix", "mixup_or_cutmix")
+    for recipe in (resnext, five, mixed, everything):
+        assert (recipe.images.size, recipe.images.fit, recipe.images.normalize) == (224, "squash", "none")
+        assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.optimizer.decay_norms) == (1e-4, 0.01, True)
+        assert (recipe.schedule.epochs, recipe.batch_size, recipe.augment.rotation) == (80, 64, 15)
+
+
+def test_the_ensemble_s_parameters_are_held_against_the_recipe_s_limit(drawn, tiny, tmp_path, capsys):
+    words = ["--recipe", str(tiny), "--out", str(tmp_path / "run"), "--set", "folds.train=[0]", "--set", "schedule.epochs=1"]
+    train.main([*words, "--set", "parameters_limit=1000"])
+    assert "parameters_limit: 3 members" in capsys.readouterr().err
