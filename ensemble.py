@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tallies = {"images.holdout": holdout} if holdout else {}
     code, done = (
         0,
-        f"{len(folds)} members scored; next: python ensemble.py {' '.join(args.members)} --images FOLDER --out FILE.csv",
+        f"{len(folds)} members scored; next: python ensemble.py {' '.join(args.members)} --images DIR --out FILE.csv",
     )
     if inputs:
         tally, top = honest.Tally(folds), min(args.top, len(names))

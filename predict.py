@@ -6,9 +6,13 @@ python predict.py runs/all/fold-0 data/test --out prediction.csv --format submis
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from creature.judging import output
 from creature.terminal import BROKEN_IMAGES, UserError, run
+
+if TYPE_CHECKING:
+    from creature.judging.tables import Row
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         fallback = members.most_frequent(folds) if args.format == "submission" else ""
         code = output.write(args, columns, (row for row, _ in answers), top, fallback)
-        say(
-            f"{len(inputs)} rows are in {args.out}; next: python predict.py {args.model} PHOTO --top 5 shows one in the terminal"
-        )
+        say(f"{len(inputs)} rows are in {args.out}; next: python predict.py {args.model} PHOTO --top 5")
         return code
     rows = [row for row, _ in answers]
     show_table(
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return BROKEN_IMAGES if any(row.status != "ok" for row in rows) else 0
 
 
-def cells(row: "tables.Row") -> list[str]:
+def cells(row: "Row") -> list[str]:
     """A row of the terminal's table."""
     return [row.id, *(f"{label} {p:.3f}" for label, p in zip(row.labels, row.probabilities, strict=True))] + (
         [] if row.labels else [f"not read: {row.status}"]

@@ -105,7 +105,9 @@ def train_fold(accelerator: "Accelerator", recipe: "Recipe", data: "Data", fold:
                 lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + position.batch / len(sizes))
                 batch = next(batches)
                 loop.seed_step(recipe.seed, fold, position.epoch, position.batch)
-                loss = loop.train_step(accelerator, learner, batch, size, lr, recipe.accumulate, recipe.optimizer.clip_norm)
+                loss = loop.train_step(
+                    accelerator, learner, batch, size, lr, recipe.accumulate, recipe.optimizer.clip_norm
+                )
                 loss_sum = loss_sum + loss * size
                 position.batch += 1
                 bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")

@@ -137,7 +137,9 @@ def test_a_member_of_weight_one_among_zeros_decides_alone(run, drawn, tmp_path):
 
 
 def test_members_of_other_folds_are_refused_and_other_backbones_are_not(run, tiny, drawn, tmp_path):
-    train.main(["--recipe", str(tiny), "--out", str(tmp_path / "seed"), "--set", "folds.seed=1", "--set", "folds.train=[0]"])
+    train.main(
+        ["--recipe", str(tiny), "--out", str(tmp_path / "seed"), "--set", "folds.seed=1", "--set", "folds.train=[0]"]
+    )
     with pytest.raises(UserError, match="must share one fold file"):
         ensemble.main([str(run), str(tmp_path / "seed")])
     other = tmp_path / "other"
@@ -171,7 +173,9 @@ def test_broken_pictures_keep_their_rows_and_change_no_other(run, drawn, tmp_pat
     assert predict.main([str(run / "fold-0"), str(test), "--out", str(full)]) == BROKEN_IMAGES
     assert victims[0].name in capsys.readouterr().err
     before, after = read(tmp_path / "before.csv"), read(full)
-    assert [row for i, row in enumerate(after) if i not in (4, 5)] == [row for i, row in enumerate(before) if i not in (4, 5)]
+    assert [row for i, row in enumerate(after) if i not in (4, 5)] == [
+        row for i, row in enumerate(before) if i not in (4, 5)
+    ]
     assert after[4][:3] == [victims[0].name, "empty file", ""]
     assert ensemble.main([str(run), "--images", str(test), "--out", str(short)]) == BROKEN_IMAGES
     rows = read(short)
@@ -235,7 +239,7 @@ def test_a_damaged_model_is_refused_in_one_sentence(run, drawn, tmp_path, damage
         tensors = load_file(weights)
         tensors.pop(next(name for name in tensors if name.endswith(".weight")))
         save_file(tensors, weights)
-    with pytest.raises(UserError, match="no model can be loaded from here|timm has no architecture"):
+    with pytest.raises(UserError, match=r"no model can be loaded from here|timm has no architecture"):
         predict.main([str(fold), str(drawn / "test"), "--out", str(tmp_path / "p.csv")])
 
 

@@ -81,7 +81,7 @@ class Mean(nn.Module):
     def forward(self, x):
         return x.mean((2, 3))
 
-table = Dataset.from_dict({"id": [str(i) for i in range(33)], "image": [picture(i) for i in range(33)], "label": [0] * 33})
+table = Dataset.from_dict({"id": list(map(str, range(33))), "image": [picture(i) for i in range(33)], "label": [0]*33})
 table = table.cast_column("image", Image(decode=False))
 learner = Learner(Mean(), None, Normalize((0, 0, 0), (1, 1, 1)), None, None, Position())
 pictures = Pictures(table, evaluation_view(8, "squash", (0, 0, 0)))

@@ -57,13 +57,16 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
     assert any((a != b).any() for a, b in zip(before, learner.model.parameters(), strict=True))
     if recipe.backbone.name.startswith("resnext101_64x4d"):
         head = learner.model.get_classifier()  # type: ignore[operator]
-        body = sum(parameter.numel() for parameter in learner.model.parameters()) - head.weight.numel() - head.bias.numel()
+        body = (
+            sum(parameter.numel() for parameter in learner.model.parameters()) - head.weight.numel() - head.bias.numel()
+        )
         assert round((body + 2049 * 100) / 1e6, 1) == 81.6  # with the report's 100 classes
 
 
 def test_the_report_s_methods_are_what_the_report_says():
     resnext, five, mixed, everything = (
-        load_recipe(ROOT / "recipes" / f"{name}.yaml") for name in ("paper/resnext", "paper/five_fold", "paper/mixup_cutmix", "all")
+        load_recipe(ROOT / "recipes" / f"{name}.yaml")
+        for name in ("paper/resnext", "paper/five_fold", "paper/mixup_cutmix", "all")
     )
     assert (resnext.folds.count, mixed.folds.count, five.folds.count, everything.folds.count) == (1, 1, 5, 5)
     assert (resnext.augment.mix, five.augment.mix) == ("none", "none")
@@ -75,6 +78,15 @@ def test_the_report_s_methods_are_what_the_report_says():
 
 
 def test_the_ensemble_s_parameters_are_held_against_the_recipe_s_limit(drawn, tiny, tmp_path, capsys):
-    words = ["--recipe", str(tiny), "--out", str(tmp_path / "run"), "--set", "folds.train=[0]", "--set", "schedule.epochs=1"]
+    words = [
+        "--recipe",
+        str(tiny),
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        "folds.train=[0]",
+        "--set",
+        "schedule.epochs=1",
+    ]
     train.main([*words, "--set", "parameters_limit=1000"])
     assert "parameters_limit: 3 members" in capsys.readouterr().err

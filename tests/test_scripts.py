@@ -18,7 +18,10 @@ HEAVY = "import sys; heavy = {'torch', 'timm', 'datasets', 'accelerate', 'numpy'
 
 @pytest.mark.parametrize("script", ["train", "predict", "ensemble"])
 def test_help_imports_nothing_heavy(script: str):
-    done = python("-c", f"import {script}\ntry: {script}.main(['--help'])\nexcept SystemExit: pass\n{HEAVY}assert not heavy, heavy")
+    done = python(
+        "-c",
+        f"import {script}\ntry: {script}.main(['--help'])\nexcept SystemExit: pass\n{HEAVY}assert not heavy, heavy",
+    )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
 
@@ -26,7 +29,8 @@ def test_help_imports_nothing_heavy(script: str):
 def test_a_recipe_s_mistakes_are_told_without_importing_anything_heavy(tmp_path: Path):
     recipe = tmp_path / "bad.yaml"
     recipe.write_text("name: bad\nlearning_rate: 3\n")
-    code = f"import train\ntry: train.main(['--recipe', {str(recipe)!r}])\nexcept ValueError as e: print(e)\n{HEAVY}assert not heavy, heavy"
+    attempt = f"try: train.main(['--recipe', {str(recipe)!r}])\nexcept ValueError as e: print(e)\n"
+    code = f"import train\n{attempt}{HEAVY}assert not heavy, heavy"
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert "images: required" in done.stdout and "learning_rate: no such setting" in done.stdout
@@ -36,7 +40,15 @@ def test_a_recipe_s_mistakes_are_told_without_importing_anything_heavy(tmp_path:
     "words",
     [
         ("train.py", "--recipe", "nowhere.yaml"),
-        ("train.py", "--recipe", "recipes/laptop.yaml", "--set", "images.train=[nowhere]", "--set", "backbone.pretrained=false"),
+        (
+            "train.py",
+            "--recipe",
+            "recipes/laptop.yaml",
+            "--set",
+            "images.train=[nowhere]",
+            "--set",
+            "backbone.pretrained=false",
+        ),
         ("predict.py", "nowhere", "photo.jpg"),
         ("ensemble.py", "nowhere"),
         ("-m", "creature.recipe"),
@@ -49,6 +61,10 @@ def test_a_mistake_is_one_message_and_exit_code_2(words: tuple[str, ...], tmp_pa
 
 
 def test_predict_needs_nothing_that_only_posix_has():
-    code = "import sys\nfor name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules.setdefault(name, None)\n"
-    done = python("-c", code + "import predict, creature.images.decode, creature.images.batches, creature.judging.blend")
+    code = (
+        "import sys\nfor name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules.setdefault(name, None)\n"
+    )
+    done = python(
+        "-c", code + "import predict, creature.images.decode, creature.images.batches, creature.judging.blend"
+    )
     assert done.returncode == 0, done.stderr

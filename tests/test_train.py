@@ -52,7 +52,9 @@ def test_folds_hold_out_each_row_once_and_results_say_what_they_rest_on(run: Pat
     for k, predictions in enumerate(held):
         result = json.loads((run / f"fold-{k}" / "result.json").read_text())
         label = {row[0]: row[1] for row in rows}
-        right = sum(int(best) == label[name] for name, best in zip(predictions.ids, predictions.logits.argmax(1), strict=True))
+        right = sum(
+            int(best) == label[name] for name, best in zip(predictions.ids, predictions.logits.argmax(1), strict=True)
+        )
         assert (result["n"], result["correct"], result["selected"]) == (len(predictions.ids), right, False)
         assert result["interval"][0] < result["accuracy"] < result["interval"][1] or right in (0, result["n"])
 
@@ -85,7 +87,12 @@ def test_another_seed_gives_other_weights(run, tiny, tmp_path):
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
 @pytest.mark.parametrize("method", ["adamw", "sgd"])
 def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypatch, stop_at, method):
-    settings = ("folds.train=[0]", f"optimizer.name={method}", "augment.mix=mixup_or_cutmix", "checkpoint.every_minutes=0")
+    settings = (
+        "folds.train=[0]",
+        f"optimizer.name={method}",
+        "augment.mix=mixup_or_cutmix",
+        "checkpoint.every_minutes=0",
+    )
     whole = tmp_path / "whole"
     start(tiny, whole, *settings)
     step, done = loop.train_step, []
@@ -168,7 +175,14 @@ def test_a_locked_fold_names_its_holder(run, tiny, tmp_path):
 
 
 def test_the_best_epoch_is_marked_selected_and_the_last_one_stands_beside_it(tiny, tmp_path, capsys):
-    start(tiny, tmp_path / "best", "folds.train=[0]", "checkpoint.select=best", "schedule.epochs=4", "checkpoint.every_epochs=2")
+    start(
+        tiny,
+        tmp_path / "best",
+        "folds.train=[0]",
+        "checkpoint.select=best",
+        "schedule.epochs=4",
+        "checkpoint.every_epochs=2",
+    )
     assert "selected" in capsys.readouterr().out
     result = json.loads((tmp_path / "best/fold-0/result.json").read_text())
     history = [json.loads(line) for line in (tmp_path / "best/fold-0/history.jsonl").read_text().splitlines()]
@@ -223,7 +237,7 @@ def test_a_broken_picture_is_named_and_left_out(drawn, tiny, tmp_path, capsys):
     start(tiny, tmp_path / "run", "folds.train=[0]", f"images.train=[{tmp_path / 'train'}]")
     assert "train/fish/broken.jpg" in capsys.readouterr().err
     assert "train/fish/broken.jpg" in json.loads((tmp_path / "run/folds.json").read_text())["bad"]
-    with pytest.raises(UserError, match="images.max_bad allows 0"):
+    with pytest.raises(UserError, match=r"images.max_bad allows 0"):
         start(tiny, tmp_path / "run2", f"images.train=[{tmp_path / 'train'}]", "images.max_bad=0")
 
 

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from creature.images.decode import BadImage, decode, read
@@ -434,12 +434,17 @@ def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     caches = [os.path.realpath(cache) + os.sep for cache in (config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
-    row = 0
-    for batch in table.with_format("arrow").iter(1000):
-        for images in batch["image"].chunks:  # type: ignore[union-attr, index]
-            absent = zip(images.is_null(), images.field("bytes").is_null(), images.field("path"), strict=True)
-            for row, (no_image, no_bytes, path) in enumerate(absent, row):
-                pass
+    for row, image in enumerate(table["image"]):
+        if image is None:
+            raise UserError(f"{field}: row {row} of {source} has no image")
+        path = os.path.realpath(image["path"] or "")
+        if image["bytes"] is None and not path.startswith(tuple(caches)):
+            raise UserError(
+                f"{field}: row {row} of {source} names the file {image['path']!r} instead of holding its bytes; "
+                "embed the images (datasets: Dataset.push_to_hub does, or Dataset.to_parquet)"
+            )
+
+
 def _check_classes(where: str, part: Source, names: Sequence[str]) -> None:
     def listed(some: set[str]) -> str:
         return ", ".join(sorted(some, key=natural)[:10]) + (", ..." if len(some) > 10 else "")
@@ -447,6 +452,4 @@ def _check_classes(where: str, part: Source, names: Sequence[str]) -> None:
     if extra := part.classes - set(names):
         raise UserError(f"{where} has classes that the training data lacks: {listed(extra)}")
     if part.complete and (missing := set(names) - part.classes):
-        raise UserError(
-            f"{where} lacks the classes {listed(missing)}; if it has no picture of them, add an empty folder of that name"
-        )
+        raise UserError(f"{where} lacks the classes {listed(missing)}; if it has no picture of them, add empty folders")

@@ -28,7 +28,7 @@ def evaluation_view(size: int, fit: str, mean: Sequence[float]) -> View:
 
 
 def training_view(size: int, augment: Augment) -> View:
-    """Random flip, rotation, policy, crop and erasing, in the report's order; randomness is torch's global generator."""
+    """Random flip, rotation, policy, crop and erasing, in the report's order; randomness is torch's own generator."""
     policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
     steps: list[Any] = [v2.RandomHorizontalFlip(augment.flip)]
     if augment.rotation:

@@ -2,6 +2,7 @@
 
 import numpy as np
 from scipy.special import log_softmax, softmax
+from scipy.stats import rankdata
 
 STRATEGIES = ("logits", "softmax", "vote")
 
@@ -12,18 +13,19 @@ def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | No
     A tie of votes goes to the larger mean logit. `weights` (M,), equal if not given, need not sum to 1. Members are
     added in an order that their values decide, so that the caller's order never changes a bit.
     """
-    weights = np.ones(len(logits)) if weights is None else weights
-    weights = (weights / weights.sum())[:, None, None]
+    weighing = np.ones(len(logits)) if weights is None else weights.astype(np.float64)
+    share = (weighing / _ordered_sum(weighing))[:, None, None]
     logits = logits.astype(np.float64)
-    mean = _ordered_sum(logits * weights)
+    mean = _ordered_sum(logits * share)
     if strategy == "logits":
         return softmax(mean, axis=-1)
     if strategy == "softmax":
-        return _ordered_sum(softmax(logits, axis=-1) * weights)
+        return _ordered_sum(softmax(logits, axis=-1) * share)
     votes = np.eye(logits.shape[-1])[logits.argmax(-1)]
-    # Far below the weight of any vote, and enough to order the classes that tie.
-    tiebreak = 1e-9 * softmax(mean, axis=-1)
-    return (_ordered_sum(votes * weights) + tiebreak) / (1 + 1e-9)
+    # Ranks, for the differences of tiny probabilities would be lost beside a vote; far below the weight of any vote.
+    tiebreak = 1e-9 / mean.shape[-1] * rankdata(mean, axis=-1)
+    total = _ordered_sum(votes * share) + tiebreak
+    return total / total.sum(-1, keepdims=True)
 
 
 def confidence(logits: np.ndarray) -> np.ndarray:

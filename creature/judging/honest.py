@@ -1,4 +1,4 @@
-"""Honest scores: out-of-fold accuracy of members, and an ensemble's accuracy on pictures that no member was trained on."""
+"""Honest scores: out-of-fold accuracy of members, and an ensemble's accuracy on pictures new to all members."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

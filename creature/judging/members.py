@@ -19,7 +19,7 @@ from torch import nn
 from creature.images.decode import BadImage, decode, read
 from creature.images.folds import FoldFile, read_folds
 from creature.images.manifest import content_hash
-from creature.images.views import View, evaluation_view
+from creature.images.views import evaluation_view
 from creature.learning.checkpoint import read_result
 from creature.learning.loop import Normalize
 from creature.terminal import UserError, progress
@@ -37,7 +37,7 @@ class Member:
 
 
 class Answers(NamedTuple):
-    """What all members say to a batch of images; `broken` holds the reasons, by position, of those that none could see."""
+    """What all members say to a batch of images; `broken`: why, by position, where none could see."""
 
     rows: range
     hashes: list[str]  # of the content, empty where there was none
@@ -113,7 +113,7 @@ def choose_device(name: str) -> torch.device:
 def ask(
     members: Sequence[Member], image_of: Callable[[int], Mapping[str, Any]], count: int, batch_size: int, title: str
 ) -> Iterator[Answers]:
-    """Answers of all members to `count` images, in order: each is read and decoded once, while the batch before is computed.
+    """Answers of all members to `count` images, in order; a batch is decoded while the last is computed.
 
     A picture that cannot be decoded keeps its place in the batch, black, so that it changes no other answer.
     """
@@ -162,7 +162,7 @@ def _folds_by_content(run: Path) -> dict[str, set[int]]:
 
 
 def relation(folders: Sequence[Path], content: str) -> str:
-    """How members know a picture: `seen` if one was trained on it, `selected` if one's epoch was chosen on it, or `unseen`."""
+    """How members know a picture: `seen` if one was trained on it, `selected` if an epoch was, `unseen`."""
     found = "unseen"
     for folder in folders:
         result = result_of(folder)
@@ -180,7 +180,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def check_members(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The members' results; raises UserError unless all share class names and fold file, without which no score is honest."""
+    """The members' results; raises UserError unless all share class names and fold file."""
     results = [result_of(folder) for folder in folders]
     names = [folds_of(folder.parent).names for folder in folders]
     for folder, result, own in zip(folders, results, names, strict=True):

@@ -32,6 +32,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--zip and --template need --out FILE.csv")
     if args.zip and args.format != "submission":
         raise UserError("--zip needs --format submission")
+    if args.zip and args.out.suffix.lower() == ".zip":
+        raise UserError(f"--zip writes beside --out, which must not end in .zip, got {args.out}")
     if args.top < 1 or args.batch_size < 1:
         raise UserError("--top and --batch-size must be 1 or more")
 
@@ -46,7 +48,7 @@ def arrange(args: argparse.Namespace, inputs: list["Input"]) -> tuple[list["Inpu
 
 
 def write(args: argparse.Namespace, columns: tuple[str, str], rows: Iterable["Row"], top: int, fallback: str) -> int:
-    """Write the rows as they come, as the options say; the exit code, which tells of pictures that could not be read."""
+    """Write the rows as they come, as the options say; the exit code tells of pictures that could not be read."""
     from creature.judging import tables
 
     broken: list[Row] = []

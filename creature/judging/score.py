@@ -1,12 +1,13 @@
 """Scores, computed once from a table of predictions: accuracy with its interval, macro F1, recall of each class."""
 
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from creature.judging.count import count_correct
 
@@ -19,24 +20,27 @@ class Accuracy(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(description=str(self.__doc__), citation="", features=_FEATURES)
 
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:  # type: ignore[override]
+    def _compute(  # type: ignore[override]
+        self, predictions: Sequence[int], references: Sequence[int]
+    ) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
 
 
 class MacroF1(evaluate.Metric):
-    """Mean F1 over the classes that have rows (scikit-learn's f1_score)."""
+    """Mean F1 over the classes that have rows (scikit-learn)."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(description=str(self.__doc__), citation="", features=_FEATURES)
 
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:  # type: ignore[override]
-        present = np.unique(references)
-        score = f1_score(references, predictions, labels=present, average="macro", zero_division=0)
-        return {"macro_f1": float(score)}
+    def _compute(  # type: ignore[override]
+        self, predictions: Sequence[int], references: Sequence[int]
+    ) -> dict[str, float]:
+        _, f1 = _recall_and_f1(predictions, references, np.unique(references))
+        return {"macro_f1": float(f1.mean())}
 
 
 class ClassRecall(evaluate.Metric):
-    """Recall of each class, null for a class without rows (scikit-learn's recall_score)."""
+    """Recall of each class, null for a class without rows (scikit-learn)."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(description=str(self.__doc__), citation="", features=_FEATURES)
@@ -44,9 +48,22 @@ class ClassRecall(evaluate.Metric):
     def _compute(  # type: ignore[override]
         self, predictions: Sequence[int], references: Sequence[int], classes: int
     ) -> dict[str, list[float | None]]:
-        recall = recall_score(references, predictions, labels=range(classes), average=None, zero_division=0)
+        recall, _ = _recall_and_f1(predictions, references, np.arange(classes))
         present = set(references)
         return {"class_recall": [float(recall[k]) if k in present else None for k in range(classes)]}
+
+
+def _recall_and_f1(
+    predictions: Sequence[int], references: Sequence[int], labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    _, recall, f1, _ = precision_recall_fscore_support(
+        references,
+        predictions,
+        labels=labels,
+        average=None,  # type: ignore[arg-type]
+        zero_division=0,  # type: ignore[arg-type]
+    )
+    return np.asarray(recall), np.asarray(f1)
 
 
 def score(predicted: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
@@ -54,7 +71,9 @@ def score(predicted: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, 
     count = count_correct(predicted, labels)
     rows = {"predictions": predicted.tolist(), "references": labels.tolist()}
     results: dict[str, Any] = {"n": count.n, "correct": count.correct, "interval": count.interval}
-    for metric, extra in ((Accuracy, {}), (MacroF1, {}), (ClassRecall, {"classes": classes})):
-        results |= metric(keep_in_memory=True).compute(**rows, **extra) or {}
+    # A metric makes a folder in its cache even where it keeps everything in memory.
+    with tempfile.TemporaryDirectory() as cache:
+        for metric, extra in ((Accuracy, {}), (MacroF1, {}), (ClassRecall, {"classes": classes})):
+            results |= metric(keep_in_memory=True, cache_dir=cache).compute(**rows, **extra) or {}
     results["classes_without_rows"] = [k for k, recall in enumerate(results["class_recall"]) if recall is None]
     return results

@@ -5,13 +5,13 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from creature.images.manifest import file_id, file_image, list_pictures
+from creature.images.manifest import file_id, list_pictures
 from creature.judging.blend import blend
 from creature.judging.members import Member, ask
 from creature.terminal import UserError, warn
@@ -38,16 +38,18 @@ def list_inputs(paths: Sequence[str]) -> list[Input]:
     inputs: list[Input] = []
     for path in paths:
         if os.path.isdir(path):
-            base = path if len(paths) == 1 else "."
-            inputs += [Input(file_id(os.path.relpath(found, base)), found) for found in list_pictures(path)]
+            for found in list_pictures(path):
+                name = os.path.relpath(found, path) if len(paths) == 1 else os.path.normpath(found)
+                inputs.append(Input(file_id(name), found))
         elif os.path.lexists(path):
             inputs.append(Input(file_id(os.path.normpath(path)), path))
         else:
             raise UserError(f"{path}: no such file or folder")
     if not inputs:
         raise UserError(f"no pictures in {', '.join(paths)}")
-    if twice := [name for name, n in Counter(item.id for item in inputs).items() if n > 1]:
-        raise UserError(f"{twice[0]} is given twice")
+    for names in ([item.id for item in inputs], [file_id(os.path.abspath(item.path)) for item in inputs]):
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
+            raise UserError(f"{min(twice)} is given twice")
     return sorted(inputs)
 
 
@@ -77,7 +79,7 @@ def order_for_submission(inputs: Sequence[Input], template: str | None) -> tuple
         raise UserError(f"--template: {template} cannot be read: {error}") from None
     if len(header) != 2:
         raise UserError(f"--template: {template} must have two columns, image and label, got {','.join(header)!r}")
-    by_name = by_stem | {item.id: item for item in inputs}
+    by_name = by_stem | {PurePosixPath(item.id).name: item for item in inputs} | {item.id: item for item in inputs}
     if missing := [row[0] for row in rows if row[0] not in by_name]:
         raise UserError(
             f"--template: {template} names {missing[0]}, which is not among the images ({len(missing)} such)"
@@ -89,18 +91,26 @@ def order_for_submission(inputs: Sequence[Input], template: str | None) -> tuple
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Any]:
-    """A CSV writer whose file appears under its name only once it is whole."""
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary file that gets its name only once it is whole."""
+    if not path.name or (path.exists() and not path.is_file()):
+        raise UserError(f"--out: {path} is no file; give the name of one, such as prediction.csv")
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", newline="", encoding="utf-8") as file:
-            yield csv.writer(file, lineterminator="\n")
+        yield part
         os.replace(part, path)
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be none, or the name too long
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _table(path: Path) -> Iterator[Any]:
+    with _whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        yield csv.writer(file, lineterminator="\n")
 
 
 def answer_rows(
@@ -113,7 +123,7 @@ def answer_rows(
 ) -> Iterator[tuple[Row, str]]:
     """Each input's row with the `top` labels of the blended members, and the hash of its content."""
     names, top = members[0].names, min(top, len(members[0].names))
-    for batch in ask(members, lambda i: file_image(inputs[i].path), len(inputs), batch_size, "predicting"):
+    for batch in ask(members, lambda i: {"bytes": None, "path": inputs[i].path}, len(inputs), batch_size, "predicting"):
         probabilities = blend(batch.logits, strategy, weights)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for at, row in enumerate(batch.rows):
@@ -129,7 +139,7 @@ def answer_rows(
 
 def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], fallback: str) -> None:
     """Write image names and labels; a picture that could not be read gets the `fallback` label."""
-    with _whole(path) as out:
+    with _table(path) as out:
         out.writerow(columns)
         for row in rows:
             out.writerow((row.id, row.labels[0] if row.labels else fallback))
@@ -138,12 +148,12 @@ def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], 
 def write_full(path: Path, rows: Iterable[Row], top: int) -> None:
     """Write id, status, and the `top` labels with their probabilities; empty where the picture could not be read."""
     more = [name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}")]
-    with _whole(path) as out:
+    with _table(path) as out:
         out.writerow(("id", "status", "label", "probability", *more))
         for row in rows:
             pairs = zip(row.labels, (f"{p:.6f}" for p in row.probabilities), strict=True)
             cells = [cell for pair in pairs for cell in pair]
-            out.writerow((row.id, row.status, *(cells or [""] * (2 * top))))
+            out.writerow((row.id, row.status, *cells, *[""] * (2 * top - len(cells))))
 
 
 def warn_of_broken(broken: Sequence[Row], fallback: str) -> None:
@@ -157,6 +167,6 @@ def warn_of_broken(broken: Sequence[Row], fallback: str) -> None:
 def write_zip(path: Path) -> Path:
     """Pack a submission into a zip that holds exactly `prediction.csv`, beside it."""
     target = path.with_suffix(".zip")
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
+    with _whole(target) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
         file.write(path, "prediction.csv")
     return target

@@ -1,7 +1,7 @@
 """The run on disk: its identity and fold file, each fold's lock, resume points, kept epochs, and the finished fold.
 
-Everything is safetensors, JSON and YAML, and everything is published: written to a temporary folder, synced, listed in a
-manifest with sizes and SHA-256, and renamed. What is older is deleted only after that.
+Everything is safetensors, JSON and YAML, and weights are published: written to a temporary folder, synced, listed in
+a manifest with sizes and SHA-256, and renamed. What is older is deleted only after that.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ def fold_state(folder: Path) -> str:
 
 @contextmanager
 def lock_fold(folder: Path) -> Iterator[None]:
-    """Hold a fold's lock; raises UserError, naming the holder, where another process has it. It dies with its holder."""
+    """Hold a fold's lock, which dies with its holder; raises UserError, naming the holder, where it is taken."""
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / "lock.json"
     lock = FileLock(folder / "fold.lock")
@@ -225,9 +225,7 @@ def load_state(fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
         progress = json.loads((folder / "state.json").read_text())
         threads, scaler_state = progress.pop("threads"), progress.pop("scaler")
         if threads != torch.get_num_threads() and not torch.cuda.is_available():
-            warn(
-                f"{fold} was begun with {threads} threads and goes on with {torch.get_num_threads()}: rounding may differ"
-            )
+            warn(f"{fold} was begun with {threads} threads and goes on with {torch.get_num_threads()}: bits may differ")
         model.load_state_dict(load_file(folder / "model.safetensors"))
         _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
         if scaler and scaler_state:
@@ -318,7 +316,7 @@ def read_result(fold: Path) -> dict[str, Any]:
 def keep_epoch(
     fold: Path, model: nn.Module, predictions: Predictions, position: Position, checkpoint: Checkpoint, epochs: int
 ) -> None:
-    """Publish the weights and held-out predictions of the epoch just ended where it is the best, the last, or asked for."""
+    """Publish the epoch just ended, weights and held-out predictions, if it is the best, the last or asked for."""
     done, every = position.epoch - 1, checkpoint.every_epochs
     if done == position.best_epoch or done == epochs - 1 or (every and (done + 1) % every == 0):
 
@@ -330,7 +328,7 @@ def keep_epoch(
 
 
 def prune_epochs(fold: Path, position: Position, checkpoint: Checkpoint) -> None:
-    """Delete kept epochs that are neither the best, the last, nor asked for; run after the resume point that says so."""
+    """Delete kept epochs that are neither the best, the last, nor asked for, once a resume point says so."""
     every = checkpoint.every_epochs
     for folder in (fold / "kept").glob("epoch-*"):
         epoch = int(folder.name.removeprefix("epoch-")) - 1

@@ -24,6 +24,9 @@ Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 class Normalize(nn.Module):
     """uint8 (B, 3, H, W) on any device -> float, scaled to [0, 1], minus the mean, over the deviation."""
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool = True):
         super().__init__()
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(3, 1, 1)))
@@ -108,7 +111,7 @@ def train_step(
     """One optimizer step on this process's share of a global batch of `size` rows; the batch's mean loss.
 
     A process without a row of its own has a borrowed one, which weighs nothing: every process must take part in the
-    gradient's exchange. The share is computed in `parts`, to save memory. Raises UserError for a loss that is no number.
+    gradient's exchange. The share is computed in `parts`, to save memory.
     """
     model, optimizer = learner.model, learner.optimizer
     _refuse_bad(batch)

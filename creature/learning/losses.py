@@ -1,4 +1,7 @@
-"""Losses on logits (B, K) with hard labels (B,) or soft targets (B, K); one value a row, so that any weighting is exact."""
+"""Losses on logits (B, K) with hard labels (B,) or soft targets (B, K).
+
+A loss is one value a row, so that any weighting is exact.
+"""
 
 from collections.abc import Callable
 

@@ -20,12 +20,14 @@ class Predictions:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        assert self.logits.shape == (len(self.ids), len(self.names)), (
-            self.logits.shape,
-            len(self.ids),
-            len(self.names),
-        )
-        assert len(set(self.ids)) == len(self.ids), "an id has two rows"
+        if self.logits.shape != (len(self.ids), len(self.names)):
+            raise ValueError(
+                f"logits of shape {self.logits.shape} for {len(self.ids)} ids and {len(self.names)} classes"
+            )
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("an id has two rows")
+        if any("\n" in name or not name for name in self.ids):
+            raise ValueError("an id is empty or holds a line break")
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
@@ -45,5 +47,5 @@ def load_predictions(path: Path) -> Predictions:
                 else ()
             )
             return Predictions(ids, file.get_tensor("logits"), tuple(json.loads(file.metadata()["names"])))
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as predictions: {error}") from None

@@ -8,12 +8,13 @@ from creature.recipe import Schedule
 def lr_factor(schedule: Schedule, epoch: float) -> float:
     """Share of the peak learning rate at a time in epochs, which counts from 0 and may be a fraction.
 
-    Warm restarts: Loshchilov and Hutter 2017 (SGDR), falling to zero in each cycle.
+    Warm restarts: Loshchilov and Hutter 2017 (SGDR), falling to zero in each cycle. The warm-up always rises by the
+    step: by the epoch, its first epoch would train at a rate of zero.
     """
-    if schedule.update == "epoch":
-        epoch = math.floor(epoch)
     if epoch < schedule.warmup_epochs:
         return epoch / schedule.warmup_epochs
+    if schedule.update == "epoch":
+        epoch = max(math.floor(epoch), schedule.warmup_epochs)
     past, length = epoch - schedule.warmup_epochs, schedule.epochs - schedule.warmup_epochs
     if schedule.name == "constant":
         return 1.0

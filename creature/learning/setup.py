@@ -141,9 +141,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         folds = part(recipe, kept, [hashes[row] for row in good], names)
         found = [(good, share_folds(out, folds))]
         total = f"{len(good)} images of {len(folds.names)} classes"
-        say(
-            f"{total}, {recipe.folds.count} {'folds' if recipe.folds.count > 1 else 'held-out part'}, on {accelerator.device}"
-        )
+        say(f"{total}, {recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}, on {accelerator.device}")
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     good, folds = found[0]
