@@ -106,7 +106,7 @@ def load_batches(pictures: Pictures, batches: Iterable[Sequence[tuple[int, int]]
         DataLoader(
             pictures,  # type: ignore[arg-type]
             batch_sampler=batches,  # type: ignore[arg-type]
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
         )

@@ -84,7 +84,7 @@ def load_member(folder: Path, device: torch.device) -> Member:
         view, names = config["pretrained_cfg"], tuple(map(str, config["label_names"]))
         seen_as = (int(view["input_size"][1]), str(view["crop_mode"]), tuple(map(float, view["mean"])))
         normalize = Normalize(seen_as[2], tuple(map(float, view["std"])))
-        size = {"img_size": int(config["model_args"]["img_size"])} if config.get("model_args") else {}
+        size: dict[str, Any] = {"img_size": int(config["model_args"]["img_size"])} if config.get("model_args") else {}
         if not timm.is_model(config["architecture"]):
             raise UserError(f"{folder / 'config.json'}: timm has no architecture {config['architecture']!r}")
         model = timm.create_model(config["architecture"], pretrained=False, num_classes=len(names), **size)

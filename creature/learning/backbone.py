@@ -52,7 +52,7 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise UserError(
             f"backbone.pretrained: the weights of {backbone.name} are neither cached nor to be had: {reason}\n"
-            "give a local file with backbone.weights=FILE.safetensors, or train from scratch with backbone.pretrained=false"
+            "give a local file with backbone.weights=FILE.safetensors, or start from scratch: backbone.pretrained=false"
         ) from None
     if backbone.weights:
         _load_weights(model, backbone.weights)
@@ -72,7 +72,7 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
 
 def classifier_keys(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the parameters that depend on the number of classes."""
-    classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    classifier: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
 
 
