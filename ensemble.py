@@ -44,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     folds, weights = members.weigh(args.members, args.weights)
     members.check_members(folds)
     show_table("Out of fold: each image scored by the member that never saw it", *honest.out_of_fold_table(folds))
-    inputs, columns = output.arrange(args, tables.list_inputs(args.images)) if args.images else ([], ("", ""))
+    listed = tables.list_inputs(args.images) if args.images else []
+    inputs, columns = output.arrange(args, listed)
     device = members.choose_device(args.device)
     loaded = [members.load_member(fold, device) for fold in folds]
     names = loaded[0].names
-    labels = honest.match_labels(args.labels, inputs, names) if args.labels else {}
+    labels = honest.match_labels(args.labels, listed, inputs, names) if args.labels else {}
     holdout = honest.tally_holdout(folds, loaded, args.strategy, weights, args.batch_size)
     tallies = {"images.holdout": holdout} if holdout else {}
     code, done = (

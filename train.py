@@ -67,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     title = f"{recipe.name}: {len(results)} of {recipe.folds.count} folds"
     show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), cells)
     accelerator.end_training()
-    say(f"Weights and held-out predictions are in {out}")
-    say(f"next: python ensemble.py {out} --images FOLDER --out prediction.csv")
+    say(f"{out} holds weights and held-out predictions; next: python ensemble.py {out} --images DIR --out FILE.csv")
     return 0
 
 

@@ -46,7 +46,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     """Print a table; the first column is left-aligned, the others, mostly numbers, right-aligned."""
     table = Table(title=Text(printable(title)), title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
+        table.add_column(Text(printable(column)), justify="right" if i else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)

@@ -75,12 +75,13 @@ def test_out_of_fold_accuracy_is_printed_per_fold_and_pooled(run, capsys):
     assert (saved["out_of_fold"]["correct"], saved["out_of_fold"]["n"]) == (right, 72)
 
 
-def test_labelled_images_are_scored(run, drawn, tmp_path, capsys):
+@pytest.mark.parametrize("ending", ["", ".jpg"])
+def test_labelled_images_are_scored(run, drawn, tmp_path, capsys, ending):
     out = tmp_path / "p.csv"
-    ensemble.main([
-        str(run), "--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--out", str(out)
-    ])  # fmt: skip
     truth = dict(read(drawn / "test_labels.csv")[1:])
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image_name,label\n" + "".join(f"{name}{ending},{label}\n" for name, label in truth.items()))
+    ensemble.main([str(run), "--images", str(drawn / "test"), "--labels", str(labels), "--out", str(out)])
     right = sum(truth[name] == label for name, label in read(out)[1:])
     assert f"{right / 24:.4f}" in capsys.readouterr().out
 

@@ -350,16 +350,17 @@ def write_drawings(folder: str | Path, train: int, test: int, seed: int = 0, siz
     with (folder / "test_labels.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("image_name", "label"), *sorted(answers.items())])
     # Last, so that a folder with this file is whole.
-    (folder / "drawings.json").write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    (folder / "drawings.json").write_text(json.dumps(wanted), encoding="utf-8")
     return True
 
 
 def _holds(folder: Path, wanted: dict[str, int]) -> bool:
     """Whether exactly this set is in the folder; raises UserError where something else is."""
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    note = folder / "drawings.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == wanted:
+    note, pictures = folder / "drawings.json", len(list(folder.rglob("*.jpg")))
+    same = note.is_file() and note.read_text(encoding="utf-8") == json.dumps(wanted)
+    if same and pictures == wanted["train"] + wanted["test"]:
         return True
     raise UserError(f"drawings: {folder} holds something else or an unfinished set; delete it or name another folder")
 

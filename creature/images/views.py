@@ -21,10 +21,9 @@ def evaluation_view(size: int, fit: str, mean: Sequence[float]) -> View:
 
     `mean` (3,) on a scale of [0, 1] is the colour of the border that `fit` border adds.
     """
-    view = transforms_imagenet_eval(
+    return transforms_imagenet_eval(
         size, crop_pct=1.0, crop_mode=fit, interpolation="bilinear", use_prefetcher=True, mean=tuple(mean)
     )
-    return lambda image: torch.as_tensor(view(image))
 
 
 def training_view(size: int, augment: Augment) -> View:

@@ -120,15 +120,18 @@ def tally_holdout(
     return tally
 
 
-def match_labels(path: str, inputs: Sequence[Input], names: Sequence[str]) -> dict[str, str]:
-    """Input id -> label of a CSV; raises UserError for a label that is no class, or where no picture has one."""
+def match_labels(path: str, listed: Sequence[Input], inputs: Sequence[Input], names: Sequence[str]) -> dict[str, str]:
+    """Id -> label of a CSV, which names pictures as they were `listed`, whatever the ids of the arranged `inputs`.
+
+    Raises UserError for a label that is no class, or where no picture has one.
+    """
     table = read_labels(path)
     if unknown := sorted(set(table.values()) - set(names)):
         raise UserError(f"--labels: {path} has labels that are no class of the model: {', '.join(unknown[:10])}")
-    found = {item.id: label for item in inputs if (label := label_of(table, item.id)) is not None}
-    if not found:
+    by_path = {item.path: label for item in listed if (label := label_of(table, item.id)) is not None}
+    if not by_path:
         raise UserError(f"--labels: {path} names none of the pictures; its first is {next(iter(table), 'missing')}")
-    return found
+    return {item.id: by_path[item.path] for item in inputs if item.path in by_path}
 
 
 def summary(

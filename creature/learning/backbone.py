@@ -2,11 +2,14 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # type: ignore[attr-defined]
@@ -37,7 +40,7 @@ def check_backbone(backbone: Backbone) -> None:
 def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     """A timm model with `classes` outputs for square inputs of `size` pixels, on its starting weights.
 
-    Raises UserError for weights that cannot be fetched or do not fit.
+    Raises UserError for weights that cannot be fetched or do not fit, and a size that the architecture cannot take.
     """
     arguments: dict[str, Any] = {"num_classes": classes}
     fixed = timm.get_pretrained_cfg(backbone.name)
@@ -45,15 +48,17 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         arguments["img_size"] = size
     download = backbone.pretrained and not backbone.weights
     try:
+        if download:
+            _reach_weights(fixed)
         model = timm.create_model(backbone.name, pretrained=download, **arguments)
     except Exception as error:
         if not download:
-            raise
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {_reason(error)}") from None
         raise UserError(
-            f"backbone.pretrained: the weights of {backbone.name} are neither cached nor to be had: {reason}\n"
+            f"backbone.pretrained: the weights of {backbone.name} are neither cached nor to be had: {_reason(error)}\n"
             "give a local file with backbone.weights=FILE.safetensors, or start from scratch: backbone.pretrained=false"
         ) from None
+    _check_size(model, backbone.name, size)
     if backbone.weights:
         _load_weights(model, backbone.weights)
     if backbone.pretrained or backbone.weights:
@@ -68,6 +73,31 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     if backbone.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def _reach_weights(config: Any) -> None:
+    """Ask the Hub once for weights that are not cached: without a network, its downloads would try for minutes."""
+    if config is None or not config.hf_hub_id:
+        return
+    repository, _, revision = config.hf_hub_id.partition("@")
+    for name in {"model.safetensors", "open_clip_model.safetensors", config.hf_hub_filename or "pytorch_model.bin"}:
+        if isinstance(try_to_load_from_cache(repository, name, revision=revision or None), str):
+            return
+    with suppress(HfHubHTTPError):  # any answer is one
+        get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None), timeout=10)
+
+
+@torch.no_grad()
+def _check_size(model: nn.Module, name: str, size: int) -> None:
+    try:
+        model.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"images.size: {name} cannot see {size} x {size} pixels: {_reason(error)}") from None
+    model.train()
 
 
 def classifier_keys(model: nn.Module) -> tuple[str, ...]:

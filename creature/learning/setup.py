@@ -189,7 +189,8 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         model = convert_sync_batchnorm(model)
     model = model.to(accelerator.device)
     optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
-    warn_of_parameters(recipe, model)
+    if fold == recipe.train_folds[0]:
+        warn_of_parameters(recipe, model)
     position = load_state(folder, model, optimizer, accelerator.scaler)
     mean, std = mean_and_std(backbone.name, recipe.images.normalize)
     normalize = Normalize(mean, std, backbone.channels_last).to(accelerator.device)
