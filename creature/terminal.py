@@ -1,5 +1,6 @@
 """What a person sees: messages, progress bars, and errors in one sentence."""
 
+import io
 import os
 import re
 import sys
@@ -68,6 +69,8 @@ def progress(unit: str = "images") -> Progress:
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main function and exit: 2 and one sentence for a user's mistake, 130 when interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name that a pipe cannot take ends no run
     try:
         code = main()
     except UserError as error:

@@ -373,9 +373,9 @@ def _read_table(source: str, root: str, columns: Columns, field: str) -> Source:
         raise UserError(f"{field}: {source} holds no rows")
     labels = _text(table, columns.label, "images.label_column", source)
     named = isinstance(feature := table.features[columns.label], ClassLabel)
-    by_column = columns.group and "(" not in columns.group
+    column = columns.group if columns.group and "(" not in columns.group else None
     ids = [f"{root}/{row:08d}" for row in range(len(table))]
-    groups = _text(table, columns.group, "folds.group", source) if by_column else _groups(ids, columns.group)
+    groups = _text(table, column, "folds.group", source) if column else _groups(ids, columns.group)
     _check_column(table, columns.image, "images.image_column", source)
     table = table.select_columns([columns.image])
     try:

@@ -1,0 +1,95 @@
+"""Scores against closed formulas and scikit-learn, without a network and without a cache."""
+
+import json
+import math
+import socket
+
+import evaluate
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from creature.judging.count import Count, count_correct
+from creature.judging.score import Accuracy, ClassRecall, MacroF1, score
+
+K = 5
+RNG = np.random.default_rng(0)
+LABELS = RNG.choice([0, 1, 3, 4], 200)  # no row of class 2
+PREDICTED = np.where(RNG.random(200) < 0.6, LABELS, RNG.integers(0, K, 200))
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    z, p = 1.959963984540054, correct / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a score asked the network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (950, 1000), (1, 30_000)])
+def test_the_interval_is_wilson_s(correct, n):
+    low, high = Count(correct, n).interval
+    np.testing.assert_allclose((low, high), wilson(correct, n), atol=1e-12)
+    assert 0 <= low <= correct / n <= high <= 1
+
+
+def test_a_count_says_what_it_rests_on():
+    low, high = wilson(7, 20)
+    assert str(Count(7, 20)) == f"0.3500 [{low:.4f}, {high:.4f}] (n = 20)"
+    figures = Count(7, 20).figures()
+    assert figures | {"low": 0, "high": 0} == {"accuracy": 0.35, "correct": 7, "n": 20, "low": 0, "high": 0}
+    np.testing.assert_allclose((figures["low"], figures["high"]), (low, high))
+
+
+def test_correct_rows_are_counted():
+    assert count_correct(np.array([1, 2, 0, 0]), np.array([1, 0, 0, 2])) == Count(2, 4)
+
+
+def test_scores_are_scikit_learn_s():
+    found = score(PREDICTED, LABELS, K)
+    assert (found["n"], found["correct"]) == (200, int((PREDICTED == LABELS).sum()))
+    assert found["accuracy"] == accuracy_score(LABELS, PREDICTED)
+    present = [0, 1, 3, 4]
+    assert found["macro_f1"] == pytest.approx(f1_score(LABELS, PREDICTED, labels=present, average="macro"), abs=1e-15)
+    recall = recall_score(LABELS, PREDICTED, labels=present, average=None)
+    assert [found["class_recall"][k] for k in present] == pytest.approx(recall.tolist())
+    np.testing.assert_allclose(found["interval"], wilson(found["correct"], 200))
+
+
+def test_a_class_without_rows_has_no_recall_and_no_part_in_the_f1():
+    found = score(np.array([0, 2, 1, 1]), np.array([0, 0, 1, 1]), 4)
+    assert found["class_recall"] == [0.5, 1.0, None, None]
+    assert found["classes_without_rows"] == [2, 3]
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_a_class_that_is_never_predicted_counts_as_zero():
+    found = score(np.array([0, 0]), np.array([0, 1]), 2)
+    assert found["class_recall"] == [1.0, 0.0] and found["macro_f1"] == pytest.approx((2 / 3) / 2)
+
+
+def test_scores_are_plain_json():
+    found = score(PREDICTED, LABELS, K)
+    assert json.loads(json.dumps(found)) == {**found, "interval": list(found["interval"])}
+
+
+@pytest.mark.parametrize("metric", [Accuracy, MacroF1, ClassRecall])
+def test_each_score_is_a_metric_of_evaluate(metric, tmp_path):
+    assert issubclass(metric, evaluate.Metric)
+    extra = {"classes": 2} if metric is ClassRecall else {}
+    found = metric(cache_dir=str(tmp_path)).compute(predictions=[0, 1], references=[0, 1], **extra)
+    assert list(found.values())[0] in (1.0, [1.0, 1.0])
+
+
+def test_a_cache_that_cannot_be_written_is_not_asked_for(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "file" / "metrics"))
+    assert score(PREDICTED, LABELS, K)["n"] == 200
