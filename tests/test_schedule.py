@@ -6,9 +6,8 @@ import random
 import pytest
 import torch
 
-from creature.learning.losses import make_loss
 from creature.learning.schedule import lr_factor
-from creature.recipe import Loss, Schedule
+from creature.recipe import Schedule
 
 STEPS = [epoch + step / 7 for epoch in range(80) for step in range(7)]
 
@@ -19,9 +18,7 @@ def schedule(**settings) -> Schedule:
 
 @pytest.mark.parametrize(("first", "factor"), [(10, 2), (10, 1), (3, 3), (100, 2)])
 def test_warm_restarts_are_torch_s_stepped_per_epoch(first, factor):
-    ours = schedule(
-        name="cosine_warm_restarts", epochs=80, restart_epochs=first, restart_factor=factor, update="epoch"
-    )
+    ours = schedule(name="cosine_warm_restarts", epochs=80, restart_epochs=first, restart_factor=factor, update="epoch")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=first, T_mult=factor)
     for epoch in range(80):
@@ -94,22 +91,3 @@ def test_the_rate_is_a_pure_function_of_the_time_and_within_bounds(name, update)
     shuffled = random.Random(0).sample(STEPS, len(STEPS))
     assert {time: lr_factor(ours, time) for time in shuffled} == expected
     assert all(0 <= factor <= 1 for factor in expected.values())
-
-
-def test_a_loss_is_cross_entropy_of_each_row():
-    logits, labels = torch.randn(4, 3, dtype=torch.float64).half(), torch.tensor([0, 2, 1, 1])
-    found = make_loss(Loss())(logits, labels)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, -logits.float().log_softmax(1)[range(4), labels])
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_soft_targets_and_smoothing_are_their_formula(smoothing):
-    logits, targets = torch.randn(5, 3), torch.rand(5, 3).softmax(1)
-    smoothed = targets * (1 - smoothing) + smoothing / 3
-    found = make_loss(Loss(smoothing=smoothing))(logits, targets)
-    torch.testing.assert_close(found, -(smoothed * logits.log_softmax(1)).sum(1))
-    hard, one_hot = torch.tensor([0, 1, 2, 0, 1]), torch.eye(3)[[0, 1, 2, 0, 1]]
-    torch.testing.assert_close(
-        make_loss(Loss(smoothing=smoothing))(logits, hard), make_loss(Loss(smoothing=smoothing))(logits, one_hot)
-    )

@@ -86,7 +86,7 @@ def test_each_score_is_a_metric_of_evaluate(metric, tmp_path):
     assert issubclass(metric, evaluate.Metric)
     extra = {"classes": 2} if metric is ClassRecall else {}
     found = metric(cache_dir=str(tmp_path)).compute(predictions=[0, 1], references=[0, 1], **extra)
-    assert list(found.values())[0] in (1.0, [1.0, 1.0])
+    assert next(iter(found.values())) in (1.0, [1.0, 1.0])
 
 
 def test_a_cache_that_cannot_be_written_is_not_asked_for(monkeypatch, tmp_path):

@@ -93,7 +93,7 @@ def order_for_submission(inputs: Sequence[Input], template: str | None) -> tuple
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A temporary file that gets its name only once it is whole."""
-    if not path.name or (path.exists() and not path.is_file()):
+    if not path.name or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"--out: {path} is no file; give the name of one, such as prediction.csv")
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -61,7 +61,7 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     _check_size(model, backbone.name, size)
     if backbone.weights:
         _load_weights(model, backbone.weights)
-    if backbone.pretrained or backbone.weights:
+    elif download and fixed is not None and fixed.num_classes != classes:
         _zero_classifier(model)
     if backbone.gradient_checkpointing:
         try:
@@ -102,7 +102,7 @@ def _check_size(model: nn.Module, name: str, size: int) -> None:
 
 def classifier_keys(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the parameters that depend on the number of classes."""
-    classifier: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    classifier: Any = model.pretrained_cfg["classifier"] or ()  # type: ignore[index]
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
 
 
@@ -129,10 +129,12 @@ def _load_weights(model: nn.Module, path: str) -> None:
         listing = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
         raise UserError(f"backbone.weights: {path} does not fit backbone.name:\n  {listing}")
     model.load_state_dict({key: own[key] if key in replaced else weights[key] for key in own})
+    if replaced:
+        _zero_classifier(model)
 
 
 def _zero_classifier(model: nn.Module) -> None:
-    """Start the new head at zero (Kolesnikov et al. 2020, BiT), for a random one first spoils pretrained features.
+    """Start a new head at zero (Kolesnikov et al. 2020, BiT), for a random one first spoils pretrained features.
 
     With timm's own initialization EfficientNet's first loss on 6 classes was 4, where guessing has 1.8.
     """

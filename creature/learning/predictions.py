@@ -41,11 +41,8 @@ def load_predictions(path: Path) -> Predictions:
     """Read a table; raises UserError where the file is missing or damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            ids = (
-                tuple(file.get_tensor("ids").tobytes().decode().split("\n"))
-                if file.get_slice("ids").get_shape()[0]
-                else ()
-            )
+            lines = file.get_tensor("ids").tobytes().decode()
+            ids = tuple(lines.split("\n")) if lines else ()
             return Predictions(ids, file.get_tensor("logits"), tuple(json.loads(file.metadata()["names"])))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as predictions: {error}") from None

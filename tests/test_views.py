@@ -1,0 +1,187 @@
+"""What a network sees: the evaluation view is timm's own, training views and mixes are the seed's alone."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+
+from creature.images.views import evaluation_view, make_mix, training_view
+from creature.learning.backbone import timm_config
+from creature.learning.loop import Normalize
+from creature.recipe import Augment
+
+MEAN, STD = (0.3, 0.5, 0.7), (0.2, 0.25, 0.3)
+NOISE = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(NOISE[:height, :width])
+
+
+def augment(**settings) -> Augment:
+    return Augment.model_validate(settings, strict=False)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("fit", ["squash", "center", "border"])
+@pytest.mark.parametrize(("width", "height"), [(61, 40), (40, 61), (32, 32), (7, 20), (1, 1)])
+def test_the_evaluation_view_is_the_one_that_timm_makes_of_the_config(fit, width, height):
+    model = timm.create_model("test_resnet", num_classes=2)
+    config = timm_config(model, ("a", "b"), 32, fit, MEAN, STD)
+    data = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
+    ours = evaluation_view(32, fit, MEAN)(picture(width, height))
+    assert ours.dtype == torch.uint8 and ours.shape == (3, 32, 32)
+    assert torch.equal(ours, create_transform(**data, normalize=False)(picture(width, height)))
+    normalized = Normalize(MEAN, STD)(ours[None])[0]
+    torch.testing.assert_close(normalized, create_transform(**data)(picture(width, height)), atol=1e-5, rtol=1e-5)
+
+
+def test_squash_keeps_all_center_crops_and_border_pads_with_the_mean():
+    wide = Image.new("RGB", (64, 32), "white")
+    wide.paste("black", (0, 0, 16, 32))
+    squash, center, border = (evaluation_view(32, fit, MEAN)(wide) for fit in ("squash", "center", "border"))
+    assert squash[:, 16, 2].tolist() == [0] * 3 and squash[:, 16, 30].tolist() == [255] * 3
+    assert center.min() == 255
+    assert border[:, 0, 0].tolist() == border[:, -1, -1].tolist() == [round(255 * m) for m in MEAN]
+    assert border[:, 16, 2].tolist() == [0] * 3
+
+
+def test_the_evaluation_view_draws_nothing_at_random():
+    view, before = evaluation_view(32, "border", MEAN), torch.get_rng_state()
+    assert torch.equal(view(picture(61, 40)), view(picture(61, 40)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "view", [evaluation_view(32, "squash", MEAN), training_view(32, augment(policy="rand_augment", erasing=1.0))]
+)
+def test_a_view_reaches_workers_that_are_spawned(view):
+    copy = pickle.loads(pickle.dumps(view))
+    assert torch.equal(seen(copy, 0), seen(view, 0))
+
+
+# Training
+
+
+def seen(view, seed: int, image: Image.Image | None = None) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return view(image or picture(61, 40))
+
+
+@pytest.mark.parametrize("policy", ["none", "rand_augment", "trivial_augment"])
+@pytest.mark.parametrize("rotation", [0.0, 30.0])
+@pytest.mark.parametrize("erasing", [0.0, 1.0])
+def test_every_training_view_gives_pixels_that_the_seed_alone_decides(policy, rotation, erasing):
+    view = training_view(24, augment(policy=policy, rotation=rotation, erasing=erasing))
+    for seed in range(8):
+        pixels = seen(view, seed)
+        assert pixels.dtype == torch.uint8 and pixels.shape == (3, 24, 24)
+        assert torch.equal(pixels, seen(view, seed))
+    assert len({seen(view, seed).numpy().tobytes() for seed in range(8)}) == 8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 80), (80, 3)])
+@pytest.mark.parametrize("policy", ["none", "rand_augment", "trivial_augment"])
+def test_small_and_narrow_pictures_have_a_view(size, policy):
+    view = training_view(24, augment(policy=policy, rotation=10.0, erasing=1.0))
+    for seed in range(20):
+        assert seen(view, seed, picture(*size)).shape == (3, 24, 24)
+
+
+def whole(**settings) -> torch.Tensor:
+    """One view without a random crop."""
+    view = training_view(32, augment(crop_scale=(1.0, 1.0), **settings))
+    return seen(view, 0, picture(32, 32))
+
+
+def test_flip_is_a_mirror_and_its_probability_is_kept():
+    upright = torch.from_numpy(NOISE[:32, :32].copy()).permute(2, 0, 1)
+    assert torch.equal(whole(flip=0.0), upright)
+    assert torch.equal(whole(flip=1.0), upright.flip(2))
+
+
+def test_erasing_blackens_one_rectangle():
+    erased = whole(flip=0.0, erasing=1.0) != whole(flip=0.0)
+    rows, columns = erased.any(0).any(1).nonzero(), erased.any(0).any(0).nonzero()
+    box = (slice(None), slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    assert whole(flip=0.0, erasing=1.0)[box].max() == 0 and erased.sum() <= erased[box].numel() < erased.numel()
+
+
+def test_rotation_and_policy_change_what_is_seen():
+    plain = whole(flip=0.0)
+    for settings in ({"rotation": 45.0}, {"policy": "rand_augment"}):
+        view = training_view(32, augment(crop_scale=(1.0, 1.0), flip=0.0, **settings))
+        assert any(not torch.equal(seen(view, seed, picture(32, 32)), plain) for seed in range(10))
+
+
+def test_a_crop_keeps_the_share_of_the_area_that_was_asked_for():
+    ramp = Image.fromarray(np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 200, axis=0).repeat(3, axis=2))
+    for scale, low, high in (((0.04, 0.06), 30, 60), ((0.9, 1.0), 150, 200)):
+        view = training_view(32, augment(crop_scale=scale, flip=0.0))
+        for seed in range(10):
+            pixels = seen(view, seed, ramp).int()
+            assert low < pixels.max() - pixels.min() + 5 < high + 5
+
+
+# Mixing
+
+
+def mixed(name: str, count: int, seed: int, alpha: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch in which picture i has the value i everywhere, and the label i."""
+    pixels = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1).expand(count, 3, 16, 16).clone()
+    torch.manual_seed(seed)
+    return make_mix(augment(mix=name, mix_alpha=alpha), count)(pixels, torch.arange(count))
+
+
+MIXES = ["mixup", "cutmix", "mixup_or_cutmix"]
+
+
+@pytest.mark.parametrize("name", MIXES)
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_labels_are_mixed_as_the_pixels_are(name, count):
+    for seed in range(10):
+        pixels, targets = mixed(name, count, seed)
+        assert pixels.shape == (count, 3, 16, 16) and targets.shape == (count, count)
+        torch.testing.assert_close(targets.sum(1), torch.ones(count))
+        assert targets.min() >= 0
+        torch.testing.assert_close(pixels.mean((1, 2, 3)), targets @ torch.arange(count, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_a_mix_is_the_seed_s_alone(name):
+    for seed in range(5):
+        for one, other in zip(mixed(name, 5, seed), mixed(name, 5, seed), strict=True):
+            assert torch.equal(one, other)
+    assert len({mixed(name, 5, seed)[1].numpy().tobytes() for seed in range(5)}) > 1
+
+
+def test_mixup_blends_and_cutmix_pastes():
+    for seed in range(10):
+        assert all(len(picture.unique()) == 1 for picture in mixed("mixup", 4, seed)[0])
+        assert set(mixed("cutmix", 4, seed)[0].unique().tolist()) == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_either_mix_is_sometimes_one_and_sometimes_the_other():
+    whole_numbers = {bool((mixed("mixup_or_cutmix", 4, seed)[0] % 1 == 0).all()) for seed in range(30)}
+    assert whole_numbers == {True, False}
+
+
+def test_alpha_sets_how_far_pictures_are_mixed():
+    def strength(alpha: float) -> float:
+        largest = [mixed("mixup", 2, seed, alpha)[1].max(1).values.mean() for seed in range(50)]
+        return float(1 - torch.stack(largest).mean())
+
+    for small, large in itertools.pairwise((0.05, 1.0, 50.0)):
+        assert strength(small) < strength(large)
+
+
+def test_no_mix_is_none():
+    assert make_mix(augment(mix="none"), 3) is None
