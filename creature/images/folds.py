@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,9 @@ def assign_folds(labels: np.ndarray, groups: Sequence[str], count: int, seed: in
     by_group = np.argsort(group, kind="stable")
     members = np.split(by_group, np.cumsum(np.bincount(group))[:-1])
     if len(members) < count:
-        raise UserError(f"folds.count: {count} folds need as many groups of images, there are {len(members)}")
+        raise UserError(
+            f"folds.count: {count} folds need as many groups of images, there are {len(members)}; set a smaller one"
+        )
     shuffled = np.random.default_rng(seed).permutation(len(members))
     order = sorted(shuffled, key=lambda g: -len(members[g]))
     totals = np.bincount(labels)
@@ -101,20 +104,39 @@ def read_folds(path: Path) -> FoldFile:
     """Read a fold file; raises UserError where it is damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        _check_shape(data)
         ids, labels, fold, hashes = zip(*data["rows"], strict=True)
-        return FoldFile(
-            count=data["count"],
-            seed=data["seed"],
-            names=tuple(data["names"]),
-            fingerprint=data["fingerprint"],
-            ids=ids,
-            labels=np.array(labels, dtype=np.int64),
-            fold=np.array(fold, dtype=np.int64),
-            hashes=hashes,
-            bad=dict(data["bad"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as a fold file ({error}); restore it from a copy of the run") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read as a fold file ({reason}); restore it from a copy of the run"
+        ) from None
+    return FoldFile(
+        count=data["count"],
+        seed=data["seed"],
+        names=tuple(data["names"]),
+        fingerprint=data["fingerprint"],
+        ids=ids,
+        labels=np.array(labels, dtype=np.int64),
+        fold=np.array(fold, dtype=np.int64),
+        hashes=hashes,
+        bad=data["bad"],
+    )
+
+
+def _check_shape(data: Any) -> None:
+    """Raises ValueError where JSON is not what write_folds writes."""
+    rows, names, count = data["rows"], data["names"], data["count"]
+    if type(count) is not int or type(data["seed"]) is not int or type(data["fingerprint"]) is not str:
+        raise ValueError("count, seed or fingerprint is of another type")
+    if type(names) is not list or {type(name) for name in names} != {str} or type(data["bad"]) is not dict:
+        raise ValueError("names or bad is of another type")
+    if type(rows) is not list or {tuple(map(type, row)) for row in rows} != {(str, int, int, str)}:
+        raise ValueError("a row is not id, label, fold, hash")
+    if len({row[0] for row in rows}) < len(rows):
+        raise ValueError("two rows have one id")
+    if not all(0 <= label < len(names) and -1 <= fold < count for _, label, fold, _ in rows):
+        raise ValueError("a row has a label or fold that does not exist")
 
 
 def folds_hash(folds: FoldFile) -> str:

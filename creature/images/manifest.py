@@ -372,6 +372,8 @@ def _read_table(source: str, root: str, columns: Columns, field: str) -> Source:
     if not len(table):
         raise UserError(f"{field}: {source} holds no rows")
     labels = _text(table, columns.label, "images.label_column", source)
+    if missing := [row for row, label in enumerate(labels) if not label]:
+        raise UserError(f"{field}: row {missing[0]} of {source} has no label ({len(missing)} such); remove the rows")
     named = isinstance(feature := table.features[columns.label], ClassLabel)
     column = columns.group if columns.group and "(" not in columns.group else None
     ids = [f"{root}/{row:08d}" for row in range(len(table))]
@@ -396,19 +398,18 @@ def _check_column(table: "Dataset", column: str, field: str, source: str) -> Non
 
 
 def _text(table: "Dataset", column: str, field: str, source: str) -> list[str]:
-    """A column of names or whole numbers as strings; raises UserError where a row has none."""
+    """A column of names or whole numbers as strings, empty where a row has none."""
     from datasets import ClassLabel, Value
 
     _check_column(table, column, field, source)
     feature, values = table.features[column], list(table[column])
     if isinstance(feature, ClassLabel):
-        values = [None if value is None or value < 0 else feature.int2str(value) for value in values]
-    elif not isinstance(feature, Value) or not re.fullmatch(r"(large_)?string(_view)?|u?int\d+|bool", feature.dtype):
+        name_of = dict(enumerate(feature.names))
+        return [name_of.get(value, "") for value in values]
+    if not isinstance(feature, Value) or not re.fullmatch(r"(large_)?string(_view)?|u?int\d+|bool", feature.dtype):
         kind = getattr(feature, "dtype", None) or type(feature).__name__
         raise UserError(f"{field}: {column!r} of {source} must hold text or whole numbers, it holds {kind}")
-    if missing := [row for row, value in enumerate(values) if value is None or value == ""]:
-        raise UserError(f"{field}: row {missing[0]} of {source} has no {column!r} ({len(missing)} such)")
-    return [str(value) for value in values]
+    return ["" if value is None else str(value) for value in values]
 
 
 def _load_table(source: str, field: str) -> "Dataset":
@@ -433,16 +434,22 @@ def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    caches = [os.path.realpath(cache) + os.sep for cache in (config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
-    for row, image in enumerate(table["image"]):
-        if image is None:
-            raise UserError(f"{field}: row {row} of {source} has no image")
-        path = os.path.realpath(image["path"] or "")
-        if image["bytes"] is None and not path.startswith(tuple(caches)):
-            raise UserError(
-                f"{field}: row {row} of {source} names the file {image['path']!r} instead of holding its bytes; "
-                "embed the images (datasets: Dataset.push_to_hub does, or Dataset.to_parquet)"
-            )
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    inside = tuple(os.path.realpath(cache) + os.sep for cache in caches)
+    row = 0
+    for batch in table.with_format("arrow").iter(1000):
+        for images in batch["image"].chunks:  # type: ignore[union-attr, call-overload]
+            here = images.is_valid().to_pylist()
+            whole = images.field("bytes").is_valid().to_pylist()
+            for known, embedded, path in zip(here, whole, images.field("path").to_pylist(), strict=True):
+                if not known or not (embedded or path):
+                    raise UserError(f"{field}: row {row} of {source} has no image; remove the row")
+                if not embedded and ("\0" in path or not os.path.realpath(path).startswith(inside)):
+                    raise UserError(
+                        f"{field}: row {row} of {source} names the file {path!r} instead of holding its bytes; "
+                        "embed the images (datasets: Dataset.push_to_hub does, or Dataset.to_parquet)"
+                    )
+                row += 1
 
 
 def _check_classes(where: str, part: Source, names: Sequence[str]) -> None:
