@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from creature.judging.blend import STRATEGIES, blend, confidence
+from creature.judging.blend import STRATEGIES, blend
 
 M, N, K = 4, 50, 6
 LOGITS = np.random.default_rng(0).normal(0, 3, (M, N, K)).astype(np.float32)
@@ -107,7 +107,3 @@ def test_classes_without_a_vote_are_ordered_by_mean_logit():
 def test_huge_logits_stay_finite(strategy):
     found = blend(one_row([3e38, 0.0], [3e38, -3e38]), strategy)
     np.testing.assert_allclose(found, [[1, 0]], atol=1e-8)
-
-
-def test_confidence_is_the_largest_probability():
-    np.testing.assert_allclose(confidence(LOGITS[0]), softmax(LOGITS[0].astype(np.float64), axis=1).max(1), rtol=1e-12)

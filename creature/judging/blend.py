@@ -1,7 +1,7 @@
 """Blending: logits of M members on N rows of K classes -> probabilities. Arrays in, arrays out."""
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from scipy.stats import rankdata
 
 STRATEGIES = ("logits", "softmax", "vote")
@@ -26,11 +26,6 @@ def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | No
     tiebreak = 1e-9 / mean.shape[-1] * rankdata(mean, axis=-1)
     total = _ordered_sum(votes * share) + tiebreak
     return total / total.sum(-1, keepdims=True)
-
-
-def confidence(logits: np.ndarray) -> np.ndarray:
-    """Probability (N,) of the most probable class."""
-    return np.exp(log_softmax(logits.astype(np.float64), axis=-1).max(-1))
 
 
 def _ordered_sum(terms: np.ndarray) -> np.ndarray:
