@@ -50,7 +50,7 @@ def natural(name: str) -> tuple[Any, ...]:
     """Sort key under which 2 comes before 10; the name itself decides between 1 and 01."""
     digits = [part.lstrip("0") for part in re.findall(r"[0-9]+", name)]
     texts = re.split(r"[0-9]+", name)
-    return texts[0], [(len(d), d, text) for d, text in zip(digits, texts[1:], strict=True)], name
+    return texts[0], tuple((len(d), d, text) for d, text in zip(digits, texts[1:], strict=True)), name
 
 
 def file_id(path: str) -> str:
