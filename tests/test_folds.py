@@ -220,7 +220,7 @@ def test_a_fold_file_cut_at_any_place_is_refused(tmp_path):
     ("field", "value"),
     [
         ("count", "2"),
-        ("count", None),
+        ("count", 2.0),
         ("count", 1),
         ("seed", 1.5),
         ("fingerprint", 3),

@@ -121,8 +121,9 @@ def test_several_sources_are_pooled_and_numbered(tmp_path):
 
 
 def test_classes_are_in_natural_order(tmp_path):
-    folder = fill(tmp_path / "x", *(f"{name}/1.png" for name in ("10", "2", "0", "11", "1", "b", "a10", "a9")))
-    assert images(folder).features["label"].names == ["0", "1", "2", "10", "11", "a9", "a10", "b"]
+    names = ["0", "1", "2", "003", "10", "11", "a9", "a10", "b"]
+    folder = fill(tmp_path / "x", *(f"{name}/1.png" for name in sorted(names)))
+    assert images(folder).features["label"].names == names
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,9 @@ def test_missing_and_empty_sources_are_refused(tmp_path):
     assert f"images.train: no such file: {tmp_path / 'none.parquet'}" in refusal(tmp_path / "none.parquet")
 
 
-@pytest.mark.parametrize("header", ["image,label", "image_name,pred_label", "file,kind", "image,note,label"])
+@pytest.mark.parametrize(
+    "header", ["image,label", "image_name,pred_label", "file,kind", "image,note,label", "image,note,pred_label"]
+)
 @pytest.mark.parametrize("ending", ["", ".png"])
 def test_a_flat_folder_gets_its_labels_from_a_csv(tmp_path, header, ending):
     folder = fill(tmp_path / "flat", "1.png", "sub/2.png")
@@ -230,7 +233,7 @@ def test_a_csv_that_is_no_text_or_not_there_is_refused(tmp_path):
 
 
 def test_a_csv_may_have_a_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path):
-    (tmp_path / "labels.csv").write_bytes(b"\xef\xbb\xbfimage,label\r\n1,cat\r\n\r\n2,dog\r\n\r\n")
+    (tmp_path / "labels.csv").write_bytes(b'\xef\xbb\xbf"image, or name",label\r\n1,cat\r\n\r\n2,dog\r\n\r\n')
     assert read_labels(str(tmp_path / "labels.csv")) == {"1": "cat", "2": "dog"}
 
 
@@ -325,6 +328,14 @@ def test_folders_and_tables_are_pooled(tmp_path):
     assert list(found["source"]) == [0, 0, 1, 1]
 
 
+def test_a_table_with_named_classes_must_name_them_all_and_one_without_need_not(tmp_path):
+    folder = fill(tmp_path / "x", "a/1.png", "b/1.png")
+    assert "t.parquet lacks the classes b" in refusal(
+        folder, parquet(tmp_path / "t.parquet", table([0], ClassLabel(names=["a"])))
+    )
+    assert len(images(folder, parquet(tmp_path / "u.parquet", table(["a"])))) == 3
+
+
 def test_a_hub_dataset_is_read_by_its_id_and_split(tmp_path):
     (tmp_path / "pets").mkdir()
     parquet(tmp_path / "pets/train-0.parquet", table(["cat", "dog"]))
@@ -389,6 +400,15 @@ def test_a_table_without_the_group_s_column_or_rows_is_refused(tmp_path):
     with pa.ipc.new_stream(tmp_path / "t.arrow", schema) as stream:
         stream.write_table(schema.empty_table())
     assert f"images.train: {tmp_path / 't.arrow'} holds no rows" in refusal(tmp_path / "t.arrow")
+
+
+def test_a_missing_picture_above_left_over_bytes_is_refused(tmp_path):
+    fields = [pa.array([picture(), picture()], pa.binary()), pa.array(["a", "b"])]
+    column = pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=pa.array([False, True]))
+    rows = pa.table({"image": column, "label": ["a", "b"]})
+    with pa.ipc.new_stream(tmp_path / "t.arrow", rows.schema) as stream:
+        stream.write_table(rows)
+    assert f"row 1 of {tmp_path / 't.arrow'} has no image" in refusal(tmp_path / "t.arrow")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
@@ -616,8 +636,9 @@ def test_more_bad_pictures_than_the_limit_are_refused(rows, bad, max_bad, refuse
 
 def test_twenty_bad_pictures_are_named_and_the_rest_counted():
     found = Dataset.from_dict({"id": [f"x/{row}" for row in range(30)]})
-    with pytest.raises(UserError, match=r"and 5 more\nimages\.max_bad allows 3"):
+    with pytest.raises(UserError, match=r"and 5 more\nimages\.max_bad allows 3") as caught:
         refuse_bad(found, {row: "broken" for row in range(25)}, None, "images.train")
+    assert [f"x/{row}: broken" in str(caught.value) for row in range(25)] == [True] * 20 + [False] * 5
 
 
 def test_no_bad_picture_is_no_message(capsys):
