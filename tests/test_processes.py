@@ -90,6 +90,7 @@ for n in range(1, 34):
     logits = predict(accelerator, learner, pictures, rows, 4, 0)
     expected = np.stack([rows * 7, rows, 255 - rows], 1) / 255
     np.testing.assert_allclose(logits, expected, atol=1e-6)
+accelerator.end_training()
 sys.stdout.write(f"done {accelerator.process_index}" + chr(10))
 """
 

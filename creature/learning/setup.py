@@ -129,12 +129,13 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         open_run(out, recipe, file_hash(weights) if weights else None)
     images = recipe.images
     columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
-    dataset = read_images([*images.train, *images.validation], columns, "images.train")
+    field = "images.train and images.validation" if images.validation else "images.train"
+    dataset = read_images([*images.train, *images.validation], columns, field)
     found: list[Any] = [None]
     if accelerator.is_main_process:
         known = frozenset(read_folds(out / "folds.json").hashes) if (out / "folds.json").exists() else frozenset()
-        hashes, bad = check_images(dataset, known, "images.train")
-        refuse_bad(dataset, bad, images.max_bad, "images.train")
+        hashes, bad = check_images(dataset, known, field)
+        refuse_bad(dataset, bad, images.max_bad, field)
         good = [row for row in range(len(dataset)) if row not in bad]
         kept = dataset.select(good)
         names = {dataset[row]["id"]: reason for row, reason in bad.items()}
