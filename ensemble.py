@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--images needs --out FILE.csv for predictions, or --labels FILE.csv for a score")
 
     from creature.judging import honest, members, tables
-    from creature.learning.checkpoint import write_json
+    from creature.learning.runs import write_json
     from creature.terminal import say, show_table
 
     folds, weights = members.weigh(args.members, args.weights)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = load_recipe(args.recipe, args.set)
 
     from creature.judging.count import scored
-    from creature.learning import checkpoint, setup
+    from creature.learning import runs, setup
     from creature.terminal import say, show_table, warn
 
     out = args.out or Path("runs") / recipe.name
@@ -56,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = []
     for fold in recipe.train_folds:
         folder = out / f"fold-{fold}"
-        if checkpoint.fold_state(folder) == "finished":
+        if runs.fold_state(folder) == "finished":
             say(f"{folder} is finished")
         else:
-            with checkpoint.lock_fold(folder) if accelerator.is_main_process else nullcontext():
+            with runs.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                 train_fold(accelerator, recipe, data, fold, folder)
         accelerator.wait_for_everyone()
-        results.append(checkpoint.read_result(folder))
+        results.append(runs.read_result(folder))
     cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
     title = f"{recipe.name}: {len(results)} of {recipe.folds.count} folds"
     show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), cells)

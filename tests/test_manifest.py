@@ -16,23 +16,11 @@ from datasets import ClassLabel, Dataset, Features, List, Value, config
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from creature.images import manifest
+from creature.images import files, manifest
 from creature.images.decode import decode, read
-from creature.images.manifest import (
-    Columns,
-    check_images,
-    content_hash,
-    file_id,
-    file_image,
-    fingerprint,
-    label_of,
-    list_pictures,
-    natural,
-    read_images,
-    read_labels,
-    refuse_bad,
-    walk,
-)
+from creature.images.files import file_id, file_image, label_of, list_pictures, natural, read_labels, walk
+from creature.images.manifest import check_images, content_hash, fingerprint, read_images, refuse_bad
+from creature.images.sources import Columns
 from creature.terminal import UserError
 
 ODD = os.fsdecode(b"caf\xe9.png")  # Latin-1, so no UTF-8
@@ -551,7 +539,7 @@ def test_the_order_of_rows_does_not_depend_on_the_file_system(tmp_path, monkeypa
         random.Random(len(entries)).shuffle(entries)
         return entries
 
-    monkeypatch.setattr(manifest.os, "scandir", shuffled)
+    monkeypatch.setattr(files.os, "scandir", shuffled)
     assert list(images(folder)["id"]) == expected
 
 
@@ -573,7 +561,7 @@ def test_a_folder_that_cannot_be_read_is_refused_with_the_reason(tmp_path, monke
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(manifest.os, "scandir", denied)
+    monkeypatch.setattr(files.os, "scandir", denied)
     assert f"{folder / 'cat'}: cannot be read: Permission denied" in refusal(folder)
 
 

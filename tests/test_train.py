@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import train
-from creature.learning import checkpoint, loop, setup
+from creature.learning import loop, runs, setup
 from creature.learning.predictions import load_predictions
 from creature.terminal import UserError
 
@@ -168,7 +168,7 @@ def test_a_locked_fold_names_its_holder(run, tiny, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/fold-2")
     with (
-        checkpoint.lock_fold(tmp_path / "run/fold-2"),
+        runs.lock_fold(tmp_path / "run/fold-2"),
         pytest.raises(UserError, match=f"is being trained by process {os.getpid()} on"),
     ):
         start(tiny, tmp_path / "run", "folds.train=[2]")

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from creature.images.manifest import Columns, label_of, read_images, read_labels
+from creature.images.files import label_of, read_labels
+from creature.images.manifest import read_images
+from creature.images.sources import Columns
 from creature.judging.blend import blend
 from creature.judging.count import Count, count_correct
 from creature.judging.members import Member, ask, folds_of, relation, result_of

@@ -20,8 +20,8 @@ from creature.images.decode import BadImage, decode, read
 from creature.images.folds import FoldFile, read_folds
 from creature.images.manifest import content_hash
 from creature.images.views import evaluation_view
-from creature.learning.checkpoint import read_result
 from creature.learning.loop import Normalize
+from creature.learning.runs import read_result
 from creature.terminal import UserError, progress
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from creature.images.manifest import file_id, list_pictures
+from creature.images.files import file_id, list_pictures
 from creature.judging.blend import blend
 from creature.judging.members import Member, ask
 from creature.terminal import UserError, warn

@@ -1,36 +1,27 @@
-"""The run on disk: its identity and fold file, each fold's lock, resume points, kept epochs, and the finished fold.
+"""Checkpoints: resume points, kept epochs, and the finished fold.
 
 Everything is safetensors, JSON and YAML, and weights are published: written to a temporary folder, synced, listed in
 a manifest with sizes and SHA-256, and renamed. What is older is deleted only after that.
 """
 
-import hashlib
 import json
 import math
 import os
-import platform
 import shutil
-import socket
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from creature.images.folds import FoldFile, read_folds, write_folds
 from creature.learning.predictions import Predictions, save_predictions
-from creature.recipe import Checkpoint, Recipe, dump_recipe, load_recipe, recipe_changes
+from creature.learning.runs import file_hash, sync, write_json
+from creature.recipe import Checkpoint, Recipe, dump_recipe
 from creature.terminal import UserError, warn
-
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "pillow", "numpy")
 
 
 @dataclass
@@ -59,94 +50,6 @@ class Position:
         self.epoch, self.batch, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
 
 
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name and rename it, so that a reader sees all of it or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    _sync(part)
-    os.replace(part, path)
-
-
-def open_run(run: Path, recipe: Recipe, weights_hash: str | None) -> None:
-    """Create the run's folder with its recipe, or check that the one there is the same but for free settings."""
-    run.mkdir(parents=True, exist_ok=True)
-    with _locked(run / "run.lock"):
-        saved = run / "recipe.yaml"
-        mark = {"identity": recipe.identity(), "weights": weights_hash}
-        if not saved.exists():
-            part = run / f".recipe.yaml.{os.getpid()}"
-            part.write_text(dump_recipe(recipe), encoding="utf-8")
-            write_json(run / "run.json", mark)
-            os.replace(part, saved)
-            return
-        changes = recipe_changes(load_recipe(saved), recipe)
-        if json.loads((run / "run.json").read_text())["weights"] != weights_hash:
-            changes.append("backbone.weights: the file's content")
-        if changes:
-            raise UserError(
-                f"{run} was made with another recipe; these settings differ:\n  " + "\n  ".join(changes) + "\n"
-                "undo the change, or start another run with --out DIR"
-            )
-
-
-def share_folds(run: Path, folds: FoldFile) -> FoldFile:
-    """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
-    path = run / "folds.json"
-    with _locked(run / "run.lock"):
-        if not path.exists():
-            write_folds(path, folds)
-    saved = read_folds(path)
-    if saved.fingerprint != folds.fingerprint:
-        before, now = dict(zip(saved.ids, saved.hashes, strict=True)), dict(zip(folds.ids, folds.hashes, strict=True))
-        gone, new = before.keys() - now.keys(), now.keys() - before.keys()
-        changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
-        counts = [
-            f"{len(some)} {what} (such as {min(some)})"
-            for some, what in ((gone, "gone"), (new, "new"), (changed, "with other content"))
-            if some
-        ]
-        raise UserError(
-            f"{path}: the images are not those that this run was parted on: {', '.join(counts) or 'labels differ'}\n"
-            "restore the images, or start another run with --out DIR"
-        )
-    return saved
-
-
-def fold_state(folder: Path) -> str:
-    """How far a fold is: `missing`, `begun` or `finished`."""
-    if (folder / "result.json").exists():
-        return "finished"
-    return "begun" if list((folder / "state").glob("step-*")) else "missing"
-
-
-@contextmanager
-def lock_fold(folder: Path) -> Iterator[None]:
-    """Hold a fold's lock, which dies with its holder; raises UserError, naming the holder, where it is taken."""
-    folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / "lock.json"
-    lock = FileLock(folder / "fold.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        holder = json.loads(owner.read_text()) if owner.exists() else {"pid": "?", "host": "?"}
-        raise UserError(
-            f"{folder} is being trained by process {holder['pid']} on {holder['host']}; "
-            "wait for it, or train another fold with --set 'folds.train=[...]'"
-        ) from None
-    try:
-        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
-
-
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder, then give it its name; after a crash it is there whole, or not at all."""
     part = folder.parent / f".{folder.name}.part"
@@ -157,11 +60,11 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
     manifest = {file.name: {"bytes": file.stat().st_size, "sha256": file_hash(file)} for file in files}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     for file in (*files, part / "manifest.json", part):
-        _sync(file)
+        sync(file)
     if folder.exists():
         shutil.rmtree(folder)
     os.rename(part, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def verifies(folder: Path) -> bool:
@@ -269,48 +172,8 @@ def write_history(fold: Path, history: list[dict[str, Any]]) -> None:
     os.replace(part, fold / "history.jsonl")
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """What a result was computed with."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "device": f"{device.type} ({name})",
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
-        "commit": git.stdout.strip() or None,
-    }
-
-
 def _steps(fold: Path) -> list[Path]:
     return sorted((fold / "state").glob("step-*[0-9]"))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with FileLock(path):
-        yield
-
-
-def _sync(path: Path) -> None:
-    if os.name != "posix" and path.is_dir():
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def read_result(fold: Path) -> dict[str, Any]:
-    """A finished fold's result.json; raises UserError where there is none."""
-    try:
-        return json.loads((fold / "result.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{fold} is no finished fold: {error}") from None
 
 
 def keep_epoch(

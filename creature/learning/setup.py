@@ -17,7 +17,8 @@ from torch import nn
 
 from creature.images.batches import Pictures, seed_of
 from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together
-from creature.images.manifest import Columns, check_images, fingerprint, read_images, refuse_bad
+from creature.images.manifest import check_images, fingerprint, read_images, refuse_bad
+from creature.images.sources import Columns
 from creature.images.views import evaluation_view, make_mix, training_view
 from creature.learning.backbone import (
     build_backbone,
@@ -27,19 +28,11 @@ from creature.learning.backbone import (
     parameter_groups,
     timm_config,
 )
-from creature.learning.checkpoint import (
-    environment,
-    file_hash,
-    finish_fold,
-    fold_state,
-    kept_epoch,
-    load_state,
-    open_run,
-    share_folds,
-)
+from creature.learning.checkpoint import finish_fold, kept_epoch, load_state
 from creature.learning.loop import Learner, Normalize, make_see
 from creature.learning.losses import make_loss
 from creature.learning.predictions import load_predictions
+from creature.learning.runs import environment, file_hash, fold_state, open_run, share_folds
 from creature.recipe import Recipe
 from creature.terminal import UserError, console, say, warn
 

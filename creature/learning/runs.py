@@ -1,0 +1,151 @@
+"""A run on disk: its recipe and identity, its fold file, each fold's lock and result. One process writes at a time."""
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from creature.images.folds import FoldFile, read_folds, write_folds
+from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
+from creature.terminal import UserError
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "pillow", "numpy")
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name and rename it, so that a reader sees all of it or nothing."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    sync(part)
+    os.replace(part, path)
+
+
+def open_run(run: Path, recipe: Recipe, weights_hash: str | None) -> None:
+    """Create the run's folder with its recipe, or check that the one there is the same but for free settings."""
+    run.mkdir(parents=True, exist_ok=True)
+    with _locked(run / "run.lock"):
+        saved = run / "recipe.yaml"
+        mark = {"identity": recipe.identity(), "weights": weights_hash}
+        if not saved.exists():
+            part = run / f".recipe.yaml.{os.getpid()}"
+            part.write_text(dump_recipe(recipe), encoding="utf-8")
+            write_json(run / "run.json", mark)
+            os.replace(part, saved)
+            return
+        changes = recipe_changes(load_recipe(saved), recipe)
+        if json.loads((run / "run.json").read_text())["weights"] != weights_hash:
+            changes.append("backbone.weights: the file's content")
+        if changes:
+            raise UserError(
+                f"{run} was made with another recipe; these settings differ:\n  " + "\n  ".join(changes) + "\n"
+                "undo the change, or start another run with --out DIR"
+            )
+
+
+def share_folds(run: Path, folds: FoldFile) -> FoldFile:
+    """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
+    path = run / "folds.json"
+    with _locked(run / "run.lock"):
+        if not path.exists():
+            write_folds(path, folds)
+    saved = read_folds(path)
+    if saved.fingerprint != folds.fingerprint:
+        before, now = dict(zip(saved.ids, saved.hashes, strict=True)), dict(zip(folds.ids, folds.hashes, strict=True))
+        gone, new = before.keys() - now.keys(), now.keys() - before.keys()
+        changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
+        counts = [
+            f"{len(some)} {what} (such as {min(some)})"
+            for some, what in ((gone, "gone"), (new, "new"), (changed, "with other content"))
+            if some
+        ]
+        raise UserError(
+            f"{path}: the images are not those that this run was parted on: {', '.join(counts) or 'labels differ'}\n"
+            "restore the images, or start another run with --out DIR"
+        )
+    return saved
+
+
+def fold_state(folder: Path) -> str:
+    """How far a fold is: `missing`, `begun` or `finished`."""
+    if (folder / "result.json").exists():
+        return "finished"
+    return "begun" if list((folder / "state").glob("step-*")) else "missing"
+
+
+@contextmanager
+def lock_fold(folder: Path) -> Iterator[None]:
+    """Hold a fold's lock, which dies with its holder; raises UserError, naming the holder, where it is taken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / "lock.json"
+    lock = FileLock(folder / "fold.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = json.loads(owner.read_text()) if owner.exists() else {"pid": "?", "host": "?"}
+        raise UserError(
+            f"{folder} is being trained by process {holder['pid']} on {holder['host']}; "
+            "wait for it, or train another fold with --set 'folds.train=[...]'"
+        ) from None
+    try:
+        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def read_result(fold: Path) -> dict[str, Any]:
+    """A finished fold's result.json; raises UserError where there is none."""
+    try:
+        return json.loads((fold / "result.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{fold} is no finished fold: {error}") from None
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """What a result was computed with."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "device": f"{device.type} ({name})",
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "commit": git.stdout.strip() or None,
+    }
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with FileLock(path):
+        yield
+
+
+def sync(path: Path) -> None:
+    """Have a file or folder on disk before going on."""
+    if os.name != "posix" and path.is_dir():
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
