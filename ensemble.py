@@ -1,7 +1,8 @@
 """Combine trained folds: their out-of-fold score, and one prediction for each picture.
 
 python ensemble.py runs/all --images data/test --out prediction.csv
-python ensemble.py runs/all runs/other --strategy softmax --weights 2 1 --images data/test --labels labels.csv
+python ensemble.py runs/all --images data/test --labels labels.csv --compare
+python ensemble.py runs/all runs/other --strategy softmax --weights 2 1 --images data/test --out prediction.csv
 """
 
 import argparse
@@ -22,8 +23,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--strategy", choices=("logits", "softmax", "vote"), default="logits", help="(%(default)s)")
     parser.add_argument(
-        "--weights", nargs="+", type=float, metavar="W", help="one weight for each of the given members"
+        "--weights",
+        nargs="*",
+        type=float,
+        metavar="W",
+        help="one weight for each of the given members; without numbers, chosen for runs on out-of-fold predictions",
     )
+    parser.add_argument("--compare", action="store_true", help="score every strategy and member beside each other")
     output.add_options(parser, "submission")
     return parser.parse_args(argv)
 
@@ -34,50 +40,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     output.check_options(args)
     if (args.out or args.labels) and not args.images:
         raise UserError("--out and --labels need --images FOLDER")
-    if args.images and not (args.out or args.labels):
+    if args.images and not (args.out or args.labels or args.compare):
         raise UserError("--images needs --out FILE.csv for predictions, or --labels FILE.csv for a score")
 
-    from creature.judging import honest, members, tables
-    from creature.learning.runs import write_json
+    from creature.judging import answers, compare, honest, members, tables
+    from creature.judging.greedy import weigh_runs
+    from creature.learning import runs
     from creature.terminal import say, show_table
 
-    folds, weights = members.weigh(args.members, args.weights)
+    folds, weights = members.weigh(args.members, args.weights or None)
     members.check_members(folds)
     show_table("Out of fold: each image scored by the member that never saw it", *honest.out_of_fold_table(folds))
+    if args.weights == []:
+        weights, head, lines = weigh_runs(folds, args.strategy)
+        show_table("Weights, chosen greedily on the out-of-fold predictions", head, lines)
     listed = tables.list_inputs(args.images) if args.images else []
     inputs, columns = output.arrange(args, listed)
+    names = members.folds_of(folds[0].parent).names
+    ids = {item.path: item.id for item in listed}
+    labels = answers.read_truth(args.labels, [ids[item.path] for item in inputs], names) if args.labels else None
+    holdout = honest.read_holdout(folds, names)
+    if args.compare and not inputs and holdout is None:
+        raise UserError("--compare needs pictures: --images DIR --labels FILE.csv, or a recipe with images.holdout")
     device = members.choose_device(args.device)
-    loaded = [members.load_member(fold, device) for fold in folds]
-    names = loaded[0].names
-    labels = honest.match_labels(args.labels, listed, inputs, names) if args.labels else {}
-    holdout = honest.tally_holdout(folds, loaded, args.strategy, weights, args.batch_size)
-    tallies = {"images.holdout": holdout} if holdout else {}
-    code, done = (
-        0,
-        f"{len(folds)} members scored; next: python ensemble.py {' '.join(args.members)} --images DIR --out FILE.csv",
-    )
+    loaded = [members.load_member(fold, device) for fold in folds] if inputs or holdout else []
+    own = len({fold.parent for fold in folds}) == 1
+    called = [fold.name if own else str(fold) for fold in folds]
+    code, found = 0, {}
+    if holdout is not None:
+        record = answers.Record(called, weights)
+        asked = members.ask(loaded, lambda row: holdout[row]["image"], len(holdout), args.batch_size, "holdout")
+        deque(record.watch(asked), maxlen=0)
+        found["holdout"] = record.answered(holdout["id"], holdout["label"], args.strategy, names)
     if inputs:
-        tally, top = honest.Tally(folds), min(args.top, len(names))
-        rows = tally.watch(tables.answer_rows(loaded, inputs, top, args.batch_size, args.strategy, weights), labels)
+        record, top = answers.Record(called, weights), min(args.top, len(names))
+        asked = members.ask(loaded, tables.image_of(inputs), len(inputs), args.batch_size, "predicting")
+        rows = tables.answer_rows(record.watch(asked), inputs, names, top, args.strategy, weights)
         if args.out:
             code = output.write(args, columns, rows, top, members.most_frequent(folds))
-            done = (
-                f"{len(inputs)} rows are in {args.out}; next: hand it in, or python predict.py {folds[0]} PHOTO --top 5"
-            )
         else:
             deque(rows, maxlen=0)
-        if labels:
-            tallies[args.labels] = tally
-    if tallies:
+        unknown = [-1] * len(inputs) if labels is None else labels
+        found["images"] = record.answered([ids[item.path] for item in inputs], unknown, args.strategy, names)
+    stands = {name: answers.standing(answered, folds) for name, answered in found.items()}
+    titles = {"holdout": "images.holdout", "images": args.labels or "images"}
+    scores = {
+        titles[name]: answers.tally(found[name], stands[name]) for name in found if name == "holdout" or args.labels
+    }
+    if scores:
         title = f"Ensemble of {len(folds)} by {args.strategy}, on images that no member was trained on"
-        show_table(
-            title, ("images", "accuracy [95 %]"), [line for name in tallies for line in tallies[name].lines(name)]
-        )
-    if len({fold.parent for fold in folds}) == 1:
-        (folds[0].parent / "ensemble").mkdir(exist_ok=True)
-        summary = honest.summary(folds, weights, args.strategy, tallies)
-        write_json(folds[0].parent / "ensemble" / "result.json", summary)
-    say(done)
+        lines = [line for name, tally in scores.items() for line in tally.lines(name)]
+        show_table(title, ("images", "accuracy [95 %]"), lines)
+    store = folds[0].parent / "ensemble" if own else None
+    if args.compare:
+        for name, answered in found.items():
+            compare.show(titles[name], answered, stands[name], store and store / f"disagreements-{name}.csv")
+    if store:
+        for name, answered in found.items():
+            answers.save_answers(store / f"{name}.safetensors", answered)
+        runs.write_json(store / "result.json", honest.summary(folds, weights, args.strategy, scores))
+    where, how = " ".join(args.members), f"python predict.py {folds[0]} PHOTO --top 5"
+    if args.out:
+        say(f"{len(inputs)} rows are in {args.out}; next: hand it in, or {how}")
+    else:
+        say(f"{len(folds)} members scored; next: python ensemble.py {where} --images DIR --out FILE.csv")
     return code
 
 

@@ -38,13 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs, columns = output.arrange(args, tables.list_inputs(args.images))
     member = members.load_member(folds[0], members.choose_device(args.device))
     top = min(args.top, len(member.names))
-    answers = tables.answer_rows([member], inputs, top, args.batch_size)
+    answers = members.ask([member], tables.image_of(inputs), len(inputs), args.batch_size, "predicting")
+    found = tables.answer_rows(answers, inputs, member.names, top)
     if args.out:
         fallback = members.most_frequent(folds) if args.format == "submission" else ""
-        code = output.write(args, columns, (row for row, _ in answers), top, fallback)
+        code = output.write(args, columns, found, top, fallback)
         say(f"{len(inputs)} rows are in {args.out}; next: python predict.py {args.model} PHOTO --top 5")
         return code
-    rows = [row for row, _ in answers]
+    rows = list(found)
     show_table(
         f"{folds[0]}: labels and probabilities", ("image", *(f"{k}." for k in range(1, top + 1))), map(cells, rows)
     )

@@ -140,8 +140,18 @@ class Augment(_Settings):
 class Loss(_Settings):
     """What is minimized."""
 
-    name: Literal["cross_entropy"] = Field(default="cross_entropy", description="cross-entropy with soft targets")
+    name: Literal["cross_entropy", "focal"] = Field(
+        default="cross_entropy", description="focal: cross-entropy that counts a row less the surer it is right"
+    )
+    gamma: float = Field(default=2.0, ge=0, le=10, description="focal: how much less; 0 is cross-entropy")
     smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing")
+    balance: Literal["none", "sqrt", "inverse", "logit_adjust"] = Field(
+        default="none",
+        description=(
+            "rare classes: sqrt and inverse weigh rows by a power of their class's size; logit_adjust adds the log of "
+            "the class's share to the logits in training"
+        ),
+    )
 
 
 class Optimizer(_Settings):

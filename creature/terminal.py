@@ -53,6 +53,19 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     console.print(table)
 
 
+def show_cells(title: str, note: str, columns: Sequence[str], rows: Iterable[Iterable[tuple[str, str]]]) -> None:
+    """Print a table whose cells are (text, tone): up, down, weak or none; and below it what it means."""
+    styles = {"up": "green", "down": "red", "weak": "dim", "": ""}
+    table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", show_lines=True)
+    for column in columns:
+        table.add_column(Text(printable(column)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(text), style=styles[tone]) for text, tone in row))
+    console.print(table)
+    console.print(Text(printable(note), style="dim"))
+    console.print()
+
+
 def progress(unit: str = "images") -> Progress:
     """A progress bar with rate and time left; it shows nothing where the output is no terminal."""
     return Progress(

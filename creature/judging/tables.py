@@ -4,7 +4,7 @@ import csv
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 
 from creature.images.files import file_id, list_pictures
 from creature.judging.blend import blend
-from creature.judging.members import Member, ask
+from creature.judging.members import Answers
 from creature.terminal import UserError, warn
 
 
@@ -22,6 +22,11 @@ class Input(NamedTuple):
 
     id: str
     path: str
+
+
+def image_of(inputs: Sequence[Input]) -> Callable[[int], dict[str, Any]]:
+    """The image value of the input at a place."""
+    return lambda row: {"bytes": None, "path": inputs[row].path}
 
 
 class Row(NamedTuple):
@@ -108,38 +113,35 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _table(path: Path) -> Iterator[Any]:
+def table_writer(path: Path) -> Iterator[Any]:
+    """A CSV writer to a file that gets its name only once it is whole."""
     with _whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         yield csv.writer(file, lineterminator="\n")
 
 
 def answer_rows(
-    members: Sequence[Member],
+    answers: Iterable[Answers],
     inputs: Sequence[Input],
+    names: Sequence[str],
     top: int,
-    batch_size: int,
     strategy: str = "logits",
     weights: np.ndarray | None = None,
-) -> Iterator[tuple[Row, str]]:
-    """Each input's row with the `top` labels of the blended members, and the hash of its content."""
-    names, top = members[0].names, min(top, len(members[0].names))
-    for batch in ask(members, lambda i: {"bytes": None, "path": inputs[i].path}, len(inputs), batch_size, "predicting"):
+) -> Iterator[Row]:
+    """Each input's row, with the `top` labels of the blended members."""
+    for batch in answers:
         probabilities = blend(batch.logits, strategy, weights)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for at, row in enumerate(batch.rows):
             if at in batch.broken:
-                yield Row(inputs[row].id, batch.broken[at], (), ()), batch.hashes[at]
+                yield Row(inputs[row].id, batch.broken[at], (), ())
             else:
-                labels = tuple(names[k] for k in best[at])
-                yield (
-                    Row(inputs[row].id, "ok", labels, tuple(map(float, probabilities[at, best[at]]))),
-                    batch.hashes[at],
-                )
+                labels = tuple(str(names[k]) for k in best[at])
+                yield Row(inputs[row].id, "ok", labels, tuple(map(float, probabilities[at, best[at]])))
 
 
 def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], fallback: str) -> None:
     """Write image names and labels; a picture that could not be read gets the `fallback` label."""
-    with _table(path) as out:
+    with table_writer(path) as out:
         out.writerow(columns)
         for row in rows:
             out.writerow((row.id, row.labels[0] if row.labels else fallback))
@@ -148,7 +150,7 @@ def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], 
 def write_full(path: Path, rows: Iterable[Row], top: int) -> None:
     """Write id, status, and the `top` labels with their probabilities; empty where the picture could not be read."""
     more = [name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}")]
-    with _table(path) as out:
+    with table_writer(path) as out:
         out.writerow(("id", "status", "label", "probability", *more))
         for row in rows:
             pairs = zip(row.labels, (f"{p:.6f}" for p in row.probabilities), strict=True)

@@ -3,18 +3,50 @@
 A loss is one value a row, so that any weighting is exact.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import log_softmax, one_hot
 
 from creature.recipe import Loss
 
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def make_loss(loss: Loss) -> RowLoss:
-    """Cross-entropy per row (B,), with label smoothing (Szegedy et al. 2016); in fp32 whatever the logits are."""
-    return lambda logits, targets: cross_entropy(
-        logits.float(), targets, reduction="none", label_smoothing=loss.smoothing
-    )
+def make_loss(loss: Loss, counts: Sequence[int]) -> RowLoss:
+    """Cross-entropy or focal loss (Lin et al. 2017) per row (B,), in fp32 where the logits have less.
+
+    `counts` (K,): training rows of each class, which `balance` weighs by. Smoothing: Szegedy et al. 2016.
+    """
+    gamma = loss.gamma if loss.name == "focal" else 0.0
+    weight = torch.tensor(class_weights(loss.balance, counts), dtype=torch.float32)
+    offset = torch.tensor(prior_offset(loss.balance, counts), dtype=torch.float32)
+
+    def row_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        classes = logits.shape[-1]
+        soft = targets if targets.ndim == 2 else one_hot(targets, classes)
+        soft = soft * (1 - loss.smoothing) + loss.smoothing / classes
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        log_p = log_softmax(logits + offset.to(logits.device), dim=-1)
+        # 1 - p without cancellation; not quite 0, where the slope of a power below 1 has no end.
+        miss = (-torch.expm1(log_p)).clamp_min(1e-12) ** gamma if gamma else 1.0
+        return -(soft * weight.to(logits.device) * miss * log_p).sum(-1)
+
+    return row_loss
+
+
+def class_weights(balance: str, counts: Sequence[int]) -> np.ndarray:
+    """Weight of each class (K,): its rows to the power of -1/2 (sqrt) or -1 (inverse); the mean over all rows is 1."""
+    power = {"sqrt": -0.5, "inverse": -1.0}.get(balance, 0.0)
+    rows = np.maximum(np.asarray(counts, dtype=np.float64), 1)  # a class may have no row in this fold
+    return rows**power * rows.sum() / (rows ** (1 + power)).sum()
+
+
+def prior_offset(balance: str, counts: Sequence[int]) -> np.ndarray:
+    """What logit_adjust adds to the logits in training (K,): the log of each class's share (Menon et al. 2021).
+
+    The network then learns logits without the prior, which favour no class for being frequent.
+    """
+    rows = np.maximum(np.asarray(counts, dtype=np.float64), 1)
+    return np.log(rows / rows.sum()) if balance == "logit_adjust" else np.zeros(len(rows))

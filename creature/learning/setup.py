@@ -194,7 +194,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         optimizer,
         normalize,
         make_see(normalize, make_mix(recipe.augment, classes)),
-        make_loss(recipe.loss),
+        make_loss(recipe.loss, np.bincount(data.folds.labels[data.folds.fold != fold], minlength=classes).tolist()),
         position,
     )
 

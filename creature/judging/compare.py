@@ -1,0 +1,110 @@
+"""Comparisons of two models on the same rows, and of many at once. N rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binomtest
+
+from creature.judging.answers import Answered
+from creature.judging.blend import STRATEGIES
+from creature.judging.count import Count
+from creature.judging.tables import table_writer
+from creature.terminal import say, show_table
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models on the same n rows, and how many of them each alone has right."""
+
+    first: int
+    second: int
+    n: int
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of the first minus that of the second."""
+        return (self.first - self.second) / self.n
+
+    def __str__(self) -> str:
+        return f"{100 * self.difference:+.2f} points ({self.first} : {self.second})"
+
+    @property
+    def p(self) -> float:
+        """McNemar's exact test, two-sided: were both equally good, how likely is a split as uneven as this one."""
+        together = self.first + self.second
+        return float(binomtest(self.first, together).pvalue) if together else 1.0
+
+
+def pair(first: np.ndarray, second: np.ndarray) -> Pair:
+    """Compare two models by whether each row (N,) is right."""
+    return Pair(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values, corrected for their number (Holm 1979): any of them below 0.05 is wrong in 5 % of such tables."""
+    order = np.argsort(values, kind="stable")
+    steps = np.asarray(values, dtype=np.float64)[order] * np.arange(len(values), 0, -1)
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected.tolist()
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decider's score on new pictures, and beside the mean of logits: on the same pictures, corrected by Holm."""
+
+    name: str
+    count: Count
+    against: Pair | None
+    p: float | None
+
+
+def compare_deciders(answered: Answered, stands: np.ndarray) -> list[Decided]:
+    """Every strategy and member on the pictures that no member knows; none where there are no such pictures."""
+    new = stands == "unseen"
+    if not new.any():
+        return []
+    right = {name: said[new] == answered.labels[new] for name, said in answered.decisions.items()}
+    pairs = {name: pair(good, right["logits"]) for name, good in right.items() if name != "logits"}
+    p = dict(zip(pairs, holm([each.p for each in pairs.values()]), strict=True))
+    return [
+        Decided(name, Count(int(good.sum()), len(good)), pairs.get(name), p.get(name)) for name, good in right.items()
+    ]
+
+
+def disagreements(answered: Answered, deciders: Sequence[str]) -> list[tuple[str, ...]]:
+    """Pictures to which the deciders give different classes: id, label, and each decider's class."""
+    said = np.stack([answered.decisions[name] for name in deciders])
+    names = (*answered.names, "")  # -1: no label
+    rows = np.flatnonzero((said != said[0]).any(0) & np.array([bool(content) for content in answered.hashes]))
+    return [(answered.ids[r], names[answered.labels[r]], *(names[k] for k in said[:, r])) for r in rows]
+
+
+LISTED = 20  # disagreements that the terminal shows
+
+
+def show(title: str, answered: Answered, stands: np.ndarray, file: Path | None) -> None:
+    """Print every decider's score, and the pictures on which the strategies disagree; all that differ go to a file."""
+    known = int((stands == "seen").sum())
+    rows = [
+        (row.name, str(row.count), str(row.against or ""), "" if row.p is None else f"{row.p:.2g}")
+        for row in compare_deciders(answered, stands)
+    ]
+    rows += [(f"{known} images, trained on", "seen", "", "")] if known else []
+    note = "logits, softmax, vote: of all members. right alone : logits right alone; p: McNemar's, Holm-corrected"
+    if rows:
+        show_table(f"Strategies and members on {title}", ("who", "accuracy [95 %]", "against logits", "p"), rows)
+        say(note, style="dim")
+    between = disagreements(answered, STRATEGIES)
+    say(f"{len(between)} of {len(answered.ids)} images are given different classes by the three strategies")
+    if between:
+        more = f" (the first {LISTED})" if len(between) > LISTED else ""
+        show_table(f"Where strategies disagree{more}", ("image", "label", *STRATEGIES), between[:LISTED])
+    if file:
+        everyone = list(answered.decisions)
+        with table_writer(file) as out:
+            out.writerow(("image", "label", *everyone))
+            out.writerows(disagreements(answered, everyone))
+        say(f"{file} lists every image on which strategies or members disagree")

@@ -1,0 +1,93 @@
+"""Weights of runs, chosen greedily on out-of-fold predictions. R runs, N rows, K classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from creature.judging.blend import blend
+from creature.judging.compare import Pair, pair
+from creature.judging.count import Count
+from creature.judging.honest import held_out
+from creature.judging.members import folds_of
+from creature.terminal import UserError, warn
+
+ROUNDS = 50  # weights are multiples of 1 / ROUNDS or coarser
+
+
+def choose_weights(logits: np.ndarray, labels: np.ndarray, strategy: str) -> np.ndarray:
+    """Weights (R,) of logits (R, N, K): the run that helps most is added again and again (Caruana et al. 2004).
+
+    What helps is a lower mean log loss of the blend, which moves with every row where accuracy stands still.
+    """
+    chosen = np.zeros(len(logits))
+    best, best_loss = chosen, np.inf
+    for _ in range(ROUNDS):
+        candidates = [chosen + row for row in np.eye(len(logits))]
+        losses = [_log_loss(blend(logits, strategy, weights), labels) for weights in candidates]
+        chosen = candidates[int(np.argmin(losses))]
+        if min(losses) < best_loss - 1e-9:
+            best, best_loss = chosen, min(losses)
+    return best / best.sum()
+
+
+def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    return float(-np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean())
+
+
+def out_of_fold_logits(folders: Sequence[Path]) -> tuple[list[Path], np.ndarray, np.ndarray, np.ndarray]:
+    """Runs, and of the rows that each of them held out: logits (R, N, K), labels (N,) and folds (N,)."""
+    runs = list(dict.fromkeys(folder.parent for folder in folders))
+    tables: list[dict[str, np.ndarray]] = []
+    for run in runs:
+        held = [held_out(folder)[0] for folder in folders if folder.parent == run]
+        tables.append({name: row for each in held for name, row in zip(each.ids, each.logits, strict=True)})
+    folds = folds_of(runs[0])
+    shared = [row for row, name in enumerate(folds.ids) if all(name in table for table in tables)]
+    if not shared:
+        raise UserError("--weights: the runs have no finished fold in common; train the same folds of each")
+    logits = np.stack([[table[folds.ids[row]] for row in shared] for table in tables])
+    return runs, logits, folds.labels[shared], folds.fold[shared]
+
+
+def weigh_runs(folders: Sequence[Path], strategy: str) -> tuple[np.ndarray, tuple[str, ...], list[tuple[str, ...]]]:
+    """Weights of the folders (M,) by the greedy choice, and a table of what they are and what they are worth.
+
+    The blend is scored with weights that were chosen on the other folds' rows.
+    """
+    runs, logits, labels, fold = out_of_fold_logits(folders)
+    if len(runs) < 2:
+        raise UserError("--weights: weights are chosen among runs; name two or more, or give a number for each member")
+    if strategy == "vote":
+        raise UserError("--weights: the choice goes by probabilities, which votes have none of; give numbers")
+    weights = choose_weights(logits, labels, strategy)
+    predicted = np.full(len(labels), -1)
+    for k in np.unique(fold):
+        others = fold != k
+        fitted = choose_weights(logits[:, others], labels[others], strategy) if others.any() else weights
+        predicted[fold == k] = blend(logits[:, fold == k], strategy, fitted).argmax(1)
+    equal = blend(logits, strategy).argmax(1) == labels
+    scores = [*((row.argmax(1) == labels) for row in logits), equal, predicted == labels]
+    mark = " selected" if len(np.unique(fold)) < 2 else ""
+    if mark:
+        warn("--weights: the runs share one fold only, so the weights are scored on the rows that chose them")
+    names = [*map(str, runs), "equal weights", f"these weights{', chosen on the other folds' * (not mark)}"]
+    shown = [*(f"{weight:.2f}" for weight in weights), "", ""]
+    cells = [
+        (name, weight, str(Count(int(right.sum()), len(right))), _difference(pair(right, equal)))
+        for name, weight, right in zip(names, shown, scores, strict=True)
+    ]
+    cells[-1] = (*cells[-1][:2], cells[-1][2] + mark, cells[-1][3])
+    cells[-2] = (*cells[-2][:3], "")
+    share = {
+        run: weight / sum(folder.parent == run for folder in folders) for run, weight in zip(runs, weights, strict=True)
+    }
+    return (
+        np.array([share[folder.parent] for folder in folders]),
+        ("run", "weight", "out of fold [95 %]", "against equal weights"),
+        cells,
+    )
+
+
+def _difference(against: Pair) -> str:
+    return f"{100 * against.difference:+.2f} points ({against.first} : {against.second}, p = {against.p:.2g})"

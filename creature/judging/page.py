@@ -1,0 +1,151 @@
+"""The page of a study: one HTML file that needs no network and no other file. N rows, K classes."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
+
+from creature.images.decode import BadImage, decode, read
+from creature.images.manifest import content_hash, read_images
+from creature.images.sources import Columns
+from creature.judging.count import Count
+from creature.judging.figures import confused_pairs
+from creature.judging.results import Table
+from creature.judging.study import Run
+from creature.terminal import UserError, printable
+
+SHOWN = 12  # mistakes in a gallery
+SIDE = 192  # pixels of a thumbnail
+
+CLASS_COLUMNS = ("class", "rows", "recall", "95 % from", "to", "precision", "F1", "most often taken for")
+
+
+class Figure(NamedTuple):
+    """A picture of the page, with what it shows."""
+
+    caption: str
+    source: str
+
+
+class Mistake(NamedTuple):
+    """A wrong answer, with the picture."""
+
+    id: str
+    truth: str
+    said: str
+    probability: str
+    source: str
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """The content within a URL, so that the page needs no file beside it."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def class_table(run: Run) -> list[dict[str, Any]]:
+    """A record for each class of the held-out rows; empty scores where it has none."""
+    held, classes = run.held, len(run.held.names)
+    precision, _, f1, _ = precision_recall_fscore_support(
+        held.labels,
+        held.predicted,
+        labels=np.arange(classes),
+        zero_division=0,  # type: ignore[arg-type]
+    )
+    taken: dict[int, int] = {}
+    for truth, said, _, _ in confused_pairs(held.labels, held.predicted, classes):
+        taken.setdefault(truth, said)
+    records = []
+    for k, name in enumerate(held.names):
+        own = held.labels == k
+        record: dict[str, Any] = dict.fromkeys(CLASS_COLUMNS, "") | {"class": name, "rows": int(own.sum())}
+        if own.any():
+            count = Count(int((held.predicted[own] == k).sum()), int(own.sum()))
+            low, high = count.interval
+            record |= {"recall": count.accuracy, "95 % from": low, "to": high}
+            record |= {"precision": float(np.asarray(precision)[k]), "F1": float(np.asarray(f1)[k])}
+            record["most often taken for"] = held.names[taken[k]] if k in taken else ""
+        records.append(record)
+    return records
+
+
+def class_cells(records: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, float]]]:
+    """Rows of (text, what it is sorted by); classes sort in their own order."""
+    order = {record["class"]: float(k) for k, record in enumerate(records)}
+
+    def cell(value: Any) -> tuple[str, float]:
+        if isinstance(value, str):
+            return value, order.get(value, -1.0)
+        return (str(value) if isinstance(value, int) else f"{value:.4f}"), float(value)
+
+    return [[cell(value) for value in record.values()] for record in records]
+
+
+def gallery(run: Run) -> tuple[list[Mistake], str]:
+    """The held-out rows that are wrong and surest of it, and why some are not shown."""
+    held, sure = run.held, run.probabilities.max(1)
+    wrong = np.flatnonzero(~held.right)
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:SHOWN]
+    if not len(worst):
+        return [], "No held-out row is wrong."
+    images = run.recipe.images
+    columns = Columns(images.image_column, images.label_column, images.labels)
+    try:
+        pictures = _pictures((*images.train, *images.validation), columns)
+    except UserError as error:
+        return [], f"The pictures are not at hand: {error}"
+    shown, absent = [], 0
+    for row in worst:
+        source = pictures.thumbnail(held.ids[row], held.hashes[row])
+        if source is None:
+            absent += 1
+            continue
+        truth, said = held.names[held.labels[row]], held.names[held.predicted[row]]
+        shown.append(Mistake(held.ids[row], truth, said, f"{sure[row]:.3f}", source))
+    return shown, f"{absent} more are gone, or are no longer the pictures that were trained on." if absent else ""
+
+
+class _Pictures(NamedTuple):
+    dataset: Any
+    place: dict[str, int]  # id -> row
+
+    def thumbnail(self, name: str, content: str) -> str | None:
+        """The picture within a URL; None where it is not there with that content."""
+        try:
+            data = read(self.dataset[self.place[name]]["image"])
+            if content_hash(data) != content:
+                return None
+            picture = Image.fromarray(decode(data))
+        except (KeyError, BadImage):
+            return None
+        picture.thumbnail((SIDE, SIDE))
+        picture.save(out := io.BytesIO(), "JPEG", quality=85)
+        return data_url(out.getvalue(), "jpeg")
+
+
+@cache
+def _pictures(sources: tuple[str, ...], columns: Columns) -> _Pictures:
+    """The labelled pictures of a recipe; runs of a study mostly share them."""
+    dataset = read_images(sources, columns, "images.train")
+    return _Pictures(dataset, {name: row for row, name in enumerate(dataset["id"])})
+
+
+def render(
+    title: str, lead: str, tables: Sequence[Table], curves: Sequence[Figure], runs: Sequence[Mapping[str, Any]]
+) -> str:
+    """The page; every name in it is text, and none is markup."""
+
+    def plain(value: Any) -> Any:
+        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=plain)
+    page = environment.get_template("page.html")
+    return page.render(title=title, lead=lead, tables=tables, curves=curves, runs=runs) + "\n"

@@ -1,0 +1,177 @@
+"""A study: several runs, read from their folders, on the rows that none of their members saw. N rows, K classes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from creature.images.sources import short_names
+from creature.judging.answers import Answered, load_answers, read_truth, standing
+from creature.judging.compare import Pair, pair
+from creature.judging.count import Count, count_correct
+from creature.judging.honest import held_out, out_of_fold, pooled
+from creature.judging.members import folds_of, result_of
+from creature.recipe import Recipe, load_recipe, recipe_changes
+from creature.terminal import UserError, say, warn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled pictures that a model was not trained on, and what it says of them."""
+
+    ids: tuple[str, ...]
+    hashes: tuple[str, ...]
+    labels: np.ndarray  # (N,)
+    predicted: np.ndarray  # (N,)
+    names: tuple[str, ...]
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each row (N,) is right."""
+        return self.predicted == self.labels
+
+    @property
+    def count(self) -> Count:
+        """How many are."""
+        return count_correct(self.predicted, self.labels)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study; `folds` are the finished ones, and without any there are no rows."""
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    folds: tuple[Path, ...]
+    histories: dict[int, list[dict[str, Any]]]  # fold -> a row an epoch
+    answered: dict[str, Answered]  # images, holdout
+
+    @cached_property
+    def results(self) -> list[dict[str, Any]]:
+        """What each finished fold says of itself."""
+        return [result_of(fold) for fold in self.folds]
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Of the held-out rows (N, K), in the order of `held`."""
+        return softmax(np.concatenate([held_out(fold)[0].logits for fold in self.folds]).astype(np.float64), axis=1)
+
+    @cached_property
+    def held(self) -> Rows:
+        """Every row that a finished fold held out, as the one member says that never saw it."""
+        folds = folds_of(self.folder)
+        content = dict(zip(folds.ids, folds.hashes, strict=True))
+        tables = [held_out(fold) for fold in self.folds]
+        ids = tuple(name for table, _ in tables for name in table.ids)
+        labels = np.concatenate([labels for _, labels in tables])
+        hashes = tuple(content[name] for name in ids)
+        return Rows(ids, hashes, labels, self.probabilities.argmax(1), folds.names)
+
+    @property
+    def selected(self) -> bool:
+        """Whether an epoch was chosen on the held-out rows."""
+        return any(result["selected"] for result in self.results)
+
+    @property
+    def last(self) -> Count:
+        """The held-out score of the last epoch."""
+        return pooled(out_of_fold(fold, last=True) for fold in self.folds)
+
+    @cached_property
+    def stands(self) -> dict[str, np.ndarray]:
+        """How the pictures of `answered` may be scored; by the folds that had answered."""
+        return {name: standing(table, self.answering(table)) for name, table in self.answered.items()}
+
+    def answering(self, table: Answered) -> list[Path]:
+        """The folds that answered a table."""
+        return [self.folder / member for member in table.members]
+
+    def new(self, kind: str, decider: str | None = None) -> Rows | None:
+        """The pictures of `images` or `holdout` that no member knows; None where there are none."""
+        if kind not in self.answered or not (self.stands[kind] == "unseen").any():
+            return None
+        table, chosen = self.answered[kind], np.flatnonzero(self.stands[kind] == "unseen")
+        said = table.decisions[decider or table.strategy][chosen]
+        hashes = tuple(table.hashes[row] for row in chosen)
+        return Rows(tuple(table.ids[row] for row in chosen), hashes, table.labels[chosen], said, table.names)
+
+
+def read_runs(folders: Sequence[str], labels: str | None) -> list[Run]:
+    """The runs of all folders, in the given order; a report's own folder among them is passed over, and said so."""
+    runs: list[Run] = []
+    reports = [folder for folder in folders if (Path(folder) / "index.html").exists()]
+    for report in reports:
+        say(f"{report} holds a report, and no run")
+    paths = [folder for folder in folders if folder not in reports]
+    if not paths:
+        raise UserError("no runs to report on; give run folders, such as runs/*")
+    for name, folder in zip(short_names(paths, "runs"), map(Path, paths), strict=True):
+        if not (folder / "recipe.yaml").exists():
+            raise UserError(
+                f"{folder} is no run: it has no recipe.yaml; give folders that train.py made, such as runs/*"
+            )
+        runs.append(_read_run(name, folder, labels))
+    return runs
+
+
+def _read_run(name: str, folder: Path, labels: str | None) -> Run:
+    finished = tuple(sorted((path.parent for path in folder.glob("fold-*/result.json")), key=_number))
+    histories = {
+        _number(path.parent): [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in sorted(folder.glob("fold-*/history.jsonl"), key=lambda path: _number(path.parent))
+    }
+    answered = {}
+    for kind in ("images", "holdout"):
+        if finished and (path := folder / "ensemble" / f"{kind}.safetensors").exists():
+            answered[kind] = _checked(load_answers(path), folder, finished, labels if kind == "images" else None)
+    if labels and finished and "images" not in answered:
+        warn(f"{folder} has no predictions to score; run python ensemble.py {folder} --images DIR --labels {labels}")
+    return Run(name, folder, load_recipe(folder / "recipe.yaml"), finished, histories, answered)
+
+
+def _number(fold: Path) -> int:
+    return int(fold.name.removeprefix("fold-"))
+
+
+def _checked(table: Answered, folder: Path, finished: Sequence[Path], labels: str | None) -> Answered:
+    if gone := [member for member in table.members if folder / member not in finished]:
+        raise UserError(f"{folder}/ensemble was made with {gone[0]}, which is not there; run ensemble.py again")
+    if len(table.members) < len(finished):
+        warn(f"{folder}/ensemble was made with {len(table.members)} of {len(finished)} finished folds")
+    if labels is None:
+        return table
+    truth = read_truth(labels, table.ids, table.names)
+    return Answered(table.ids, table.hashes, truth, table.decisions, table.strategy, table.names)
+
+
+def same_rows(first: Rows, second: Rows) -> Pair | None:
+    """Two models on the pictures, told by content, that neither was trained on; None where there are no such."""
+    where = {content: row for row, content in reversed(list(enumerate(second.hashes)))}
+    shared = {content: row for row, content in reversed(list(enumerate(first.hashes))) if content in where}
+    if not shared or first.names != second.names:
+        return None
+    return pair(first.right[list(shared.values())], second.right[[where[content] for content in shared]])
+
+
+def changes(baseline: Run, run: Run) -> list[str]:
+    """Settings that differ from the baseline's and change the result; and whether the data or its folds do."""
+    found = recipe_changes(baseline.recipe, run.recipe)
+    if run.folds and baseline.folds and run.results[0]["folds"] != baseline.results[0]["folds"]:
+        found.append("images or folds")
+    return found
+
+
+def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Finished runs that differ in the seed alone, two or more together."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.folds:
+            key = run.recipe.model_copy(update={"seed": 0}).identity() + run.results[0]["folds"]
+            groups.setdefault(key, []).append(run)
+    return [group for group in groups.values() if len(group) > 1]
