@@ -55,7 +55,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 def show_cells(title: str, note: str, columns: Sequence[str], rows: Iterable[Iterable[tuple[str, str]]]) -> None:
     """Print a table whose cells are (text, tone): up, down, weak or none; and below it what it means."""
-    styles = {"up": "green", "down": "red", "weak": "dim", "": ""}
+    styles = {"up": "green", "down": "red", "up sure": "bold green", "down sure": "bold red", "weak": "dim", "": ""}
     table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", show_lines=True)
     for column in columns:
         table.add_column(Text(printable(column)), overflow="fold")

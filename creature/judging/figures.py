@@ -216,8 +216,12 @@ def _coverage(run: Run) -> Figure:
     center = (accuracy + z2 / (2 * n)) / (1 + z2 / n)  # Wilson's interval, as in Count
     half = np.sqrt(z2 * (accuracy * (1 - accuracy) / n + z2 / (4 * n**2))) / (1 + z2 / n)
     with _figure(f"n = {len(order)}; band: 95 % interval") as (figure, axes):
-        axes.fill_between(n / len(n), center - half, center + half, color=COLORS[6], alpha=0.35, linewidth=0)
-        axes.plot(n / len(n), accuracy, color=COLORS[0], linewidth=1.4)
+        # The first few rows have no accuracy to speak of.
+        n, accuracy, low, high = (
+            each[min(10, len(order) - 1) :] for each in (n, accuracy, center - half, center + half)
+        )
+        axes.fill_between(n / len(order), low, high, color=COLORS[6], alpha=0.35, linewidth=0)
+        axes.plot(n / len(order), accuracy, color=COLORS[0], linewidth=1.4)
         axes.set(
             xlim=(0, 1.02),
             ylim=(min(0.5, accuracy[-1]) - 0.02, 1.01),

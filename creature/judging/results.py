@@ -33,7 +33,7 @@ CALLED = {"holdout": "holdout", "images": "test"}
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell says; `tone` is up, down or weak."""
+    """What a cell says; `tone` is up, down or weak, and `up sure` or `down sure` below p = 0.05."""
 
     text: str
     tone: str = ""
@@ -115,7 +115,9 @@ def scores_table(runs: Sequence[Run]) -> Table:
         "selected: the epoch was chosen on these rows. seen: a member was trained on the picture, which is no accuracy."
     )
     if repeats:
-        note += " The report: a course report's own numbers, on other pictures; val n = 300, public and private 1172 each."
+        note += (
+            " The report: a course report's own numbers, on other pictures; val n = 300, public and private 1172 each."
+        )
     for record in records:
         record |= dict(
             zip(("report_val", "report_public", "report_private"), REPORT.get(str(record["run"]), ()), strict=False)
@@ -136,7 +138,7 @@ def tricks_table(runs: Sequence[Run], baseline: Run) -> Table:
     rows, records = [], []
     for run in others:
         differs = changes(baseline, run)
-        cells = [_name(run), Cell(", ".join(differs) or "nothing")]
+        cells = [_name(run), Cell(", ".join(differs).replace(" -> ", " → ") or "nothing")]
         for split in splits:
             found = pairs[run.name, split]
             record: dict[str, Any] = {"run": run.name, "baseline": baseline.name, "rows": called[split]}
@@ -273,9 +275,9 @@ def _pair(run: Run, baseline: Run, split: str) -> Pair | str:
 
 
 def _difference(found: Pair, p: float) -> Cell:
-    tone = "" if not found.difference else "up" if found.difference > 0 else "down"
-    mark = {"up": "▲ ", "down": "▼ "}.get(tone, "")
-    return Cell(f"{mark}{found}, n = {found.n}, p = {found.p:.2g}, Holm {p:.2g}", tone)
+    tone, mark = ("", "") if not found.difference else ("up", "▲ ") if found.difference > 0 else ("down", "▼ ")
+    text = f"{mark}{found}, n = {found.n}, p = {found.p:.2g}, Holm {p:.2g}"
+    return Cell(text, f"{tone} sure" if tone and p < 0.05 else tone)
 
 
 def _report_says(name: str) -> str:
