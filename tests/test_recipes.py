@@ -10,7 +10,7 @@ import train
 from creature.images.batches import load_batches, training_order
 from creature.learning import loop, setup
 from creature.learning.backbone import build_backbone
-from creature.recipe import load_recipe
+from creature.recipe import load_recipe, recipe_changes
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -19,24 +19,43 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 def test_all_recipes_are_tested():
     assert [str(path.relative_to(ROOT / "recipes")) for path in RECIPES] == [
         "all.yaml",
+        "fair/all.yaml",
+        "fair/backbones/resnest101.yaml",
+        "fair/backbones/resnet152.yaml",
+        "fair/baseline.yaml",
+        "fair/five_fold.yaml",
+        "fair/focal.yaml",
+        "fair/logit_adjust.yaml",
+        "fair/mixup_cutmix.yaml",
+        "fair/normalization.yaml",
+        "fair/rand_augment.yaml",
+        "fair/trivial_augment.yaml",
+        "fair/warm_restarts.yaml",
         "laptop.yaml",
+        "paper/backbones/resnest101.yaml",
+        "paper/backbones/resnet152.yaml",
+        "paper/backbones/resnext101.yaml",
         "paper/five_fold.yaml",
+        "paper/focal.yaml",
         "paper/mixup_cutmix.yaml",
+        "paper/normalization.yaml",
+        "paper/rand_augment.yaml",
         "paper/resnext.yaml",
+        "paper/trivial_augment.yaml",
         "quickstart.yaml",
     ]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes"))[:-5])
 def test_a_recipe_s_header_says_command_cost_and_expectation(path: Path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(header)
     assert all(re.search(rf"^# {word}:", text, re.M) for word in ("Run", "Needs", "Expect"))
     assert f"--recipe {path.relative_to(ROOT)}" in text
-    assert load_recipe(path).name == path.stem
+    assert load_recipe(path).name == ("fair_" if "fair" in path.parts else "") + path.stem
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes"))[:-5])
 def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: Path):
     """Batch 2 at the recipe's own size, from scratch where weights would be fetched."""
     one_model = load_recipe(path, []).folds.count == 1
@@ -76,6 +95,49 @@ def test_the_report_s_methods_are_what_the_report_says():
         assert (recipe.images.size, recipe.images.fit, recipe.images.normalize) == (224, "squash", "none")
         assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.optimizer.decay_norms) == (1e-4, 0.01, True)
         assert (recipe.schedule.epochs, recipe.batch_size, recipe.augment.rotation) == (80, 64, 15)
+
+
+FACTORS = {
+    "all": ["augment.mix"],
+    "backbones/resnest101": ["backbone.name"],
+    "backbones/resnet152": ["backbone.name"],
+    "five_fold": [],
+    "focal": ["loss.name"],
+    "logit_adjust": ["loss.balance"],
+    "mixup_cutmix": ["augment.mix"],
+    "normalization": ["images.normalize"],
+    "rand_augment": ["augment.policy"],
+    "trivial_augment": ["augment.policy"],
+    "warm_restarts": ["schedule.name", "schedule.update"],
+}
+
+
+def test_fair_recipes_change_one_factor_and_share_their_folds():
+    folder = ROOT / "recipes/fair"
+    baseline = load_recipe(folder / "baseline.yaml")
+    found = {str(path.relative_to(folder))[:-5]: load_recipe(path) for path in folder.rglob("*.yaml")}
+    assert set(found) == {*FACTORS, "baseline"}
+    for name, keys in FACTORS.items():
+        changes = [change.partition(":")[0] for change in recipe_changes(baseline, found[name])]
+        assert changes == keys, name
+        assert found[name].images == baseline.images or keys == ["images.normalize"]
+        assert found[name].train_folds == (tuple(range(5)) if name in ("five_fold", "all") else (0,))
+
+
+def test_the_report_s_tricks_are_what_the_report_s_code_did():
+    recipes = {path.stem: load_recipe(path) for path in (ROOT / "recipes/paper").rglob("*.yaml")}
+    base = recipes["resnext"]
+    changes = {name: sorted(recipe_changes(base, recipe)) for name, recipe in recipes.items()}
+    focal = ['loss.name: "cross_entropy" -> "focal"', "schedule.epochs: 80 -> 50"]
+    assert changes["focal"] == focal
+    assert changes["normalization"] == ['images.normalize: "none" -> "imagenet"', *focal]
+    for policy in ("rand_augment", "trivial_augment"):
+        assert changes[policy] == [
+            f'augment.policy: "none" -> "{policy}"',
+            "augment.rotation: 15.0 -> 0.0",
+            "schedule.epochs: 80 -> 100",
+        ]
+    assert changes["resnext101"] == [] and len(changes["resnet152"]) == len(changes["resnest101"]) == 1
 
 
 def test_the_ensemble_s_parameters_are_held_against_the_recipe_s_limit(drawn, tiny, tmp_path, capsys):

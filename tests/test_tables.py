@@ -1,8 +1,7 @@
-"""Prediction files and the tally of answers, with members that tell colours apart and were never trained."""
+"""Prediction files, with members that tell colours apart and were never trained."""
 
 import argparse
 import csv
-import json
 import os
 import sys
 import zipfile
@@ -15,15 +14,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from creature.images.folds import FoldFile, write_folds
 from creature.judging import output
-from creature.judging.count import Count
-from creature.judging.honest import Tally
-from creature.judging.members import Member
+from creature.judging.members import Member, ask
 from creature.judging.tables import (
     Input,
     Row,
     answer_rows,
+    image_of,
     list_inputs,
     order_for_submission,
     warn_of_broken,
@@ -71,10 +68,17 @@ def options(*argv: str) -> argparse.Namespace:
     return args
 
 
+def answers(
+    members: list[Member], inputs: list[Input], top: int, batch_size: int, weights: np.ndarray | None = None
+) -> Iterator[Row]:
+    asked = ask(members, image_of(inputs), len(inputs), batch_size, "test")
+    return answer_rows(asked, inputs, NAMES, top, "logits", weights)
+
+
 def predicted(paths: list[str], *argv: str) -> int:
     args = options(*argv)
     inputs, columns = output.arrange(args, list_inputs(paths))
-    rows = (row for row, _ in answer_rows([member()], inputs, args.top, args.batch_size))
+    rows = answers([member()], inputs, args.top, args.batch_size)
     return output.write(args, columns, rows, min(args.top, 3), "green")
 
 
@@ -250,7 +254,7 @@ def test_a_full_table_has_the_top_labels_with_their_probabilities(folder, tmp_pa
 
 
 def test_more_labels_than_classes_are_all_classes(folder):
-    rows = [row for row, _ in answer_rows([member()], list_inputs([str(folder)]), 9, 2)]
+    rows = list(answers([member()], list_inputs([str(folder)]), 9, 2))
     assert {len(row.labels) for row in rows} == {3} == {len(row.probabilities) for row in rows}
     assert all(row.probabilities == tuple(sorted(row.probabilities, reverse=True)) for row in rows)
 
@@ -264,7 +268,7 @@ def test_every_row_of_a_full_table_has_every_column(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_members_are_blended_and_answers_keep_their_order(folder, batch_size):
     members, weights = [member(10.0), member(-1.0)], np.array([1.0, 9.0])
-    rows = [row for row, _ in answer_rows(members, list_inputs([str(folder)]), 1, batch_size, "logits", weights)]
+    rows = list(answers(members, list_inputs([str(folder)]), 1, batch_size, weights))
     assert [(row.id, row.labels) for row in rows] == [
         ("a.jpg", ("red",)),
         ("b.png", ("blue",)),
@@ -407,95 +411,3 @@ def test_options_that_do_not_go_together_are_refused(argv):
 
 def test_a_template_makes_a_submission():
     assert options("--out", "p.csv", "--template", "t.csv", "--zip").format == "submission"
-
-
-# The tally
-
-
-def a_run(folder: Path, selected: bool = False) -> list[Path]:
-    """Two folds: content `zero` is held out of fold 0, `one` of fold 1, and `twice` of both in turn."""
-    contents = {"zero": 0, "one": 1, "both": -1}
-    folder.mkdir(parents=True)
-    folds = FoldFile(
-        count=2,
-        seed=0,
-        names=NAMES,
-        fingerprint="",
-        ids=tuple(contents),
-        labels=np.zeros(3, dtype=np.int64),
-        fold=np.array(list(contents.values())),
-        hashes=tuple(contents),
-        bad={},
-    )
-    write_folds(folder / "folds.json", folds)
-    folders = [folder / "fold-0", folder / "fold-1"]
-    for k, fold in enumerate(folders):
-        fold.mkdir()
-        (fold / "result.json").write_text(json.dumps({"fold": k, "selected": selected}))
-    return folders
-
-
-def answer(label: str) -> Row:
-    return Row("picture", "ok", (label,), (1.0,))
-
-
-def test_new_pictures_are_scored(tmp_path):
-    tally = Tally(a_run(tmp_path / "run"))
-    for said, label in (("red", "red"), ("red", "blue"), ("blue", "blue")):
-        tally.add(answer(said), "new", label)
-    assert tally.lines("test") == [("test", str(Count(2, 3)))]
-    assert tally.figures() == {"unseen": Count(2, 3).figures(), "seen": 0, "unlabelled": 0, "unread": 0}
-
-
-@pytest.mark.parametrize("content", ["zero", "one", "both"])
-def test_a_picture_that_any_member_was_trained_on_has_no_accuracy(tmp_path, content):
-    tally = Tally(a_run(tmp_path / "run"))
-    tally.add(answer("red"), content, "red")
-    ((title, said),) = tally.lines("test")
-    assert "1 images" in title and said == "seen"
-    assert not any(character.isdigit() for character in said)
-    assert tally.figures() == {"seen": 1, "unlabelled": 0, "unread": 0}
-
-
-def test_a_picture_that_the_only_member_held_out_is_new_to_it(tmp_path):
-    tally = Tally(a_run(tmp_path / "run")[:1])
-    tally.add(answer("red"), "zero", "red")
-    tally.add(answer("red"), "one", "red")
-    assert tally.figures() == {"unseen": Count(1, 1).figures(), "seen": 1, "unlabelled": 0, "unread": 0}
-
-
-def test_a_picture_that_an_epoch_was_selected_on_is_marked(tmp_path):
-    tally = Tally(a_run(tmp_path / "run", selected=True)[:1])
-    tally.add(answer("red"), "zero", "blue")
-    tally.add(answer("red"), "new", "red")
-    assert tally.lines("test") == [("test", str(Count(1, 1))), ("test", f"{Count(0, 1)} selected")]
-    assert set(tally.figures()) == {"unseen", "selected", "seen", "unlabelled", "unread"}
-
-
-def test_a_picture_of_one_run_is_seen_where_another_run_trained_on_it(tmp_path):
-    first, second = a_run(tmp_path / "first"), a_run(tmp_path / "second")
-    tally = Tally([first[0], second[1]])
-    tally.add(answer("red"), "zero", "red")
-    assert tally.figures()["seen"] == 1 and "unseen" not in tally.figures()
-
-
-def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_path):
-    tally = Tally(a_run(tmp_path / "run"))
-    rows = [(answer("red"), "new"), (Row("b", "empty file", (), ()), ""), (Row("c", "ok", ("red",), (1.0,)), "new")]
-    passed = list(tally.watch(rows, {"b": "red", "c": "red"}))
-    assert passed == [row for row, _ in rows]
-    assert tally.figures() == {"unseen": Count(1, 1).figures(), "seen": 0, "unlabelled": 1, "unread": 1}
-    assert [said for _, said in tally.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
-
-
-def test_rows_pass_the_tally_one_by_one(tmp_path):
-    taken = []
-
-    def rows() -> Iterator[tuple[Row, str]]:
-        for name in "ab":
-            taken.append(name)
-            yield answer(name), "new"
-
-    watched = Tally(a_run(tmp_path / "run")).watch(rows(), {})
-    next(watched)
-    assert taken == ["a"]

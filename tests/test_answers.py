@@ -1,0 +1,160 @@
+"""What an ensemble said, kept and scored: on new pictures, and never on those that a member was trained on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from creature.images.folds import FoldFile, write_folds
+from creature.judging.answers import Answered, Record, load_answers, read_truth, save_answers, standing, tally
+from creature.judging.count import Count
+from creature.judging.members import Answers
+from creature.terminal import UserError
+
+NAMES = ("red", "green", "blue")
+CONTENTS = {"zero": "0" * 32, "one": "1" * 32, "both": "2" * 32, "new": "f" * 32}
+
+
+def a_run(folder: Path, selected: bool = False) -> list[Path]:
+    """Two folds: content `zero` is held out of fold 0, `one` of fold 1, and `both` were trained on it."""
+    rows = {"zero": 0, "one": 1, "both": -1}
+    folder.mkdir(parents=True)
+    folds = FoldFile(
+        count=2,
+        seed=0,
+        names=NAMES,
+        fingerprint="",
+        ids=tuple(rows),
+        labels=np.zeros(3, dtype=np.int64),
+        fold=np.array(list(rows.values())),
+        hashes=tuple(CONTENTS[name] for name in rows),
+        bad={},
+    )
+    write_folds(folder / "folds.json", folds)
+    folders = [folder / "fold-0", folder / "fold-1"]
+    for k, fold in enumerate(folders):
+        fold.mkdir()
+        (fold / "result.json").write_text(json.dumps({"fold": k, "selected": selected}))
+    return folders
+
+
+def table(*rows: tuple[str, str, str]) -> Answered:
+    """Pictures as (content, label, what all deciders say)."""
+    index = {name: k for k, name in enumerate(NAMES)} | {"": -1}
+    said = np.array([index[said] for _, _, said in rows])
+    return Answered(
+        ids=tuple(f"picture {row}" for row in range(len(rows))),
+        hashes=tuple(CONTENTS.get(content, "") for content, _, _ in rows),
+        labels=np.array([index[label] for _, label, _ in rows]),
+        decisions={"logits": said, "softmax": said, "vote": said, "fold-0": said},
+        strategy="logits",
+        names=NAMES,
+    )
+
+
+def figures(answered: Answered, folders: list[Path]) -> dict[str, object]:
+    return tally(answered, standing(answered, folders)).figures()
+
+
+def test_new_pictures_are_scored(tmp_path):
+    answered = table(("new", "red", "red"), ("new", "blue", "red"), ("new", "blue", "blue"))
+    folders = a_run(tmp_path / "run")
+    assert tally(answered, standing(answered, folders)).lines("test") == [("test", str(Count(2, 3)))]
+    assert figures(answered, folders) == {"unseen": Count(2, 3).figures(), "seen": 0, "unlabelled": 0, "unread": 0}
+
+
+@pytest.mark.parametrize("content", ["zero", "one", "both"])
+def test_a_picture_that_any_member_was_trained_on_has_no_accuracy(tmp_path, content):
+    answered, folders = table((content, "red", "red")), a_run(tmp_path / "run")
+    ((title, said),) = tally(answered, standing(answered, folders)).lines("test")
+    assert "1 images" in title and said == "seen"
+    assert not any(character.isdigit() for character in said)
+    assert figures(answered, folders) == {"seen": 1, "unlabelled": 0, "unread": 0}
+
+
+def test_a_picture_that_the_only_member_held_out_is_new_to_it(tmp_path):
+    answered = table(("zero", "red", "red"), ("one", "red", "red"))
+    found = figures(answered, a_run(tmp_path / "run")[:1])
+    assert found == {"unseen": Count(1, 1).figures(), "seen": 1, "unlabelled": 0, "unread": 0}
+
+
+def test_a_picture_that_an_epoch_was_selected_on_is_marked(tmp_path):
+    answered = table(("zero", "blue", "red"), ("new", "red", "red"))
+    stands = standing(answered, a_run(tmp_path / "run", selected=True)[:1])
+    lines = tally(answered, stands).lines("test")
+    assert lines == [("test", str(Count(1, 1))), ("test", f"{Count(0, 1)} selected")]
+
+
+def test_a_picture_of_one_run_is_seen_where_another_run_trained_on_it(tmp_path):
+    first, second = a_run(tmp_path / "first"), a_run(tmp_path / "second")
+    found = figures(table(("zero", "red", "red")), [first[0], second[1]])
+    assert found["seen"] == 1 and "unseen" not in found
+
+
+def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_path):
+    answered = table(("new", "", "red"), ("unread", "red", "red"), ("new", "red", "red"))
+    stands = standing(answered, a_run(tmp_path / "run"))
+    found = tally(answered, stands)
+    assert found.figures() == {"unseen": Count(1, 1).figures(), "seen": 0, "unlabelled": 1, "unread": 1}
+    assert [said for _, said in found.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
+
+
+def test_a_record_holds_what_each_decider_said():
+    """Two members on two pictures; of one, only a wide margin makes the sure member win the mean of logits."""
+    logits = np.array([[[9.0, 0, 0], [1.0, 0, 0]], [[0, 1.0, 0], [0, 3.0, 0]]], dtype=np.float32)
+    record = Record(("fold-0", "fold-1"), np.ones(2))
+    batch = Answers(range(2), [CONTENTS["new"], ""], {1: "empty file"}, logits)
+    assert list(record.watch([batch])) == [batch]
+    found = record.answered(("a", "b"), [0, 1], "softmax", NAMES)
+    assert {name: said.tolist() for name, said in found.decisions.items()} == {
+        "logits": [0, 1],
+        "softmax": [0, 1],
+        "vote": [0, 1],
+        "fold-0": [0, 0],
+        "fold-1": [1, 1],
+    }
+    assert found.hashes == (CONTENTS["new"], "") and found.strategy == "softmax"
+
+
+def test_saved_answers_are_read_back(tmp_path):
+    answered = table(("new", "red", "blue"), ("unread", "", "red"))
+    save_answers(tmp_path / "some/images.safetensors", answered)
+    found = load_answers(tmp_path / "some/images.safetensors")
+    assert (found.ids, found.hashes, found.strategy, found.names) == (
+        answered.ids,
+        answered.hashes,
+        answered.strategy,
+        answered.names,
+    )
+    assert found.members == ["fold-0"]
+    np.testing.assert_array_equal(found.labels, answered.labels)
+    for name, said in answered.decisions.items():
+        np.testing.assert_array_equal(found.decisions[name], said)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no metadata", "short column"])
+def test_damaged_answers_are_refused_in_one_sentence(tmp_path, damage):
+    path = tmp_path / "images.safetensors"
+    save_answers(path, table(("new", "red", "blue"), ("new", "red", "blue")))
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        tensors = load_file(path)
+        words = {"deciders": '["logits"]', "names": "[]", "strategy": '"logits"'}
+        short = {"labels": tensors["labels"][:1], "decisions": tensors["decisions"][:1]}
+        save_file(tensors | short, path, metadata=None if damage == "no metadata" else words)
+    with pytest.raises(UserError, match=r"images.safetensors: cannot be read .*; run ensemble.py"):
+        load_answers(path)
+
+
+def test_truth_is_matched_by_name_and_its_labels_are_checked(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("image_name,label\na,red\nb.jpg,blue\n")
+    assert read_truth(str(path), ("a.jpg", "b.jpg", "c.jpg"), NAMES).tolist() == [0, 2, -1]
+    with pytest.raises(UserError, match="names none of the pictures; its first is a"):
+        read_truth(str(path), ("x.jpg",), NAMES)
+    path.write_text("image_name,label\na,purple\n")
+    with pytest.raises(UserError, match="no class of the model: purple"):
+        read_truth(str(path), ("a.jpg",), NAMES)
