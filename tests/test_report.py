@@ -18,7 +18,7 @@ from creature.judging import report
 from creature.judging.compare import holm
 from creature.terminal import UserError
 
-HOSTILE = "<img src=x onerror=alert(1)> $x_{2}$ \x1b[31m & \"q'"
+HOSTILE = "<img src=x onerror=alert(1)> $x_{2}$ & \"q'\\"
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_runs_on_other_pictures_are_said_to_differ(study, tiny, tmp_path):
     """A second data set: no picture in common, so no p."""
     from creature.images.drawings import write_drawings
 
-    write_drawings(tmp_path / "drawn", train=72, test=0, size=32, seed=9)
+    write_drawings(tmp_path / "drawn", train=72, test=12, size=32, seed=9)
     settings = [f"images.train=[{tmp_path / 'drawn/train'}]", "folds.train=[0]", "schedule.epochs=1"]
     words = [word for setting in settings for word in ("--set", setting)]
     train.main(["--recipe", str(tiny), "--out", str(tmp_path / "elsewhere"), *words])
@@ -288,6 +288,7 @@ def test_hostile_names_are_text(browser, tiny, drawn, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(drawn / "train", data)
     (data / "fish").rename(data / HOSTILE)
+    (data / "crab").rename(data / "=1+1 \x1b[31m")
     victim = next((data / HOSTILE).iterdir())
     victim.rename(victim.with_name("<script>document.title='taken'<script>.jpg"))
     words = ["--set", f"images.train=[{data}]", "--set", "folds.train=[0]", "--set", "schedule.epochs=1"]

@@ -88,10 +88,8 @@ def find_baseline(runs: "Sequence[Run]", name: str | None) -> "Run":
 def default_folder(runs: "Sequence[Run]") -> Path:
     """Within a run, or beside several."""
     folders = [os.path.abspath(each.folder) for each in runs]
-    return (
-        Path(os.path.relpath(folders[0] if len(folders) == 1 else os.path.commonpath(map(os.path.dirname, folders))))
-        / "report"
-    )
+    within = Path(folders[0] if len(folders) == 1 else os.path.commonpath(map(os.path.dirname, folders))) / "report"
+    return within.relative_to(Path.cwd()) if within.is_relative_to(Path.cwd()) else within
 
 
 def draw(runs: "Sequence[Run]", baseline: "Run", out: Path) -> tuple[list["Figure"], list[dict[str, Any]]]:

@@ -27,6 +27,9 @@ REPORT: dict[str, tuple[float | None, float, float]] = {
 }
 STRATEGIES_IN_REPORT = {"logits": (0.9522, 0.9514), "softmax": (0.9514, 0.9480), "vote": (0.9480, 0.9445)}
 MEMBER_IN_REPORT = (0.9420, 0.9300)
+SCORED = ("run", "split", "status", "accuracy", "correct", "n", "low", "high")
+COMPARED = ("run", "baseline", "rows", "status", "n", "run_alone_right", "baseline_alone_right", "difference")
+COMPARED += ("p", "p_holm")
 SPLITS = ("holdout", "images")
 CALLED = {"holdout": "holdout", "images": "test"}
 
@@ -109,7 +112,7 @@ def scores_table(runs: Sequence[Run]) -> Table:
     for name in missing(runs):
         gap = [Cell("missing", "weak"), *[Cell("")] * (len(columns) - 3), Cell(_report_says(name), "weak")]
         rows.append((Cell(name, "weak"), *gap))
-        records.append({"run": name, "split": "held_out", "status": "missing"})
+        records.append(dict.fromkeys(SCORED) | {"run": name, "split": "held_out", "status": "missing"})
     note = (
         "Held out: rows that the answering member never saw, pooled over its folds. Intervals: Wilson, 95 %. "
         "selected: the epoch was chosen on these rows. seen: a member was trained on the picture, which is no accuracy."
@@ -141,12 +144,12 @@ def tricks_table(runs: Sequence[Run], baseline: Run) -> Table:
         cells = [_name(run), Cell(", ".join(differs).replace(" -> ", " → ") or "nothing")]
         for split in splits:
             found = pairs[run.name, split]
-            record: dict[str, Any] = {"run": run.name, "baseline": baseline.name, "rows": called[split]}
+            record = dict.fromkeys(COMPARED) | {"run": run.name, "baseline": baseline.name, "rows": called[split]}
             if isinstance(found, Pair):
                 corrected = p[run.name, split]
                 cells.append(_difference(found, corrected))
                 record |= {"n": found.n, "run_alone_right": found.first, "baseline_alone_right": found.second}
-                record |= {"difference": found.difference, "p": found.p, "p_holm": corrected}
+                record |= {"difference": found.difference, "p": found.p, "p_holm": corrected, "status": "compared"}
             else:
                 cells.append(Cell(found, "weak"))
                 record["status"] = found
@@ -158,7 +161,7 @@ def tricks_table(runs: Sequence[Run], baseline: Run) -> Table:
         if name != in_report(baseline):
             gap = [Cell("missing", "weak"), *[Cell("")] * (len(columns) - 3), _report_difference(name)]
             rows.append((Cell(name, "weak"), *gap))
-            records.append({"run": name, "baseline": baseline.name, "status": "missing"})
+            records.append(dict.fromkeys(COMPARED) | {"run": name, "baseline": baseline.name, "status": "missing"})
     better = [f"{run} ({called[split]})" for (run, split), value in p.items() if value < 0.05]
     note = (
         f"Difference to {baseline.name} in points of accuracy (right where {baseline.name} is wrong : the reverse), on "
@@ -244,7 +247,7 @@ def _cost(run: Run) -> str:
 
 
 def _split_score(run: Run, split: str) -> tuple[Cell, dict[str, Any]]:
-    record: dict[str, Any] = {"run": run.name, "split": CALLED[split]}
+    record = dict.fromkeys(SCORED) | {"run": run.name, "split": CALLED[split]}
     if split not in run.answered:
         return Cell("not predicted", "weak"), record | {"status": "not predicted"}
     if rows := run.new(split):
@@ -258,7 +261,7 @@ def _split_score(run: Run, split: str) -> tuple[Cell, dict[str, Any]]:
 
 
 def _record(run: Run, split: str, count: Count, status: str) -> dict[str, Any]:
-    return {"run": run.name, "split": split, "status": status, **count.figures()}
+    return dict.fromkeys(SCORED) | {"run": run.name, "split": split, "status": status, **count.figures()}
 
 
 def _rows(run: Run, split: str) -> Rows | None:
