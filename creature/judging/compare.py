@@ -37,6 +37,11 @@ class Pair:
         return float(binomtest(self.first, together).pvalue) if together else 1.0
 
 
+def shown_p(p: float) -> str:
+    """A p value for people."""
+    return f"{p:.2g}" if p >= 0.0001 else "below 0.0001"
+
+
 def pair(first: np.ndarray, second: np.ndarray) -> Pair:
     """Compare two models by whether each row (N,) is right."""
     return Pair(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
@@ -89,7 +94,7 @@ def show(title: str, answered: Answered, stands: np.ndarray, file: Path | None) 
     """Print every decider's score, and the pictures on which the strategies disagree; all that differ go to a file."""
     known = int((stands == "seen").sum())
     rows = [
-        (row.name, str(row.count), str(row.against or ""), "" if row.p is None else f"{row.p:.2g}")
+        (row.name, str(row.count), str(row.against or ""), "" if row.p is None else shown_p(row.p))
         for row in compare_deciders(answered, stands)
     ]
     rows += [(f"{known} images, trained on", "seen", "", "")] if known else []

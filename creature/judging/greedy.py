@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from creature.judging.blend import blend
-from creature.judging.compare import Pair, pair
+from creature.judging.compare import Pair, pair, shown_p
 from creature.judging.count import Count
 from creature.judging.honest import held_out
 from creature.judging.members import folds_of
@@ -90,4 +90,4 @@ def weigh_runs(folders: Sequence[Path], strategy: str) -> tuple[np.ndarray, tupl
 
 
 def _difference(against: Pair) -> str:
-    return f"{100 * against.difference:+.2f} points ({against.first} : {against.second}, p = {against.p:.2g})"
+    return f"{100 * against.difference:+.2f} points ({against.first} : {against.second}, p {shown_p(against.p)})"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from creature.judging.compare import Pair, compare_deciders, holm
+from creature.judging.compare import Pair, compare_deciders, holm, shown_p
 from creature.judging.count import Count
 from creature.judging.study import Rows, Run, changes, same_rows, seed_groups
 from creature.terminal import printable
@@ -279,7 +279,7 @@ def _pair(run: Run, baseline: Run, split: str) -> Pair | str:
 
 def _difference(found: Pair, p: float) -> Cell:
     tone, mark = ("", "") if not found.difference else ("up", "▲ ") if found.difference > 0 else ("down", "▼ ")
-    text = f"{mark}{found}, n = {found.n}, p = {found.p:.2g}, Holm {p:.2g}"
+    text = f"{mark}{found}, n = {found.n}, p {shown_p(found.p)}, Holm {shown_p(p)}"
     return Cell(text, f"{tone} sure" if tone and p < 0.05 else tone)
 
 

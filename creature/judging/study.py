@@ -164,14 +164,17 @@ def changes(baseline: Run, run: Run) -> list[str]:
     found = recipe_changes(baseline.recipe, run.recipe)
     if run.folds and baseline.folds and run.results[0]["folds"] != baseline.results[0]["folds"]:
         found.append("images or folds")
+    if len(run.folds) != len(baseline.folds):
+        found.append(f"folds trained: {len(baseline.folds)} -> {len(run.folds)}")
     return found
 
 
 def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Finished runs that differ in the seed alone, two or more together."""
+    """Finished runs of the same folds that differ in the seed alone, two or more together."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.folds:
-            key = run.recipe.model_copy(update={"seed": 0}).identity() + run.results[0]["folds"]
+            trained = ",".join(fold.name for fold in run.folds)
+            key = run.recipe.model_copy(update={"seed": 0}).identity() + run.results[0]["folds"] + trained
             groups.setdefault(key, []).append(run)
     return [group for group in groups.values() if len(group) > 1]
