@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--compare needs pictures: --images DIR --labels FILE.csv, or a recipe with images.holdout")
     device = members.choose_device(args.device)
     loaded = [members.load_member(fold, device) for fold in folds] if inputs or holdout else []
-    own = len({fold.parent for fold in folds}) == 1
+    # What a run's own folder keeps is the answer of all of its folds.
+    own = folds == members.find_folds([str(folds[0].parent)])
     called = [fold.name if own else str(fold) for fold in folds]
     code, found = 0, {}
     if holdout is not None:
