@@ -25,6 +25,15 @@ def test_a_run_that_only_errs_gets_no_weight(strategy):
     np.testing.assert_allclose(choose_weights(logits, np.zeros(300, dtype=int), strategy), [1, 0])
 
 
+def test_a_run_that_is_less_sure_but_right_elsewhere_gets_weight():
+    """What counts is accuracy: a mild run that mends the other's errors is worth having, whatever its log loss."""
+    rows = np.arange(300)
+    logits = np.stack([answers(rows % 4 != 0, 2.0), answers(rows % 4 != 1, 0.5)])
+    logits[1, rows % 4 == 0, 0] = 3.0
+    weights = choose_weights(logits, np.zeros(300, dtype=int), "logits")
+    assert weights[1] > 0 and (np.tensordot(weights, logits, 1).argmax(1) == 0).all()
+
+
 def test_equally_good_runs_that_err_apart_share_the_weight():
     rows = np.arange(300)
     logits = np.stack([answers(rows % 3 != k, 1.0) for k in range(3)])
@@ -57,6 +66,18 @@ def test_weights_on_one_shared_fold_are_marked(run, rival, capsys):
     said = capsys.readouterr()
     assert "the runs share one fold only" in said.err
     assert re.search(r"these weights .*\(n = 24\) selected", said.out)
+
+
+def test_a_run_whose_epoch_was_chosen_on_the_rows_is_marked(run, tiny, tmp_path, capsys):
+    best = tmp_path / "best"
+    settings = ["checkpoint.select=best", "seed=2", "schedule.epochs=1"]
+    train.main(["--recipe", str(tiny), "--out", str(best), *(word for s in settings for word in ("--set", s))])
+    capsys.readouterr()
+    ensemble.main([str(run), str(best), "--weights"])
+    lines = capsys.readouterr().out.partition("Weights, chosen")[2].splitlines()
+    marked = {name: any(name in line and "selected" in line for line in lines) for name in (str(best), str(run))}
+    assert marked == {str(best): True, str(run): False}
+    assert sum("weights" in line and "selected" in line for line in lines) == 2
 
 
 @pytest.mark.parametrize(

@@ -211,11 +211,19 @@ def test_an_unfinished_run_is_named_and_a_report_passed_over(study, page, tmp_pa
         (["{study}/focal", "--baseline", "resnext"], "--baseline: resnext is none of the runs: focal"),
         (["{study}/focal", "{study}/focal"], "is listed twice"),
         (["{study}/report"], "no runs to report on"),
+        (["{study}/focal", "--out", "{study}/focal/recipe.yaml"], "--out: cannot write to .*recipe.yaml: File exists"),
     ],
 )
 def test_mistakes_get_one_sentence(study, page, words, message):
     with pytest.raises(UserError, match=message):
         report.main([word.format(study=study) for word in words])
+
+
+def test_a_damaged_history_is_refused(study, tmp_path):
+    shutil.copytree(study / "resnext", tmp_path / "run")
+    (tmp_path / "run/fold-0/history.jsonl").write_text("no JSON\n")
+    with pytest.raises(UserError, match=r"history\.jsonl: cannot be read as a fold's history"):
+        report.main([str(tmp_path / "run")])
 
 
 def test_damaged_answers_are_refused(study, tmp_path):

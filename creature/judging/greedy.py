@@ -9,7 +9,7 @@ from creature.judging.blend import blend
 from creature.judging.compare import Pair, pair, shown_p
 from creature.judging.count import Count
 from creature.judging.honest import held_out
-from creature.judging.members import folds_of
+from creature.judging.members import folds_of, result_of
 from creature.terminal import UserError, warn
 
 ROUNDS = 50  # weights are multiples of 1 / ROUNDS or coarser
@@ -18,21 +18,23 @@ ROUNDS = 50  # weights are multiples of 1 / ROUNDS or coarser
 def choose_weights(logits: np.ndarray, labels: np.ndarray, strategy: str) -> np.ndarray:
     """Weights (R,) of logits (R, N, K): the run that helps most is added again and again (Caruana et al. 2004).
 
-    What helps is a lower mean log loss of the blend, which moves with every row where accuracy stands still.
+    What helps is accuracy, and among equals a lower mean log loss.
     """
     chosen = np.zeros(len(logits))
-    best, best_loss = chosen, np.inf
+    best, best_worth = chosen, (-1.0, -np.inf)
     for _ in range(ROUNDS):
         candidates = [chosen + row for row in np.eye(len(logits))]
-        losses = [_log_loss(blend(logits, strategy, weights), labels) for weights in candidates]
-        chosen = candidates[int(np.argmin(losses))]
-        if min(losses) < best_loss - 1e-9:
-            best, best_loss = chosen, min(losses)
+        worths = [_worth(blend(logits, strategy, weights), labels) for weights in candidates]
+        worth = max(worths)
+        chosen = candidates[worths.index(worth)]
+        if worth > best_worth:
+            best, best_worth = chosen, worth
     return best / best.sum()
 
 
-def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    return float(-np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean())
+def _worth(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    likelihood = np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()
+    return float((probabilities.argmax(1) == labels).mean()), round(float(likelihood), 9)
 
 
 def out_of_fold_logits(folders: Sequence[Path]) -> tuple[list[Path], np.ndarray, np.ndarray, np.ndarray]:
@@ -68,17 +70,22 @@ def weigh_runs(folders: Sequence[Path], strategy: str) -> tuple[np.ndarray, tupl
         predicted[fold == k] = blend(logits[:, fold == k], strategy, fitted).argmax(1)
     equal = blend(logits, strategy).argmax(1) == labels
     scores = [*((row.argmax(1) == labels) for row in logits), equal, predicted == labels]
-    mark = " selected" if len(np.unique(fold)) < 2 else ""
-    if mark:
+    alone = len(np.unique(fold)) < 2
+    if alone:
         warn("--weights: the runs share one fold only, so the weights are scored on the rows that chose them")
-    names = [*map(str, runs), "equal weights", f"these weights{', chosen on the other folds' * (not mark)}"]
+    names = [*map(str, runs), "equal weights", f"these weights{'' if alone else ', chosen on the other folds'}"]
     shown = [*(f"{weight:.2f}" for weight in weights), "", ""]
+    chose = [any(result_of(folder)["selected"] for folder in folders if folder.parent == run) for run in runs]
+    marks = [*chose, any(chose), any(chose) or alone]  # an epoch, or the weights, was chosen on the rows scored here
     cells = [
-        (name, weight, str(Count(int(right.sum()), len(right))), _difference(pair(right, equal)))
-        for name, weight, right in zip(names, shown, scores, strict=True)
+        (
+            name,
+            weight,
+            f"{Count(int(right.sum()), len(right))}{' selected' * mark}",
+            "" if right is equal else _difference(pair(right, equal)),
+        )
+        for name, weight, right, mark in zip(names, shown, scores, marks, strict=True)
     ]
-    cells[-1] = (*cells[-1][:2], cells[-1][2] + mark, cells[-1][3])
-    cells[-2] = (*cells[-2][:3], "")
     share = {
         run: weight / sum(folder.parent == run for folder in folders) for run, weight in zip(runs, weights, strict=True)
     }

@@ -15,6 +15,7 @@ from creature.terminal import UserError, run, say, show_cells
 
 if TYPE_CHECKING:
     from creature.judging.page import Figure
+    from creature.judging.results import Table
     from creature.judging.study import Run
 
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         raise UserError(f"the report needs {error.name}, which is not installed: pip install -e '.[report]'") from None
 
-    from creature.judging import page, results, study
+    from creature.judging import results, study
 
     runs = study.read_runs(args.runs, args.labels)
     baseline = find_baseline(runs, args.baseline)
@@ -57,9 +58,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.seeds_table(runs, baseline),
     ]
     shown = [table for table in tables if table]
-    out.mkdir(parents=True, exist_ok=True)
     for table in shown:
         show_cells(table.title, table.note, table.columns, [[(c.text, c.tone) for c in row] for row in table.rows])
+    try:
+        write_report(runs, baseline, shown, out)
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {out}: {error.strerror or error}; name another folder") from None
+    say(f"{out} holds the tables (.md, .csv), the figures (.png, .svg) and the page; next: open {out / 'index.html'}")
+    return 0
+
+
+def write_report(runs: "Sequence[Run]", baseline: "Run", tables: "Sequence[Table]", out: Path) -> None:
+    """Write tables, figures and the page."""
+    from creature.judging import page, results
+
+    out.mkdir(parents=True, exist_ok=True)
+    for table in tables:
         write(out / f"{table.name}.md", results.to_markdown(table))
         write(out / f"{table.name}.csv", results.to_csv(table.records))
     curves, sections = draw(runs, baseline, out)
@@ -68,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lead = (
         f"{finished} of {len(runs)} runs have finished folds. Every accuracy stands with its n and its 95 % interval."
     )
-    write(out / "index.html", page.render(title, lead, shown, curves, sections))
-    say(f"{out} holds the tables (.md, .csv), the figures (.png, .svg) and the page; next: open {out / 'index.html'}")
-    return 0
+    write(out / "index.html", page.render(title, lead, tables, curves, sections))
 
 
 def find_baseline(runs: "Sequence[Run]", name: str | None) -> "Run":

@@ -123,7 +123,7 @@ def read_runs(folders: Sequence[str], labels: str | None) -> list[Run]:
 def _read_run(name: str, folder: Path, labels: str | None) -> Run:
     finished = tuple(sorted((path.parent for path in folder.glob("fold-*/result.json")), key=_number))
     histories = {
-        _number(path.parent): [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        _number(path.parent): _read_history(path)
         for path in sorted(folder.glob("fold-*/history.jsonl"), key=lambda path: _number(path.parent))
     }
     answered = {}
@@ -133,6 +133,14 @@ def _read_run(name: str, folder: Path, labels: str | None) -> Run:
     if labels and finished and "images" not in answered:
         warn(f"{folder} has no predictions to score; run python ensemble.py {folder} --images DIR --labels {labels}")
     return Run(name, folder, load_recipe(folder / "recipe.yaml"), finished, histories, answered)
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [{key: float(row[key]) for key in ("epoch", "loss", "accuracy")} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a fold's history: {error}; restore it from a copy") from None
 
 
 def _number(fold: Path) -> int:
