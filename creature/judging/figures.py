@@ -5,14 +5,18 @@ colour-blind and, with the dashes, in grey print.
 """
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import product
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from scipy.stats import norm
 from sklearn.metrics import confusion_matrix
 
@@ -20,16 +24,17 @@ from creature.judging.count import Count
 from creature.judging.results import in_order
 from creature.judging.study import Run
 from creature.recipe import cycle_ends
-from creature.terminal import printable
+from creature.terminal import printable, warn
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 LINES = [{"color": color, "linestyle": style} for style, color in product(("-", "--", ":", "-."), COLORS)]
 WIDTH = 5.2  # inches; at 9 points it can be read on a telephone
-NAMED = 40  # classes, at most, that a figure names
+NAMED = 40  # classes, at most, that the figure of recalls names
 BINS = 10
+CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
-    "font.family": ["DejaVu Sans"],
+    "font.family": ["DejaVu Sans", *(name for name in CJK if name in get_font_names())],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -58,9 +63,17 @@ def _figure(title: str, height: float = 3.4) -> Iterator[tuple[Figure, Any]]:
 def to_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as png or svg."""
     out = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    if any("missing from font" in str(each.message) for each in said):
+        _warn_of_letters()
     return out.getvalue()
+
+
+@cache
+def _warn_of_letters() -> None:
+    warn("figures: no font here has all letters of the names, which are drawn as boxes; install Noto Sans CJK")
 
 
 def curve_figures(runs: Sequence[Run], baseline: Run) -> dict[str, tuple[str, Figure]]:
@@ -131,21 +144,19 @@ def run_figures(run: Run) -> dict[str, tuple[str, Figure]]:
 def _confusion(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
     counts = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    named = len(names) <= NAMED
+    named, size = len(names) <= 30, 8 if len(names) <= 20 else 6
     with _figure("", max(4.2, 0.17 * len(names) if named else 4.2)) as (figure, axes):
-        image = axes.imshow(share, cmap="cividis", vmin=0, vmax=1)
+        image = axes.imshow(share, cmap="cividis", norm=PowerNorm(0.5, 0, 1))  # a rare confusion can be seen, too
         axes.grid(False)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         if named:
             ticks = [_short(name) for name in names]
-            axes.set_xticks(
-                range(len(names)), ticks, rotation=90 if len(names) > 6 else 45, fontsize=8 if len(names) < 26 else 5
-            )
-            axes.set_yticks(range(len(names)), ticks, fontsize=8 if len(names) < 26 else 5)
+            axes.set_xticks(range(len(names)), ticks, rotation=90 if len(names) > 6 else 45, fontsize=size)
+            axes.set_yticks(range(len(names)), ticks, fontsize=size)
         if len(names) <= 12:
             for (row, column), n in np.ndenumerate(counts):
-                color = "black" if share[row, column] > 0.5 else "white"
+                color = "black" if share[row, column] > 0.25 else "white"
                 axes.text(column, row, str(n), ha="center", va="center", fontsize=7, color=color)
         figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     return figure
