@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -258,3 +259,34 @@ def test_predictions_do_not_read_ahead_of_the_file(run, drawn):
     next(answers)
     assert len(asked) <= 8
     answers.close()
+
+
+def test_strategies_and_members_are_compared(run, drawn, tmp_path, capsys):
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    labels = str(drawn / "test_labels.csv")
+    assert ensemble.main([str(own), "--images", str(drawn / "test"), "--labels", labels, "--compare"]) == 0
+    shown = capsys.readouterr().out.partition("Strategies and members on")[2]
+    for who in ("logits", "softmax", "vote", "fold-0", "fold-1", "fold-2"):
+        assert re.search(rf"│ {who} +│ +\d\.\d{{4}} \[\d\.\d{{4}}, \d\.\d{{4}}\] \(n = 24\)", shown)
+    assert re.search(r"\d+ of 24 images are given different classes by the three strategies", shown)
+    rows = read(own / "ensemble/disagreements-images.csv")
+    assert rows[0][:2] == ["image", "label"] and all(len(set(row[2:])) > 1 for row in rows[1:])
+    truth = {f"{name}.jpg": label for name, label in read(drawn / "test_labels.csv")[1:]}
+    assert all(truth[row[0]] == row[1] for row in rows[1:])
+
+
+def test_a_comparison_needs_pictures(run):
+    with pytest.raises(UserError, match="--compare needs pictures"):
+        ensemble.main([str(run), "--compare"])
+
+
+def test_some_folds_of_a_run_leave_what_all_of_them_said(run, drawn, tmp_path):
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv")]
+    ensemble.main([str(own), *words])
+    before = {path.name: path.read_bytes() for path in (own / "ensemble").iterdir()}
+    ensemble.main([str(own / "fold-0"), *words])
+    assert {path.name: path.read_bytes() for path in (own / "ensemble").iterdir()} == before
+    assert sorted(before) == ["images.safetensors", "result.json"]
