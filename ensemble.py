@@ -7,10 +7,17 @@ python ensemble.py runs/all runs/other --strategy softmax --weights 2 1 --images
 
 import argparse
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from creature.judging import output
 from creature.terminal import UserError, run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from creature.judging.answers import Answered
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.images and not (args.out or args.labels or args.compare):
         raise UserError("--images needs --out FILE.csv for predictions, or --labels FILE.csv for a score")
 
-    from creature.judging import answers, compare, honest, members, tables
+    from creature.judging import honest, members
     from creature.judging.greedy import weigh_runs
-    from creature.learning import runs
     from creature.terminal import say, show_table
 
     folds, weights = members.weigh(args.members, args.weights or None)
@@ -54,19 +60,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.weights == []:
         weights, head, lines = weigh_runs(folds, args.strategy)
         show_table("Weights, chosen greedily on the out-of-fold predictions", head, lines)
+    found, rows, code = answer(args, folds, weights)
+    conclude(args, folds, weights, found)
+    if args.out:
+        say(f"{rows} rows are in {args.out}; next: hand it in, or python predict.py {folds[0]} PHOTO --top 5")
+    else:
+        where = " ".join(args.members)
+        say(f"{len(folds)} members scored; next: python ensemble.py {where} --images DIR --out FILE.csv")
+    return code
+
+
+def answer(
+    args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray"
+) -> "tuple[dict[str, Answered], int, int]":
+    """What all members say of the holdout and of --images, whose rows are written; their number, and the exit code."""
+    from creature.judging import answers, honest, members, tables
+
     listed = tables.list_inputs(args.images) if args.images else []
     inputs, columns = output.arrange(args, listed)
     names = members.folds_of(folds[0].parent).names
-    ids = {item.path: item.id for item in listed}
-    labels = answers.read_truth(args.labels, [ids[item.path] for item in inputs], names) if args.labels else None
+    full = {item.path: item.id for item in listed}  # a submission's ids are shorter
+    ids = [full[item.path] for item in inputs]
+    labels = answers.read_truth(args.labels, ids, names) if args.labels else [-1] * len(ids)
     holdout = honest.read_holdout(folds, names)
     if args.compare and not inputs and holdout is None:
         raise UserError("--compare needs pictures: --images DIR --labels FILE.csv, or a recipe with images.holdout")
     device = members.choose_device(args.device)
     loaded = [members.load_member(fold, device) for fold in folds] if inputs or holdout else []
-    # What a run's own folder keeps is the answer of all of its folds.
-    own = folds == members.find_folds([str(folds[0].parent)])
-    called = [fold.name if own else str(fold) for fold in folds]
+    called = members.short_names(folds)
     code, found = 0, {}
     if holdout is not None:
         record = answers.Record(called, weights)
@@ -81,8 +102,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = output.write(args, columns, rows, top, members.most_frequent(folds))
         else:
             deque(rows, maxlen=0)
-        unknown = [-1] * len(inputs) if labels is None else labels
-        found["images"] = record.answered([ids[item.path] for item in inputs], unknown, args.strategy, names)
+        found["images"] = record.answered(ids, labels, args.strategy, names)
+    return found, len(inputs), code
+
+
+def conclude(
+    args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray", found: "Mapping[str, Answered]"
+) -> None:
+    """Show the scores and comparisons; what all folds of a run said is kept in its folder."""
+    from creature.judging import answers, compare, honest, members
+    from creature.learning.runs import write_json
+    from creature.terminal import show_table
+
     stands = {name: answers.standing(answered, folds) for name, answered in found.items()}
     titles = {"holdout": "images.holdout", "images": args.labels or "images"}
     scores = {
@@ -92,20 +123,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = f"Ensemble of {len(folds)} by {args.strategy}, on images that no member was trained on"
         lines = [line for name, tally in scores.items() for line in tally.lines(name)]
         show_table(title, ("images", "accuracy [95 %]"), lines)
-    store = folds[0].parent / "ensemble" if own else None
+    store = folds[0].parent / "ensemble" if members.is_whole_run(folds) else None
     if args.compare:
         for name, answered in found.items():
             compare.show(titles[name], answered, stands[name], store and store / f"disagreements-{name}.csv")
     if store:
+        store.mkdir(exist_ok=True)
         for name, answered in found.items():
             answers.save_answers(store / f"{name}.safetensors", answered)
-        runs.write_json(store / "result.json", honest.summary(folds, weights, args.strategy, scores))
-    where, how = " ".join(args.members), f"python predict.py {folds[0]} PHOTO --top 5"
-    if args.out:
-        say(f"{len(inputs)} rows are in {args.out}; next: hand it in, or {how}")
-    else:
-        say(f"{len(folds)} members scored; next: python ensemble.py {where} --images DIR --out FILE.csv")
-    return code
+        write_json(store / "result.json", honest.summary(folds, weights, args.strategy, scores))
 
 
 if __name__ == "__main__":

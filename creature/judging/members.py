@@ -77,6 +77,16 @@ def weigh(paths: Sequence[str], weights: Sequence[float] | None) -> tuple[list[P
     return folds, np.array([share[fold] for fold in folds])
 
 
+def is_whole_run(folds: Sequence[Path]) -> bool:
+    """Whether the folds are all the finished ones of one run."""
+    return list(folds) == find_folds([str(folds[0].parent)])
+
+
+def short_names(folds: Sequence[Path]) -> list[str]:
+    """What the folds are called: `fold-0` within one run, else by their paths."""
+    return [fold.name if is_whole_run(folds) else str(fold) for fold in folds]
+
+
 def load_member(folder: Path, device: torch.device) -> Member:
     """A model from its folder, strictly; raises UserError for a folder that is damaged or not timm's."""
     try:
