@@ -74,36 +74,38 @@ def answer(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray"
 ) -> "tuple[dict[str, Answered], int, int]":
     """What all members say of the holdout and of --images, whose rows are written; their number, and the exit code."""
-    from creature.judging import answers, honest, members, tables
+    from creature.judging import answers, honest, inputs, members, tables
+    from creature.judging.asking import ask
 
-    listed = tables.list_inputs(args.images) if args.images else []
-    inputs, columns = output.arrange(args, listed)
+    listed = inputs.list_inputs(args.images) if args.images else []
+    wanted, columns = output.arrange(args, listed)
     names = members.folds_of(folds[0].parent).names
     full = {item.path: item.id for item in listed}  # a submission's ids are shorter
-    ids = [full[item.path] for item in inputs]
+    ids = [full[item.path] for item in wanted]
     labels = answers.read_truth(args.labels, ids, names) if args.labels else [-1] * len(ids)
     holdout = honest.read_holdout(folds, names)
-    if args.compare and not inputs and holdout is None:
+    if args.compare and not wanted and holdout is None:
         raise UserError("--compare needs pictures: --images DIR --labels FILE.csv, or a recipe with images.holdout")
     device = members.choose_device(args.device)
-    loaded = [members.load_member(fold, device) for fold in folds] if inputs or holdout else []
+    loaded = [members.load_member(fold, device) for fold in folds] if wanted or holdout else []
     called = members.short_names(folds)
     code, found = 0, {}
     if holdout is not None:
         record = answers.Record(called, weights)
-        asked = members.ask(loaded, lambda row: holdout[row]["image"], len(holdout), args.batch_size, "holdout")
+        asked = ask(members.predictor(loaded), inputs.rows_of(holdout), args.batch_size, "holdout", len(holdout))
         deque(record.watch(asked), maxlen=0)
         found["holdout"] = record.answered(holdout["id"], holdout["label"], args.strategy, names)
-    if inputs:
+    if wanted:
         record, top = answers.Record(called, weights), min(args.top, len(names))
-        asked = members.ask(loaded, tables.image_of(inputs), len(inputs), args.batch_size, "predicting")
-        rows = tables.answer_rows(record.watch(asked), inputs, names, top, args.strategy, weights)
+        predictor = members.predictor(loaded, weights, args.strategy)
+        asked = ask(predictor, inputs.pictures_of(wanted), args.batch_size, "predicting", len(wanted))
+        rows = tables.answer_rows(record.watch(asked), predictor, top)
         if args.out:
             code = output.write(args, columns, rows, top, members.most_frequent(folds))
         else:
             deque(rows, maxlen=0)
         found["images"] = record.answered(ids, labels, args.strategy, names)
-    return found, len(inputs), code
+    return found, len(wanted), code
 
 
 def conclude(

@@ -1,25 +1,38 @@
-"""Predict pictures with one trained fold: a table in the terminal, or a file.
+"""Predict pictures with a trained fold, a published model, or all members of an ensemble.
 
 python predict.py runs/all/fold-0 photo.jpg more/ --top 5
-python predict.py runs/all/fold-0 data/test --out prediction.csv --format submission --zip
+python predict.py hf-hub:USER/NAME photos/ --out predictions.csv
+python predict.py model.onnx 'photos/**/*.jpg' --out predictions.parquet
+accelerate launch predict.py runs/all --members archive.parquet --out parts/
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from creature.judging import output
 from creature.terminal import BROKEN_IMAGES, UserError, run
 
 if TYPE_CHECKING:
+    from creature.judging.inputs import Piece
     from creature.judging.tables import Row
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a fold's folder: runs/NAME/fold-0")
-    parser.add_argument("images", nargs="+", help="pictures, and folders of pictures")
+    parser.add_argument("model", help="a fold (runs/NAME/fold-0), hf-hub:USER/NAME, an exported folder, or FILE.onnx")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="pictures, folders, patterns, - for a list on the standard input, .parquet files, hub:USER/DATASET:SPLIT",
+    )
+    parser.add_argument("--members", action="store_true", help="ask every member of the run or repository, as ensemble")
+    parser.add_argument("--embed", action="store_true", help="add the features before the classifier to --out")
+    parser.add_argument("--urls", action="store_true", help="fetch pictures that are given as http(s)://")
+    parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables (%(default)s)")
     output.add_options(parser, "full")
     return parser.parse_args(argv)
 
@@ -28,27 +41,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict, and show or write the answers."""
     args = parse(argv)
     output.check_options(args)
+    if args.embed and not (args.parts or (args.out and args.out.suffix in (".jsonl", ".parquet"))):
+        raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
 
-    from creature.judging import members, tables
+    from creature.judging import inputs, parts, tables
+    from creature.judging.asking import ask
+    from creature.sharing.fetch import load_predictor
     from creature.terminal import say, show_table
 
-    folds = members.find_folds([args.model])
-    if len(folds) > 1:
-        raise UserError(f"{args.model} has {len(folds)} folds; name one ({folds[0]}), or use ensemble.py {args.model}")
-    inputs, columns = output.arrange(args, tables.list_inputs(args.images))
-    member = members.load_member(folds[0], members.choose_device(args.device))
-    top = min(args.top, len(member.names))
-    answers = members.ask([member], tables.image_of(inputs), len(inputs), args.batch_size, "predicting")
-    found = tables.answer_rows(answers, inputs, member.names, top)
+    if parts.process()[1] > 1 and not args.parts:
+        raise UserError("several processes write parts into one folder: --out DIR/")
+    predictor = load_predictor(args.model, args.members, args.device, args.embed)
+    columns = ("", "")
+    if args.format == "submission":
+        listed, columns = output.arrange(args, inputs.list_inputs(args.images, args.urls))
+        pieces = [inputs.Piece("all", len(listed), partial(inputs.pictures_of, listed))]
+    else:
+        pieces = inputs.find_pieces(args.images, args.image_column, args.urls)
+    top = min(args.top, len(predictor.names))
+
+    def answered(some: "Sequence[Piece]") -> "Iterator[Row]":
+        total = None if any(piece.size is None for piece in some) else sum(piece.size or 0 for piece in some)
+        pictures = chain.from_iterable(piece.pictures() for piece in some)
+        return tables.answer_rows(ask(predictor, pictures, args.batch_size, "predicting", total), predictor, top)
+
+    if args.parts:
+        broken = parts.write_parts(args.out, pieces, answered, predictor, top)
+        return BROKEN_IMAGES if broken else 0
     if args.out:
-        fallback = members.most_frequent(folds) if args.format == "submission" else ""
-        code = output.write(args, columns, found, top, fallback)
-        say(f"{len(inputs)} rows are in {args.out}; next: python predict.py {args.model} PHOTO --top 5")
+        code = output.write(args, columns, answered(pieces), top, predictor.fallback, predictor.features)
+        say(f"the predictions are in {args.out}; next: python predict.py {args.model} PHOTO --top 5")
         return code
-    rows = list(found)
-    show_table(
-        f"{folds[0]}: labels and probabilities", ("image", *(f"{k}." for k in range(1, top + 1))), map(cells, rows)
-    )
+    rows = list(answered(pieces))
+    heads = ("image", *(f"{k}." for k in range(1, top + 1)))
+    show_table(f"{predictor.title}: labels and probabilities", heads, map(cells, rows))
     say(f"{len(rows)} pictures; next: --out FILE.csv writes them to a file")
     return BROKEN_IMAGES if any(row.status != "ok" for row in rows) else 0
 

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from creature.images.folds import FoldFile, write_folds
 from creature.judging.answers import Answered, Record, load_answers, read_truth, save_answers, standing, tally
+from creature.judging.asking import Answers
 from creature.judging.count import Count
-from creature.judging.members import Answers
 from creature.terminal import UserError
 
 NAMES = ("red", "green", "blue")
@@ -105,7 +105,7 @@ def test_a_record_holds_what_each_decider_said():
     """Two members on two pictures; of one, only a wide margin makes the sure member win the mean of logits."""
     logits = np.array([[[9.0, 0, 0], [1.0, 0, 0]], [[0, 1.0, 0], [0, 3.0, 0]]], dtype=np.float32)
     record = Record(("fold-0", "fold-1"), np.ones(2))
-    batch = Answers(range(2), [CONTENTS["new"], ""], {1: "empty file"}, logits)
+    batch = Answers([str(k) for k in range(2)], [CONTENTS["new"], ""], {1: "empty file"}, logits)
     assert list(record.watch([batch])) == [batch]
     found = record.answered(("a", "b"), [0, 1], "softmax", NAMES)
     assert {name: said.tolist() for name, said in found.decisions.items()} == {

@@ -11,7 +11,8 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
 from creature.images.batches import Pictures, epoch_batches, load_batches, seed_of, share_of, training_order
-from creature.images.views import evaluation_view, training_view
+from creature.images.evaluation import evaluation_view
+from creature.images.views import training_view
 from creature.recipe import Augment
 
 B, N = 4, 11

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import zipfile
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ import ensemble
 import predict
 import train
 from creature.judging import members
+from creature.judging.asking import Picture, ask
 from creature.judging.blend import blend
+from creature.judging.inputs import Input, pictures_of
 from creature.terminal import BROKEN_IMAGES, UserError
 
 
@@ -51,7 +54,8 @@ def test_the_ensemble_is_the_blend_of_its_members(run, drawn, tmp_path):
     ensemble.main([str(run), "--images", test, "--out", str(out), "--format", "full", "--top", "12"])
     inputs = sorted((drawn / "test").iterdir())
     loaded = [members.load_member(run / f"fold-{k}", torch.device("cpu")) for k in range(3)]
-    answers = list(members.ask(loaded, lambda i: {"bytes": None, "path": str(inputs[i])}, 24, 7, "test"))
+    pictures = pictures_of([Input(path.name, str(path)) for path in inputs])
+    answers = list(ask(members.predictor(loaded), pictures, 7, "test"))
     expected = blend(np.concatenate([batch.logits for batch in answers], axis=1))
     for row, probabilities in zip(read(out)[1:], expected, strict=True):
         assert row[1] == "ok" and row[2] == loaded[0].names[probabilities.argmax()]
@@ -213,7 +217,7 @@ def test_predict_shows_a_table_of_pictures_and_folders(run, drawn, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{run}", "x.jpg"], "has 3 folds; name one"),
+        (["{run}", "x.jpg"], "has 3 folds; --members asks all of them"),
         (["{run}/nothing", "x.jpg"], "no finished fold here"),
         (["{run}/fold-0", "nothing.jpg"], "nothing.jpg: no such file or folder"),
         (["{run}/fold-0", "{run}", "--zip"], "--zip and --template need --out"),
@@ -249,13 +253,14 @@ def test_predictions_do_not_read_ahead_of_the_file(run, drawn):
     """Memory must not grow with the folder: two batches are in flight, not more."""
     pictures = sorted((drawn / "test").iterdir())
     member = members.load_member(run / "fold-0", torch.device("cpu"))
-    asked: list[int] = []
+    asked: list[Path] = []
 
-    def image_of(row: int) -> dict[str, str | None]:
-        asked.append(row)
-        return {"bytes": None, "path": str(pictures[row % 24])}
+    def endless():
+        for path in cycle(pictures):
+            asked.append(path)
+            yield Picture(path.name, path.read_bytes)
 
-    answers = members.ask([member], image_of, 1000, 4, "test")
+    answers = ask(members.predictor([member]), endless(), 4, "test")
     next(answers)
     assert len(asked) <= 8
     answers.close()

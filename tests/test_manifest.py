@@ -17,9 +17,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from creature.images import files, manifest
-from creature.images.decode import decode, read
+from creature.images.decode import content_hash, decode, read
 from creature.images.files import file_id, file_image, label_of, list_pictures, natural, read_labels, walk
-from creature.images.manifest import check_images, content_hash, fingerprint, read_images, refuse_bad
+from creature.images.manifest import check_images, fingerprint, read_images, refuse_bad
 from creature.images.sources import Columns
 from creature.terminal import UserError
 

@@ -65,7 +65,7 @@ from datasets import Dataset, Image, Features, Value, ClassLabel
 from io import BytesIO
 from PIL import Image as Pillow
 from creature.images.batches import Pictures
-from creature.images.views import evaluation_view
+from creature.images.evaluation import evaluation_view
 from creature.learning.checkpoint import Position
 from creature.learning.loop import Learner, Normalize, predict
 

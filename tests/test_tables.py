@@ -15,13 +15,12 @@ from PIL import Image
 from torch import nn
 
 from creature.judging import output
-from creature.judging.members import Member, ask
+from creature.judging.asking import ask
+from creature.judging.inputs import Input, list_inputs, pictures_of
+from creature.judging.members import Member, predictor
 from creature.judging.tables import (
-    Input,
     Row,
     answer_rows,
-    image_of,
-    list_inputs,
     order_for_submission,
     warn_of_broken,
     write_full,
@@ -71,8 +70,8 @@ def options(*argv: str) -> argparse.Namespace:
 def answers(
     members: list[Member], inputs: list[Input], top: int, batch_size: int, weights: np.ndarray | None = None
 ) -> Iterator[Row]:
-    asked = ask(members, image_of(inputs), len(inputs), batch_size, "test")
-    return answer_rows(asked, inputs, NAMES, top, "logits", weights)
+    all_of_them = predictor(members, weights)
+    return answer_rows(ask(all_of_them, pictures_of(inputs), batch_size, "test"), all_of_them, top)
 
 
 def predicted(paths: list[str], *argv: str) -> int:

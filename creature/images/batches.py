@@ -90,7 +90,7 @@ class Pictures:
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, name))
         if isinstance(picture, BadImage):
             picture = np.zeros((1, 1, 3), dtype=np.uint8)
-        return self.view(Image.fromarray(picture))
+        return torch.as_tensor(self.view(Image.fromarray(picture)))
 
 
 def _try_decode(image: dict[str, Any]) -> np.ndarray | BadImage:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from creature.images.decode import BadImage, decode, read
+from creature.images.decode import BadImage, content_hash, decode, read
 from creature.images.files import natural
 from creature.images.sources import Columns, add_column, check_classes, read_source, short_names
 from creature.terminal import UserError, progress, warn
@@ -78,11 +78,6 @@ def check_images(dataset: "Dataset", known: frozenset[str], title: str) -> tuple
                 hashes.append(content)
             bar.update(task, completed=len(hashes), speed=f"{bar.tasks[task].speed or 0:.0f}")
     return hashes, bad
-
-
-def content_hash(data: bytes) -> str:
-    """The name of a picture by its content: 32 hex digits of BLAKE2b over the file's bytes."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def refuse_bad(dataset: "Dataset", bad: dict[int, str], max_bad: int | None, field: str) -> None:

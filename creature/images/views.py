@@ -1,29 +1,19 @@
-"""Views: what a network sees of a picture. Views belong to the use, training or evaluation, never to the data.
+"""Views of training pictures; those of all others have creature.images.evaluation. B batch, K classes.
 
-B batch, K classes. A view takes a PIL image and gives uint8 (3, size, size); MixUp and CutMix work on the batch.
+A view takes a PIL image and gives uint8 (3, size, size); MixUp and CutMix work on the batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import v2
 
 from creature.recipe import Augment
 
-View = Callable[[Image.Image], torch.Tensor]
-
-
-def evaluation_view(size: int, fit: str, mean: Sequence[float]) -> View:
-    """The one view of held-out and new pictures, built by timm, so that timm users of the weights see the same pixels.
-
-    `mean` (3,) on a scale of [0, 1] is the colour of the border that `fit` border adds.
-    """
-    return transforms_imagenet_eval(
-        size, crop_pct=1.0, crop_mode=fit, interpolation="bilinear", use_prefetcher=True, mean=tuple(mean)
-    )
+View = Callable[[Image.Image], torch.Tensor | np.ndarray]
 
 
 def training_view(size: int, augment: Augment) -> View:

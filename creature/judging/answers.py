@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from creature.images.files import label_of, read_labels
+from creature.judging.asking import Answers
 from creature.judging.blend import STRATEGIES, blend
 from creature.judging.count import Count, count_correct
-from creature.judging.members import Answers, relation
+from creature.judging.members import relation
 from creature.terminal import UserError
 
 

@@ -1,28 +1,27 @@
 """Members: finished folds as models that answer. M members, N images, B batch, K classes."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import timm
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from creature.images.decode import BadImage, decode, read
 from creature.images.folds import FoldFile, read_folds
-from creature.images.manifest import content_hash
-from creature.images.views import evaluation_view
+from creature.judging.asking import Predictor, Sees
+from creature.learning.device import device_precision
 from creature.learning.loop import Normalize
 from creature.learning.runs import read_result
-from creature.terminal import UserError, progress
+from creature.recipe import load_recipe
+from creature.terminal import UserError
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,8 @@ class Member:
     names: tuple[str, ...]
     model: nn.Module
     normalize: Normalize
-    seen_as: tuple[int, str, tuple[float, ...]]  # size, fit, mean: what makes its evaluation view
-
-
-class Answers(NamedTuple):
-    """What all members say to a batch of images; `broken`: why, by position, where none could see."""
-
-    rows: range
-    hashes: list[str]  # of the content, empty where there was none
-    broken: dict[int, str]
-    logits: np.ndarray  # (M, B, K)
+    sees: Sees
+    dtype: torch.dtype = torch.float32  # of the arithmetic
 
 
 def find_folds(paths: Sequence[str]) -> list[Path]:
@@ -92,8 +83,8 @@ def load_member(folder: Path, device: torch.device) -> Member:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         view, names = config["pretrained_cfg"], tuple(map(str, config["label_names"]))
-        seen_as = (int(view["input_size"][1]), str(view["crop_mode"]), tuple(map(float, view["mean"])))
-        normalize = Normalize(seen_as[2], tuple(map(float, view["std"])))
+        sees: Sees = (int(view["input_size"][1]), str(view["crop_mode"]), tuple(map(float, view["mean"])))
+        normalize = Normalize(sees[2], tuple(map(float, view["std"])))
         size: dict[str, Any] = {"img_size": int(config["model_args"]["img_size"])} if config.get("model_args") else {}
         if not timm.is_model(config["architecture"]):
             raise UserError(f"{folder / 'config.json'}: timm has no architecture {config['architecture']!r}")
@@ -105,13 +96,24 @@ def load_member(folder: Path, device: torch.device) -> Member:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(f"{folder}: no model can be loaded from here ({reason})") from None
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Member(folder, names, model, normalize.to(device), seen_as)
+    return Member(folder, names, model, normalize.to(device), sees, _dtype(folder, device))
+
+
+def _dtype(folder: Path, device: torch.device) -> torch.dtype:
+    """The precision that the model was trained and scored in, where the device is fast with it."""
+    if device.type != "cuda" or not (folder / "recipe.yaml").exists():
+        return torch.float32
+    precision, _ = device_precision(load_recipe(folder / "recipe.yaml").precision, cpu=False)
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def choose_device(name: str) -> torch.device:
     """The named device, or for auto the best that is there: CUDA, MPS, CPU."""
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        # Several processes on a host share its GPUs.
+        own = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+        return torch.device("cuda", own) if best.type == "cuda" else best
     try:
         torch.empty(1, device=name)
         return torch.device(name)
@@ -119,42 +121,57 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"--device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
-@torch.inference_mode()
-def ask(
-    members: Sequence[Member], image_of: Callable[[int], Mapping[str, Any]], count: int, batch_size: int, title: str
-) -> Iterator[Answers]:
-    """Answers of all members to `count` images, in order; a batch is decoded while the last is computed.
+def predictor(
+    members: Sequence[Member],
+    weights: np.ndarray | None = None,
+    strategy: str = "logits",
+    features: bool = False,
+    title: str = "",
+) -> Predictor:
+    """The members as one; `features` asks the first of them for what its classifier sees, too.
 
-    A picture that cannot be decoded keeps its place in the batch, black, so that it changes no other answer.
+    Raises UserError where not even one picture fits into the device's memory.
     """
-    views = {member.seen_as: evaluation_view(*member.seen_as) for member in members}
     device = next(members[0].model.parameters()).device
+    fits = [2**31]  # pictures at once, halved where the device's memory is too small for them
 
-    def prepare(row: int) -> tuple[str, str, list[torch.Tensor]]:
-        data, reason, picture = b"", "", np.zeros((1, 1, 3), dtype=np.uint8)
-        try:
-            data = read(image_of(row))
-            picture = decode(data)
-        except BadImage as error:
-            reason = str(error)
-        return content_hash(data) if data else "", reason, [view(Image.fromarray(picture)) for view in views.values()]
+    def forward(member: Member, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.inference_mode(), torch.autocast(device.type, member.dtype, member.dtype != torch.float32):
+            model, inputs = member.model, member.normalize(pixels.to(device))
+            if not features:
+                return (model(inputs).float().cpu(),)
+            maps = model.forward_features(inputs)  # type: ignore[operator]
+            logits, seen = model.forward_head(maps), model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+            return logits.float().cpu(), seen.float().cpu()
 
-    batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    with progress() as bar, ThreadPoolExecutor() as pool:
-        task = bar.add_task(title, total=count, speed="")
-        ahead: list[list[Future[Any]]] = []
-        for i, rows in enumerate(batches):
-            for batch in batches[i + len(ahead) : i + 2]:
-                ahead.append([pool.submit(prepare, row) for row in batch])
-            hashes, reasons, seen = zip(*(future.result() for future in ahead.pop(0)), strict=True)
-            pixels = {
-                key: torch.stack(of_view).to(device)
-                for key, of_view in zip(views, zip(*seen, strict=True), strict=True)
-            }
-            logits = [m.model(m.normalize(pixels[m.seen_as])).float().cpu().numpy() for m in members]
-            broken = {at: reason for at, reason in enumerate(reasons) if reason}
-            yield Answers(rows, list(hashes), broken, np.stack(logits))
-            bar.update(task, advance=len(rows), speed=f"{bar.tasks[task].speed or 0:.0f}")
+    def in_parts(member: Member, pixels: torch.Tensor) -> list[np.ndarray]:
+        while True:
+            try:
+                parts = [forward(member, part) for part in pixels.split(fits[0])]
+                return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
+            except torch.OutOfMemoryError:
+                fits[0] = min(fits[0], len(pixels)) // 2
+                if not fits[0]:
+                    raise UserError(
+                        f"--device: {device} has not the memory for one picture; try --device cpu"
+                    ) from None
+
+    def compute(pixels: Mapping[Sees, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        seen = {sees: torch.from_numpy(of_view) for sees, of_view in pixels.items()}
+        found = [in_parts(member, seen[member.sees]) for member in members]
+        return np.stack([each[0] for each in found]), found[0][1] if features else None
+
+    return Predictor(
+        title=title or str(members[0].folder),
+        names=members[0].names,
+        views=tuple(dict.fromkeys(member.sees for member in members)),
+        compute=compute,
+        weights=np.ones(len(members)) if weights is None else weights,
+        strategy=strategy,
+        features=int(members[0].model.head_hidden_size) if features else None,  # type: ignore[arg-type]
+        fallback=most_frequent([members[0].folder]) if (members[0].folder / "result.json").exists() else "",
+        files=tuple(member.folder / "model.safetensors" for member in members),
+    )
 
 
 @cache

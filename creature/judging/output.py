@@ -1,6 +1,7 @@
 """The options of a prediction file, which predict.py and ensemble.py share, and what they do."""
 
 import argparse
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +14,26 @@ if TYPE_CHECKING:
 
 def add_options(parser: argparse.ArgumentParser, default_format: str) -> None:
     """Add the options to a script's command line."""
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the predictions to this file")
+    parser.add_argument("--out", metavar="FILE", help="write a .csv, .jsonl or .parquet file, or parts into a DIR/")
     parser.add_argument(
         "--format", choices=("full", "submission"), default=default_format, help="columns of --out (%(default)s)"
     )
     parser.add_argument("--template", metavar="FILE.csv", help="a submission with this file's columns and order")
     parser.add_argument("--zip", action="store_true", help="pack the submission as prediction.csv into a zip, too")
     parser.add_argument("--top", type=int, default=1, help="labels for each picture (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures computed at once (%(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        help="pictures at once, fewer where memory is short (%(default)s)",
+    )
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu; auto takes the first that is there")
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises UserError for options that do not go together."""
+    """Paths for what was typed; raises UserError for options that do not go together."""
+    args.parts = bool(args.out) and (args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
+    out = args.out = Path(args.out) if args.out else None
     if args.template:
         args.format = "submission"
     if (args.zip or args.template) and not args.out:
@@ -34,6 +42,11 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--zip needs --format submission")
     if args.zip and args.out.suffix.lower() == ".zip":
         raise UserError(f"--zip writes beside --out, which must not end in .zip, got {args.out}")
+    if args.parts and args.format == "submission":
+        raise UserError(f"--out: a submission is one file, such as prediction.csv, got the folder {args.out}")
+    kinds = (".csv", ".jsonl", ".parquet", "")
+    if out and out.suffix not in kinds and args.format == "full" and not args.parts:
+        raise UserError(f"--out: must end in .csv, .jsonl or .parquet, got {args.out}")
     if args.top < 1 or args.batch_size < 1:
         raise UserError("--top and --batch-size must be 1 or more")
 
@@ -47,7 +60,14 @@ def arrange(args: argparse.Namespace, inputs: list["Input"]) -> tuple[list["Inpu
     return inputs, ("", "")
 
 
-def write(args: argparse.Namespace, columns: tuple[str, str], rows: Iterable["Row"], top: int, fallback: str) -> int:
+def write(
+    args: argparse.Namespace,
+    columns: tuple[str, str],
+    rows: Iterable["Row"],
+    top: int,
+    fallback: str,
+    features: int | None = None,
+) -> int:
     """Write the rows as they come, as the options say; the exit code tells of pictures that could not be read."""
     from creature.judging import tables
 
@@ -64,7 +84,7 @@ def write(args: argparse.Namespace, columns: tuple[str, str], rows: Iterable["Ro
         if args.zip:
             say(f"{tables.write_zip(args.out)} holds exactly prediction.csv")
     else:
-        tables.write_full(args.out, noted(), top)
+        tables.write_full(args.out, noted(), top, features)
     if broken:
         tables.warn_of_broken(broken, fallback if args.format == "submission" else "")
     return BROKEN_IMAGES if broken else 0

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 
-from creature.images.decode import BadImage, decode, read
-from creature.images.manifest import content_hash, read_images
+from creature.images.decode import BadImage, content_hash, decode, read
+from creature.images.manifest import read_images
 from creature.images.sources import Columns
 from creature.judging.count import Count
 from creature.judging.figures import confused_pairs

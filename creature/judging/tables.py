@@ -1,32 +1,23 @@
 """Prediction files: a submission (image_name, pred_label), or a full table (id, status, labels, probabilities)."""
 
 import csv
+import json
 import os
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from creature.images.files import file_id, list_pictures
+from creature.judging.asking import Answers, Predictor
 from creature.judging.blend import blend
-from creature.judging.members import Answers
+from creature.judging.inputs import Input
 from creature.terminal import UserError, warn
 
-
-class Input(NamedTuple):
-    """A picture to predict: its name in tables, and where it is."""
-
-    id: str
-    path: str
-
-
-def image_of(inputs: Sequence[Input]) -> Callable[[int], dict[str, Any]]:
-    """The image value of the input at a place."""
-    return lambda row: {"bytes": None, "path": inputs[row].path}
+FULL_COLUMNS = ("id", "status", "label", "probability")
 
 
 class Row(NamedTuple):
@@ -36,26 +27,7 @@ class Row(NamedTuple):
     status: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
-
-
-def list_inputs(paths: Sequence[str]) -> list[Input]:
-    """Files, and all pictures below folders, sorted by id: the path below the folder if one is given, else as typed."""
-    inputs: list[Input] = []
-    for path in paths:
-        if os.path.isdir(path):
-            for found in list_pictures(path):
-                name = os.path.relpath(found, path) if len(paths) == 1 else os.path.normpath(found)
-                inputs.append(Input(file_id(name), found))
-        elif os.path.lexists(path):
-            inputs.append(Input(file_id(os.path.normpath(path)), path))
-        else:
-            raise UserError(f"{path}: no such file or folder")
-    if not inputs:
-        raise UserError(f"no pictures in {', '.join(paths)}")
-    for names in ([item.id for item in inputs], [file_id(os.path.abspath(item.path)) for item in inputs]):
-        if twice := [name for name, n in Counter(names).items() if n > 1]:
-            raise UserError(f"{min(twice)} is given twice")
-    return sorted(inputs)
+    features: np.ndarray | None = None  # (D,)
 
 
 def stem(name: str) -> str:
@@ -119,24 +91,18 @@ def table_writer(path: Path) -> Iterator[Any]:
         yield csv.writer(file, lineterminator="\n")
 
 
-def answer_rows(
-    answers: Iterable[Answers],
-    inputs: Sequence[Input],
-    names: Sequence[str],
-    top: int,
-    strategy: str = "logits",
-    weights: np.ndarray | None = None,
-) -> Iterator[Row]:
-    """Each input's row, with the `top` labels of the blended members."""
+def answer_rows(answers: Iterable[Answers], predictor: Predictor, top: int) -> Iterator[Row]:
+    """Each picture's row, with the `top` labels of the blended members."""
     for batch in answers:
-        probabilities = blend(batch.logits, strategy, weights)
+        probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        for at, row in enumerate(batch.rows):
+        for at, name in enumerate(batch.ids):
             if at in batch.broken:
-                yield Row(inputs[row].id, batch.broken[at], (), ())
+                yield Row(name, batch.broken[at], (), ())
             else:
-                labels = tuple(str(names[k]) for k in best[at])
-                yield Row(inputs[row].id, "ok", labels, tuple(map(float, probabilities[at, best[at]])))
+                labels = tuple(predictor.names[k] for k in best[at])
+                features = None if batch.features is None else batch.features[at]
+                yield Row(name, "ok", labels, tuple(map(float, probabilities[at, best[at]])), features)
 
 
 def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], fallback: str) -> None:
@@ -147,15 +113,51 @@ def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], 
             out.writerow((row.id, row.labels[0] if row.labels else fallback))
 
 
-def write_full(path: Path, rows: Iterable[Row], top: int) -> None:
-    """Write id, status, and the `top` labels with their probabilities; empty where the picture could not be read."""
-    more = [name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}")]
-    with table_writer(path) as out:
-        out.writerow(("id", "status", "label", "probability", *more))
-        for row in rows:
-            pairs = zip(row.labels, (f"{p:.6f}" for p in row.probabilities), strict=True)
-            cells = [cell for pair in pairs for cell in pair]
-            out.writerow((row.id, row.status, *cells, *[""] * (2 * top - len(cells))))
+def write_full(path: Path, rows: Iterable[Row], top: int, features: int | None = None) -> None:
+    """Write id, status, and the `top` labels with their probabilities; empty where the picture could not be read.
+
+    As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of so many `features`, if asked.
+    """
+    if path.suffix == ".parquet":
+        _write_parquet(path, rows, top, features)
+    elif path.suffix == ".jsonl":
+        with _whole(path) as part, part.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record(row, top, features)) + "\n" for row in rows)
+    else:
+        with table_writer(path) as out:
+            out.writerow(FULL_COLUMNS + more_columns(top))
+            for row in rows:
+                cells = record(row, top).values()
+                out.writerow("" if v is None else f"{v:.6f}" if isinstance(v, float) else v for v in cells)
+
+
+def more_columns(top: int) -> tuple[str, ...]:
+    """The columns of the second to the last label."""
+    return tuple(name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}"))
+
+
+def record(row: Row, top: int, features: int | None = None) -> dict[str, Any]:
+    """A row by column; None where there is nothing."""
+    pairs = zip(row.labels, row.probabilities, strict=True)
+    cells = [cell for pair in pairs for cell in pair]
+    cells += [None] * (2 * top - len(cells))
+    found = dict(zip(FULL_COLUMNS + more_columns(top), (row.id, row.status, *cells), strict=True))
+    if features:
+        found["embedding"] = None if row.features is None else row.features.tolist()
+    return found
+
+
+def _write_parquet(path: Path, rows: Iterable[Row], top: int, features: int | None) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    kinds = {"probability": pa.float64()}
+    columns = [(name, kinds.get(name.partition("_")[0], pa.string())) for name in FULL_COLUMNS + more_columns(top)]
+    schema = pa.schema(columns + ([("embedding", pa.list_(pa.float32(), features))] if features else []))
+    coming = iter(rows)
+    with _whole(path) as part, ParquetWriter(part, schema) as file:
+        while some := [record(row, top, features) for row in islice(coming, 1024)]:
+            file.write_table(pa.Table.from_pylist(some, schema))
 
 
 def warn_of_broken(broken: Sequence[Row], fallback: str) -> None:

@@ -18,8 +18,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from creature.images.files import file_hash
 from creature.learning.predictions import Predictions, save_predictions
-from creature.learning.runs import file_hash, sync, write_json
+from creature.learning.runs import sync, write_json
 from creature.recipe import Checkpoint, Recipe, dump_recipe
 from creature.terminal import UserError, warn
 

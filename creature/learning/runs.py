@@ -1,6 +1,5 @@
 """A run on disk: its recipe and identity, its fold file, each fold's lock and result. One process writes at a time."""
 
-import hashlib
 import json
 import os
 import platform
@@ -20,12 +19,6 @@ from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
 from creature.terminal import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "pillow", "numpy")
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,10 +16,12 @@ from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.images.batches import Pictures, seed_of
+from creature.images.evaluation import evaluation_view
+from creature.images.files import file_hash
 from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together
 from creature.images.manifest import check_images, fingerprint, read_images, refuse_bad
 from creature.images.sources import Columns
-from creature.images.views import evaluation_view, make_mix, training_view
+from creature.images.views import make_mix, training_view
 from creature.learning.backbone import (
     build_backbone,
     build_optimizer,
@@ -29,10 +31,11 @@ from creature.learning.backbone import (
     timm_config,
 )
 from creature.learning.checkpoint import finish_fold, kept_epoch, load_state
+from creature.learning.device import cores, device_precision
 from creature.learning.loop import Learner, Normalize, make_see
 from creature.learning.losses import make_loss
 from creature.learning.predictions import load_predictions
-from creature.learning.runs import environment, file_hash, fold_state, open_run, share_folds
+from creature.learning.runs import environment, fold_state, open_run, share_folds
 from creature.recipe import Recipe
 from creature.terminal import UserError, console, say, warn
 
@@ -74,22 +77,6 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
     if recipe.tracking:
         accelerator.init_trackers("creature")
     return accelerator
-
-
-def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
-    """The precision to use on this device, and why it is not the recipe's (empty where it is)."""
-    if precision == "fp32":
-        return precision, ""
-    if cpu or not torch.cuda.is_available():
-        return "fp32", f"precision: {precision} is slower than fp32 on this device, or not there at all; fp32 is used"
-    if precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
-        return "fp32", "precision: this GPU only emulates bf16; fp32 is used (precision=fp16 is fast on it)"
-    return precision, ""
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_processes(accelerator: Accelerator) -> None:

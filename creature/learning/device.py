@@ -1,0 +1,21 @@
+"""What the device is good at: the precision to compute in, and how many cores there are."""
+
+import os
+
+import torch
+
+
+def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
+    """The precision to use on this device, and why it is not the recipe's (empty where it is)."""
+    if precision == "fp32":
+        return precision, ""
+    if cpu or not torch.cuda.is_available():
+        return "fp32", f"precision: {precision} is slower than fp32 on this device, or not there at all; fp32 is used"
+    if precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+        return "fp32", "precision: this GPU only emulates bf16; fp32 is used (precision=fp16 is fast on it)"
+    return precision, ""
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,132 @@
+"""Models to use: a run's fold, all members of a run, an exported folder, or what is published on the Hub."""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from creature.images.files import file_hash
+from creature.judging.asking import Predictor
+from creature.terminal import UserError
+
+HUB = "hf-hub:"
+FILES = ("config.json", "model.safetensors", "recipe.yaml", "result.json", "ensemble.json")
+
+
+def load_predictor(model: str, all_members: bool, device: str, features: bool = False) -> Predictor:
+    """What answers: an ONNX file, the one model of a folder or repository, or all members of it.
+
+    Raises UserError where there is no model, or where it cannot give what is asked of it.
+    """
+    if model.endswith(".onnx"):
+        from creature.judging.session import open_session
+
+        if all_members or features:
+            raise UserError(f"{model} is one model without features; --members and --embed need the trained folder")
+        return open_session(model)
+    from creature.judging import members
+
+    found = find_model(model, all_members)
+    if features and len(found.folders) > 1:
+        raise UserError("--embed asks one model, and --members are several; leave one of them out")
+    loaded = [members.load_member(folder, members.choose_device(device)) for folder in found.folders]
+    if len({member.names for member in loaded}) > 1:
+        raise UserError(f"{model}: its members know different classes")
+    title = f"{model}, {len(loaded)} members" if all_members else model
+    return members.predictor(loaded, found.weights, found.strategy, features, title)
+
+
+class Found(NamedTuple):
+    """Folders of the members, with their names, weights and the strategy that blends them."""
+
+    folders: list[Path]
+    names: tuple[str, ...]
+    weights: np.ndarray
+    strategy: str
+
+
+def find_model(model: str, all_members: bool) -> Found:
+    """The one model of a folder or a repository, or with `all_members` the ensemble that it stands for.
+
+    Raises UserError for a folder without a model, a repository that cannot be reached, or weights that are not those
+    that the ensemble was measured with.
+    """
+    if model.startswith(HUB):
+        folder = download(model)
+    elif not (Path(model) / "ensemble.json").exists():
+        from creature.judging.members import find_folds
+
+        folders = find_folds([model])
+        if len(folders) > 1 and not all_members:
+            raise UserError(
+                f"{model} has {len(folders)} folds; --members asks all of them, {folders[0]} is one of them"
+            )
+        return Found(folders, tuple(folder.name for folder in folders), np.ones(len(folders)), "logits")
+    else:
+        folder = Path(model)
+    if not all_members:
+        return Found([folder], (model,), np.ones(1), "logits")
+    return _members(model, folder)
+
+
+def _members(model: str, main: Path) -> Found:
+    try:
+        said = json.loads((main / "ensemble.json").read_text(encoding="utf-8"))
+        listed = [(str(m["name"]), float(m["weight"]), str(m["sha256"])) for m in said["members"]]
+        strategy = str(said["strategy"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--members: {model} does not say what its ensemble is ({error}); predict without it") from None
+    folders = []
+    for name, _, digest in listed:
+        folder = download(f"{model.partition('@')[0]}@{name}") if model.startswith(HUB) else main.parent / name
+        if not (folder / "model.safetensors").exists() or file_hash(folder / "model.safetensors") != digest:
+            raise UserError(
+                f"--members: the weights of {name} are not those that {model} names in ensemble.json; "
+                "publish the run again, or predict without --members"
+            )
+        folders.append(folder)
+    return Found(folders, tuple(name for name, *_ in listed), np.array([weight for _, weight, _ in listed]), strategy)
+
+
+def download(model: str) -> Path:
+    """The local folder of `hf-hub:USER/NAME` or `hf-hub:USER/NAME@REVISION`, fetched once and then from the cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repo, _, revision = model.removeprefix(HUB).partition("@")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
+    except GatedRepoError:
+        raise UserError(
+            f"{model}: its owner lets in who asks; ask on its page, then log in with `hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{model}: the repository has no branch {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{model}: no such repository, or a private one of others; log in with `hf auth login`, or set HF_TOKEN"
+        ) from None
+    except HFValidationError:
+        raise UserError(f"{model}: a model of the Hub is written hf-hub:USER/NAME or hf-hub:USER/NAME@BRANCH") from None
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{model}: not in the local cache, and the Hub cannot be reached ({_first_line(error.__cause__ or error)})"
+        ) from None
+    except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
+        raise UserError(f"{model}: cannot be downloaded: {_first_line(error)}; what is there is kept") from None
+    if not (folder / "config.json").exists():
+        raise UserError(f"{model}: the repository has no config.json; it is no timm model")
+    return folder
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
