@@ -67,7 +67,8 @@ from PIL import Image as Pillow
 from creature.images.batches import Pictures
 from creature.images.evaluation import evaluation_view
 from creature.learning.checkpoint import Position
-from creature.learning.loop import Learner, Normalize, predict
+from creature.learning.loop import Learner, predict
+from creature.learning.normalize import Normalize
 
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2

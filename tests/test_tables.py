@@ -27,7 +27,7 @@ from creature.judging.tables import (
     write_submission,
     write_zip,
 )
-from creature.learning.loop import Normalize
+from creature.learning.normalize import Normalize
 from creature.terminal import BROKEN_IMAGES, UserError
 
 NAMES = ("red", "green", "blue")

@@ -14,7 +14,7 @@ from timm.data.transforms_factory import create_transform
 from creature.images.evaluation import evaluation_view
 from creature.images.views import make_mix, training_view
 from creature.learning.backbone import timm_config
-from creature.learning.loop import Normalize
+from creature.learning.normalize import Normalize
 from creature.recipe import Augment
 
 MEAN, STD = (0.3, 0.5, 0.7), (0.2, 0.25, 0.3)

@@ -1,8 +1,6 @@
 """Blending: logits of M members on N rows of K classes -> probabilities. Arrays in, arrays out."""
 
 import numpy as np
-from scipy.special import softmax
-from scipy.stats import rankdata
 
 STRATEGIES = ("logits", "softmax", "vote")
 
@@ -18,9 +16,11 @@ def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | No
     logits = logits.astype(np.float64)
     mean = _ordered_sum(logits * share)
     if strategy == "logits":
-        return softmax(mean, axis=-1)
+        return _softmax(mean)
     if strategy == "softmax":
-        return _ordered_sum(softmax(logits, axis=-1) * share)
+        return _ordered_sum(_softmax(logits) * share)
+    from scipy.stats import rankdata  # here, for a quick answer by logits need not wait for scipy
+
     votes = np.eye(logits.shape[-1])[logits.argmax(-1)]
     # Ranks, for the differences of tiny probabilities would be lost beside a vote; far below the weight of any vote.
     tiebreak = 1e-9 / mean.shape[-1] * rankdata(mean, axis=-1)
@@ -30,3 +30,8 @@ def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | No
 
 def _ordered_sum(terms: np.ndarray) -> np.ndarray:
     return np.sort(terms, axis=0).sum(0)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)

@@ -18,9 +18,8 @@ from torch import nn
 from creature.images.folds import FoldFile, read_folds
 from creature.judging.asking import Predictor, Sees
 from creature.learning.device import device_precision
-from creature.learning.loop import Normalize
+from creature.learning.normalize import Normalize
 from creature.learning.runs import read_result
-from creature.recipe import load_recipe
 from creature.terminal import UserError
 
 
@@ -103,6 +102,8 @@ def _dtype(folder: Path, device: torch.device) -> torch.dtype:
     """The precision that the model was trained and scored in, where the device is fast with it."""
     if device.type != "cuda" or not (folder / "recipe.yaml").exists():
         return torch.float32
+    from creature.recipe import load_recipe
+
     precision, _ = device_precision(load_recipe(folder / "recipe.yaml").precision, cpu=False)
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 

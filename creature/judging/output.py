@@ -33,7 +33,8 @@ def add_options(parser: argparse.ArgumentParser, default_format: str) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """Paths for what was typed; raises UserError for options that do not go together."""
     args.parts = bool(args.out) and (args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
-    out = args.out = Path(args.out) if args.out else None
+    out: Path | None = Path(args.out) if args.out else None
+    args.out = out
     if args.template:
         args.format = "submission"
     if (args.zip or args.template) and not args.out:

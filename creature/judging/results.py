@@ -301,12 +301,13 @@ def to_markdown(table: Table) -> str:
     """The table for a README or a model card."""
     head = [table.columns, ("---",) * len(table.columns)]
     lines = [
-        f"| {' | '.join(map(_markdown, row))} |" for row in (*head, *([c.text for c in row] for row in table.rows))
+        f"| {' | '.join(map(escape_markdown, row))} |"
+        for row in (*head, *([c.text for c in row] for row in table.rows))
     ]
-    return f"**{_markdown(table.title)}**\n\n" + "\n".join(lines) + f"\n\n{_markdown(table.note)}\n"
+    return f"**{escape_markdown(table.title)}**\n\n" + "\n".join(lines) + f"\n\n{escape_markdown(table.note)}\n"
 
 
-def _markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Nothing in a name is markup."""
     escaped = re.sub(r"([\\`*_{}\[\]<>#|~!$])", r"\\\1", printable(text))
     return escaped.replace("&", "&amp;")

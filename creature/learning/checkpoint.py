@@ -57,15 +57,20 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write(part)
-    files = sorted(part.iterdir())
-    manifest = {file.name: {"bytes": file.stat().st_size, "sha256": file_hash(file)} for file in files}
-    (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    for file in (*files, part / "manifest.json", part):
+    write_manifest(part)
+    for file in (*part.iterdir(), part):
         sync(file)
     if folder.exists():
         shutil.rmtree(folder)
     os.rename(part, folder)
     sync(folder.parent)
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file of a folder with its size and SHA-256 in manifest.json."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = {name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for name, path in files.items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def verifies(folder: Path) -> bool:

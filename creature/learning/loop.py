@@ -16,26 +16,10 @@ from torch import nn
 from creature.images.batches import Batch, Pictures, load_batches, seed_of
 from creature.learning.checkpoint import Position
 from creature.learning.losses import RowLoss
+from creature.learning.normalize import Normalize
 from creature.terminal import UserError, progress
 
 Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-class Normalize(nn.Module):
-    """uint8 (B, 3, H, W) on any device -> float, scaled to [0, 1], minus the mean, over the deviation."""
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool = True):
-        super().__init__()
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(3, 1, 1)))
-        self.register_buffer("shift", torch.tensor(mean).view(3, 1, 1) / torch.tensor(std).view(3, 1, 1))
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalized pixels, in the memory layout that the backbone prefers."""
-        return (pixels.float() * self.scale - self.shift).contiguous(memory_format=self.layout)
 
 
 See = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]

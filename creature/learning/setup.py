@@ -32,8 +32,9 @@ from creature.learning.backbone import (
 )
 from creature.learning.checkpoint import finish_fold, kept_epoch, load_state
 from creature.learning.device import cores, device_precision
-from creature.learning.loop import Learner, Normalize, make_see
+from creature.learning.loop import Learner, make_see
 from creature.learning.losses import make_loss
+from creature.learning.normalize import Normalize
 from creature.learning.predictions import load_predictions
 from creature.learning.runs import environment, fold_state, open_run, share_folds
 from creature.recipe import Recipe
