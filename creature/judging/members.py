@@ -19,7 +19,6 @@ from creature.images.folds import FoldFile, read_folds
 from creature.judging.asking import Predictor, Sees
 from creature.learning.device import device_precision
 from creature.learning.normalize import Normalize
-from creature.learning.runs import read_result
 from creature.terminal import UserError
 
 
@@ -204,6 +203,9 @@ def relation(folders: Sequence[Path], content: str) -> str:
 
 @cache
 def result_of(folder: Path) -> dict[str, Any]:
+    """A finished fold's result, read once."""
+    from creature.learning.runs import read_result  # here, for a prediction need not wait for the recipe's schema
+
     return read_result(folder)
 
 
@@ -227,6 +229,6 @@ def check_members(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 def most_frequent(folders: Sequence[Path]) -> str:
     """The class with the most images in training: what a submission says of a picture that cannot be read."""
-    counts = result_of(folders[0])["class_counts"]
+    counts = json.loads((folders[0] / "result.json").read_text(encoding="utf-8"))["class_counts"]
     names = json.loads((folders[0] / "config.json").read_text(encoding="utf-8"))["label_names"]
     return str(names[int(np.argmax(counts))])

@@ -1,7 +1,7 @@
 """Models to use: a run's fold, all members of a run, an exported folder, or what is published on the Hub."""
 
 import json
-import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,9 +100,11 @@ def download(model: str) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import disable_progress_bars
 
     repo, _, revision = model.removeprefix(HUB).partition("@")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
     except GatedRepoError:

@@ -132,13 +132,10 @@ def build(folder: Path, repo: str, terms: "Terms", onnx: bool) -> dict[str, Path
     checked = {branch: verify(path, public) for branch, path in branches.items()}
     for path in branches.values():
         write_manifest(path)
-    names = [name for name, _ in checked["main"]]
-    rows = [(name, *(dict(outcomes)[name] for outcomes in checked.values())) for name in names]
-    show_table(f"{folder}, as it would stand on the Hub", ("check", *branches), rows)
-    files = {branch: {file.name: file for file in files_of(path).values()} for branch, path in branches.items()}
-    every = sorted({name for of in files.values() for name in of})
-    sizes = [(name, *(_size(of[name]) if name in of else "" for of in files.values())) for name in every]
-    show_table("Files", ("file", *branches), sizes)
+    show_table(f"{folder}, verified: {', '.join(branches)}", ("check", "outcome"), checked["main"])
+    for branch, path in branches.items():
+        listed = ", ".join(f"{name} ({_size(file)})" for name, file in files_of(path).items())
+        say(f"{branch}: {listed}")
     return branches
 
 
@@ -158,7 +155,7 @@ def publish(repo: str, branches: Mapping[str, Path], public: bool) -> str:
     What is there already is not uploaded again, so it may be run again after any failure. Raises UserError.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     api = HfApi()
     try:
@@ -170,12 +167,12 @@ def publish(repo: str, branches: Mapping[str, Path], public: bool) -> str:
             _commit(api, repo, branch, branches[branch])
     except HfHubHTTPError as error:
         _explain(repo, error)
-    except (OSError, ValueError) as error:  # no network, or a connection that was cut: httpx's errors are neither's
-        raise UserError(_cut(repo, error)) from None
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests"):
-            raise
-        raise UserError(_cut(repo, error)) from None
+    except (HTTPError, OSError) as error:  # no network, or a connection that was cut
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{repo} was not published: no connection to {endpoint} ({first}); nothing is lost, run this again"
+        ) from None
     return str(url)
 
 
@@ -225,12 +222,6 @@ def _explain(repo: str, error: Any) -> NoReturn:
     }
     reason = reasons.get(status, "the Hub failed; nothing is lost, run this again later" if status >= 500 else said)
     raise UserError(f"{repo} was not published: {reason} (status {status})") from None
-
-
-def _cut(repo: str, error: BaseException) -> str:
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{repo} was not published: no connection to {endpoint} ({first}); nothing is lost, run this again"
 
 
 if __name__ == "__main__":
