@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from creature.sharing.hub import add_terms
 from creature.terminal import run
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="the run's folder; runs/NAME if not given")
     parser.add_argument("--resume", action="store_true", help="go on with folds that exist")
+    parser.add_argument("--push", metavar="USER/NAME", help="publish the run at the end, privately, on the Hub")
+    add_terms(parser)
     return parser.parse_args(argv)
 
 
@@ -46,10 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from creature.judging.count import scored
     from creature.learning import runs, setup
+    from creature.sharing.hub import build, prepare_push, publish
     from creature.terminal import say, show_table, warn
 
     out = args.out or Path("runs") / recipe.name
     accelerator = setup.start(recipe, out)
+    push = args.push if accelerator.is_main_process else None
+    terms = prepare_push(push, out, args.license, args.data) if push else None
     for warning in recipe_warnings(recipe):
         warn(warning)
     data = setup.prepare_run(accelerator, recipe, out, args.resume)
@@ -67,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     title = f"{recipe.name}: {len(results)} of {recipe.folds.count} folds"
     show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), cells)
     accelerator.end_training()
+    if push and terms:
+        say(f"{publish(push, build(out, push, terms), public=False)} is published")
     say(f"{out} holds weights and held-out predictions; next: python ensemble.py {out} --images DIR --out FILE.csv")
     return 0
 

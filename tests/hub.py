@@ -26,9 +26,9 @@ LFS = re.compile(r"\.(safetensors|onnx|parquet|png)$")
 class Refusal(Exception):
     """A status, and the Hub's code for it."""
 
-    def __init__(self, status: int, message: str, code: str = ""):
+    def __init__(self, status: int, message: str, code: str = "", **more: Any):
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        self.status, self.message, self.code, self.more = status, message, code, more
 
 
 @dataclass
@@ -139,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(404, f"no such endpoint: {self.command} {self.target}")
         except Refusal as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
-            self.answer(refusal.status, json.dumps({"error": refusal.message}).encode(), headers)
+            self.answer(refusal.status, json.dumps({"error": refusal.message} | refusal.more).encode(), headers)
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_one
 
@@ -177,7 +177,8 @@ class Handler(BaseHTTPRequestHandler):
     def whoami(self) -> None:
         if not (name := self.user()):
             raise Refusal(401, "Invalid username or password.")
-        self.say({"type": "user", "name": name, "auth": {"accessToken": {"role": "write"}}, "orgs": []})
+        role = "read" if READER in self.headers["Authorization"] else "write"
+        self.say({"type": "user", "name": name, "auth": {"accessToken": {"role": role}}, "orgs": []})
 
     def create(self) -> None:
         asked = json.loads(self.body)
@@ -186,7 +187,8 @@ class Handler(BaseHTTPRequestHandler):
         kind = f"{asked.get('type') or 'model'}s"
         key = f"{kind}/{owner}/{asked['name']}"
         if key in self.hub.repos:
-            raise Refusal(409, "You already created this model repo")
+            url = f"{self.hub.url}/{key.removeprefix('models/')}"
+            raise Refusal(409, "You already created this model repo", url=url)
         self.hub.repos[key] = repo = Repo(asked.get("visibility") == "private" or bool(asked.get("private")))
         repo.add("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         self.say({"url": f"{self.hub.url}/{key.removeprefix('models/')}", "name": f"{owner}/{asked['name']}"})
@@ -214,7 +216,9 @@ class Handler(BaseHTTPRequestHandler):
     def validate(self) -> None:
         front = YAML(typ="safe").load(json.loads(self.body)["content"].split("---")[1])
         if front.get("license") not in ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "other"):
-            raise Refusal(400, f'"license" must be one of the known ones, got {front.get("license")!r}')
+            raise Refusal(
+                400, "invalid", errors=[{"message": f'"license" must be a known one: {front.get("license")}'}]
+            )
         self.say({"errors": [], "warnings": []})
 
     def preupload(self, kind: str, name: str, revision: str) -> None:

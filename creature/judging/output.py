@@ -33,20 +33,19 @@ def add_options(parser: argparse.ArgumentParser, default_format: str) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """Paths for what was typed; raises UserError for options that do not go together."""
     args.parts = bool(args.out) and (args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
-    out: Path | None = Path(args.out) if args.out else None
-    args.out = out
+    args.out = Path(args.out) if args.out else None
     if args.template:
         args.format = "submission"
     if (args.zip or args.template) and not args.out:
         raise UserError("--zip and --template need --out FILE.csv")
     if args.zip and args.format != "submission":
         raise UserError("--zip needs --format submission")
-    if args.zip and args.out.suffix.lower() == ".zip":
+    if args.zip and args.out and args.out.suffix.lower() == ".zip":
         raise UserError(f"--zip writes beside --out, which must not end in .zip, got {args.out}")
     if args.parts and args.format == "submission":
         raise UserError(f"--out: a submission is one file, such as prediction.csv, got the folder {args.out}")
     kinds = (".csv", ".jsonl", ".parquet", "")
-    if out and out.suffix not in kinds and args.format == "full" and not args.parts:
+    if args.out and args.out.suffix not in kinds and args.format == "full" and not args.parts:
         raise UserError(f"--out: must end in .csv, .jsonl or .parquet, got {args.out}")
     if args.top < 1 or args.batch_size < 1:
         raise UserError("--top and --batch-size must be 1 or more")

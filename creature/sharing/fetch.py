@@ -96,6 +96,7 @@ def download(model: str) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx, in the version that the client uses
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -123,7 +124,7 @@ def download(model: str) -> Path:
         raise UserError(
             f"{model}: not in the local cache, and the Hub cannot be reached ({_first_line(error.__cause__ or error)})"
         ) from None
-    except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
+    except (HTTPError, OSError, ValueError) as error:
         raise UserError(f"{model}: cannot be downloaded: {_first_line(error)}; what is there is kept") from None
     if not (folder / "config.json").exists():
         raise UserError(f"{model}: the repository has no config.json; it is no timm model")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from creature.sharing.card import Terms
 
+TERMS = "sharing.json"  # of a run: what was said of it once
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token with the right to write"
 
 
@@ -50,13 +51,16 @@ def add_terms(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Build, verify and publish."""
     args = parse(argv)
+    if not (args.run / "recipe.yaml").exists():
+        raise UserError(f"{args.run} is no run; give a folder that train.py made, such as runs/all")
     check_repo(args.repo)
-    terms = ask_terms(args.run, args.license, args.data)
+    terms = find_terms(args.run, args.license, args.data)
+    if not args.dry_run:
+        check_access(args.repo)
     branches = build(args.run, args.repo, terms, args.onnx)
     if args.dry_run:
-        folder = branches["main"].parent
-        say(f"nothing was uploaded; read {branches['main'] / 'README.md'}, and see whether {folder} is all you want to")
-        say(f"share; next: python -m creature.sharing.hub {args.run} {args.repo} --private")
+        say(f"nothing was uploaded; read {branches['main'] / 'README.md'}, the page that others would see")
+        say(f"next: python -m creature.sharing.hub {args.run} {args.repo} --private")
         return 0
     url = publish(args.repo, branches, args.public)
     say(f"{url} is published; next: python predict.py hf-hub:{args.repo} PHOTO")
@@ -76,52 +80,79 @@ def check_repo(repo: str) -> None:
         raise UserError(f"{repo}: a repository is written USER/NAME, with your name or your organization's")
 
 
-def ask_terms(folder: Path, license: str | None, data: str | None) -> "Terms":
+def check_access(repo: str) -> None:
+    """Raises UserError for a token that is missing or wrong, or may not write there: before hours of training."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx, in the version that the client uses
+        LocalTokenNotFoundError,
+    )
+
+    owner = repo.partition("/")[0]
+    try:
+        known = HfApi().whoami()
+    except LocalTokenNotFoundError:
+        raise UserError(f"{repo} cannot be published: no token for the Hub is here: {LOGIN}") from None
+    except HfHubHTTPError as error:
+        _explain(repo, error)
+    except (HTTPError, OSError) as error:
+        raise UserError(_cut(repo, error)) from None
+    names = [known["name"], *(each["name"] for each in known.get("orgs", []))]
+    if owner not in names:
+        raise UserError(f"{repo}: {owner} is neither you nor an organization of yours, which are: {', '.join(names)}")
+    if known.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError(f"{repo} cannot be published: your token may only read: {LOGIN}")
+
+
+def find_terms(folder: Path, license: str | None, data: str | None) -> "Terms":
     """License and provenance as given, as said before for this run, or as answered now; never a guess.
 
-    Raises UserError where there is no one to ask.
+    Raises UserError where there is no one to ask, or for an answer that says nothing.
     """
-    from creature.learning.runs import write_json
     from creature.sharing.card import Terms
 
-    if not (folder / "recipe.yaml").exists():
-        raise UserError(f"{folder} is no run; give a folder that train.py made, such as runs/all")
-    path = folder / "sharing.json"
+    path = folder / TERMS
     before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     license, data = license or before.get("license"), data or before.get("data")
     if not (license and data) and not sys.stdin.isatty():
         missing = " and ".join(name for name, value in (("--license", license), ("--data", data)) if not value)
         raise UserError(
-            f"{missing}: needed for the model card, and never guessed: --license apache-2.0 (of the weights; your "
-            "pictures' and the pretrained weights' terms bind you), --data 'where the pictures come from'"
+            f"{missing}: needed for the model card, and never guessed: --license apache-2.0 (of the weights; "
+            "mind the terms of your pictures and of the pretrained weights) --data 'where the pictures come from'"
         )
     from rich.prompt import Prompt
 
-    license = license or Prompt.ask("License of the weights, as the Hub writes it (apache-2.0, cc-by-4.0, other, ...)")
-    data = data or Prompt.ask("Where do the pictures come from, and under which terms? (one sentence for the card)")
+    license = license or Prompt.ask("License of the weights, as the Hub writes it (apache-2.0, cc-by-4.0, other)")
+    data = data or Prompt.ask("Where do the pictures come from, and under which terms? A sentence for the card")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise UserError(f"--license: must be a name such as apache-2.0, cc-by-4.0 or other, got {license!r}")
     if not data.strip():
         raise UserError("--data: say in a sentence where the pictures come from, got nothing")
-    terms = Terms(license, data.strip())
-    write_json(path, terms._asdict())
+    return Terms(license, data.strip())
+
+
+def prepare_push(repo: str, folder: Path, license: str | None, data: str | None) -> "Terms":
+    """All that can be found wrong before a training that is to be published; what was answered."""
+    check_repo(repo)
+    terms = find_terms(folder, license, data)
+    check_access(repo)
+    _need_report()
     return terms
 
 
-def build(folder: Path, repo: str, terms: "Terms", onnx: bool) -> dict[str, Path]:
+def build(folder: Path, repo: str, terms: "Terms", onnx: bool = False) -> dict[str, Path]:
     """Write and verify the folders of all branches; says what is in them."""
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"the card needs {error.name}, which is not installed: pip install -e '.[report]'") from None
+    _need_report()
     from creature.judging.study import read_runs
     from creature.learning.checkpoint import write_manifest
+    from creature.learning.runs import write_json
     from creature.sharing.card import write_cards
     from creature.sharing.export import export
     from creature.sharing.verify import verify
 
     (read,) = read_runs([str(folder)], None)
+    write_json(folder / TERMS, terms._asdict())
     branches = export(read, folder / "export")
     if onnx:
         from creature.sharing.onnx import export_onnx
@@ -137,6 +168,14 @@ def build(folder: Path, repo: str, terms: "Terms", onnx: bool) -> dict[str, Path
         listed = ", ".join(f"{name} ({_size(file)})" for name, file in files_of(path).items())
         say(f"{branch}: {listed}")
     return branches
+
+
+def _need_report() -> None:
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the card needs {error.name}, which is not installed: pip install -e '.[report]'") from None
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -155,8 +194,10 @@ def publish(repo: str, branches: Mapping[str, Path], public: bool) -> str:
     What is there already is not uploaded again, so it may be run again after any failure. Raises UserError.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # it would warn of commits without a change, which are none of the user's business
     api = HfApi()
     try:
         _refuse_other_visibility(api, repo, public)
@@ -165,14 +206,16 @@ def publish(repo: str, branches: Mapping[str, Path], public: bool) -> str:
             if branch != "main":
                 api.create_branch(repo, branch=branch, exist_ok=True)
             _commit(api, repo, branch, branches[branch])
+    except UserError:
+        raise
     except HfHubHTTPError as error:
         _explain(repo, error)
-    except (HTTPError, OSError) as error:  # no network, or a connection that was cut
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{repo} was not published: no connection to {endpoint} ({first}); nothing is lost, run this again"
-        ) from None
+    except (HTTPError, OSError, RuntimeError) as error:  # no network, a cut connection, or an upload with its cause
+        if isinstance(error.__cause__, HfHubHTTPError):
+            _explain(repo, error.__cause__)
+        raise UserError(_cut(repo, error)) from None
+    except ValueError as error:  # the Hub checks the card before anything else
+        raise UserError(f"{repo} was not published: {' '.join(str(error).split())}") from None
     return str(url)
 
 
@@ -222,6 +265,12 @@ def _explain(repo: str, error: Any) -> NoReturn:
     }
     reason = reasons.get(status, "the Hub failed; nothing is lost, run this again later" if status >= 500 else said)
     raise UserError(f"{repo} was not published: {reason} (status {status})") from None
+
+
+def _cut(repo: str, error: BaseException) -> str:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{repo} was not published: no connection to {endpoint} ({first}); nothing is lost, run this again"
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def _with_timm(
 ) -> Iterator[str]:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config = resolve_model_data_config(model)
-    exact = create_transform(**config, normalize=False)(image)
+    exact = create_transform(**config, normalize=False)(image)  # type: ignore[operator]
     if not torch.equal(exact, pixels[0]):  # type: ignore[arg-type]
         yield "its evaluation view gives other pixels"
     seen = create_transform(**config)(image)[None]  # type: ignore[index, operator, call-arg]
