@@ -53,9 +53,11 @@ def own(run: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def built(own: Path) -> dict[str, Path]:
+def built(own: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Its folders, ready to be published."""
-    return sharing.build(own, "me/drawn", sharing.find_terms(own, "apache-2.0", "drawn by a program"))
+    folder = tmp_path_factory.mktemp("built") / "tiny"
+    shutil.copytree(own, folder, ignore=shutil.ignore_patterns("export"))
+    return sharing.build(folder, "me/drawn", sharing.find_terms(folder, "apache-2.0", "drawn by a program"))
 
 
 @pytest.fixture
