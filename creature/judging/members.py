@@ -152,9 +152,7 @@ def predictor(
             except torch.OutOfMemoryError:
                 fits[0] = min(fits[0], len(pixels)) // 2
                 if not fits[0]:
-                    raise UserError(
-                        f"--device: {device} has not the memory for one picture; try --device cpu"
-                    ) from None
+                    raise UserError(f"--device: {device} has no room for a single picture; try --device cpu") from None
 
     def compute(pixels: Mapping[Sees, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         seen = {sees: torch.from_numpy(of_view) for sees, of_view in pixels.items()}

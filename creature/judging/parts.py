@@ -61,12 +61,12 @@ def write_parts(
 
 def _claim(out: Path, mark: dict[str, Any]) -> None:
     """Say what the parts hold, or check that it is what they held before."""
-    path = out / "inputs.json"
+    path = out / "_inputs.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(mark, indent=1, default=str) + "\n"
         if not path.exists():
-            part = out / f".inputs.json.{os.uname().nodename if hasattr(os, 'uname') else ''}.{os.getpid()}"
+            part = out / f"._inputs.json.{os.uname().nodename if hasattr(os, 'uname') else ''}.{os.getpid()}"
             part.write_text(text, encoding="utf-8")
             os.replace(part, path)
         before = json.loads(path.read_text(encoding="utf-8"))
