@@ -76,7 +76,7 @@ def progress(unit: str = "images") -> Progress:
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or os.environ.get("RANK", "0") != "0",
     )
 
 

@@ -6,6 +6,7 @@ The processes do not talk: which pictures are in which part, and who writes it, 
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,10 @@ def write_parts(
         if not path.exists():
             write_full(path, counted(answered([pieces[at]])), top, predictor.features)
     there = len(list(out.glob("part-*.parquet")))
-    say(f"{written} rows written; {there} of {len(pieces)} parts are in {out}")
+    who = f"process {rank}: " if processes > 1 else ""
+    say(f"{who}{written} rows written; {there} of {len(pieces)} parts are in {out}")
     if broken:
-        warn(f"{broken} of them could not be read: their status says why")
+        warn(f"{who}{broken} pictures could not be read; the column status says why")
     return broken
 
 
@@ -66,7 +68,7 @@ def _claim(out: Path, mark: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(mark, indent=1, default=str) + "\n"
         if not path.exists():
-            part = out / f"._inputs.json.{os.uname().nodename if hasattr(os, 'uname') else ''}.{os.getpid()}"
+            part = out / f"._inputs.json.{socket.gethostname()}.{os.getpid()}"
             part.write_text(text, encoding="utf-8")
             os.replace(part, path)
         before = json.loads(path.read_text(encoding="utf-8"))

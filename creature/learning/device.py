@@ -1,4 +1,4 @@
-"""What the device is good at: the precision to compute in, and how many cores there are."""
+"""What the device is good at: the precision to compute in, and its cores."""
 
 import os
 
@@ -16,6 +16,10 @@ def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
     return precision, ""
 
 
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def share_cores() -> None:
+    """Let the processes of this host share its cores equally.
+
+    The launcher's default is one thread, Python's is every core, and the number changes the last bits of a sum.
+    """
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, own // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

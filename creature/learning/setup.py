@@ -31,7 +31,7 @@ from creature.learning.backbone import (
     timm_config,
 )
 from creature.learning.checkpoint import finish_fold, kept_epoch, load_state
-from creature.learning.device import cores, device_precision
+from creature.learning.device import device_precision, share_cores
 from creature.learning.loop import Learner, make_see
 from creature.learning.losses import make_loss
 from creature.learning.normalize import Normalize
@@ -73,8 +73,7 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
     _check_processes(accelerator)
     if reason:
         warn(reason)
-    # The launcher's default is one thread, Python's is every core, and the number changes the last bits of a sum.
-    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    share_cores()
     if recipe.tracking:
         accelerator.init_trackers("creature")
     return accelerator

@@ -27,7 +27,9 @@ def load_predictor(model: str, all_members: bool, device: str, features: bool = 
             raise UserError(f"{model} is one model without features; --members and --embed need the trained folder")
         return open_session(model)
     from creature.judging import members
+    from creature.learning.device import share_cores
 
+    share_cores()
     found = find_model(model, all_members)
     if features and len(found.folders) > 1:
         raise UserError("--embed asks one model, and --members are several; leave one of them out")
