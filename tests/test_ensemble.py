@@ -295,3 +295,11 @@ def test_some_folds_of_a_run_leave_what_all_of_them_said(run, drawn, tmp_path):
     ensemble.main([str(own / "fold-0"), *words])
     assert {path.name: path.read_bytes() for path in (own / "ensemble").iterdir()} == before
     assert sorted(before) == ["images.safetensors", "result.json"]
+
+
+def test_a_foreign_evaluation_view_is_refused_and_not_replaced(run, drawn, tmp_path):
+    shutil.copytree(run / "fold-0", tmp_path / "fold-0")
+    config = tmp_path / "fold-0/config.json"
+    config.write_text(config.read_text().replace('"bilinear"', '"bicubic"'))
+    with pytest.raises(UserError, match=r"its evaluation view \(bicubic, crop_pct 1.0\) is not one"):
+        predict.main([str(tmp_path / "fold-0"), str(drawn / "test")])

@@ -257,9 +257,7 @@ def test_two_processes_write_each_row_once_and_an_interrupted_run_goes_on(fold, 
     (out / f".{parts[1].name}.999").write_bytes(b"what a process that was killed left")
     assert predict.main([fold, str(many), "--batch-size", "8", "--out", f"{out}/"]) == 0  # the broken one is elsewhere
     after = {path.name: path.stat().st_mtime_ns for path in sorted(out.glob("part-*.parquet"))}
-    said_again = [
-        (row["id"], row["status"], row["label"]) for row in united(out)
-    ]  # one thread or two: last bits differ
+    said_again = [(row["id"], row["status"], row["label"]) for row in united(out)]
     assert said_again == [(row["id"], row["status"], row["label"]) for row in rows]
     assert [name for name in before if before[name] != after[name]] == [parts[1].name]
 

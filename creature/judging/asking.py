@@ -43,6 +43,7 @@ class Predictor:
 
     title: str
     names: tuple[str, ...]
+    members: tuple[str, ...]
     views: tuple[Sees, ...]
     compute: Callable[[Mapping[Sees, np.ndarray]], tuple[np.ndarray, np.ndarray | None]]
     weights: np.ndarray

@@ -83,7 +83,13 @@ def load_member(folder: Path, device: torch.device) -> Member:
         view, names = config["pretrained_cfg"], tuple(map(str, config["label_names"]))
         sees: Sees = (int(view["input_size"][1]), str(view["crop_mode"]), tuple(map(float, view["mean"])))
         normalize = Normalize(sees[2], tuple(map(float, view["std"])))
-        size: dict[str, Any] = {"img_size": int(config["model_args"]["img_size"])} if config.get("model_args") else {}
+        arguments = config.get("model_args") or {}
+        size: dict[str, Any] = {"img_size": int(arguments["img_size"])} if "img_size" in arguments else {}
+        if (view["interpolation"], float(view["crop_pct"])) != ("bilinear", 1.0):
+            raise UserError(
+                f"{folder}: its evaluation view ({view['interpolation']}, crop_pct {view['crop_pct']}) is not one that "
+                "this project trains with; ask the model through timm"
+            )
         if not timm.is_model(config["architecture"]):
             raise UserError(f"{folder / 'config.json'}: timm has no architecture {config['architecture']!r}")
         model = timm.create_model(config["architecture"], pretrained=False, num_classes=len(names), **size)
@@ -127,6 +133,7 @@ def predictor(
     strategy: str = "logits",
     features: bool = False,
     title: str = "",
+    names: Sequence[str] | None = None,
 ) -> Predictor:
     """The members as one; `features` asks the first of them for what its classifier sees, too.
 
@@ -162,6 +169,7 @@ def predictor(
     return Predictor(
         title=title or str(members[0].folder),
         names=members[0].names,
+        members=tuple(member.folder.name for member in members) if names is None else tuple(names),
         views=tuple(dict.fromkeys(member.sees for member in members)),
         compute=compute,
         weights=np.ones(len(members)) if weights is None else weights,

@@ -43,4 +43,6 @@ def open_session(path: str) -> Predictor:
         # Predictors speak in logits, up to a constant: softmax of a logarithm is what it was taken of.
         return np.log(np.maximum(np.asarray(probabilities), np.finfo(np.float32).tiny))[None], None
 
-    return Predictor(path, names, (sees,), compute, np.ones(1), "logits", fallback=fallback, files=(Path(path),))
+    return Predictor(
+        path, names, (path,), (sees,), compute, np.ones(1), "logits", fallback=fallback, files=(Path(path),)
+    )

@@ -48,7 +48,8 @@ def measured(run: Run) -> list[Score]:
         scores.append(Score(who, "out of fold", "train", run.held.count, run.selected))
     scores.append(Score(f"{main} alone", "held out of it", "train", Count(first["correct"], first["n"]), run.selected))
     if run.selected:
-        scores.append(Score(f"{len(run.folds)} members, last epoch", "out of fold", "train", run.last))
+        who, pictures = ("the members", "out of fold") if several else (f"{main} alone", "held out of it")
+        scores.append(Score(f"{who}, last epoch", pictures, "train", run.last))
     for split, called in (("holdout", "holdout"), ("images", "test")):
         for who, decider in ((f"ensemble of {len(run.folds)}", None), (f"{main} alone", main)):
             if (rows := run.new(split, decider)) and (several or decider):

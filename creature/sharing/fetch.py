@@ -37,7 +37,7 @@ def load_predictor(model: str, all_members: bool, device: str, features: bool = 
     if len({member.names for member in loaded}) > 1:
         raise UserError(f"{model}: its members know different classes")
     title = f"{model}, {len(loaded)} members" if all_members else model
-    return members.predictor(loaded, found.weights, found.strategy, features, title)
+    return members.predictor(loaded, found.weights, found.strategy, features, title, found.names)
 
 
 class Found(NamedTuple):

@@ -1,0 +1,79 @@
+"""The demo page in a real browser: a photo is uploaded, and the page says what predict.py says."""
+
+import csv
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import predict
+from creature.sharing import demo
+from creature.sharing.fetch import load_predictor
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Iterator[str]:
+    pytest.importorskip("gradio", reason="pip install -e '.[demo]'")
+    blocks = demo.build(load_predictor(str(run), all_members=True, device="cpu"))
+    _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    yield url
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("chromium and chromedriver are not installed: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+    for flag in (*flags, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}", "--window-size=500,1000"):
+        options.add_argument(flag)
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+def upload(browser, page: str, picture: Path, wanted: str) -> str:
+    """The page's text once it holds what is wanted."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(page)
+    box = WebDriverWait(browser, 60).until(lambda b: b.find_elements(By.CSS_SELECTOR, "input[type=file]"))[0]
+    box.send_keys(str(picture))
+    WebDriverWait(browser, 60).until(lambda b: wanted in b.find_element(By.TAG_NAME, "body").text)
+    assert not [
+        entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and page in entry["message"]
+    ]
+    return browser.find_element(By.TAG_NAME, "body").text
+
+
+def test_a_dropped_photo_is_answered_as_by_predict(browser, page, run, drawn, tmp_path):
+    picture = sorted((drawn / "test").iterdir())[0]
+    predict.main([str(run), str(picture), "--members", "--top", "5", "--out", str(tmp_path / "p.csv")])
+    with (tmp_path / "p.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    best = [row["label"], *(row[f"label_{k}"] for k in range(2, 6))]
+    lines = upload(browser, page, picture, "members say").splitlines()
+    assert [line for line in lines if line in best][1:6] == best  # the first is the headline
+    assert f"{float(row['probability']):.0%}" in lines
+    assert any(line.endswith(f"of 3 members say {row['label']}.") for line in lines)
+    assert all(f"fold-{k}" in lines for k in range(3))
+
+
+def test_a_photo_that_cannot_be_decoded_is_said(browser, page, drawn, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(sorted((drawn / "test").iterdir())[0].read_bytes()[:700])
+    assert "corrupt picture" in upload(browser, page, broken, "cannot be read")
+
+
+def test_names_are_text_on_the_page():
+    assert demo._text("<b>*owl*</b>") == "\\<b\\>\\*owl\\*\\</b\\>"
+    assert demo._listed([str(k) for k in range(20)]).startswith("20 classes, such as 0, 1")
