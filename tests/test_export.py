@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 import ensemble
@@ -276,3 +277,39 @@ def test_answers_are_asked_for_on_a_terminal_and_kept(built, monkeypatch):
     assert hub.main([str(built), "me/drawn", "--dry-run"]) == 0
     assert hub.find_terms(built, None, None) == Terms("mit", "my own photos")
     assert "Weights: mit. Pictures: my own photos" in (built / "export/main/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda said: said.update(strategy="mean"),
+        lambda said: said["members"][0].update(name="../../secret"),
+        lambda said: said["members"][0].update(weight=float("nan")),
+        lambda said: [member.update(weight=0) for member in said["members"]],
+        lambda said: said.pop("members"),
+    ],
+)
+def test_an_ensemble_that_is_no_ensemble_is_refused(main, spoil):
+    said = json.loads((main / "ensemble.json").read_text())
+    spoil(said)
+    (main / "ensemble.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"--members: .* does not say what its ensemble is"):
+        find_model(str(main), all_members=True)
+
+
+def test_a_holdout_of_the_hub_gets_an_eval_result(tiny, drawn, tmp_path):
+    holdout = tmp_path / "held"
+    for name, label in (line.split(",") for line in (drawn / "test_labels.csv").read_text().split()[1:]):
+        (holdout / label).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(drawn / f"test/{name}.jpg", holdout / label / f"{name}.jpg")
+    words = ["--set", f"images.holdout=[{holdout}]", "--set", "folds.train=[0]", "--set", "schedule.epochs=1"]
+    train.main(["--recipe", str(tiny), "--out", str(tmp_path / "run"), *words])
+    ensemble.main([str(tmp_path / "run")])
+    saved = tmp_path / "run/recipe.yaml"
+    saved.write_text(saved.read_text().replace(str(holdout), "hub:me/birds:test"))
+    branches = hub.build(tmp_path / "run", "me/one", TERMS)
+    (entry,) = YAML(typ="safe").load((branches["main"] / ".eval_results/holdout.yaml").read_text())
+    scored = json.loads((tmp_path / "run/ensemble/result.json").read_text())["ensemble"]["images.holdout"]["unseen"]
+    assert entry["dataset"] == {"id": "me/birds", "task_id": "test"}
+    assert entry["value"] == round(scored["accuracy"], 4) and "(n = 24)" in entry["notes"]
+    assert ModelCard.load(branches["main"] / "README.md").data.datasets == ["me/birds"]

@@ -306,3 +306,20 @@ def test_what_is_listed_is_listed_once(drawn, pictures):
         list_inputs([str(pictures[0]), str(drawn / "test" / "*")])
     with contextlib.chdir(drawn):
         assert [item.id for item in list_inputs(["test"])] == [path.name for path in pictures]
+
+
+def test_patterns_may_name_tables_and_submissions_may_not(fold, table, tmp_path):
+    pattern = str(table.parent / "*.parquet")
+    assert predict.main([fold, pattern, "--out", str(tmp_path / "p.csv")]) == BROKEN_IMAGES
+    assert len(read(tmp_path / "p.csv")) == 26
+    with pytest.raises(UserError, match="pictures of a table have no file names"):
+        predict.main([fold, str(table), "--format", "submission", "--out", str(tmp_path / "s.csv")])
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_one_sentence(fold, table, tmp_path):
+    content = bytearray(table.read_bytes())
+    content[40:2000] = b"\xff" * 1960
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"t.parquet: damaged in row group 0"):
+        predict.main([fold, str(tmp_path / "t.parquet"), "--out", str(tmp_path / "p.csv")])
+    assert not (tmp_path / "p.csv").exists()

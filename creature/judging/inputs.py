@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -9,8 +10,10 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from creature import __version__
 from creature.images.decode import MAX_BYTES, BadImage, read
 from creature.images.files import file_id, list_pictures
 from creature.judging.asking import Picture
@@ -44,6 +47,8 @@ def list_inputs(paths: Sequence[str], urls: bool = False) -> list[Input]:
     """
     inputs: list[Input] = []
     for path in _spelled_out(paths):
+        if is_table(path):
+            raise UserError(f"{path}: pictures of a table have no file names, which a submission needs")
         if _URL.match(path):
             if not urls:
                 raise UserError(f"{path}: a URL is only fetched with --urls")
@@ -96,9 +101,10 @@ def _read_file(path: str) -> bytes:
 def _fetch(url: str) -> bytes:
     """The bytes behind a URL; raises BadImage with the reason."""
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        asked = urllib.request.Request(url, headers={"User-Agent": f"creature/{__version__}"})
+        with urllib.request.urlopen(asked, timeout=30) as answer:
             data = answer.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # URLError is an OSError; a bad URL is a ValueError
+    except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError; a bad URL is a ValueError
         raise BadImage(f"cannot be fetched: {getattr(error, 'reason', None) or error}") from None
     if not data or len(data) > MAX_BYTES:
         raise BadImage(f"fetched {'more than 256 MiB' if data else 'nothing'}")
@@ -115,6 +121,7 @@ def find_pieces(paths: Sequence[str], column: str, urls: bool = False) -> list[P
 
     Raises UserError for a source that is not there, or has no such column.
     """
+    paths = list(_spelled_out(paths))
     files = [path for path in paths if not is_table(path)]
     pieces: list[Piece] = []
     if files:
@@ -139,15 +146,18 @@ def _parquet_pieces(path: str, column: str) -> list[Piece]:
     try:
         file = ParquetFile(path)
     except (OSError, ArrowException) as error:
-        raise UserError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from None
     _check_column(path, column, file.schema_arrow.names)
     name, first, size = file_id(os.path.normpath(path)), 0, os.path.getsize(path)
 
     def pictures(group: int, first: int) -> Iterator[Picture]:
-        rows = ParquetFile(path).iter_batches(64, row_groups=[group], columns=[column])
-        values = (value for batch in rows for value in batch.column(0).to_pylist())
-        for row, value in enumerate(values, first):
-            yield Picture(f"{name}/{row:08d}", partial(_embedded, value))
+        try:
+            rows = ParquetFile(path).iter_batches(64, row_groups=[group], columns=[column])
+            values = (value for batch in rows for value in batch.column(0).to_pylist())
+            for row, value in enumerate(values, first):
+                yield Picture(f"{name}/{row:08d}", partial(_embedded, value))
+        except (OSError, ArrowException) as error:
+            raise UserError(f"{path}: damaged in row group {group}: {_first_line(error)}; fetch it again") from None
 
     pieces = []
     for group in range(file.num_row_groups):
@@ -173,13 +183,19 @@ def _hub_pieces(source: str, column: str) -> list[Piece]:
         if column in names:
             table = table.select_columns([column]).cast_column(column, Image(decode=False))
     except Exception as error:  # whatever the library, the network or the Hub raises: the user needs the reason
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{source}: cannot be streamed: {reason}") from None
+        raise UserError(f"{source}: cannot be streamed: {_first_line(error)}") from None
     _check_column(source, column, names)
 
     def pictures(shard: int) -> Iterator[Picture]:
-        for row, value in enumerate(table.shard(table.num_shards, shard)):
-            yield Picture(f"{name}:{split}/{shard:05d}/{row:08d}", partial(_from_hub, value[column]))
+        rows = iter(table.shard(table.num_shards, shard))
+        for row in itertools.count():
+            try:
+                value = next(rows)[column]
+            except StopIteration:
+                return
+            except Exception as error:  # as above
+                raise UserError(f"{source}: broke off: {_first_line(error)}; run this again, parts go on") from None
+            yield Picture(f"{name}:{split}/{shard:05d}/{row:08d}", partial(_from_hub, value))
 
     return [
         Piece(f"{source}@{revision}, file {shard + 1} of {table.num_shards}", None, partial(pictures, shard))
@@ -208,6 +224,11 @@ def _from_hub(value: Mapping[str, Any]) -> bytes:
     from huggingface_hub import HfFileSystem
 
     try:
-        return read({"bytes": HfFileSystem().cat_file(path)})
-    except (OSError, ValueError) as error:
-        raise BadImage(f"cannot be fetched: {str(error).splitlines()[0]}") from None
+        data = HfFileSystem().cat_file(path)
+    except Exception as error:  # whatever the network or the Hub raises
+        raise BadImage(f"cannot be fetched: {_first_line(error)}") from None
+    return read({"bytes": data})
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,7 @@
 """Models to use: a run's fold, all members of a run, an exported folder, or what is published on the Hub."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 
 from creature.images.files import file_hash
 from creature.judging.asking import Predictor
+from creature.judging.blend import STRATEGIES
 from creature.terminal import UserError
 
 HUB = "hf-hub:"
@@ -77,7 +79,11 @@ def _members(model: str, main: Path) -> Found:
     try:
         said = json.loads((main / "ensemble.json").read_text(encoding="utf-8"))
         listed = [(str(m["name"]), float(m["weight"]), str(m["sha256"])) for m in said["members"]]
-        strategy = str(said["strategy"])
+        strategy, weights = str(said["strategy"]), np.array([weight for _, weight, _ in listed])
+        if not all(re.fullmatch(r"fold-\d+", name) for name, *_ in listed) or strategy not in STRATEGIES:
+            raise ValueError("a name or the strategy is none of ours")
+        if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+            raise ValueError("its weights are no shares")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--members: {model} does not say what its ensemble is ({error}); predict without it") from None
     folders = []
@@ -89,7 +95,7 @@ def _members(model: str, main: Path) -> Found:
                 "publish the run again, or predict without --members"
             )
         folders.append(folder)
-    return Found(folders, tuple(name for name, *_ in listed), np.array([weight for _, weight, _ in listed]), strategy)
+    return Found(folders, tuple(name for name, *_ in listed), weights, strategy)
 
 
 def download(model: str) -> Path:
