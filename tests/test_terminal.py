@@ -114,10 +114,17 @@ def script(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+# A job of a shell that runs in the background is born deaf to SIGINT.
+INTERRUPTED = (
+    "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "os.kill(os.getpid(), signal.SIGINT); signal.pause()"
+)
+
+
 def test_a_real_process_ends_without_a_traceback():
     done = script("raise UserError('no such file')")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: no such file\n")
-    done = script("import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)")
+    done = script(INTERRUPTED)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
