@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = list(answered(pieces))
     heads = ("image", *(f"{k}." for k in range(1, top + 1)))
     show_table(f"{predictor.title}: labels and probabilities", heads, map(cells, rows))
-    say(f"{len(rows)} pictures; next: --out FILE.csv writes them to a file")
+    say(f"{len(rows)} picture{'s' * (len(rows) != 1)}; next: --out FILE.csv writes them to a file")
     return BROKEN_IMAGES if any(row.status != "ok" for row in rows) else 0
 
 

@@ -165,8 +165,9 @@ def build(folder: Path, repo: str, terms: "Terms", onnx: bool = False) -> dict[s
         write_manifest(path)
     show_table(f"{folder}, verified: {', '.join(branches)}", ("check", "outcome"), checked["main"])
     for branch, path in branches.items():
-        listed = ", ".join(f"{name} ({_size(file)})" for name, file in files_of(path).items())
-        say(f"{branch}: {listed}")
+        files = files_of(path)
+        size = sum(file.stat().st_size for file in files.values()) / 2**20
+        say(f"{branch}: {len(files)} files, {size:.1f} MiB: {', '.join(files)}")
     return branches
 
 
@@ -183,11 +184,6 @@ def files_of(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def _size(path: Path) -> str:
-    size = path.stat().st_size
-    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
-
-
 def publish(repo: str, branches: Mapping[str, Path], public: bool) -> str:
     """Upload every branch in one commit, members first and main, which names them, last; the repository's address.
 
@@ -195,8 +191,10 @@ def publish(repo: str, branches: Mapping[str, Path], public: bool) -> str:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import disable_progress_bars, logging
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     logging.set_verbosity_error()  # it would warn of commits without a change, which are none of the user's business
     api = HfApi()
     try:
