@@ -203,7 +203,7 @@ def quantize(path: Path, pictures: str) -> Path | None:
     part, ready = (path.with_name(f".{path.name}.{step}.{os.getpid()}.onnx") for step in ("int8", "ready"))
     try:
         with _quiet():
-            quant_pre_process(str(path), str(ready))
+            quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
             quantize_static(
                 str(ready),
                 str(part),

@@ -8,7 +8,6 @@ import json
 import re
 import socket
 from collections.abc import Callable, Collection, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def verify(folder: Path, public: Collection[str] = ()) -> list[tuple[str, str]]:
         "no path, token or name of this machine": lambda: scan(folder, public),
     }
     title = "transformers loads it: same pixels, logits, labels"
-    if there := find_spec("transformers") is not None:
+    if not (absent := _without_transformers()):
         checks[title] = lambda: _with_transformers(folder, image, inputs, said, golden)
     rows, wrong = [], []
     for name, check in checks.items():
@@ -63,7 +62,18 @@ def verify(folder: Path, public: Collection[str] = ()) -> list[tuple[str, str]]:
         rows.append((name, "failed" if problems else "ok"))
     if wrong:
         raise UserError(f"{folder} must not be published:\n  " + "\n  ".join(map(printable, wrong)))
-    return rows if there else [*rows, (title, "not checked: transformers is not installed")]
+    return [*rows, (title, f"not checked: {absent}")] if absent else rows
+
+
+def _without_transformers() -> str:
+    """Why it cannot be asked; empty where it can."""
+    try:
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except ImportError as error:  # it refuses packages of other versions
+        return str(error).splitlines()[0]
+    return ""
 
 
 def _same(what: str, found: Any, expected: Any) -> Iterator[str]:
