@@ -8,16 +8,23 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.sharing.hub import add_terms
-from creature.terminal import run
+from creature.terminal import Interrupted, run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from accelerate import Accelerator
 
+    from creature.images.batches import Batch
+    from creature.images.folds import FoldFile
+    from creature.learning.loop import Learner
     from creature.learning.setup import Data
+    from creature.learning.signals import Stop
     from creature.recipe import Recipe
 
 LINE = "{:>7}  {:>8}  {:>8}  {:>8}  {}"  # an epoch of a fold's table
@@ -49,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from creature.judging.count import scored
     from creature.learning import runs, setup
+    from creature.learning.signals import listen
     from creature.sharing.hub import build, prepare_push, publish
     from creature.terminal import say, show_table, warn
 
@@ -58,17 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     terms = prepare_push(push, out, args.license, args.data) if push else None
     for warning in recipe_warnings(recipe):
         warn(warning)
-    data = setup.prepare_run(accelerator, recipe, out, args.resume)
     results = []
-    for fold in recipe.train_folds:
-        folder = out / f"fold-{fold}"
-        if runs.fold_state(folder) == "finished":
-            say(f"{folder} is finished")
-        else:
-            with runs.lock_fold(folder) if accelerator.is_main_process else nullcontext():
-                train_fold(accelerator, recipe, data, fold, folder)
-        accelerator.wait_for_everyone()
-        results.append(runs.read_result(folder))
+    with listen() as stop:
+        data = setup.prepare_run(accelerator, recipe, out, args.resume)
+        for fold in recipe.train_folds:
+            folder = out / f"fold-{fold}"
+            if runs.fold_state(folder) == "finished":
+                say(f"{folder} is finished")
+            else:
+                with runs.lock_fold(folder) if accelerator.is_main_process else nullcontext():
+                    stop.begin()
+                    train_fold(accelerator, recipe, data, fold, folder, stop)
+            accelerator.wait_for_everyone()
+            results.append(runs.read_result(folder))
     cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
     title = f"{recipe.name}: {len(results)} of {recipe.folds.count} folds"
     show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), cells)
@@ -79,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train_fold(accelerator: "Accelerator", recipe: "Recipe", data: "Data", fold: int, folder: Path) -> None:
+def train_fold(
+    accelerator: "Accelerator", recipe: "Recipe", data: "Data", fold: int, folder: Path, stop: "Stop"
+) -> None:
     """Train one fold from where it stands, and leave its finished folder."""
     import numpy as np
 
@@ -89,55 +101,84 @@ def train_fold(accelerator: "Accelerator", recipe: "Recipe", data: "Data", fold:
     from creature.learning import checkpoint, loop, setup
     from creature.learning.predictions import Predictions
     from creature.learning.schedule import lr_factor
-    from creature.terminal import progress, say
+    from creature.terminal import say
 
     folds, epochs, main = data.folds, recipe.schedule.epochs, accelerator.is_main_process
     rows, held_out = np.flatnonzero(folds.fold != fold), np.flatnonzero(folds.fold == fold)
     learner = setup.build_learner(accelerator, recipe, data, fold, folder)
-    model, optimizer, position = learner.model, learner.optimizer, learner.position
+    model, position = learner.model, learner.position
     sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]
     share = (accelerator.process_index, accelerator.num_processes)
     start = (position.epoch, position.batch)
     order = training_order(rows, recipe.batch_size, (recipe.seed, fold), epochs, start, *share)
     batches = load_batches(data.training, order, recipe.images.workers)
+    save = partial(checkpoint.save_state, folder, len(sizes), accelerator, model, learner.optimizer, position)
     say(f"fold {fold}: {len(rows)} images to train on, {len(held_out)} held out")
     say(LINE.format("epoch", "loss", "rate", "seconds", "held-out accuracy [95 %]"))
-    saved = time.monotonic()
     while position.epoch < epochs:
-        began, loss_sum = time.monotonic() - position.seconds, position.loss_sum
-        loop.train_mode(model, recipe.backbone.freeze_batch_stats)
-        with progress() as bar:
-            task = bar.add_task(f"fold {fold} epoch {position.epoch + 1}/{epochs}", total=sum(sizes), speed="")
-            for size in sizes[position.batch :]:
-                lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + position.batch / len(sizes))
-                batch = next(batches)
-                loop.seed_step(recipe.seed, fold, position.epoch, position.batch)
-                loss = loop.train_step(
-                    accelerator, learner, batch, size, lr, recipe.accumulate, recipe.optimizer.clip_norm
-                )
-                loss_sum = loss_sum + loss * size
-                position.batch += 1
-                bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
-                if main and time.monotonic() - saved >= 60 * recipe.checkpoint.every_minutes:
-                    position.loss_sum, position.seconds = float(loss_sum), time.monotonic() - began
-                    checkpoint.save_state(folder, len(sizes), accelerator, model, optimizer, position)
-                    saved = time.monotonic()
-        seconds = time.monotonic() - began
-        logits = loop.predict(accelerator, learner, data.evaluation, held_out, recipe.batch_size, recipe.images.workers)
+        train_epoch(accelerator, recipe, learner, fold, folds, batches, sizes, stop, save if main else lambda: None)
+        with stop.saving(save if main else lambda: None):
+            logits = loop.predict(
+                accelerator, learner, data.evaluation, held_out, recipe.batch_size, recipe.images.workers
+            )
         held = Predictions(tuple(folds.ids[row] for row in held_out), logits, folds.names)
         count = count_correct(logits.argmax(1), folds.labels[held_out])
         lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + 1 - 1 / len(sizes))
-        figures = {"loss": float(loss_sum) / len(rows), "learning_rate": lr, "seconds": round(seconds, 3)}
+        seconds, loss = position.seconds, position.loss_sum / max(1, position.rows)
+        figures = {"loss": loss, "learning_rate": lr, "seconds": round(seconds, 3), "skipped_steps": position.skipped}
         position.end_epoch({**figures, "images_per_second": round(len(rows) / seconds, 1), **count.figures()})
         say(LINE.format(position.epoch, *(f"{figures[k]:{f}}" for k, f in FORMATS.items()), count))
         accelerator.log({f"fold {fold} {name}": value for name, value in position.history[-1].items()}, position.epoch)
         if main:
             checkpoint.keep_epoch(folder, accelerator.unwrap_model(model), held, position, recipe.checkpoint, epochs)
-            checkpoint.save_state(folder, len(sizes), accelerator, model, optimizer, position)
+            save()
             checkpoint.prune_epochs(folder, position, recipe.checkpoint)
-            saved = time.monotonic()
     if main:
         setup.finish(accelerator, recipe, data, learner, fold, folder, score)
+
+
+def train_epoch(
+    accelerator: "Accelerator",
+    recipe: "Recipe",
+    learner: "Learner",
+    fold: int,
+    folds: "FoldFile",
+    batches: "Iterator[Batch]",
+    sizes: Sequence[int],
+    stop: "Stop",
+    save: "Callable[[], None]",
+) -> None:
+    """The steps of an epoch that are left, a resume point every few minutes, and one where a signal asks to stop."""
+    from creature.learning import loop
+    from creature.learning.schedule import lr_factor
+    from creature.terminal import progress, warn
+
+    position = learner.position
+    began, saved = time.monotonic() - position.seconds, time.monotonic()
+    loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
+    stop.at_once = False
+    with progress() as bar:
+        task = bar.add_task(
+            f"fold {fold} epoch {position.epoch + 1}/{recipe.schedule.epochs}", total=sum(sizes), speed=""
+        )
+        for size in sizes[position.batch :]:
+            lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + position.batch / len(sizes))
+            batch = next(batches)
+            loop.seed_step(recipe.seed, fold, position.epoch, position.batch)
+            step = loop.train_step(
+                accelerator, learner, batch, size, lr, recipe.accumulate, recipe.optimizer.clip_norm, stop.asked
+            )
+            if not step.taken:
+                warn(f"step {position.batch + 1} of epoch {position.epoch + 1} is skipped: its loss is {step.loss}")
+            position.end_step(step.loss, step.taken, size, [folds.ids[row] for row in batch.rows])
+            position.seconds = time.monotonic() - began
+            bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
+            if step.stop or time.monotonic() - saved >= 60 * recipe.checkpoint.every_minutes:
+                save()
+                saved = time.monotonic()
+            if step.stop:
+                where = f"step {position.batch} of epoch {position.epoch + 1} of fold {fold}"
+                raise Interrupted(f"stopped as asked after {where}, and saved; --resume goes on")
 
 
 if __name__ == "__main__":

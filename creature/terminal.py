@@ -25,6 +25,10 @@ class UserError(ValueError):
     """A mistake that the user can mend; its message names the field, the rule, the value and the way out."""
 
 
+class Interrupted(Exception):
+    """The run was asked to stop, and stands saved where its message says."""
+
+
 def printable(text: object) -> str:
     """The text with control characters written out, so that a hostile name cannot steer the terminal."""
     return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found.group()):02x}", str(text))
@@ -81,7 +85,10 @@ def progress(unit: str = "images") -> Progress:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a script's main function and exit: 2 and one sentence for a user's mistake, 130 when interrupted."""
+    """Run a script's main function and exit: 2 and one sentence for a mistake, 75 if it saved and stopped, else 130.
+
+    75 is EX_TEMPFAIL: what is started again goes on.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name that a pipe cannot take ends no run
     try:
@@ -91,6 +98,9 @@ def run(main: Callable[[], int]) -> NoReturn:
         rank = f"[process {os.environ['RANK']}] " if os.environ.get("RANK", "0") != "0" else ""
         errors.print(Text(f"{rank}error: {lines}", style="red"), soft_wrap=True)
         code = 2
+    except Interrupted as stopped:
+        errors.print(Text(printable(stopped), style="yellow"), soft_wrap=True)
+        code = 75
     except KeyboardInterrupt:
         errors.print("interrupted", style="yellow")
         code = 130

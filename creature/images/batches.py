@@ -5,6 +5,7 @@ N rows, B batch. Nothing here depends on the number of workers, so a run resumes
 
 import hashlib
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,9 +109,17 @@ def load_batches(pictures: Pictures, batches: Iterable[Sequence[tuple[int, int]]
             batch_sampler=batches,  # type: ignore[arg-type]
             collate_fn=_as_it_is,  # type: ignore[arg-type]
             num_workers=workers,
+            worker_init_fn=_deaf,
             pin_memory=torch.cuda.is_available(),
         )
     )
+
+
+def _deaf(_worker: int) -> None:
+    """Signals are the main process's affair, which ends its workers itself."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

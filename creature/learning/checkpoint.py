@@ -5,16 +5,16 @@ a manifest with sizes and SHA-256, and renamed. What is older is deleted only af
 """
 
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,6 +24,9 @@ from creature.learning.runs import sync, write_json
 from creature.recipe import Checkpoint, Recipe, dump_recipe
 from creature.terminal import UserError, warn
 
+MOST_SKIPPED = 10
+LOWER = "try a lower optimizer.lr, or optimizer.clip_norm=1"
+
 
 @dataclass
 class Position:
@@ -32,38 +35,63 @@ class Position:
     epoch: int = 0
     batch: int = 0
     loss_sum: float = 0.0
+    rows: int = 0  # in loss_sum
+    skipped: int = 0  # steps of this epoch that were not finite
+    in_a_row: int = 0  # of them, without one that was
     seconds: float = 0.0
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def end_step(self, loss: float, taken: bool, size: int, ids: Sequence[str]) -> None:
+        """Note a step on a batch of `size` rows, some of them `ids`; raises UserError at the tenth skipped in a row."""
+        self.batch += 1
+        if taken:
+            self.loss_sum, self.rows, self.in_a_row = self.loss_sum + loss * size, self.rows + size, 0
+            return
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row == MOST_SKIPPED:
+            raise UserError(
+                f"epoch {self.epoch + 1}: {MOST_SKIPPED} steps in a row were skipped, for their loss or gradient was "
+                f"no finite number, the last on {', '.join(ids[:5])}; {LOWER}"
+            )
+
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Note an epoch's figures (loss, correct and more) and move to the beginning of the next one.
 
-        Raises UserError for a loss that is no number.
+        Raises UserError where every step was skipped.
         """
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"epoch {self.epoch + 1}: the loss is {row['loss']}; try a lower optimizer.lr, or optimizer.clip_norm=1"
-            )
+        if not self.rows:
+            raise UserError(f"epoch {self.epoch + 1}: every step was skipped, for none had a finite loss; {LOWER}")
         self.history.append({"epoch": self.epoch + 1, **row})
         if self.best_epoch < 0 or row["correct"] > self.history[self.best_epoch]["correct"]:
             self.best_epoch = self.epoch
-        self.epoch, self.batch, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
+        self.epoch, self.batch, self.loss_sum, self.rows, self.skipped = self.epoch + 1, 0, 0.0, 0, 0
+        self.seconds = 0.0
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder, then give it its name; after a crash it is there whole, or not at all."""
+    """Let `write` fill a temporary folder, then give it its name; after a crash it is there whole, or not at all.
+
+    Raises UserError, and leaves nothing behind, where the disk is full or may not be written.
+    """
     part = folder.parent / f".{folder.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write(part)
-    write_manifest(part)
-    for file in (*part.iterdir(), part):
-        sync(file)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.rename(part, folder)
-    sync(folder.parent)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write(part)
+        write_manifest(part)
+        for file in (*part.iterdir(), part):
+            sync(file)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(part, folder)
+        sync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder}: cannot be written: {reason}; what was saved before is kept; free space, and --resume goes on"
+        ) from None
 
 
 def write_manifest(folder: Path) -> None:
@@ -86,8 +114,16 @@ def verifies(folder: Path) -> bool:
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's tensors, contiguous and with the metadata that transformers asks for."""
+    """Write a model's tensors, contiguous and with the metadata that transformers asks for.
+
+    Raises UserError for a value that is no finite number: such weights are of no use, and never replace better ones.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise UserError(
+            f"{len(broken)} tensors of the model, such as {broken[0]}, hold values that are no finite number; nothing "
+            f"of it is saved; {LOWER}"
+        )
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -120,7 +156,10 @@ def save_state(
         (part / "state.json").write_text(json.dumps(progress, indent=1) + "\n")
 
     publish(fold / "state" / f"step-{step:08d}", write)
-    write_history(fold, position.history)
+    try:
+        write_history(fold, position.history)
+    except OSError as error:  # a log; the resume point holds the same rows
+        warn(f"{fold / 'history.jsonl'}: {error.strerror}; the training goes on")
     for old in _steps(fold)[:-2]:
         shutil.rmtree(old)
 

@@ -3,9 +3,11 @@
 Losses are summed over a global batch and divided by its size, so any number of processes and parts gives the same step.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,6 +79,8 @@ def predict(
         logits[chunk] = values
         filled[chunk] += 1
     assert (filled == 1).all(), "a row was predicted more than once, or not at all"
+    if not np.isfinite(logits).all():
+        raise UserError("the model's answers are no finite numbers; try a lower optimizer.lr, or optimizer.clip_norm=1")
     return logits
 
 
@@ -89,35 +93,74 @@ def train_mode(model: nn.Module, freeze_batch_stats: bool) -> None:
                 module.eval()
 
 
+class Step(NamedTuple):
+    """A step's mean loss, whether it was taken (or skipped, for a number was none), and whether to stop after it."""
+
+    loss: float
+    taken: bool
+    stop: bool
+
+
 def train_step(
-    accelerator: Accelerator, learner: Learner, batch: Batch, size: int, lr: float, parts: int, clip_norm: float | None
-) -> torch.Tensor:
-    """One optimizer step on this process's share of a global batch of `size` rows; the batch's mean loss.
+    accelerator: Accelerator,
+    learner: Learner,
+    batch: Batch,
+    size: int,
+    lr: float,
+    parts: int,
+    clip_norm: float | None,
+    stop: bool = False,
+) -> Step:
+    """One optimizer step on this process's share of a global batch of `size` rows; skipped where it is not finite.
 
     A process without a row of its own has a borrowed one, which weighs nothing: every process must take part in the
-    gradient's exchange. The share is computed in `parts`, to save memory.
+    gradient's exchange. The share is computed in `parts`, to save memory. All processes decide alike, for gradients,
+    loss and the wish to `stop` of any of them are exchanged. A skipped step leaves parameters, optimizer and
+    BatchNorm's statistics as they were. Raises UserError where the device's memory is too small.
     """
     model, optimizer = learner.model, learner.optimizer
     _refuse_bad(batch)
     for group in optimizer.param_groups:
         group["lr"] = lr
     weight = 0.0 if accelerator.process_index >= size else 1 / size
-    parts = min(parts, len(batch.labels))
-    total = torch.zeros((), device=accelerator.device)
+    buffers = list(model.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    total = torch.zeros(2, device=accelerator.device)  # the loss, and how many wish to stop
+    total[1] = stop
     optimizer.zero_grad()
+    try:
+        _backward(accelerator, learner, batch, weight, min(parts, len(batch.labels)), total)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"out of memory with batch_size {size} in {parts} part{'s' * (parts > 1)}: --set accumulate={2 * parts} "
+            "computes the same step in less, and backbone.gradient_checkpointing=true in less still"
+        ) from None
+    norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if clip_norm is None else clip_norm)
+    if accelerator.num_processes > 1:
+        total = accelerator.reduce(total)
+    loss, stops = total.tolist()  # type: ignore[union-attr]
+    finite = math.isfinite(loss) and (norm is None or math.isfinite(norm))
+    if finite or (accelerator.scaler and math.isfinite(loss)):  # the scaler skips an overflow itself, and learns of it
+        optimizer.step()
+    else:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+    return Step(loss, finite or bool(accelerator.scaler and math.isfinite(loss)), stops > 0)
+
+
+def _backward(
+    accelerator: Accelerator, learner: Learner, batch: Batch, weight: float, parts: int, total: torch.Tensor
+) -> None:
+    """Gradients of the weighted sum of losses, which is added to total[0]."""
     for part, (pixels, labels) in enumerate(
         zip(batch.pixels.tensor_split(parts), batch.labels.tensor_split(parts), strict=True), 1
     ):
         inputs, targets = learner.see(pixels.to(accelerator.device), labels.to(accelerator.device))
-        with nullcontext() if part == parts else accelerator.no_sync(model):
-            loss = learner.row_loss(model(inputs), targets).sum() * weight
+        with nullcontext() if part == parts else accelerator.no_sync(learner.model):
+            loss = learner.row_loss(learner.model(inputs), targets).sum() * weight
             # DDP takes the mean of the processes' gradients; the loss is a sum over them.
             accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
-    if clip_norm is not None:
-        accelerator.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    return accelerator.reduce(total) if accelerator.num_processes > 1 else total  # type: ignore[return-value]
+        total[0] += loss.detach()
 
 
 def seed_step(*parts: object) -> None:
