@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for warning in recipe_warnings(recipe):
         warn(warning)
     results = []
-    with listen() as stop:
+    with listen() as stop, setup.noticing_loss(accelerator):
         data = setup.prepare_run(accelerator, recipe, out, args.resume)
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -17,7 +18,7 @@ from test_processes import LAUNCH
 from test_train import losses, start, weights_hash
 
 import train
-from creature.learning import checkpoint, loop
+from creature.learning import checkpoint, loop, runs
 from creature.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -197,3 +198,113 @@ def test_a_log_that_cannot_be_written_ends_no_training(tiny, run, tmp_path, monk
     assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
     assert "history.jsonl: No space left on device" in capsys.readouterr().err
+
+
+# Kills
+
+
+def kills_go_on(tiny: Path, folder: Path, kills: list[float]) -> None:
+    """No kill of the list leaves a run that cannot go on to the weights of an uninterrupted one."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests/killing.py"), str(tiny), str(folder / "kills"), json.dumps(kills)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and json.loads(done.stdout) == [], done.stdout + done.stderr
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tiny, tmp_path):
+    kills_go_on(tiny, tmp_path, [*range(0, 160, 11), 0.2, 0.4, 0.6])
+
+
+@pytest.mark.full
+def test_every_kill_of_a_run_goes_on_to_the_same_weights(tiny, tmp_path):
+    random = np.random.default_rng(0).uniform(0.05, 1.5, 200).round(3).tolist()
+    kills_go_on(tiny, tmp_path, [*range(170), *random])
+
+
+def test_two_processes_notice_that_one_of_them_is_gone(tiny, tmp_path):
+    words = [word for setting in (*LONG, "schedule.epochs=500") for word in ("--set", setting)]
+    running = subprocess.Popen(
+        [*LAUNCH, "--multi_gpu", "--num_processes", "2", "train.py", "--recipe", str(tiny), "--out",
+         str(tmp_path / "run"), *words],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    wait_for_epoch(running)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    (other,) = [c for c in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{c}/environ").read_bytes()]
+    began = time.monotonic()
+    os.kill(int(other), signal.SIGKILL)
+    shown = running.communicate(timeout=90)[0]
+    assert running.returncode != 0 and time.monotonic() - began < 60
+    assert "another process of this training is gone" in shown or "SIGTERM: saving and leaving" in shown, shown[-3000:]
+
+
+# Rotten checkpoints, locks
+
+
+def spoil(folder: Path, random: np.random.Generator) -> str:
+    """Flip a bit, truncate or remove; of any file of a published folder."""
+    path = folder / random.choice(sorted(path.name for path in folder.iterdir()))
+    data, kind = bytearray(path.read_bytes()), random.choice(["flip", "cut", "remove", "empty"])
+    if kind == "flip":
+        data[random.integers(len(data))] ^= 1 << random.integers(8)
+    path.write_bytes(data[: random.integers(len(data))] if kind == "cut" else b"" if kind == "empty" else data)
+    if kind == "remove":
+        path.unlink()
+    return f"{kind} {path.name}"
+
+
+def rot(tmp_path: Path, count: int) -> None:
+    random = np.random.default_rng(0)
+
+    def write(part: Path) -> None:
+        (part / "model.safetensors").write_bytes(random.bytes(5000))
+        (part / "optimizer.safetensors").write_bytes(random.bytes(300))
+        (part / "state.json").write_text(json.dumps({"epoch": 3, "batch": 1}))
+
+    for _ in range(count):
+        checkpoint.publish(tmp_path / "step", write)
+        assert checkpoint.verifies(tmp_path / "step")
+        what = spoil(tmp_path / "step", random)
+        # A flipped bit within the manifest's white space changes nothing that it says.
+        if checkpoint.verifies(tmp_path / "step"):
+            assert what == "flip manifest.json"
+
+
+def test_rot_is_detected(tmp_path):
+    rot(tmp_path, 40)
+
+
+@pytest.mark.full
+def test_rot_is_always_detected(tmp_path):
+    rot(tmp_path, 500)
+
+
+def test_of_twenty_that_start_at_once_one_wins(tmp_path):
+    """Each child tries once all are there, says how it went, and the winner holds on until all have tried."""
+    ready, go, said, leave = (os.pipe() for _ in range(4))
+    children = []
+    for _ in range(20):
+        if child := os.fork():
+            children.append(child)
+            continue
+        os.write(ready[1], b".")
+        os.read(go[0], 1)
+        try:
+            with runs.lock_fold(tmp_path / "fold-0"):
+                os.write(said[1], b"w")
+                os.read(leave[0], 1)
+        except UserError as error:
+            os.write(said[1], b"l" if "is being trained by process" in str(error) else b"?")
+        os._exit(0)
+    for _ in children:
+        os.read(ready[0], 1)
+    os.write(go[1], b"." * 20)
+    words = b"".join(os.read(said[0], 1) for _ in children)
+    os.write(leave[1], b".")
+    for child in children:
+        os.waitpid(child, 0)
+    assert sorted(words) == sorted(b"w" + b"l" * 19)
+    with runs.lock_fold(tmp_path / "fold-0"):
+        pass

@@ -96,7 +96,10 @@ def write_folds(path: Path, folds: FoldFile) -> None:
         json.dumps(head, indent=1)[:-2] + f',\n "columns": ["id", "label", "fold", "hash"],\n "rows": [\n{lines}\n]}}\n'
     )
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 

@@ -21,6 +21,9 @@ from creature.learning.device import device_precision
 from creature.learning.normalize import Normalize
 from creature.terminal import UserError
 
+# What a downloaded folder may ask for, in bytes, classes and pixels.
+MAX_CONFIG, MAX_CLASSES, MAX_SIZE = 64 * 2**20, 1_000_000, 2048
+
 
 @dataclass(frozen=True)
 class Member:
@@ -79,10 +82,14 @@ def short_names(folds: Sequence[Path]) -> list[str]:
 def load_member(folder: Path, device: torch.device) -> Member:
     """A model from its folder, strictly; raises UserError for a folder that is damaged or not timm's."""
     try:
+        if (folder / "config.json").stat().st_size > MAX_CONFIG:
+            raise UserError(f"{folder / 'config.json'} is larger than {MAX_CONFIG >> 20} MiB, which no model's is")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         view, names = config["pretrained_cfg"], tuple(map(str, config["label_names"]))
         sees: Sees = (int(view["input_size"][1]), str(view["crop_mode"]), tuple(map(float, view["mean"])))
         normalize = Normalize(sees[2], tuple(map(float, view["std"])))
+        if not 1 <= len(names) <= MAX_CLASSES or not 16 <= sees[0] <= MAX_SIZE:
+            raise UserError(f"{folder}: {len(names)} classes at {sees[0]} pixels are more, or less, than any model has")
         arguments = config.get("model_args") or {}
         size: dict[str, Any] = {"img_size": int(arguments["img_size"])} if "img_size" in arguments else {}
         if (view["interpolation"], float(view["crop_pct"])) != ("bilinear", 1.0):
@@ -96,7 +103,16 @@ def load_member(folder: Path, device: torch.device) -> Member:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(f"{folder}: no model can be loaded from here ({reason})") from None
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,7 +1,9 @@
 """What stands before the first step: device and checks, the run's images and folds, a fold's model and optimizer."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,21 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
     if recipe.tracking:
         accelerator.init_trackers("creature")
     return accelerator
+
+
+@contextmanager
+def noticing_loss(accelerator: Accelerator) -> Iterator[None]:
+    """Say in a sentence that another process is gone, which the backends tell as errors of their own."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = re.search(r"gloo|nccl|connection (closed|reset|refused)|timed ?out|peer", str(error), re.IGNORECASE)
+        if accelerator.num_processes == 1 or not gone:
+            raise
+        raise UserError(
+            f"another process of this training is gone ({str(error).splitlines()[0][:200]}); nothing is saved after "
+            "that, start again with --resume"
+        ) from None
 
 
 def _check_processes(accelerator: Accelerator) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,15 +18,18 @@ class Stop:
     """Whether someone asked; a second time ends the process at once, as it would have without us."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.since = False, 0.0
         self.at_once = True  # nothing is lost by leaving in the middle
 
     def __call__(self, number: int, _frame: Any) -> None:
         """Handle a signal."""
+        # The kernel signals once for each thread of a dying launcher: what comes within a second is one request.
+        if self.asked and time.monotonic() - self.since < 1:
+            return
         if self.asked:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.asked = True
+        self.asked, self.since = True, time.monotonic()
         say(f"{signal.Signals(number).name}: saving and leaving; once more ends at once")
         if self.at_once:
             raise Interrupted("stopped as asked; --resume goes on")
