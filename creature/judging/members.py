@@ -1,6 +1,7 @@
 """Members: finished folds as models that answer. M members, N images, B batch, K classes."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,10 @@ def load_member(folder: Path, device: torch.device) -> Member:
         view, names = config["pretrained_cfg"], tuple(map(str, config["label_names"]))
         sees: Sees = (int(view["input_size"][1]), str(view["crop_mode"]), tuple(map(float, view["mean"])))
         normalize = Normalize(sees[2], tuple(map(float, view["std"])))
+        if not all(map(math.isfinite, (*sees[2], *view["std"]))) or min(view["std"]) <= 0:
+            raise UserError(
+                f"{folder / 'config.json'}: mean and std must be numbers, and std above 0, got {view['std']}"
+            )
         if not 1 <= len(names) <= MAX_CLASSES or not 16 <= sees[0] <= MAX_SIZE:
             raise UserError(f"{folder}: {len(names)} classes at {sees[0]} pixels are more, or less, than any model has")
         arguments = config.get("model_args") or {}

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -114,17 +113,29 @@ def read_result(fold: Path) -> dict[str, Any]:
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
     """What a result was computed with."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "device": f"{device.type} ({name})",
         "processes": processes,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(Path(__file__).parents[2] / ".git"),
     }
+
+
+def _commit(git: Path) -> str | None:
+    """The commit of this project's checkout; read, for no program is started beside a training."""
+    try:
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (git / name).exists():
+            return (git / name).read_text().strip()
+        packed = [line.split() for line in (git / "packed-refs").read_text().splitlines()]
+        return next((line[0] for line in packed if line[1:] == [name]), None)
+    except OSError:
+        return None  # installed without a checkout
 
 
 @contextmanager
