@@ -18,7 +18,7 @@ from test_processes import LAUNCH
 from test_train import losses, start, weights_hash
 
 import train
-from creature.learning import checkpoint, loop, runs
+from creature.learning import checkpoint, loop, runs, signals
 from creature.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -308,3 +308,38 @@ def test_of_twenty_that_start_at_once_one_wins(tmp_path):
     assert sorted(words) == sorted(b"w" + b"l" * 19)
     with runs.lock_fold(tmp_path / "fold-0"):
         pass
+
+
+def test_folds_side_by_side_do_not_stop_each_other_and_resume_trains_what_is_missing(tiny, long, tmp_path):
+    out = tmp_path / "run"
+    words = ["--recipe", str(tiny), "--out", str(out), "--set", LONG[1], "--set"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "train.py", *words, f"folds.train=[{k}]"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for k in (0, 1)
+    ]  # fmt: skip
+    wait_for_epoch(both[0])
+    both[0].kill()
+    shown = both[1].communicate(timeout=120)[0]
+    both[0].wait()
+    assert both[1].returncode == 0 and not (out / "fold-0/result.json").exists(), shown
+    before = (out / "fold-1/result.json").stat().st_mtime_ns
+    assert start(tiny, out, LONG[1], "folds.train=[0,1]", resume=True) == 0
+    assert weights_hash(out / "fold-0") == weights_hash(long / "fold-0")
+    assert (out / "fold-1/result.json").stat().st_mtime_ns == before
+
+
+def test_a_second_signal_ends_at_once_and_a_burst_is_one(monkeypatch, capsys):
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *what: sent.append(what))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    stop = signals.Stop()
+    stop.at_once = False
+    for _ in range(3):
+        stop(signal.SIGTERM, None)
+    assert stop.asked and not sent and capsys.readouterr().out.count("saving and leaving") == 1
+    stop.since -= 1
+    stop(signal.SIGTERM, None)
+    assert sent == [(os.getpid(), signal.SIGTERM)]
