@@ -1,10 +1,10 @@
 """Every recipe that the project ships: it loads, says what it costs, builds, and takes one step."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
-import torch
 
 import train
 from creature.images.batches import load_batches, training_order
@@ -72,8 +72,8 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
     batch = next(load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0))
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    loss = loop.train_step(accelerator, learner, batch, 2, 1e-4, recipe.accumulate, recipe.optimizer.clip_norm)
-    assert torch.isfinite(loss)
+    step = loop.train_step(accelerator, learner, batch, 2, 1e-4, recipe.accumulate, recipe.optimizer.clip_norm)
+    assert step.taken and math.isfinite(step.loss)
     assert any((a != b).any() for a, b in zip(before, learner.model.parameters(), strict=True))
 
 
