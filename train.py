@@ -8,7 +8,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     recipe = load_recipe(args.recipe, args.set)
 
+    from creature.images.batches import blaming_pictures
     from creature.judging.count import scored
-    from creature.learning import runs, setup
+    from creature.learning import processes, runs, setup
     from creature.learning.signals import listen
     from creature.sharing.hub import build, prepare_push, publish
     from creature.terminal import say, show_table, warn
@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for warning in recipe_warnings(recipe):
         warn(warning)
     results = []
-    with listen() as stop, setup.noticing_loss(accelerator):
-        data = setup.prepare_run(accelerator, recipe, out, args.resume)
+    with listen() as stop, processes.noticing_loss(accelerator):
+        data = setup.prepare_run(accelerator, recipe, out, args.resume or processes.restarted())
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"
             if runs.fold_state(folder) == "finished":
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 with runs.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                     stop.begin()
-                    train_fold(accelerator, recipe, data, fold, folder, stop)
+                    with blaming_pictures(data.training, data.evaluation):
+                        train_fold(accelerator, recipe, data, fold, folder, stop)
             accelerator.wait_for_everyone()
             results.append(runs.read_result(folder))
     cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
@@ -112,12 +113,16 @@ def train_fold(
     start = (position.epoch, position.batch)
     order = training_order(rows, recipe.batch_size, (recipe.seed, fold), epochs, start, *share)
     batches = load_batches(data.training, order, recipe.images.workers)
-    save = partial(checkpoint.save_state, folder, len(sizes), accelerator, model, learner.optimizer, position)
+
+    def save() -> None:
+        if main:
+            checkpoint.save_state(folder, len(sizes), accelerator, model, learner.optimizer, position)
+
     say(f"fold {fold}: {len(rows)} images to train on, {len(held_out)} held out")
     say(LINE.format("epoch", "loss", "rate", "seconds", "held-out accuracy [95 %]"))
     while position.epoch < epochs:
-        train_epoch(accelerator, recipe, learner, fold, folds, batches, sizes, stop, save if main else lambda: None)
-        with stop.saving(save if main else lambda: None):
+        train_epoch(accelerator, recipe, learner, fold, folds, batches, sizes, stop, save)
+        with stop.saving(save):
             logits = loop.predict(
                 accelerator, learner, data.evaluation, held_out, recipe.batch_size, recipe.images.workers
             )
@@ -150,6 +155,7 @@ def train_epoch(
 ) -> None:
     """The steps of an epoch that are left, a resume point every few minutes, and one where a signal asks to stop."""
     from creature.learning import loop
+    from creature.learning.processes import waiting_less
     from creature.learning.schedule import lr_factor
     from creature.terminal import progress, warn
 
@@ -157,6 +163,7 @@ def train_epoch(
     began, saved = time.monotonic() - position.seconds, time.monotonic()
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
     stop.at_once = False
+    accelerator.wait_for_everyone()  # the main process may still be writing
     with progress() as bar:
         task = bar.add_task(
             f"fold {fold} epoch {position.epoch + 1}/{recipe.schedule.epochs}", total=sum(sizes), speed=""
@@ -165,16 +172,27 @@ def train_epoch(
             lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + position.batch / len(sizes))
             batch = next(batches)
             loop.seed_step(recipe.seed, fold, position.epoch, position.batch)
-            step = loop.train_step(
-                accelerator, learner, batch, size, lr, recipe.accumulate, recipe.optimizer.clip_norm, stop.asked
-            )
+            due = accelerator.is_main_process and time.monotonic() - saved >= 60 * recipe.checkpoint.every_minutes
+            with waiting_less(accelerator):
+                step = loop.train_step(
+                    accelerator,
+                    learner,
+                    batch,
+                    size,
+                    lr,
+                    recipe.accumulate,
+                    recipe.optimizer.clip_norm,
+                    stop.asked,
+                    due,
+                )
             if not step.taken:
                 warn(f"step {position.batch + 1} of epoch {position.epoch + 1} is skipped: its loss is {step.loss}")
             position.end_step(step.loss, step.taken, size, [folds.ids[row] for row in batch.rows])
             position.seconds = time.monotonic() - began
             bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
-            if step.stop or time.monotonic() - saved >= 60 * recipe.checkpoint.every_minutes:
+            if step.stop or step.save:
                 save()
+                accelerator.wait_for_everyone()
                 saved = time.monotonic()
             if step.stop:
                 where = f"step {position.batch} of epoch {position.epoch + 1} of fold {fold}"

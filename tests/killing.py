@@ -20,7 +20,7 @@ import sklearn.metrics  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train
-from creature.images import batches, folds, manifest, sources, views  # noqa: F401
+from creature.images import batches, checks, folds, manifest, sources, views  # noqa: F401
 from creature.judging import score  # noqa: F401
 from creature.learning import checkpoint, setup  # noqa: F401
 

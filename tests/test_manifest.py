@@ -16,10 +16,11 @@ from datasets import ClassLabel, Dataset, Features, List, Value, config
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from creature.images import files, manifest
+from creature.images import checks, files
+from creature.images.checks import check_images, refuse_bad
 from creature.images.decode import content_hash, decode, read
 from creature.images.files import file_id, file_image, label_of, list_pictures, natural, read_labels, walk
-from creature.images.manifest import check_images, fingerprint, read_images, refuse_bad
+from creature.images.manifest import fingerprint, read_images
 from creature.images.sources import Columns
 from creature.terminal import UserError
 
@@ -583,13 +584,18 @@ def test_bad_pictures_are_listed_with_their_reasons(tmp_path):
 
 def test_every_picture_is_decoded_once_and_known_ones_never(tmp_path, monkeypatch):
     found = images(fill(tmp_path / "x", *(f"cat/{i}.png" for i in range(9))))
-    decoded: list[bytes] = []
-    monkeypatch.setattr(manifest, "decode", decoded.append)
+    log = tmp_path / "decoded"  # by processes of their own
+
+    def decode(data: bytes) -> None:
+        with log.open("a") as file:
+            file.write(content_hash(data) + "\n")
+
+    monkeypatch.setattr(checks, "decode", decode)
     hashes, bad = check_images(found, frozenset(), "test")
-    assert (sorted(decoded), bad) == (sorted(picture(i) for i in range(9)), {})
-    decoded.clear()
+    assert (sorted(log.read_text().split()), bad) == (sorted(content_hash(picture(i)) for i in range(9)), {})
+    log.unlink()
     assert check_images(found, frozenset(hashes[:7]), "test") == (hashes, {})
-    assert sorted(decoded) == sorted(picture(i) for i in (7, 8))
+    assert sorted(log.read_text().split()) == sorted(content_hash(picture(i)) for i in (7, 8))
 
 
 def test_more_pictures_than_one_slice_are_checked_in_order(tmp_path):

@@ -26,7 +26,7 @@ import json, sys, os, pickle
 sys.path.insert(0, {root!r})
 import train, predict, ensemble, datasets, evaluate, sklearn.metrics
 from creature.judging import score, members, tables, honest, greedy, compare
-from creature.images import sources, manifest, batches
+from creature.images import sources, manifest, batches, checks
 from creature.learning import setup, checkpoint
 from creature.sharing import fetch
 import creature.terminal

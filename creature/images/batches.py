@@ -5,9 +5,11 @@ N rows, B batch. Nothing here depends on the number of workers, so a run resumes
 
 import hashlib
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from creature.images.decode import BadImage, decode, read
 from creature.images.views import View
+from creature.terminal import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,6 +63,7 @@ class Pictures:
 
     def __init__(self, dataset: "Dataset", view: View, seed: int | None = None):
         self.dataset, self.view, self.seed = dataset, view, seed
+        self.decoding = torch.zeros(0, 2, dtype=torch.int64)  # each worker's pid and row
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
         rows = [row for row, _ in items]
@@ -69,7 +73,10 @@ class Pictures:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 decoded = list(pool.map(_try_decode, table["image"]))
         else:
-            decoded = list(map(_try_decode, table["image"]))
+            decoded = []
+            for row, image in zip(rows, table["image"], strict=True):
+                note(self.decoding, row)
+                decoded.append(_try_decode(image))
         with torch.random.fork_rng(devices=[]):
             pixels = [
                 self._see(picture, name, epoch)
@@ -101,11 +108,12 @@ def _try_decode(image: dict[str, Any]) -> np.ndarray | BadImage:
         return reason
 
 
-def load_batches(pictures: Pictures, batches: Iterable[Sequence[tuple[int, int]]], workers: int) -> Iterator[Batch]:
-    """Batches in the given order, prepared ahead by worker processes."""
+def load_batches(pictures: Any, batches: Iterable[Sequence[Any]], workers: int) -> Iterator[Any]:
+    """What `pictures.__getitems__` makes of each batch of items, in order, prepared ahead by worker processes."""
+    pictures.decoding = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     return iter(
         DataLoader(
-            pictures,  # type: ignore[arg-type]
+            pictures,
             batch_sampler=batches,  # type: ignore[arg-type]
             collate_fn=_as_it_is,  # type: ignore[arg-type]
             num_workers=workers,
@@ -122,7 +130,31 @@ def _deaf(_worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def note(decoding: torch.Tensor, row: int) -> None:
+    """Note in memory that the processes share which row this worker decodes next, should it die of it."""
+    if worker := get_worker_info():
+        decoding[worker.id] = torch.tensor([os.getpid(), row])
+
+
+@contextmanager
+def blaming_pictures(*sources: Any) -> Iterator[None]:
+    """Name the picture that a worker process died of: torch knows its pid alone, and tells it at any line."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.match(r"DataLoader worker \(pids?(?:\(s\))? ([\d, ]+)\)(.*)", str(error))
+        if not found:
+            raise
+        dead = {int(pid) for pid in found[1].split(",")}
+        rows = [(source, row) for source in sources for pid, row in source.decoding.tolist() if pid in dead]
+        names = ", ".join(source.dataset[row]["id"] for source, row in rows)
+        raise UserError(
+            f"{names or 'before its first picture'}: the process that decodes died{found[2].rstrip('. ')}; remove or "
+            "mend the picture, or where memory ran out, set a smaller images.workers; --resume goes on"
+        ) from None
+
+
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

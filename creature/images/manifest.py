@@ -5,16 +5,13 @@ N rows, K classes. Rows are in the order of their ids, whatever the file system'
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from creature.images.decode import BadImage, content_hash, decode, read
 from creature.images.files import natural
 from creature.images.sources import Columns, add_column, check_classes, read_source, short_names
-from creature.terminal import UserError, progress, warn
+from creature.terminal import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,53 +43,6 @@ def read_images(sources: Sequence[str], columns: Columns, field: str, names: Seq
     if ids != sorted(ids):
         dataset = dataset.select(sorted(range(len(ids)), key=ids.__getitem__))
     return dataset
-
-
-def check_images(dataset: "Dataset", known: frozenset[str], title: str) -> tuple[list[str], dict[int, str]]:
-    """Read every image once, in parallel: content hashes (N,), and the reason for each row that cannot be decoded.
-
-    Content whose hash is in `known` was decoded before and is only hashed.
-    """
-
-    def check(row: int) -> tuple[str, str | None]:
-        try:
-            data = read(dataset[row]["image"])
-        except BadImage as reason:
-            return hashlib.blake2b(f"unreadable {row}".encode(), digest_size=16).hexdigest(), str(reason)
-        content = content_hash(data)
-        try:
-            if content not in known:
-                decode(data)
-        except BadImage as reason:
-            return content, str(reason)
-        return content, None
-
-    hashes, bad = [], {}
-    with progress() as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        task = bar.add_task(f"{title}: checking", total=len(dataset), speed="")
-        # Slices keep the queue of futures short for a million rows.
-        for start in range(0, len(dataset), 1024):
-            for content, reason in pool.map(check, range(start, min(start + 1024, len(dataset)))):
-                if reason is not None:
-                    bad[len(hashes)] = reason
-                hashes.append(content)
-            bar.update(task, completed=len(hashes), speed=f"{bar.tasks[task].speed or 0:.0f}")
-    return hashes, bad
-
-
-def refuse_bad(dataset: "Dataset", bad: dict[int, str], max_bad: int | None, field: str) -> None:
-    """List the images that cannot be decoded; raises UserError when they are more than the limit."""
-    if not bad:
-        return
-    limit = max(3, len(dataset) // 100) if max_bad is None else max_bad
-    shown = [f"{dataset[row]['id']}: {reason}" for row, reason in list(bad.items())[:20]]
-    more = [f"and {len(bad) - 20} more"] if len(bad) > 20 else []
-    listing = "\n  ".join([f"{field}: {len(bad)} of {len(dataset)} images cannot be decoded", *shown, *more])
-    if len(bad) > limit:
-        raise UserError(
-            f"{listing}\nimages.max_bad allows {limit}; remove or mend the files, or set images.max_bad={len(bad)}"
-        )
-    warn(f"{listing}\nthey are left out (images.max_bad allows {limit})")
 
 
 def fingerprint(ids: Sequence[str], labels: Sequence[int], hashes: Sequence[str], names: Sequence[str]) -> str:

@@ -6,8 +6,11 @@ a manifest with sizes and SHA-256, and renamed. What is older is deleted only af
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ class Position:
     skipped: int = 0  # steps of this epoch that were not finite
     in_a_row: int = 0  # of them, without one that was
     seconds: float = 0.0
+    saving_seconds: float = 0.0  # since the fold began
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,6 +71,13 @@ class Position:
             self.best_epoch = self.epoch
         self.epoch, self.batch, self.loss_sum, self.rows, self.skipped = self.epoch + 1, 0, 0.0, 0, 0
         self.seconds = 0.0
+
+
+@contextmanager
+def _timed(position: Position) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    position.saving_seconds += time.monotonic() - began
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
@@ -155,18 +166,21 @@ def save_state(
         }
         (part / "state.json").write_text(json.dumps(progress, indent=1) + "\n")
 
-    publish(fold / "state" / f"step-{step:08d}", write)
+    with _timed(position):
+        publish(fold / "state" / f"step-{step:08d}", write)
     try:
         write_history(fold, position.history)
     except OSError as error:  # a log; the resume point holds the same rows
         warn(f"{fold / 'history.jsonl'}: {error.strerror}; the training goes on")
-    for old in _steps(fold)[:-2]:
-        shutil.rmtree(old)
+    # One of a later step is damaged: this training went on from one before it.
+    points = _steps(fold)
+    for old in (points.keys() - {step}) - {max((other for other in points if other < step), default=step)}:
+        shutil.rmtree(points[old])
 
 
 def load_state(fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Position:
     """Restore model and optimizer in place from the newest resume point that verifies; from nothing, the beginning."""
-    for folder in reversed(_steps(fold)):
+    for _, folder in sorted(_steps(fold).items(), reverse=True):
         if not verifies(folder):
             warn(f"{folder} is damaged; the resume point before it is used")
             continue
@@ -217,8 +231,14 @@ def write_history(fold: Path, history: list[dict[str, Any]]) -> None:
     os.replace(part, fold / "history.jsonl")
 
 
-def _steps(fold: Path) -> list[Path]:
-    return sorted((fold / "state").glob("step-*[0-9]"))
+def _steps(fold: Path) -> dict[int, Path]:
+    """The resume points by their step; whatever else lies beside them is not ours."""
+    return _numbered(fold / "state", r"step-(\d{8,})")
+
+
+def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
+    found = {path: re.fullmatch(pattern, path.name) for path in folder.glob("*")}
+    return {int(match[1]): path for path, match in found.items() if match}
 
 
 def keep_epoch(
@@ -232,15 +252,15 @@ def keep_epoch(
             save_weights(part / "model.safetensors", model)
             save_predictions(part / "held_out.safetensors", predictions)
 
-        publish(kept_epoch(fold, done), write)
+        with _timed(position):
+            publish(kept_epoch(fold, done), write)
 
 
 def prune_epochs(fold: Path, position: Position, checkpoint: Checkpoint) -> None:
     """Delete kept epochs that are neither the best, the last, nor asked for, once a resume point says so."""
     every = checkpoint.every_epochs
-    for folder in (fold / "kept").glob("epoch-*"):
-        epoch = int(folder.name.removeprefix("epoch-")) - 1
-        if epoch not in (position.best_epoch, position.epoch - 1) and not (every and (epoch + 1) % every == 0):
+    for number, folder in _numbered(fold / "kept", r"epoch-(\d{4,})").items():
+        if number - 1 not in (position.best_epoch, position.epoch - 1) and not (every and number % every == 0):
             shutil.rmtree(folder)
 
 

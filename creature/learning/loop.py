@@ -94,11 +94,12 @@ def train_mode(model: nn.Module, freeze_batch_stats: bool) -> None:
 
 
 class Step(NamedTuple):
-    """A step's mean loss, whether it was taken (or skipped, for a number was none), and whether to stop after it."""
+    """A step's mean loss, whether it was taken (or skipped, for a number was none), and what comes after it."""
 
     loss: float
     taken: bool
     stop: bool
+    save: bool
 
 
 def train_step(
@@ -110,12 +111,13 @@ def train_step(
     parts: int,
     clip_norm: float | None,
     stop: bool = False,
+    save: bool = False,
 ) -> Step:
     """One optimizer step on this process's share of a global batch of `size` rows; skipped where it is not finite.
 
     A process without a row of its own has a borrowed one, which weighs nothing: every process must take part in the
     gradient's exchange. The share is computed in `parts`, to save memory. All processes decide alike, for gradients,
-    loss and the wish to `stop` of any of them are exchanged. A skipped step leaves parameters, optimizer and
+    loss and the wish of any of them to `stop` or `save` are exchanged. A skipped step leaves parameters, optimizer and
     BatchNorm's statistics as they were. Raises UserError where the device's memory is too small.
     """
     model, optimizer = learner.model, learner.optimizer
@@ -125,8 +127,7 @@ def train_step(
     weight = 0.0 if accelerator.process_index >= size else 1 / size
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]
-    total = torch.zeros(2, device=accelerator.device)  # the loss, and how many wish to stop
-    total[1] = stop
+    total = torch.tensor([0.0, stop, save], device=accelerator.device)  # the loss, and how many wish what
     optimizer.zero_grad()
     try:
         _backward(accelerator, learner, batch, weight, min(parts, len(batch.labels)), total)
@@ -138,14 +139,14 @@ def train_step(
     norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if clip_norm is None else clip_norm)
     if accelerator.num_processes > 1:
         total = accelerator.reduce(total)
-    loss, stops = total.tolist()  # type: ignore[union-attr]
+    loss, stops, saves = total.tolist()  # type: ignore[union-attr]
     finite = math.isfinite(loss) and (norm is None or math.isfinite(norm))
     if finite or (accelerator.scaler and math.isfinite(loss)):  # the scaler skips an overflow itself, and learns of it
         optimizer.step()
     else:
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
-    return Step(loss, finite or bool(accelerator.scaler and math.isfinite(loss)), stops > 0)
+    return Step(loss, finite or bool(accelerator.scaler and math.isfinite(loss)), stops > 0, saves > 0)
 
 
 def _backward(

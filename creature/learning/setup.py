@@ -1,9 +1,7 @@
 """What stands before the first step: device and checks, the run's images and folds, a fold's model and optimizer."""
 
 import os
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.images.batches import Pictures, seed_of
+from creature.images.checks import check_images, refuse_bad
 from creature.images.evaluation import evaluation_view
 from creature.images.files import file_hash
 from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together
-from creature.images.manifest import check_images, fingerprint, read_images, refuse_bad
+from creature.images.manifest import fingerprint, read_images
 from creature.images.sources import Columns
 from creature.images.views import make_mix, training_view
 from creature.learning.backbone import (
@@ -38,6 +37,7 @@ from creature.learning.loop import Learner, make_see
 from creature.learning.losses import make_loss
 from creature.learning.normalize import Normalize
 from creature.learning.predictions import load_predictions
+from creature.learning.processes import WAIT, check_processes
 from creature.learning.runs import environment, fold_state, open_run, share_folds
 from creature.recipe import Recipe
 from creature.terminal import UserError, console, say, warn
@@ -69,45 +69,17 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=list(recipe.tracking) or None,
         project_dir=out,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
     )
     console.quiet = not accelerator.is_main_process
     datasets.disable_progress_bars()  # one bar at a time, and it is ours
-    _check_processes(accelerator)
+    check_processes(accelerator)
     if reason:
         warn(reason)
     share_cores()
     if recipe.tracking:
         accelerator.init_trackers("creature")
     return accelerator
-
-
-@contextmanager
-def noticing_loss(accelerator: Accelerator) -> Iterator[None]:
-    """Say in a sentence that another process is gone, which the backends tell as errors of their own."""
-    try:
-        yield
-    except RuntimeError as error:
-        gone = re.search(r"gloo|nccl|connection (closed|reset|refused)|timed ?out|peer", str(error), re.IGNORECASE)
-        if accelerator.num_processes == 1 or not gone:
-            raise
-        raise UserError(
-            f"another process of this training is gone ({str(error).splitlines()[0][:200]}); nothing is saved after "
-            "that, start again with --resume"
-        ) from None
-
-
-def _check_processes(accelerator: Accelerator) -> None:
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UserError(
-            f"{accelerator.distributed_type.value}: shards of weights are no checkpoint that timm can load, and these "
-            "models fit on one GPU; launch with --multi_gpu"
-        )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != accelerator.num_processes:
-        raise UserError(
-            f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}; on CPUs use\n"
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 train.py ..."
-        )
 
 
 def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: bool) -> Data:
@@ -251,6 +223,7 @@ def finish(
         "class_counts": np.bincount(folds.labels, minlength=len(folds.names)).tolist(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(sum(row["seconds"] for row in position.history), 3),
+        "saving_seconds": round(position.saving_seconds, 3),
         "recipe": recipe.identity(),
         "folds": folds_hash(folds),
         **environment(accelerator.device, accelerator.num_processes),

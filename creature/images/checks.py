@@ -1,0 +1,75 @@
+"""The check of every picture before the first step: its content's hash, or why it cannot be decoded. N rows."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from creature.images.batches import blaming_pictures, load_batches, note
+from creature.images.decode import BadImage, content_hash, decode, read
+from creature.terminal import UserError, progress, warn
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class _Check:
+    """Rows as (content hash, why the row cannot be decoded or None); content that is `known` is only hashed."""
+
+    def __init__(self, dataset: "Dataset", known: frozenset[str]):
+        self.dataset, self.known = dataset, known
+        self.decoding = torch.zeros(0, 2, dtype=torch.int64)
+
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[str, str | None]]:
+        return [self._check(row) for row in rows]
+
+    def _check(self, row: int) -> tuple[str, str | None]:
+        note(self.decoding, row)
+        try:
+            data = read(self.dataset[row]["image"])
+        except BadImage as reason:
+            return hashlib.blake2b(f"unreadable {row}".encode(), digest_size=16).hexdigest(), str(reason)
+        content = content_hash(data)
+        try:
+            if content not in self.known:
+                decode(data)
+        except BadImage as reason:
+            return content, str(reason)
+        return content, None
+
+
+def check_images(dataset: "Dataset", known: frozenset[str], title: str) -> tuple[list[str], dict[int, str]]:
+    """Read every image once, in parallel: content hashes (N,), and the reason for each row that cannot be decoded.
+
+    Content whose hash is in `known` was decoded before and is only hashed. A picture that the decoder dies of is a
+    UserError.
+    """
+    checks = _Check(dataset, known)
+    pieces = [range(start, min(start + 16, len(dataset))) for start in range(0, len(dataset), 16)]
+    hashes, bad = [], {}
+    with progress() as bar, blaming_pictures(checks):
+        task = bar.add_task(f"{title}: checking", total=len(dataset), speed="")
+        for piece in load_batches(checks, pieces, min(os.cpu_count() or 1, len(pieces))):
+            for content, reason in piece:
+                if reason is not None:
+                    bad[len(hashes)] = reason
+                hashes.append(content)
+            bar.update(task, completed=len(hashes), speed=f"{bar.tasks[task].speed or 0:.0f}")
+    return hashes, bad
+
+
+def refuse_bad(dataset: "Dataset", bad: dict[int, str], max_bad: int | None, field: str) -> None:
+    """List the images that cannot be decoded; raises UserError when they are more than the limit."""
+    if not bad:
+        return
+    limit = max(3, len(dataset) // 100) if max_bad is None else max_bad
+    shown = [f"{dataset[row]['id']}: {reason}" for row, reason in list(bad.items())[:20]]
+    more = [f"and {len(bad) - 20} more"] if len(bad) > 20 else []
+    listing = "\n  ".join([f"{field}: {len(bad)} of {len(dataset)} images cannot be decoded", *shown, *more])
+    if len(bad) > limit:
+        raise UserError(
+            f"{listing}\nimages.max_bad allows {limit}; remove or mend the files, or set images.max_bad={len(bad)}"
+        )
+    warn(f"{listing}\nthey are left out (images.max_bad allows {limit})")
