@@ -257,10 +257,13 @@ def keep_epoch(
 
 
 def prune_epochs(fold: Path, position: Position, checkpoint: Checkpoint) -> None:
-    """Delete kept epochs that are neither the best, the last, nor asked for, once a resume point says so."""
-    every = checkpoint.every_epochs
+    """Delete kept epochs that are neither asked for, nor the best or the last of any resume point that is there."""
+    every, needed = checkpoint.every_epochs, {position.best_epoch, position.epoch - 1}
+    for point in filter(verifies, _steps(fold).values()):
+        state = json.loads((point / "state.json").read_text())
+        needed |= {state["best_epoch"], state["epoch"] - 1}
     for number, folder in _numbered(fold / "kept", r"epoch-(\d{4,})").items():
-        if number - 1 not in (position.best_epoch, position.epoch - 1) and not (every and number % every == 0):
+        if number - 1 not in needed and not (every and number % every == 0):
             shutil.rmtree(folder)
 
 

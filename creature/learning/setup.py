@@ -31,7 +31,7 @@ from creature.learning.backbone import (
     parameter_groups,
     timm_config,
 )
-from creature.learning.checkpoint import finish_fold, kept_epoch, load_state
+from creature.learning.checkpoint import finish_fold, kept_epoch, load_state, prune_epochs
 from creature.learning.device import device_precision, share_cores
 from creature.learning.loop import Learner, make_see
 from creature.learning.losses import make_loss
@@ -230,3 +230,4 @@ def finish(
     }
     mean, std = mean_and_std(recipe.backbone.name, images.normalize)
     finish_fold(folder, recipe, timm_config(model, folds.names, images.size, images.fit, mean, std), result)
+    prune_epochs(folder, position, recipe.checkpoint)
