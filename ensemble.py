@@ -112,8 +112,8 @@ def conclude(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray", found: "Mapping[str, Answered]"
 ) -> None:
     """Show the scores and comparisons; what all folds of a run said is kept in its folder."""
+    from creature.disk import write_json
     from creature.judging import answers, compare, honest, members
-    from creature.learning.runs import write_json
     from creature.terminal import show_table
 
     stands = {name: answers.standing(answered, folds) for name, answered in found.items()}

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     recipe = load_recipe(args.recipe, args.set)
 
+    from creature.disk import explaining
     from creature.images.batches import blaming_pictures
     from creature.judging.count import scored
     from creature.learning import processes, runs, setup
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for warning in recipe_warnings(recipe):
         warn(warning)
     results = []
-    with listen() as stop, processes.noticing_loss(accelerator):
+    with listen() as stop, processes.noticing_loss(accelerator), explaining(out):
         data = setup.prepare_run(accelerator, recipe, out, args.resume or processes.restarted())
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"

@@ -1,16 +1,20 @@
-"""Kill trainings at chosen moments and let them go on: one import, then a fork for each attempt.
+"""Kill trainings at chosen moments, or fill their disk, and let them go on: one import, then a fork for each attempt.
 
-python tests/killing.py RECIPE FOLDER KILLS WANTED, where KILLS is a JSON list of file-system operations (counted from
-0), or of times in seconds, at which a run is killed; prints a JSON list of what went wrong.
+python tests/killing.py RECIPE FOLDER FAULT MOMENTS, where FAULT is kill or full (the disk), and MOMENTS a JSON list of
+file-system operations (counted from 0), or of times in seconds; prints a JSON list of what went wrong.
 """
 
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets  # noqa: F401 - imported before the forks, which then cost nothing
@@ -20,6 +24,7 @@ import sklearn.metrics  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train
+from creature import terminal
 from creature.images import batches, checks, folds, manifest, sources, views  # noqa: F401
 from creature.judging import score  # noqa: F401
 from creature.learning import checkpoint, setup  # noqa: F401
@@ -36,14 +41,18 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_at_operation(out: Path, number: int) -> list[int]:
-    """Die before the given change to the run's folder: open for writing, rename, unlink, mkdir, rmdir, link, fsync."""
+def fill() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fail_at_operation(out: Path, fault: Callable[[], None], number: int) -> list[int]:
+    """Meet the fault before a change to the folder: open for writing, rename, unlink, mkdir, rmdir, link, fsync."""
     count = [0]
 
     def changed() -> None:
-        if count[0] == number:
-            die()
         count[0] += 1
+        if count[0] == number + 1:
+            fault()
 
     def hook(event: str, args: tuple) -> None:
         writing = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
@@ -61,19 +70,27 @@ def kill_at_operation(out: Path, number: int) -> list[int]:
     return count
 
 
-def attempt(recipe: str, out: Path, kill: float | int | None, *more: str) -> int:
-    """Train in a fork; its wait status, or where it was not to be killed the number of operations that it made."""
+def attempt(recipe: str, out: Path, fault: Callable[[], None], moment: float | int | None, *more: str) -> int:
+    """Train in a fork, and leave what it said and counted beside its folder; its wait status."""
     if child := os.fork():
         return os.waitpid(child, 0)[1]
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    said = sys.stderr = io.StringIO()
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    terminal.console.file, terminal.errors.file = sys.stdout, said
     code = 1
     try:
-        if isinstance(kill, float):
-            threading.Timer(kill, die).start()
-        count = kill_at_operation(out, -1 if kill is None or isinstance(kill, float) else kill)
-        code = train.main(words(recipe, out, *more))
-        (out / "operations").write_text(str(count[0]))
+        if isinstance(moment, float):
+            threading.Timer(moment, fault).start()
+        count = fail_at_operation(out, fault, -1 if moment is None or isinstance(moment, float) else moment)
+        try:
+            terminal.run(lambda: train.main(words(recipe, out, *more)))
+        except SystemExit as left:
+            code = int(left.code or 0)
+        out.with_suffix(".operations").write_text(str(count[0]))
+    except BaseException:
+        traceback.print_exc()
     finally:
+        out.with_suffix(".said").write_text(said.getvalue())
         os._exit(code)
 
 
@@ -82,25 +99,31 @@ def sha(out: Path) -> str:
 
 
 def main() -> None:
-    recipe, base, kills = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    recipe, base, fault, moments = sys.argv[1], Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
     shutil.rmtree(base, ignore_errors=True)
-    whole, wrong = base / "whole", []
-    assert attempt(recipe, whole, None) == 0, "the run without a kill failed"
-    if kills == "count":
-        print((whole / "operations").read_text())
+    base.mkdir(parents=True)
+    whole, out, wrong = base / "whole", base / "failed", []
+    assert attempt(recipe, whole, die, None) == 0, "the run without a fault failed"
+    if moments == "count":
+        print(whole.with_suffix(".operations").read_text())
         return
-    for kill in kills:
-        out = base / "killed"
+    for moment in moments:
         shutil.rmtree(out, ignore_errors=True)
-        attempt(recipe, out, kill)
+        status = attempt(recipe, out, {"kill": die, "full": fill}[fault], moment)
+        said = out.with_suffix(".said").read_text() if fault == "full" else ""
+        # What ends the run is one sentence; a lost log does not.
+        if fault == "full" and (os.waitstatus_to_exitcode(status) not in (0, 2) or "Traceback" in said):
+            wrong.append(f"{moment}: {said}")
+        if fault == "full" and (left := [str(path) for path in out.rglob(".*")]):
+            wrong.append(f"{moment}: left {left}")
         saved = sorted((out / "fold-0/state").glob("step-*[0-9]"))
         finished = (out / "fold-0/result.json").exists()
         if saved and not finished and not any(checkpoint.verifies(folder) for folder in saved):
-            wrong.append(f"{kill}: no resume point verifies")
-        if attempt(recipe, out, None, "--resume") != 0:
-            wrong.append(f"{kill}: cannot go on")
+            wrong.append(f"{moment}: no resume point verifies")
+        if attempt(recipe, out, die, None, "--resume") != 0:
+            wrong.append(f"{moment}: cannot go on: {out.with_suffix('.said').read_text()}")
         elif sha(out) != sha(whole):
-            wrong.append(f"{kill}: other weights")
+            wrong.append(f"{moment}: other weights")
     print(json.dumps(wrong))
 
 

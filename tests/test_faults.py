@@ -200,26 +200,38 @@ def test_a_log_that_cannot_be_written_ends_no_training(tiny, run, tmp_path, monk
     assert "history.jsonl: No space left on device" in capsys.readouterr().err
 
 
-# Kills
+# At every operation
 
 
-def kills_go_on(tiny: Path, folder: Path, kills: list[float]) -> None:
-    """No kill of the list leaves a run that cannot go on to the weights of an uninterrupted one."""
+def faults_lose_nothing(tiny: Path, folder: Path, fault: str, moments: list[float]) -> None:
+    """No fault of the list leaves a run that cannot go on to the weights of an uninterrupted one."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/killing.py"), str(tiny), str(folder / "kills"), json.dumps(kills)],
+        [sys.executable, str(ROOT / "tests/killing.py"), str(tiny), str(folder / "faults"), fault, json.dumps(moments)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and json.loads(done.stdout) == [], done.stdout + done.stderr
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tiny, tmp_path):
-    kills_go_on(tiny, tmp_path, [*range(0, 160, 11), 0.2, 0.4, 0.6])
+    faults_lose_nothing(tiny, tmp_path, "kill", [*range(0, 160, 11), 0.2, 0.4, 0.6])
 
 
 @pytest.mark.full
 def test_every_kill_of_a_run_goes_on_to_the_same_weights(tiny, tmp_path):
     random = np.random.default_rng(0).uniform(0.05, 1.5, 200).round(3).tolist()
-    kills_go_on(tiny, tmp_path, [*range(170), *random])
+    faults_lose_nothing(tiny, tmp_path, "kill", [*range(170), *random])
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_loses_nothing(tiny, tmp_path):
+    faults_lose_nothing(tiny, tmp_path, "full", list(range(0, 160, 11)))
+
+
+@pytest.mark.full
+def test_a_disk_that_fills_up_at_any_operation_is_one_sentence_and_loses_nothing(tiny, tmp_path):
+    faults_lose_nothing(tiny, tmp_path, "full", list(range(170)))
+
+
+# Processes
 
 
 def test_two_processes_notice_that_one_of_them_is_gone(tiny, tmp_path):

@@ -5,7 +5,6 @@ N rows, K folds. Row r is held out of fold `fold[r]` and trained on by all other
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from creature.disk import write_text
 from creature.terminal import UserError, warn
 
 
@@ -95,12 +95,7 @@ def write_folds(path: Path, folds: FoldFile) -> None:
     text = (
         json.dumps(head, indent=1)[:-2] + f',\n "columns": ["id", "label", "fold", "hash"],\n "rows": [\n{lines}\n]}}\n'
     )
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    write_text(path, text)
 
 
 def read_folds(path: Path) -> FoldFile:

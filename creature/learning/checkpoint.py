@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from creature.disk import sync, whole, write_json, write_text
 from creature.images.files import file_hash
 from creature.learning.predictions import Predictions, save_predictions
-from creature.learning.runs import sync, write_json
 from creature.recipe import Checkpoint, Recipe, dump_recipe
 from creature.terminal import UserError, warn
 
@@ -215,20 +215,16 @@ def kept_epoch(fold: Path, epoch: int) -> Path:
 
 def place(source: Path, target: Path) -> None:
     """Give a file a second name, without a second copy on disk where the file system can."""
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(source, part)
-    except OSError:
-        shutil.copyfile(source, part)
-    os.replace(part, target)
+    with whole(target) as part:
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)
 
 
 def write_history(fold: Path, history: list[dict[str, Any]]) -> None:
     """One JSON line an epoch; written whole, so that a resumed run has each epoch once."""
-    part = fold / f".history.{os.getpid()}"
-    part.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
-    os.replace(part, fold / "history.jsonl")
+    write_text(fold / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
 
 def _steps(fold: Path) -> dict[int, Path]:
@@ -273,7 +269,7 @@ def finish_fold(fold: Path, recipe: Recipe, config: dict[str, Any], result: dict
     for name in ("model.safetensors", "held_out.safetensors"):
         place(kept / name, fold / name)
     write_json(fold / "config.json", config)
-    (fold / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    write_text(fold / "recipe.yaml", dump_recipe(recipe))
     hashes = {name: file_hash(fold / name) for name in ("model.safetensors", "held_out.safetensors", "config.json")}
     write_json(fold / "result.json", result | {"sha256": hashes})
     shutil.rmtree(fold / "state", ignore_errors=True)  # twice the weights' size, and of no further use

@@ -13,19 +13,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from creature.disk import write_json, write_text
 from creature.images.folds import FoldFile, read_folds, write_folds
 from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
 from creature.terminal import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "pillow", "numpy")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name and rename it, so that a reader sees all of it or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    sync(part)
-    os.replace(part, path)
 
 
 def open_run(run: Path, recipe: Recipe, weights_hash: str | None) -> None:
@@ -35,10 +28,8 @@ def open_run(run: Path, recipe: Recipe, weights_hash: str | None) -> None:
         saved = run / "recipe.yaml"
         mark = {"identity": recipe.identity(), "weights": weights_hash}
         if not saved.exists():
-            part = run / f".recipe.yaml.{os.getpid()}"
-            part.write_text(dump_recipe(recipe), encoding="utf-8")
             write_json(run / "run.json", mark)
-            os.replace(part, saved)
+            write_text(saved, dump_recipe(recipe))
             return
         changes = recipe_changes(load_recipe(saved), recipe)
         if json.loads((run / "run.json").read_text())["weights"] != weights_hash:
@@ -142,14 +133,3 @@ def _commit(git: Path) -> str | None:
 def _locked(path: Path) -> Iterator[None]:
     with FileLock(path):
         yield
-
-
-def sync(path: Path) -> None:
-    """Have a file or folder on disk before going on."""
-    if os.name != "posix" and path.is_dir():
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from creature.disk import write_json
 from creature.images.drawings import draw
 from creature.images.files import file_hash
 from creature.images.folds import FoldFile, read_folds, write_folds
@@ -25,7 +26,6 @@ from creature.judging.asking import Picture, ask
 from creature.judging.members import load_member, predictor
 from creature.judging.study import Run
 from creature.learning.checkpoint import place
-from creature.learning.runs import write_json
 from creature.recipe import Recipe, check_recipe, dump_recipe
 from creature.terminal import UserError
 
