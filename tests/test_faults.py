@@ -18,6 +18,7 @@ from test_processes import LAUNCH
 from test_train import losses, start, weights_hash
 
 import train
+from creature.images import batches, checks
 from creature.learning import checkpoint, loop, runs, signals
 from creature.terminal import UserError
 
@@ -159,6 +160,24 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_backward", full)
     with pytest.raises(UserError, match="out of memory with batch_size 16 in 1 part: --set accumulate=2 computes"):
         start(tiny, tmp_path / "run", "folds.train=[0]")
+
+
+# Decoders that kill
+
+
+@pytest.mark.parametrize("where", [checks, batches])
+def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeypatch, where):
+    victim = sorted((drawn / "train/fish").iterdir())[0]
+    content, decode = victim.read_bytes(), where.decode
+
+    def deadly(data: bytes) -> np.ndarray:
+        if data == content:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return decode(data)
+
+    monkeypatch.setattr(where, "decode", deadly)
+    with pytest.raises(UserError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
+        start(tiny, tmp_path / "run", "images.workers=2")
 
 
 # Disks

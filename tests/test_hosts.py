@@ -1,16 +1,14 @@
 """Other numbers of processes, and how long they wait for each other."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_processes import LAUNCH
+from test_processes import launch
+from test_resume import stopping_after
 from test_train import losses, start
 
 import train
-from creature.learning import loop
 
 ROOT = Path(__file__).parent.parent
 TWO = ("--multi_gpu", "--num_processes", "2")
@@ -18,37 +16,14 @@ TWO = ("--multi_gpu", "--num_processes", "2")
 PLAIN = ("folds.train=[0]", "backbone.name=test_vit", "batch_size=15", "checkpoint.every_minutes=0")
 
 
-def script(tiny: Path, out: Path, *settings: str, resume: bool = False) -> list[str]:
-    words = [word for setting in settings for word in ("--set", setting)]
-    return ["train.py", "--recipe", str(tiny), "--out", str(out), *words, *["--resume"] * resume]
-
-
-def launched(*words: str, launcher: tuple[str, ...] = (), **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*launcher, *LAUNCH, *words],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"} | more,
-    )  # fmt: skip
-
-
 def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp_path):
     settings, out = (*PLAIN, "schedule.epochs=3"), tmp_path / "run"
     start(tiny, tmp_path / "whole", *settings)
 
-    def stopped_after(steps: int) -> pytest.MonkeyPatch:
-        step, done, patch = loop.train_step, [0], pytest.MonkeyPatch()
-
-        def stopping(*words):
-            done[0] += 1
-            return step(*words)._replace(stop=done[0] == steps)
-
-        patch.setattr(loop, "train_step", stopping)
-        return patch
-
-    patch = stopped_after(2)
-    with pytest.raises(train.Interrupted):
-        start(tiny, out, *settings)
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, 2)
+        with pytest.raises(train.Interrupted):
+            start(tiny, out, *settings)
     # The same step is asked of both: a driver that stops after three.
     driver = tmp_path / "driver.py"
     driver.write_text(
@@ -58,9 +33,9 @@ def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp
         "    return step(*words)._replace(stop=len(done) == 3)\n"
         "loop.train_step = stopping\nrun(train.main)\n"
     )
-    words = script(tiny, out, *settings, resume=True)[1:]
-    shown = launched(*TWO, str(driver), *words).communicate(timeout=120)[0]
-    assert "step 1 of epoch 2 of fold 0" in shown, shown[-3000:]
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = launch(*TWO, str(driver), "--recipe", str(tiny), "--out", str(out), "--resume", *words)
+    assert "step 1 of epoch 2 of fold 0" in done.stderr, done.stderr
     assert start(tiny, out, *settings, resume=True) == 0
     np.testing.assert_allclose(losses(out / "fold-0"), losses(tmp_path / "whole/fold-0"), atol=1e-5)
 

@@ -142,14 +142,14 @@ def blaming_pictures(*sources: Any) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = re.match(r"DataLoader worker \(pids?(?:\(s\))? ([\d, ]+)\)(.*)", str(error))
+        found = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
         if not found:
             raise
         dead = {int(pid) for pid in found[1].split(",")}
         rows = [(source, row) for source in sources for pid, row in source.decoding.tolist() if pid in dead]
         names = ", ".join(source.dataset[row]["id"] for source, row in rows)
         raise UserError(
-            f"{names or 'before its first picture'}: the process that decodes died{found[2].rstrip('. ')}; remove or "
+            f"{names or 'images'}: a process that decodes died; remove or "
             "mend the picture, or where memory ran out, set a smaller images.workers; --resume goes on"
         ) from None
 

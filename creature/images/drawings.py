@@ -89,6 +89,7 @@ def arc(start: float, end: float, count: int) -> np.ndarray:
 
 
 def draw_fish(pen: Pen) -> None:
+    """A fish within about one unit of the origin, head to the right."""
     swing, deep = pen.between(-0.2, 0.2), pen.between(0.36, 0.5)
     pen.shape([[-0.5, 0], [-1, -0.5 + swing], [-0.85, swing], [-1, 0.5 + swing]], pen.trim)
     pen.shape([[-0.35, -0.7 * deep], [-0.2, -deep - 0.25], [0.45, -0.7 * deep]], pen.trim)
@@ -99,6 +100,7 @@ def draw_fish(pen: Pen) -> None:
 
 
 def draw_bird(pen: Pen) -> None:
+    """A bird within about one unit of the origin, head to the right."""
     lift, step = pen.between(-1.1, 0.3), pen.between(-0.2, 0.2)
     pen.limb([-0.1, 0.3], [-0.1, 0.7], [-0.1 + step, 0.95], 0.05, pen.line)
     pen.limb([0.1, 0.3], [0.1, 0.7], [0.1 - step, 0.95], 0.05, pen.line)
@@ -112,6 +114,7 @@ def draw_bird(pen: Pen) -> None:
 
 
 def draw_beetle(pen: Pen) -> None:
+    """A beetle within about one unit of the origin, head to the right."""
     for side in (-1, 1):
         for x in (-0.35, 0.0, 0.3):
             reach = x * 1.6 + pen.between(-0.15, 0.15)
@@ -124,6 +127,7 @@ def draw_beetle(pen: Pen) -> None:
 
 
 def draw_snake(pen: Pen) -> None:
+    """A snake within about one unit of the origin, head to the right."""
     x = np.linspace(-1, 0.8, 28)
     y = pen.between(0.2, 0.4) * np.sin(pen.between(4, 7) * x + pen.between(0, 6.3))
     body = np.column_stack([x, y])
@@ -137,6 +141,7 @@ def draw_snake(pen: Pen) -> None:
 
 
 def draw_spider(pen: Pen) -> None:
+    """A spider within about one unit of the origin."""
     for side in (-1, 1):
         for angle in (0.45, 1.1, 1.8, 2.5):
             knee, foot = angle + pen.between(-0.12, 0.12), angle + pen.between(-0.25, 0.25)
@@ -150,6 +155,7 @@ def draw_spider(pen: Pen) -> None:
 
 
 def draw_starfish(pen: Pen) -> None:
+    """A starfish within about one unit of the origin."""
     bends, waist = pen.rng.uniform(-0.25, 0.25, 5), pen.between(0.3, 0.42)
     tips = np.arange(5) * 2 * np.pi / 5
     angles = np.column_stack([tips - 0.63, tips - 0.12 + bends, tips + bends, tips + 0.12 + bends]).ravel()
@@ -162,6 +168,7 @@ def draw_starfish(pen: Pen) -> None:
 
 
 def draw_jellyfish(pen: Pen) -> None:
+    """A jellyfish within about one unit of the origin."""
     drift = pen.between(-0.4, 0.4)
     for x in np.linspace(-0.5, 0.5, pen.rng.integers(4, 7)):
         y = np.linspace(-0.1, pen.between(0.75, 1), 14)
@@ -173,6 +180,7 @@ def draw_jellyfish(pen: Pen) -> None:
 
 
 def draw_snail(pen: Pen) -> None:
+    """A snail within about one unit of the origin, head to the right."""
     rise = pen.between(-0.5, -0.2)
     for x in (0.7, 0.95):
         pen.limb([0.75, rise], [x, rise - 0.2], [x + 0.05, rise - pen.between(0.35, 0.5)], 0.05, pen.line)
@@ -184,6 +192,7 @@ def draw_snail(pen: Pen) -> None:
 
 
 def draw_butterfly(pen: Pen) -> None:
+    """A butterfly within about one unit of the origin."""
     fold, sweep = pen.between(0.6, 1), pen.between(-0.15, 0.15)
     fore = np.array([[0.0, 0.05], [0.3, 0.05], [0.85, 0.75], [0.8, 1.0], [0.55, 1.05], [0.15, 0.8]])
     hind = np.array([[0.0, 0.05], [0.1, 0.6], [-0.25, 0.85], [-0.6, 0.8], [-0.75, 0.5], [-0.4, 0.05]])
@@ -197,6 +206,7 @@ def draw_butterfly(pen: Pen) -> None:
 
 
 def draw_crab(pen: Pen) -> None:
+    """A crab within about one unit of the origin."""
     for side in (-1, 1):
         for lean in (-0.25, 0.0, 0.25):
             foot = [1.0 * side, 0.55 + lean + pen.between(-0.1, 0.1)]
@@ -213,6 +223,7 @@ def draw_crab(pen: Pen) -> None:
 
 
 def draw_turtle(pen: Pen) -> None:
+    """A turtle within about one unit of the origin, head to the right."""
     for side in (-1, 1):
         for x, far in ((0.45, 0.85), (-0.5, 0.7)):
             paddle = pen.between(-0.3, 0.3)
@@ -227,6 +238,7 @@ def draw_turtle(pen: Pen) -> None:
 
 
 def draw_rabbit(pen: Pen) -> None:
+    """A rabbit within about one unit of the origin, head to the right."""
     for x in (0.3, 0.5):
         tip = [x - 0.1 + pen.between(-0.35, 0.25), -1.05]
         pen.limb(tip, [x, -0.7], [x, -0.35], 0.05, pen.trim)

@@ -5,13 +5,14 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from creature.disk import whole
 from creature.judging.asking import Answers, Predictor
 from creature.judging.blend import blend
 from creature.judging.inputs import Input
@@ -72,16 +73,12 @@ def _whole(path: Path) -> Iterator[Path]:
     """A temporary file that gets its name only once it is whole."""
     if not path.name or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"--out: {path} is no file; give the name of one, such as prediction.csv")
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
+        with whole(path) as part:
+            yield part
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):  # the folder may be none, or the name too long
-            part.unlink(missing_ok=True)
 
 
 @contextmanager
