@@ -34,7 +34,7 @@ class Source(NamedTuple):
 
 
 def read_source(source: str, root: str, columns: Columns, field: str) -> Source:
-    """A folder of class folders, a flat folder with its CSV, a Parquet or Arrow file or `hub:` as rows; `root` leads their ids.
+    """A source as rows: class folders, a flat folder with its CSV, Parquet, Arrow or `hub:`; `root` leads their ids.
 
     Raises UserError, led by the recipe's `field`, for a source that is not there or not of these kinds.
     """
