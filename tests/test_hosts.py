@@ -1,10 +1,18 @@
 """Other numbers of processes, and how long they wait for each other."""
 
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_processes import launch
+from test_processes import LAUNCH, launch
 from test_resume import stopping_after
 from test_train import losses, start
 
@@ -52,3 +60,124 @@ def test_a_step_waits_less_than_anything_else(monkeypatch):
         raise ZeroDivisionError
     assert said == [processes.WAIT_IN_STEP, processes.WAIT]
     assert processes.WAIT_IN_STEP.total_seconds() < 60 < processes.WAIT.total_seconds()
+
+
+DRIVER = """
+import os, signal, subprocess, sys
+sys.path.insert(0, {root!r})
+import train
+from creature.learning import loop
+from creature.terminal import run
+step, done = loop.train_step, []
+def meeting(*words):
+    done.append(1)
+    if len(done) == 6 and os.environ["RANK"] == {rank!r}:
+        {fault}
+    return step(*words)
+loop.train_step = meeting
+run(train.main)
+"""
+
+
+def driver(folder: Path, rank: int, fault: str) -> str:
+    """A train.py in which a process meets a fault within its sixth step."""
+    path = folder / "driver.py"
+    path.write_text(DRIVER.format(root=str(ROOT), rank=str(rank), fault=fault))
+    return str(path)
+
+
+def words(tiny: Path, out: Path, *settings: str, resume: bool = False) -> list[str]:
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    return ["--recipe", str(tiny), "--out", str(out), *overrides, *["--resume"] * resume]
+
+
+def program(*line: str, **more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"} | more,
+    )  # fmt: skip
+
+
+@pytest.mark.full
+def test_a_process_that_hangs_within_a_step_is_given_up_within_a_minute(tiny, tmp_path):
+    hangs = driver(tmp_path, 1, "print('HANGS', os.getpid(), flush=True); os.kill(os.getpid(), signal.SIGSTOP)")
+    running = program(*LAUNCH, *TWO, hangs, *words(tiny, tmp_path / "run", *PLAIN))
+    assert running.stdout
+    pid = next(int(line.split()[1]) for line in running.stdout if line.startswith("HANGS"))
+    began = time.monotonic()
+    late = threading.Timer(90, os.kill, (pid, signal.SIGKILL))  # or the test would hang, too
+    late.start()
+    said = next((line for line in running.stdout if "is gone or hangs" in line), "")
+    took = time.monotonic() - began
+    running.communicate(timeout=60)  # the launcher ends the one that hangs
+    late.cancel()
+    print(f"given up after {took:.1f} s")
+    assert said and took < 60 and running.returncode != 0
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def cable() -> Iterator[list[str]]:
+    """Two namespaces that see each other alone."""
+    if not shutil.which("ip") or os.geteuid() != 0:
+        pytest.skip("two hosts need iproute2 and root, who may make network namespaces")
+    hosts = [f"creature{os.getpid()}{side}" for side in "ab"]
+    try:
+        for host in hosts:
+            ip("netns", "add", host)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespace can be made here: {error.stderr.decode().strip()}")
+    try:
+        ip("link", "add", "wire", "netns", hosts[0], "type", "veth", "peer", "name", "wire", "netns", hosts[1])
+        for number, host in enumerate(hosts, 1):
+            ip("-n", host, "addr", "add", f"10.77.0.{number}/24", "dev", "wire")
+            ip("-n", host, "link", "set", "lo", "up")
+            ip("-n", host, "link", "set", "wire", "up")
+        yield hosts
+    finally:
+        for host in hosts:
+            ip("netns", "del", host)
+
+
+def on_two_hosts(hosts: list[str], *line: str) -> list[subprocess.Popen[str]]:
+    shared = ("--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", "10.77.0.1",
+              "--main_process_port", "29511")  # fmt: skip
+    return [
+        program(
+            "ip", "netns", "exec", host, *LAUNCH, *shared, "--machine_rank", str(k), *line, GLOO_SOCKET_IFNAME="wire"
+        )
+        for k, host in enumerate(hosts)
+    ]
+
+
+@pytest.mark.full
+def test_two_hosts_stop_when_their_cable_is_cut_and_go_on_together_or_alone(cable, tiny, tmp_path):
+    settings, out = (*PLAIN, "schedule.epochs=3"), tmp_path / "run"
+    start(tiny, tmp_path / "whole", *settings)
+    cut = driver(tmp_path, 0, "subprocess.run(['ip', 'link', 'set', 'wire', 'down']); print('CUT', flush=True)")
+    both = on_two_hosts(cable, cut, *words(tiny, out, *settings))
+    assert both[0].stdout
+    said = next((line for line in both[0].stdout if line.startswith("CUT")), "")
+    began, shown, took = time.monotonic(), [], []
+    for each in both:
+        try:
+            shown.append(each.communicate(timeout=180)[0])
+        except subprocess.TimeoutExpired:
+            os.killpg(each.pid, signal.SIGKILL)
+            shown.append("STILL THERE " + each.communicate()[0])
+        took.append(round(time.monotonic() - began, 1))
+    print(f"left {took} s after the cut")
+    assert said and all("is gone or hangs" in text for text in shown), shown
+    assert max(took) < 60 and all(each.returncode != 0 for each in both), shown
+    ip("-n", cable[0], "link", "set", "wire", "up")
+    shutil.copytree(out, tmp_path / "alone")
+    both = on_two_hosts(cable, "train.py", *words(tiny, out, *settings, resume=True))
+    shown = [each.communicate(timeout=120)[0] for each in both]
+    assert [each.returncode for each in both] == [0, 0], shown
+    assert start(tiny, tmp_path / "alone", *settings, resume=True) == 0
+    for run in (out, tmp_path / "alone"):
+        np.testing.assert_allclose(losses(run / "fold-0"), losses(tmp_path / "whole/fold-0"), atol=1e-5)
+    assert json.loads((out / "fold-0/result.json").read_text())["processes"] == 2

@@ -44,7 +44,7 @@ def noticing_loss(accelerator: Accelerator) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        gone = re.search(r"gloo|nccl|connection (closed|reset|refused)|timed ?out|peer", str(error), re.IGNORECASE)
+        gone = re.search(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|peer", str(error), re.IGNORECASE)
         if accelerator.num_processes == 1 or not gone:
             raise
         raise UserError(
