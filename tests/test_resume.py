@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import theilslopes
 from test_train import losses, start, weights_hash
 
 import train
@@ -189,7 +190,7 @@ def proportional_set(pid: int) -> int:
 
 
 def growth(tiny: Path, out: Path, epochs: int) -> float:
-    """MB an epoch, by a line through the later four fifths of the epochs."""
+    """MB an epoch over the later four fifths, as the median slope of all pairs: an allocator's single jump is no leak."""
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("no /proc/self/smaps_rollup on this system")
     used: list[int] = []
@@ -203,7 +204,7 @@ def growth(tiny: Path, out: Path, epochs: int) -> float:
         patch.setattr(checkpoint, "keep_epoch", measured)
         start(tiny, out, "folds.train=[0]", f"schedule.epochs={epochs}", "images.workers=2")
     later = np.array(used[epochs // 5 :]) / 1e6
-    return float(np.polyfit(np.arange(len(later)), later, 1)[0])
+    return float(theilslopes(later)[0])
 
 
 @pytest.mark.full
@@ -215,4 +216,4 @@ def test_memory_does_not_grow_over_fifty_epochs(tiny, tmp_path):
 
 # Weights or their gradients kept by each epoch would show.
 def test_memory_does_not_grow_over_a_few_epochs(tiny, tmp_path):
-    assert growth(tiny, tmp_path / "run", 15) <= 1
+    assert growth(tiny, tmp_path / "run", 30) <= 1
