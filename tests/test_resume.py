@@ -190,7 +190,7 @@ def proportional_set(pid: int) -> int:
 
 
 def growth(tiny: Path, out: Path, epochs: int) -> float:
-    """MB an epoch over the later four fifths, as the median slope of all pairs: an allocator's single jump is no leak."""
+    """MB an epoch over the later four fifths: the median slope of all pairs, for an allocator's jump is no leak."""
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("no /proc/self/smaps_rollup on this system")
     used: list[int] = []
