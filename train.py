@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn(warning)
     results = []
     with listen() as stop, processes.noticing_loss(accelerator), explaining(out):
-        data = setup.prepare_run(accelerator, recipe, out, args.resume or processes.restarted())
+        data = setup.prepare_run(accelerator, recipe, out, args.resume or processes.attempt() > 0)
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"
             if runs.fold_state(folder) == "finished":
@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 with runs.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                     stop.begin()
-                    with blaming_pictures(data.training, data.evaluation):
+                    patience = processes.waiting(accelerator, processes.WAIT_IN_FOLD, processes.WAIT)
+                    with patience, blaming_pictures(data.training, data.evaluation):
                         train_fold(accelerator, recipe, data, fold, folder, stop)
             accelerator.wait_for_everyone()
             results.append(runs.read_result(folder))
@@ -156,7 +157,7 @@ def train_epoch(
 ) -> None:
     """The steps of an epoch that are left, a resume point every few minutes, and one where a signal asks to stop."""
     from creature.learning import loop
-    from creature.learning.processes import waiting_less
+    from creature.learning.processes import WAIT_IN_FOLD, WAIT_IN_STEP, waiting
     from creature.learning.schedule import lr_factor
     from creature.terminal import progress, warn
 
@@ -174,7 +175,7 @@ def train_epoch(
             batch = next(batches)
             loop.seed_step(recipe.seed, fold, position.epoch, position.batch)
             due = accelerator.is_main_process and time.monotonic() - saved >= 60 * recipe.checkpoint.every_minutes
-            with waiting_less(accelerator):
+            with waiting(accelerator, WAIT_IN_STEP, WAIT_IN_FOLD):
                 step = loop.train_step(
                     accelerator,
                     learner,

@@ -57,12 +57,14 @@ def finish(tiny: Path, out: Path, long: Path) -> None:
     assert losses(out / "fold-0") == losses(long / "fold-0")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_saves_and_ends_with_75_and_resume_is_bitwise_equal(tiny, long, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "send"), [("SIGTERM", os.killpg), ("SIGINT", os.killpg), ("SIGUSR1", os.kill), ("SIGTERM", os.kill)]
+)
+def test_a_signal_saves_and_ends_with_75_and_resume_is_bitwise_equal(tiny, long, tmp_path, name, send):
     running = program(tiny, tmp_path / "run")
     wait_for_epoch(running)
     began = time.monotonic()
-    os.killpg(running.pid, getattr(signal, name))
+    send(running.pid, getattr(signal, name))
     shown = running.communicate(timeout=60)[0]
     assert running.returncode == 75, shown
     assert time.monotonic() - began < 10 and "Traceback" not in shown

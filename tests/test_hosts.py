@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,14 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
+from test_faults import wait_for_epoch
 from test_processes import LAUNCH, launch
 from test_resume import stopping_after
 from test_train import losses, start
 
 import train
+from creature.learning import checkpoint
 
 ROOT = Path(__file__).parent.parent
 TWO = ("--multi_gpu", "--num_processes", "2")
@@ -55,34 +60,39 @@ def test_a_step_waits_less_than_anything_else(monkeypatch):
 
     said = []
     monkeypatch.setattr(processes, "_set_timeout", said.append)
-    with pytest.raises(ZeroDivisionError), processes.waiting_less(SimpleNamespace(num_processes=2)):  # type: ignore[arg-type]
-        assert said == [processes.WAIT_IN_STEP]
+    two: Any = SimpleNamespace(num_processes=2)
+    step, fold, other = processes.WAIT_IN_STEP, processes.WAIT_IN_FOLD, processes.WAIT
+    with pytest.raises(ZeroDivisionError), processes.waiting(two, step, after=fold):
+        assert said == [step]
         raise ZeroDivisionError
-    assert said == [processes.WAIT_IN_STEP, processes.WAIT]
-    assert processes.WAIT_IN_STEP.total_seconds() < 60 < processes.WAIT.total_seconds()
+    assert said == [step, fold]
+    assert step.total_seconds() < 60 < fold.total_seconds() < other.total_seconds()
 
 
 DRIVER = """
 import os, signal, subprocess, sys
+from datetime import timedelta
 sys.path.insert(0, {root!r})
 import train
-from creature.learning import loop
+from creature.learning import loop, processes
 from creature.terminal import run
-step, done = loop.train_step, []
+met, done = loop.{where}, []
 def meeting(*words):
     done.append(1)
-    if len(done) == 6 and os.environ["RANK"] == {rank!r}:
+    if len(done) == {count} and os.environ["RANK"] == {rank!r}:
         {fault}
-    return step(*words)
-loop.train_step = meeting
+    return met(*words)
+loop.{where} = meeting
+{more}
 run(train.main)
 """
 
 
-def driver(folder: Path, rank: int, fault: str) -> str:
-    """A train.py in which a process meets a fault within its sixth step."""
+def driver(folder: Path, rank: int, fault: str, where: str = "train_step", count: int = 6, more: str = "") -> str:
+    """A train.py in which a process meets a fault within its sixth step, or another count of another function."""
     path = folder / "driver.py"
-    path.write_text(DRIVER.format(root=str(ROOT), rank=str(rank), fault=fault))
+    text = DRIVER.format(root=str(ROOT), rank=str(rank), fault=fault, where=where, count=count, more=more)
+    path.write_text(text)
     return str(path)
 
 
@@ -99,8 +109,13 @@ def program(*line: str, **more: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.full
-def test_a_process_that_hangs_within_a_step_is_given_up_within_a_minute(tiny, tmp_path):
-    hangs = driver(tmp_path, 1, "print('HANGS', os.getpid(), flush=True); os.kill(os.getpid(), signal.SIGSTOP)")
+@pytest.mark.parametrize(
+    ("where", "count", "more"),
+    [("train_step", 6, ""), ("predict", 2, "processes.WAIT_IN_FOLD = timedelta(seconds=30)")],
+)
+def test_a_process_that_hangs_is_given_up_within_a_minute(tiny, tmp_path, where, count, more):
+    stop = "print('HANGS', os.getpid(), flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
+    hangs = driver(tmp_path, 1, stop, where, count, more)
     running = program(*LAUNCH, *TWO, hangs, *words(tiny, tmp_path / "run", *PLAIN))
     assert running.stdout
     pid = next(int(line.split()[1]) for line in running.stdout if line.startswith("HANGS"))
@@ -113,6 +128,46 @@ def test_a_process_that_hangs_within_a_step_is_given_up_within_a_minute(tiny, tm
     late.cancel()
     print(f"given up after {took:.1f} s")
     assert said and took < 60 and running.returncode != 0
+
+
+def ids_of_ranks(launcher: subprocess.Popen[str]) -> list[int]:
+    """The launcher's children by their rank."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ranks = {}
+    for child in children:
+        if found := re.search(rb"(?:^|\0)RANK=(\d+)", Path(f"/proc/{child}/environ").read_bytes()):
+            ranks[int(found[1])] = int(child)
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc on this system")
+@pytest.mark.parametrize("whom", ["rank 1", "launcher"])
+def test_two_processes_stop_at_the_same_step_and_one_goes_on(tiny, tmp_path, whom):
+    settings, out = (*PLAIN, "schedule.epochs=40", "checkpoint.every_minutes=60"), tmp_path / "run"
+    start(tiny, tmp_path / "whole", *settings)
+    running = program(*LAUNCH, *TWO, "train.py", *words(tiny, out, *settings))
+    wait_for_epoch(running)
+    one, other = ids_of_ranks(running)
+    os.kill(running.pid if whom == "launcher" else other, signal.SIGKILL if whom == "launcher" else signal.SIGTERM)
+    shown = running.communicate(timeout=60)[0]
+    assert running.returncode != 0 and "--resume goes on" in shown, shown
+    FileLock(out / "fold-0/fold.lock").acquire(timeout=10).lock.release()  # held as long as an orphan lives
+    assert not any(Path(f"/proc/{pid}/fd/0").exists() for pid in (one, other)), "an orphan"
+    steps = [path.name for path in (out / "fold-0/state").iterdir()]
+    assert steps and all(checkpoint.verifies(out / "fold-0/state" / step) for step in steps)
+    assert start(tiny, out, *settings, resume=True) == 0
+    np.testing.assert_allclose(losses(out / "fold-0"), losses(tmp_path / "whole/fold-0"), atol=1e-4)
+
+
+def test_what_the_launcher_starts_again_after_a_loss_goes_on_by_itself(tiny, tmp_path):
+    settings, out = (*PLAIN, "schedule.epochs=3"), tmp_path / "run"
+    start(tiny, tmp_path / "whole", *settings)
+    dies = "os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.kill(os.getpid(), signal.SIGKILL)"
+    running = program(*LAUNCH, *TWO, "--max_restarts", "1", driver(tmp_path, 1, dies), *words(tiny, out, *settings))
+    shown = running.communicate(timeout=120)[0]
+    assert running.returncode == 0 and shown.count("images to train on") == 2, shown
+    assert json.loads((out / "fold-0/result.json").read_text())["processes"] == 2
+    np.testing.assert_allclose(losses(out / "fold-0"), losses(tmp_path / "whole/fold-0"), atol=1e-5)
 
 
 def ip(*words: str) -> None:

@@ -5,37 +5,49 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import distributed
+from torch.distributed import PrefixStore, Store
 
 from creature.terminal import UserError
 
-# A step takes seconds; a scan of a million pictures by the main process, while the others wait, an hour.
-WAIT, WAIT_IN_STEP = timedelta(hours=2), timedelta(seconds=45)
+# A step takes seconds; held-out rows and saving, minutes; a scan of a million pictures by the main process, an hour.
+WAIT, WAIT_IN_FOLD, WAIT_IN_STEP = timedelta(hours=2), timedelta(minutes=10), timedelta(seconds=45)
 
 
 @contextmanager
-def waiting_less(accelerator: Accelerator) -> Iterator[None]:
-    """Give up within the block on a process that has not answered for WAIT_IN_STEP, not only after WAIT."""
+def waiting(accelerator: Accelerator, limit: timedelta, after: timedelta) -> Iterator[None]:
+    """Give up within the block on a process that has not answered for `limit`; `after` holds again behind it."""
     if accelerator.num_processes == 1:
         yield
         return
-    _set_timeout(WAIT_IN_STEP)
+    _set_timeout(limit)
     try:
         yield
     finally:
-        _set_timeout(WAIT)
+        _set_timeout(after)
 
 
 # torch names it in public since 2.14.
 _set_timeout = getattr(distributed, "set_timeout", None) or distributed.distributed_c10d._set_pg_timeout
 
 
-def restarted() -> bool:
-    """Whether the launcher (torch elastic) has started these processes again after one of them was lost."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def attempt() -> int:
+    """How often the launcher (torch elastic) has started these processes again after one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _meet(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
+    for store, rank, world in distributed.rendezvous(url.replace(MEETING, "env", 1), **options):
+        yield PrefixStore(f"attempt {attempt()}", store), rank, world
+
+
+# The launcher keeps one store over all attempts, with the addresses of dead processes: each attempt has its own keys.
+MEETING = "attempt"
+distributed.register_rendezvous_handler(MEETING, _meet)
 
 
 @contextmanager
@@ -48,8 +60,8 @@ def noticing_loss(accelerator: Accelerator) -> Iterator[None]:
         if accelerator.num_processes == 1 or not gone:
             raise
         raise UserError(
-            f"another process of this training is gone or hangs ({str(error).splitlines()[0][:200]}); nothing is saved "
-            "after that, start again with --resume"
+            f"another process of this training is gone or hangs ({str(error).splitlines()[0][:200]}); "
+            "start again with --resume"
         ) from None
 
 

@@ -37,7 +37,7 @@ from creature.learning.loop import Learner, make_see
 from creature.learning.losses import make_loss
 from creature.learning.normalize import Normalize
 from creature.learning.predictions import load_predictions
-from creature.learning.processes import WAIT, check_processes
+from creature.learning.processes import MEETING, WAIT, check_processes
 from creature.learning.runs import environment, fold_state, open_run, share_folds
 from creature.recipe import Recipe
 from creature.terminal import UserError, console, say, warn
@@ -69,7 +69,7 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=list(recipe.tracking) or None,
         project_dir=out,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        kwargs_handlers=[InitProcessGroupKwargs(init_method=f"{MEETING}://", timeout=WAIT)],
     )
     console.quiet = not accelerator.is_main_process
     datasets.disable_progress_bars()  # one bar at a time, and it is ours

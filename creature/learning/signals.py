@@ -42,14 +42,14 @@ class Stop:
 
     @contextmanager
     def saving(self, save: Callable[[], None]) -> Iterator[None]:
-        """Leave the block at once if asked to, but save first."""
+        """Whatever ends the block early, save before leaving: steps were done that stand nowhere yet."""
         if self.asked:
             save()
             raise Interrupted("stopped as asked, and saved; --resume goes on")
         self.at_once = True
         try:
             yield
-        except Interrupted:
+        except BaseException:
             save()
             raise
         finally:
