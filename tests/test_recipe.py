@@ -534,3 +534,66 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
     for name, reason in (("none", "No such file"), (".", "Is a directory"), ("latin", "no UTF-8 text")):
         with pytest.raises(UserError, match=f"--recipe: cannot read .*{reason}"):
             load_recipe(tmp_path / name)
+
+
+def wrong_settings(
+    schema: dict[str, Any], part: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, list[str]]]:
+    """(key, wrong value, what must be said) for every setting: its name misspelt, another type, beyond each bound."""
+    for name, rule in part["properties"].items():
+        key = prefix + name
+        if reference := rule.get("$ref"):
+            yield key, 7, [f"{key}: must hold settings", "got 7"]
+            yield from wrong_settings(schema, schema["$defs"][reference.rpartition("/")[2]], f"{key}.")
+            continue
+        yield f"{key}{name[-1]}", 7, ["no such setting", f"did you mean {key}?"]
+        rule = next((one for one in rule.get("anyOf", ()) if one.get("type") != "null"), rule)
+        if choices := rule.get("enum"):
+            yield key, "nonsense", [f"{key}: must be one of {', '.join(choices)}", 'got "nonsense"']
+            continue
+        other, rule_said = {
+            "string": (7, "must be text"),
+            "array": (7, "must be a list"),
+            "integer": (1.5, "valid integer"),
+            "number": ("1,5", "valid number"),
+            "boolean": ("yes", "valid boolean"),
+        }[rule["type"]]
+        yield key, other, [f"{key}: ", rule_said, f"got {json.dumps(other)}"]
+        for bound, beyond, word in (
+            ("minimum", -1, "greater than or equal to"),
+            ("exclusiveMinimum", 0, "greater than"),
+            ("maximum", 1, "less than or equal to"),
+            ("exclusiveMaximum", 0, "less than"),
+        ):
+            if bound in rule:
+                value = rule[bound] + beyond
+                yield key, value, [f"{key}: ", f"{word} {int(rule[bound])}", f"got {int(value)}"]
+
+
+def test_every_setting_s_mistakes_are_told_with_key_rule_and_value_and_without_anything_heavy(tmp_path):
+    schema = Recipe.model_json_schema()
+    wrong = list(wrong_settings(schema, schema))
+    assert len(wrong) >= 60
+    base = {"name": "small", "images": {"train": ["pictures"]}, "backbone": {"name": "resnet18"}}
+    for number, (key, value, _) in enumerate(wrong):
+        settings = json.loads(json.dumps(base))
+        *parents, last = key.split(".")
+        inner = settings
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+        (tmp_path / f"{number:03d}.yaml").write_text(json.dumps(settings))
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom creature.recipe import load_recipe\n"
+        "from creature.terminal import UserError\nsaid = []\n"
+        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    try:\n        load_recipe(path)\n        said.append('accepted')\n"
+        "    except UserError as error:\n        said.append(str(error))\n"
+        "print(json.dumps([said, [n for n in ('torch', 'timm', 'datasets', 'numpy', 'PIL') if n in sys.modules]]))"
+    )
+    done = python("-c", code, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    said, heavy = json.loads(done.stdout)
+    assert heavy == []
+    for (key, value, parts), text in zip(wrong, said, strict=True):
+        assert key in text and all(part in text for part in parts), (key, value, parts, text)
