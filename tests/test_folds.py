@@ -199,6 +199,18 @@ def test_writing_again_replaces_the_file_whole(tmp_path):
     assert read_folds(tmp_path / "folds.json").seed == 8
 
 
+def test_a_row_that_was_moved_to_another_fold_is_noticed(tmp_path):
+    path = tmp_path / "folds.json"
+    write_folds(path, fold_file())
+    text = path.read_text()
+    moved = text.replace(", 0, 0, ", ", 0, 1, ", 1)
+    assert moved != text
+    path.write_text(moved)
+    assert "its content is not what its hash names" in refused(path)
+    path.write_text(moved.partition(',\n "sha256"')[0] + "}\n")  # as it was before there was a hash
+    assert read_folds(path).count == fold_file().count
+
+
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         read_folds(path)

@@ -1,22 +1,30 @@
 """Folders from strangers: nothing in them is executed, and whatever they hold is loaded or refused in a sentence."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
+from test_resume import stopping_after
 from test_train import start
 
 import ensemble
 import predict
 import train
 from creature.judging.members import load_member
+from creature.learning import checkpoint
 from creature.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +44,7 @@ for words in job["before"]:
     {{"predict": predict, "ensemble": ensemble, "train": train}}[words[0]].main(words[1:])
 seen = []
 def hook(event, args):
-    internet = event == "socket.connect" and isinstance(args[1], tuple)
+    internet = event in ("socket.connect", "socket.getaddrinfo") and not isinstance(args[1], (str, bytes))
     foreign = event == "exec" and job["folder"] in str(getattr(args[0], "co_filename", ""))
     started = event in ("pickle.find_class", "subprocess.Popen", "os.system", "os.posix_spawn", "os.exec")
     if started or internet or foreign:
@@ -87,27 +95,36 @@ def test_predict_ensemble_and_resume_execute_nothing_of_a_hostile_folder(hostile
     shutil.rmtree(hostile / "fold-2")
     shutil.copytree(run, tmp_path / "good")
     resume = ["train", "--recipe", str(tiny), "--resume", "--out"]
+    weights = tmp_path / "backbone.safetensors"
+    save_tensors(timm.create_model("test_resnet").state_dict(), weights)
+    local = ("backbone.pretrained=true", f"backbone.weights={weights}", "folds.train=[0]")
+    fresh = ["train", "--recipe", str(tiny), *(word for each in local for word in ("--set", each)), "--out"]
     job = {
         "folder": str(hostile),
         "before": [
             ["predict", str(tmp_path / "good/fold-0"), test, "--out", str(tmp_path / "p.csv")],
             ["ensemble", str(tmp_path / "good"), "--images", test, "--out", str(tmp_path / "p.csv")],
-            ["train", "--recipe", str(tiny), "--out", str(tmp_path / "new")],
+            [*fresh, str(tmp_path / "new")],
         ],
         "words": [
             ["predict", str(hostile / "fold-0"), test, "--out", str(tmp_path / "a.csv")],
             ["predict", str(hostile / "fold-1"), test, "--out", str(tmp_path / "b.csv")],
             ["ensemble", str(hostile), "--images", test, "--out", str(tmp_path / "c.csv")],
             [*resume, str(hostile)],
+            [*fresh, str(tmp_path / "from-weights")],
         ],
     }
     code = AUDITED.format(root=str(ROOT))
+    online = {
+        key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"
+    }  # nothing is asked for all that
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(job)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", code, json.dumps(job)],
+        cwd=tmp_path, env=online, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     seen, said = json.loads(done.stdout.splitlines()[-1])
-    assert seen == [] and said == [0, 0, 0, 0]
+    assert seen == [] and said == [0, 0, 0, 0, 0]
     assert not list(tmp_path.rglob("unpickled")) and not list(tmp_path.rglob("executed"))
 
 
@@ -183,6 +200,100 @@ def test_fuzzed_weights_are_loaded_or_refused(run, tmp_path):
 @pytest.mark.full
 def test_many_fuzzed_weights_are_loaded_or_refused(run, tmp_path):
     fuzz(run, tmp_path, 2000)
+
+
+JUNK = (
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    float("nan"),
+    10**30,
+    "",
+    "x",
+    "[/a]",
+    "../../x",
+    [],
+    [1],
+    {},
+    [[]],
+    "é" * 1000,
+    2**63,
+)
+
+
+def places(value: Any, here: tuple = ()) -> Iterator[tuple]:
+    """Where the values of a JSON document are: it itself, each value of a mapping, the first ones of a list."""
+    yield here
+    inside = value.items() if isinstance(value, dict) else enumerate(value[:5]) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield from places(inner, (*here, key))
+
+
+def spoilt(text: str, random: np.random.Generator) -> bytes:
+    """A JSON text with a value replaced or removed, and now and then some bytes changed."""
+    said = json.loads(text)
+    *parents, last = list(places(said))[random.integers(1, len(list(places(said))))]
+    inner = said
+    for key in parents:
+        inner = inner[key]
+    if random.random() < 0.2:
+        del inner[last]
+    else:
+        inner[last] = JUNK[random.integers(len(JUNK))]
+    data = bytearray(json.dumps(said).encode())
+    for _ in range(random.integers(1, 20) if random.random() < 0.15 else 0):
+        data[random.integers(len(data))] = random.integers(256)
+    return bytes(data)
+
+
+def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -> None:
+    """Whatever the JSON files of a folder say, it is used or refused in a sentence."""
+    random, out = np.random.default_rng(0), str(tmp_path / "out.csv")
+    begun = tmp_path / "begun"
+    shutil.copytree(run, begun)
+    shutil.rmtree(begun / "fold-2")
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, 4)
+        with pytest.raises(train.Interrupted):
+            start(tiny, begun, resume=True)
+    state = sorted((begun / "fold-2/state").iterdir())[-1].relative_to(begun)
+    test = str(drawn / "test")
+    uses = {
+        "fold-0/config.json": lambda work: load_member(work / "fold-0", torch.device("cpu")),
+        "fold-0/result.json": lambda work: predict.main([str(work / "fold-0"), test, "--out", out]),
+        "fold-1/result.json": lambda work: ensemble.main([str(work), "--images", test, "--out", out]),
+        "run.json": lambda work: start(tiny, work, resume=True),
+        "folds.json": lambda work: start(tiny, work, resume=True),
+        f"{state}/state.json": lambda work: start(tiny, work, resume=True),
+    }
+    outcomes = {name: Counter() for name in uses}
+    for name, use in uses.items():
+        for number in range(count):
+            work = tmp_path / f"{name.replace('/', '-')}-{number}"  # a name of its own, for results are cached
+            shutil.copytree(begun, work)
+            (work / name).write_bytes(spoilt((work / name).read_text(), random))
+            if name.startswith(str(state)):
+                (work / state / "manifest.json").unlink()
+                checkpoint.write_manifest(work / state)
+            try:
+                use(work)
+                outcomes[name]["used"] += 1
+            except UserError:
+                outcomes[name]["refused"] += 1
+            shutil.rmtree(work)
+    print(outcomes)
+    assert all(counts["refused"] for counts in outcomes.values())
+
+
+def test_fuzzed_words_are_used_or_refused(run, tiny, drawn, tmp_path):
+    fuzz_words(run, tiny, drawn, tmp_path, 12)
+
+
+@pytest.mark.full
+def test_many_fuzzed_words_are_used_or_refused(run, tiny, drawn, tmp_path):
+    fuzz_words(run, tiny, drawn, tmp_path, 150)
 
 
 # Names

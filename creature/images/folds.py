@@ -82,7 +82,7 @@ def together(groups: Sequence[str], hashes: Sequence[str], labels: Sequence[int]
 
 
 def write_folds(path: Path, folds: FoldFile) -> None:
-    """Write the fold file, one row a line, under a temporary name first."""
+    """Write the fold file, one row a line, under a temporary name first; its last line is the hash of all before."""
     head = {
         "count": folds.count,
         "seed": folds.seed,
@@ -92,17 +92,25 @@ def write_folds(path: Path, folds: FoldFile) -> None:
     }
     rows = zip(folds.ids, folds.labels.tolist(), folds.fold.tolist(), folds.hashes, strict=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
-    text = (
-        json.dumps(head, indent=1)[:-2] + f',\n "columns": ["id", "label", "fold", "hash"],\n "rows": [\n{lines}\n]}}\n'
-    )
-    write_text(path, text)
+    text = json.dumps(head, indent=1)[:-2] + f',\n "columns": ["id", "label", "fold", "hash"],\n "rows": [\n{lines}\n]'
+    write_text(path, f'{text}{_SEAL}"{_hash(text)}"}}\n')
+
+
+_SEAL = ',\n "sha256": '
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_folds(path: Path) -> FoldFile:
     """Read a fold file; raises UserError where it is damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
         _check_shape(data)
+        if "sha256" in data and data["sha256"] != _hash(text.rpartition(_SEAL)[0]):  # older runs have none
+            raise ValueError("its content is not what its hash names")
         ids, labels, fold, hashes = zip(*data["rows"], strict=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

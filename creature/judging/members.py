@@ -255,7 +255,14 @@ def check_members(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def most_frequent(folders: Sequence[Path]) -> str:
-    """The class with the most images in training: what a submission says of a picture that cannot be read."""
-    counts = json.loads((folders[0] / "result.json").read_text(encoding="utf-8"))["class_counts"]
-    names = json.loads((folders[0] / "config.json").read_text(encoding="utf-8"))["label_names"]
-    return str(names[int(np.argmax(counts))])
+    """The class with the most images in training: what a submission says of a picture that cannot be read.
+
+    Raises UserError where the result does not say how many images each class had.
+    """
+    path = folders[0] / "result.json"
+    try:
+        counts = json.loads(path.read_text(encoding="utf-8"))["class_counts"]
+        names = json.loads((folders[0] / "config.json").read_text(encoding="utf-8"))["label_names"]
+        return str(names[int(np.argmax(np.array(counts, dtype=np.int64)))])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: its class_counts are no numbers of images, one a class ({error})") from None

@@ -11,12 +11,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import ConfigDict, Field, NonNegativeInt
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -31,19 +33,19 @@ MOST_SKIPPED = 10
 LOWER = "try a lower optimizer.lr, or optimizer.clip_norm=1"
 
 
-@dataclass
+@dataclass(config=ConfigDict(strict=True, extra="forbid"))  # a resume point of another version is refused by name
 class Position:
     """Where a fold's training stands: the next batch, the loss so far in this epoch, and the epochs behind it."""
 
-    epoch: int = 0
-    batch: int = 0
+    epoch: NonNegativeInt = 0
+    batch: NonNegativeInt = 0
     loss_sum: float = 0.0
-    rows: int = 0  # in loss_sum
-    skipped: int = 0  # steps of this epoch that were not finite
-    in_a_row: int = 0  # of them, without one that was
+    rows: NonNegativeInt = 0  # in loss_sum
+    skipped: NonNegativeInt = 0  # steps of this epoch that were not finite
+    in_a_row: NonNegativeInt = 0  # of them, without one that was
     seconds: float = 0.0
     saving_seconds: float = 0.0  # since the fold began
-    best_epoch: int = -1
+    best_epoch: int = Field(default=-1, ge=-1)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def end_step(self, loss: float, taken: bool, size: int, ids: Sequence[str]) -> None:
@@ -179,21 +181,50 @@ def save_state(
 
 
 def load_state(fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Position:
-    """Restore model and optimizer in place from the newest resume point that verifies; from nothing, the beginning."""
+    """Restore model and optimizer in place from the newest resume point that verifies; from nothing, the beginning.
+
+    Raises UserError where that point is not this model's.
+    """
     for _, folder in sorted(_steps(fold).items(), reverse=True):
         if not verifies(folder):
             warn(f"{folder} is damaged; the resume point before it is used")
             continue
-        progress = json.loads((folder / "state.json").read_text())
-        threads, scaler_state = progress.pop("threads"), progress.pop("scaler")
+        with _of_this_model(folder):
+            position, threads, scaler_state = _read_progress(folder)
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+            _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
         if threads != torch.get_num_threads() and not torch.cuda.is_available():
             warn(f"{fold} was begun with {threads} threads and goes on with {torch.get_num_threads()}: bits may differ")
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
         if scaler and scaler_state:
             scaler.load_state_dict(scaler_state)
-        return Position(**progress)
+        return position
     return Position()
+
+
+@contextmanager
+def _of_this_model(folder: Path) -> Iterator[None]:
+    """Say in a sentence that a resume point is whole, but not one of this model and version."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{folder}: whole, and yet no resume point of this model and version ({reason}); "
+            "go on with the version that wrote it, or start another run with --out DIR"
+        ) from None
+
+
+def _read_progress(folder: Path) -> tuple[Position, int, Any]:
+    """Where a resume point stands, with how many threads it was computed, and the state of the gradient's scaler."""
+    said = json.loads((folder / "state.json").read_text())
+    threads, scaler = said.pop("threads"), said.pop("scaler")
+    position = Position(**said)
+    figures = [row.get(name) for row in position.history for name in ("correct", "seconds", "loss")]
+    if position.epoch != len(position.history) or not all(isinstance(figure, int | float) for figure in figures):
+        raise ValueError("its history is not one row an epoch")
+    if position.best_epoch >= position.epoch:
+        raise ValueError("its best epoch is still to come")
+    return position, threads, scaler
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -256,8 +287,9 @@ def prune_epochs(fold: Path, position: Position, checkpoint: Checkpoint) -> None
     """Delete kept epochs that are neither asked for, nor the best or the last of any resume point that is there."""
     every, needed = checkpoint.every_epochs, {position.best_epoch, position.epoch - 1}
     for point in filter(verifies, _steps(fold).values()):
-        state = json.loads((point / "state.json").read_text())
-        needed |= {state["best_epoch"], state["epoch"] - 1}
+        with _of_this_model(point):
+            there, *_ = _read_progress(point)
+        needed |= {there.best_epoch, there.epoch - 1}
     for number, folder in _numbered(fold / "kept", r"epoch-(\d{4,})").items():
         if number - 1 not in needed and not (every and number % every == 0):
             shutil.rmtree(folder)

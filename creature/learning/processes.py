@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import distributed
-from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from creature.terminal import UserError
 
@@ -40,14 +40,15 @@ def attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def _meet(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
-    for store, rank, world in distributed.rendezvous(url.replace(MEETING, "env", 1), **options):
-        yield PrefixStore(f"attempt {attempt()}", store), rank, world
+def _meet(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    for store, rank, world in rendezvous(url.replace(MEETING, "env", 1), **options):
+        own = distributed.PrefixStore(f"attempt {attempt()}", store)  # pyright: ignore[reportPrivateImportUsage]
+        yield own, rank, world
 
 
 # The launcher keeps one store over all attempts, with the addresses of dead processes: each attempt has its own keys.
 MEETING = "attempt"
-distributed.register_rendezvous_handler(MEETING, _meet)
+register_rendezvous_handler(MEETING, _meet)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field, ValidationError
 
 from creature.disk import write_json, write_text
 from creature.images.folds import FoldFile, read_folds, write_folds
@@ -32,13 +33,20 @@ def open_run(run: Path, recipe: Recipe, weights_hash: str | None) -> None:
             write_text(saved, dump_recipe(recipe))
             return
         changes = recipe_changes(load_recipe(saved), recipe)
-        if json.loads((run / "run.json").read_text())["weights"] != weights_hash:
+        if _weights_hash(run / "run.json") != weights_hash:
             changes.append("backbone.weights: the file's content")
         if changes:
             raise UserError(
                 f"{run} was made with another recipe; these settings differ:\n  " + "\n  ".join(changes) + "\n"
                 "undo the change, or start another run with --out DIR"
             )
+
+
+def _weights_hash(mark: Path) -> str | None:
+    try:
+        return json.loads(mark.read_text())["weights"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from None
 
 
 def share_folds(run: Path, folds: FoldFile) -> FoldFile:
@@ -93,11 +101,42 @@ def lock_fold(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+class _Score(BaseModel):
+    correct: int = Field(ge=0)
+    n: int = Field(ge=1)
+
+
+class _Hashes(BaseModel):
+    weights: str = Field(alias="model.safetensors")
+
+
+class _Result(_Score):
+    """What others rest on in a result.json; it holds more."""
+
+    fold: int = Field(ge=0)
+    selected: bool
+    epoch: int = Field(ge=1)
+    last: _Score
+    class_counts: list[int]
+    parameters: int
+    seconds: float
+    folds: str
+    sha256: _Hashes
+
+
 def read_result(fold: Path) -> dict[str, Any]:
-    """A finished fold's result.json; raises UserError where there is none."""
+    """A finished fold's result.json; raises UserError where there is none, or one that says something else."""
     try:
-        return json.loads((fold / "result.json").read_text())
-    except (OSError, ValueError) as error:
+        text = (fold / "result.json").read_text()
+        _Result.model_validate_json(text, strict=True)
+        return json.loads(text)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserError(
+            f"{fold / 'result.json'}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}; restore it, or train the "
+            "fold again"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{fold} is no finished fold: {error}") from None
 
 

@@ -84,7 +84,7 @@ def _members(model: str, main: Path) -> Found:
             raise ValueError("a name or the strategy is none of ours")
         if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
             raise ValueError("its weights are no shares")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"--members: {model} does not say what its ensemble is ({error}); predict without it") from None
     folders = []
     for name, _, digest in listed:
