@@ -162,6 +162,8 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     if fold == recipe.train_folds[0]:
         warn_of_parameters(recipe, model)
     position = load_state(folder, model, optimizer, accelerator.scaler)
+    if not position.rows and position.batch > position.skipped:  # an older resume point, which did not count them
+        position.rows = min(position.batch * recipe.batch_size, int((data.folds.fold != fold).sum()))
     mean, std = mean_and_std(backbone.name, recipe.images.normalize)
     normalize = Normalize(mean, std, backbone.channels_last).to(accelerator.device)
     prepared, optimizer = accelerator.prepare(model, optimizer)
