@@ -81,6 +81,8 @@ def attempt(recipe: str, out: Path, fault: Callable[[], None], moment: float | i
     try:
         if isinstance(moment, float):
             threading.Timer(moment, fault).start()
+        saved_state = checkpoint.save_state
+        checkpoint.save_state = lambda *words: (saved_state(*words), out.with_suffix(".saved").touch())
         count = fail_at_operation(out, fault, -1 if moment is None or isinstance(moment, float) else moment)
         try:
             terminal.run(lambda: train.main(words(recipe, out, *more)))
@@ -109,6 +111,7 @@ def main() -> None:
         return
     for moment in moments:
         shutil.rmtree(out, ignore_errors=True)
+        out.with_suffix(".saved").unlink(missing_ok=True)
         status = attempt(recipe, out, {"kill": die, "full": fill}[fault], moment)
         said = out.with_suffix(".said").read_text() if fault == "full" else ""
         # What ends the run is one sentence; a lost log does not.
@@ -116,9 +119,10 @@ def main() -> None:
             wrong.append(f"{moment}: {said}")
         if fault == "full" and (left := [str(path) for path in out.rglob(".*")]):
             wrong.append(f"{moment}: left {left}")
-        saved = sorted((out / "fold-0/state").glob("step-*[0-9]"))
+        points = sorted((out / "fold-0/state").glob("step-*[0-9]"))
+        saved = points or out.with_suffix(".saved").exists()
         finished = (out / "fold-0/result.json").exists()
-        if saved and not finished and not any(checkpoint.verifies(folder) for folder in saved):
+        if saved and not finished and not any(checkpoint.verifies(folder) for folder in points):
             wrong.append(f"{moment}: no resume point verifies")
         if attempt(recipe, out, die, None, "--resume") != 0:
             wrong.append(f"{moment}: cannot go on: {out.with_suffix('.said').read_text()}")

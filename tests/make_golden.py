@@ -1,7 +1,7 @@
 """Make a golden run: what this version writes, small, for later versions to load (test_golden.py).
 
 python tests/make_golden.py tests/golden/NAME, from the root of the version that is to be kept. Twelve drawn pictures,
-two folds: fold 0 is finished, fold 1 stopped within its second epoch; expected.json says what this version made of them.
+two folds: fold 0 is finished, fold 1 stopped in its second epoch; expected.json says what this version made of them.
 """
 
 import csv

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +105,44 @@ def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatc
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
 
 
+def test_a_failure_while_predicting_loses_no_step(tiny, run, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "predict", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            start(tiny, tmp_path / "run", "folds.train=[0]")
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        step = loop.train_step
+        patch.setattr(loop, "train_step", lambda *words: steps.append(1) or step(*words))
+        assert start(tiny, tmp_path / "run", "folds.train=[0]", resume=True) == 0
+    assert len(steps) == 3  # those of the second epoch
+    assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
+
+
 # Numbers
+
+
+@pytest.mark.parametrize("mix", ["none", "mixup_or_cutmix"])
+def test_every_number_of_images_trains_and_one_alone_is_refused(tiny, drawn, tmp_path, mix):
+    pictures = [sorted((drawn / "train" / species).iterdir()) for species in ("fish", "bird")]
+    for species in pictures:
+        shutil.copytree(species[0].parent, tmp_path / "validation" / species[0].parent.name)
+    for n in range(2, 10):  # batches of 4: a last one of 1 joins the one before it
+        folder = tmp_path / f"{n}/train"
+        for picture in [*pictures[0][: n - n // 2], *pictures[1][: n // 2]]:
+            (folder / picture.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, folder / picture.parent.name / picture.name)
+        settings = ("folds.count=1", f"images.train=[{folder}]", f"images.validation=[{tmp_path / 'validation'}]")
+        assert start(tiny, tmp_path / f"run-{n}", *settings, "batch_size=4", f"augment.mix={mix}") == 0
+        history = [json.loads(line) for line in (tmp_path / f"run-{n}/fold-0/history.jsonl").read_text().splitlines()]
+        assert len(history) == 2 and all(np.isfinite(row["loss"]) for row in history)
+    one = tmp_path / "one/train/fish"
+    one.mkdir(parents=True)
+    shutil.copyfile(pictures[0][0], one / "1.jpg")
+    shutil.copytree(one.parent, tmp_path / "one/validation")
+    alone = (f"images.train=[{one.parent}]", f"images.validation=[{tmp_path / 'one/validation'}]", "folds.count=1")
+    with pytest.raises(UserError, match="fewer than 2 to train on; add images"):
+        start(tiny, tmp_path / "run-1", *alone)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

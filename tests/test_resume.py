@@ -96,6 +96,17 @@ def test_what_the_launcher_starts_again_goes_on(tiny, run, tmp_path, monkeypatch
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
 
 
+def test_resume_points_are_as_rare_as_asked_for_and_their_time_is_told(tiny, tmp_path, monkeypatch):
+    saves, save_state = [], checkpoint.save_state
+    monkeypatch.setattr(checkpoint, "save_state", lambda *words: saves.append(1) or save_state(*words))
+    start(tiny, tmp_path / "rare", "folds.train=[0]")
+    assert len(saves) == 2  # the epochs' ends
+    start(tiny, tmp_path / "often", "folds.train=[0]", "checkpoint.every_minutes=0")
+    assert len(saves) == 2 + 2 * 3 + 2
+    results = [json.loads((tmp_path / name / "fold-0/result.json").read_text()) for name in ("rare", "often")]
+    assert 0 < results[0]["saving_seconds"] < results[1]["saving_seconds"]
+
+
 # Rotation
 
 

@@ -154,6 +154,51 @@ def test_another_recipe_is_refused_with_the_difference(run, tiny, tmp_path):
         start(tiny, tmp_path / "run", "optimizer.lr=0.01", resume=True)
 
 
+def _swap(one: Path, other: Path) -> None:
+    one.rename(one.with_suffix(".moved"))
+    other.rename(one)
+    one.with_suffix(".moved").rename(other)
+
+
+# What is done to the first fish and the first bird, and what is said of it.
+CHANGES = {
+    "one more": (
+        lambda fish, bird: shutil.copyfile(b, a.with_name("new.jpg")),
+        r"1 new \(such as train/fish/new",
+    ),
+    "one less": (lambda a, b: a.unlink(), r"1 gone \(such as train/fish/"),
+    "another name": (
+        lambda fish, bird: a.rename(a.with_name("x.jpg")),
+        r"1 gone .*, 1 new \(such as train/fish/x",
+    ),
+    "another label": (
+        lambda fish, bird: a.rename(b.with_name("x.jpg")),
+        r"1 gone .*, 1 new \(such as train/bird/x",
+    ),
+    "swapped": (_swap, r"2 with other content"),
+    "turned": (
+        lambda fish, bird: Image.open(a).rotate(90).save(a),
+        r"1 with other content \(such as train/fish/",
+    ),
+    "a byte": (lambda a, b: a.write_bytes(a.read_bytes() + b"\0"), r"1 with other content"),
+    "broken": (lambda a, b: a.write_bytes(b""), r"1 gone \(such as train/fish/"),
+    "a class renamed": (lambda a, b: a.parent.rename(a.parent.with_name("ray")), r"6 gone .*, 6 new"),
+    "a class more": (lambda a, b: shutil.copytree(b.parent, b.parent.with_name("ray")), r"6 new"),
+    "a class less": (lambda a, b: shutil.rmtree(b.parent), r"6 gone"),
+    "an empty class": (lambda a, b: a.parent.with_name("ray").mkdir(), r"no picture of the classes ray"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_any_change_of_the_images_is_noticed_before_a_run_goes_on(run, tiny, drawn, tmp_path, kind):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(drawn / "train", tmp_path / "train")
+    change, said = CHANGES[kind]
+    change(*(sorted((tmp_path / "train" / species).iterdir())[0] for species in ("fish", "bird")))
+    with pytest.raises(UserError, match=said):
+        start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'train'}]", resume=True)
+
+
 def test_changed_images_are_refused_and_moved_ones_are_not(run, tiny, drawn, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(drawn / "train", tmp_path / "elsewhere/train")
