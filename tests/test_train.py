@@ -163,21 +163,21 @@ def _swap(one: Path, other: Path) -> None:
 # What is done to the first fish and the first bird, and what is said of it.
 CHANGES = {
     "one more": (
-        lambda fish, bird: shutil.copyfile(b, a.with_name("new.jpg")),
+        lambda a, b: shutil.copyfile(b, a.with_name("new.jpg")),
         r"1 new \(such as train/fish/new",
     ),
     "one less": (lambda a, b: a.unlink(), r"1 gone \(such as train/fish/"),
     "another name": (
-        lambda fish, bird: a.rename(a.with_name("x.jpg")),
+        lambda a, b: a.rename(a.with_name("x.jpg")),
         r"1 gone .*, 1 new \(such as train/fish/x",
     ),
     "another label": (
-        lambda fish, bird: a.rename(b.with_name("x.jpg")),
+        lambda a, b: a.rename(b.with_name("x.jpg")),
         r"1 gone .*, 1 new \(such as train/bird/x",
     ),
     "swapped": (_swap, r"2 with other content"),
     "turned": (
-        lambda fish, bird: Image.open(a).rotate(90).save(a),
+        lambda a, b: Image.open(a).rotate(90).save(a),
         r"1 with other content \(such as train/fish/",
     ),
     "a byte": (lambda a, b: a.write_bytes(a.read_bytes() + b"\0"), r"1 with other content"),
@@ -250,6 +250,24 @@ def test_one_model_is_held_out_on_its_validation_images(drawn, tiny, tmp_path):
     held = load_predictions(tmp_path / "one/fold-0/held_out.safetensors")
     assert len(held.ids) == 12 and all(name.startswith("val/") for name in held.ids)
     assert json.loads((tmp_path / "one/fold-0/result.json").read_text())["images_trained"] == 72
+
+
+def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_it_has_no_rows(drawn, tiny, tmp_path):
+    shutil.copytree(drawn / "train", tmp_path / "train")
+    rare = sorted((tmp_path / "train").iterdir())[-1]  # the last class: a head that counts classes would lack it
+    for picture in sorted(rare.iterdir())[1:]:
+        picture.unlink()
+    start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'train'}]")
+    without = []
+    for fold in (0, 1, 2):
+        held = load_predictions(tmp_path / f"run/fold-{fold}/held_out.safetensors")
+        assert held.logits.shape[1] == len(held.names) == 12 and held.names[-1] == rare.name
+        result = runs.read_result(tmp_path / f"run/fold-{fold}")
+        assert [k for k, recall in enumerate(result["class_recall"]) if recall is None] == result[
+            "classes_without_rows"
+        ]
+        without.append(11 in result["classes_without_rows"])
+    assert sorted(without) == [False, True, True]
 
 
 def test_accumulating_a_batch_in_parts_gives_the_same_loss(tiny, tmp_path):
