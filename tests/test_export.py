@@ -20,7 +20,7 @@ from creature.images.folds import read_folds
 from creature.judging.study import read_runs
 from creature.learning.checkpoint import verifies
 from creature.recipe import load_recipe
-from creature.sharing import hub
+from creature.sharing import check, hub
 from creature.sharing.card import Terms, base_model, measured
 from creature.sharing.export import anonymous, export, portable
 from creature.sharing.fetch import find_model
@@ -53,6 +53,30 @@ def test_every_folder_proves_itself_and_has_a_manifest(built):
         assert all(outcome in ("ok", "not checked: transformers is not installed") for _, outcome in verify(folder))
         assert verifies(folder)
     assert not list((built / "export").rglob("state")) and not list((built / "export").rglob("*optimizer*"))
+
+
+def test_a_download_is_checked_against_manifest_and_golden_answer(built, main, capsys):
+    assert check.main([str(built / "export/fold-1")]) == 0
+    assert "files are those of its manifest" in capsys.readouterr().out
+    config = (main / "config.json").read_text()
+    (main / "config.json").write_text(config.replace("a", "b", 1))
+    (main / "README.md").unlink()
+    with pytest.raises(UserError, match=r"(?s)README.md: missing.*config.json: of another content|config.*README"):
+        check.main([str(main)])
+    (main / "config.json").write_text(config)
+    (main / "manifest.json").write_text("{}")
+    assert check.main([str(main)]) == 0  # an author may change both; what the model answers is still compared
+    golden = json.loads((main / "golden.json").read_text())
+    golden["logits"][0] += 1
+    (main / "golden.json").write_text(json.dumps(golden))
+    with pytest.raises(UserError, match=r"not those of golden.json \(up to 1 away\)"):
+        check.main([str(main)])
+    (main / "manifest.json").write_text('{"../x": {}, "/etc/passwd": {}}')
+    with pytest.raises(UserError, match=r"(?s)\.\./x: lies outside.*/etc/passwd: lies outside"):
+        check.main([str(main)])
+    (main / "manifest.json").unlink()
+    with pytest.raises(UserError, match="only published folders have one"):
+        check.main([str(main)])
 
 
 def test_the_golden_picture_is_not_square(built):

@@ -1,0 +1,104 @@
+"""What resume points cost: the share of a training that is spent on saving, and the time to a resumed first step.
+
+python benchmarks/resume.py [PAIRS]
+
+Drawn pictures, EfficientNet-Lite0 from scratch at 96 px. The first step is timed from the start of main (imports are
+equal), in one process, fresh and resumed from the middle of an epoch in turns; the ratio is resumed over fresh, so
+below 1 a resume is the faster one. Pictures that the run has checked are only hashed then, and none is decoded twice.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import train
+from creature.images.drawings import write_drawings
+from creature.learning import loop
+from creature.terminal import Interrupted, console
+
+RECIPE = {
+    "name": "resume",
+    "images": {"size": 96, "normalize": "none"},
+    "backbone": {"name": "tf_efficientnet_lite0", "pretrained": False},
+    "folds": {"train": [0]},
+    "schedule": {"epochs": 3},
+    "batch_size": 32,
+    "device": "cpu",
+}
+
+
+class FirstStep(Exception):
+    """Training has reached its first step."""
+
+
+def start(recipe: Path, out: Path, *more: str) -> None:
+    train.main(["--recipe", str(recipe), "--out", str(out), *more])
+
+
+def time_to_first_step(recipe: Path, out: Path, *more: str) -> float:
+    def reached(*_):
+        raise FirstStep
+
+    step, loop.train_step, began = loop.train_step, reached, time.perf_counter()
+    try:
+        start(recipe, out, *more)
+    except FirstStep:
+        return time.perf_counter() - began
+    finally:
+        loop.train_step = step
+    raise AssertionError("no step was taken")
+
+
+def stop_in_mid_epoch(recipe: Path, out: Path) -> None:
+    step, done = loop.train_step, [0]
+
+    def stopping(*words):
+        done[0] += 1
+        return step(*words)._replace(stop=done[0] == 15)
+
+    loop.train_step = stopping
+    try:
+        start(recipe, out)
+    except Interrupted:
+        loop.train_step = step
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float]:
+    """The median's 95 % bootstrap interval."""
+    drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+    return tuple(np.quantile(np.median(drawn, axis=1), (0.025, 0.975)))
+
+
+def main() -> None:
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    console.quiet = True
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        write_drawings(work, train=1200, test=12, size=128)
+        recipe = work / "recipe.yaml"
+        recipe.write_text(json.dumps(RECIPE | {"images": RECIPE["images"] | {"train": [str(work / "train")]}}))
+        began = time.perf_counter()
+        start(recipe, work / "whole")
+        wall = time.perf_counter() - began
+        saving = json.loads((work / "whole/fold-0/result.json").read_text())["saving_seconds"]
+        stop_in_mid_epoch(recipe, work / "cut")
+        ratios = []
+        for pair in range(pairs):
+            fresh = time_to_first_step(recipe, work / f"fresh-{pair}")
+            ratios.append(time_to_first_step(recipe, work / "cut", "--resume") / fresh)
+    low, high = interval(np.array(ratios))
+    print(f"torch {version('torch')}, timm {version('timm')}, {torch.get_num_threads()} threads")
+    print(f"saving: {saving / wall:.2%} of {wall:.0f} s (goal: at most 2 %)")
+    print(f"resumed over fresh: {np.median(ratios):.2f} [{low:.2f}, {high:.2f}], {pairs} pairs (goal: at most 1.05)")
+
+
+if __name__ == "__main__":
+    main()
