@@ -131,7 +131,9 @@ def train_step(
     optimizer.zero_grad()
     try:
         _backward(accelerator, learner, batch, weight, min(parts, len(batch.labels)), total)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # which torch.OutOfMemoryError is, and which a CPU's allocator raises plain
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise UserError(
             f"out of memory with batch_size {size} in {parts} part{'s' * (parts > 1)}: --set accumulate={2 * parts} "
             "computes the same step in less, and backbone.gradient_checkpointing=true in less still"
