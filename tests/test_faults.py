@@ -377,7 +377,7 @@ def test_of_twenty_that_start_at_once_one_wins(tmp_path):
         os.read(ready[0], 1)
     os.write(go[1], b"." * 20)
     words = b"".join(os.read(said[0], 1) for _ in children)
-    os.write(leave[1], b".")
+    os.write(leave[1], b"." * 20)  # or all would hang where more than one had won
     for child in children:
         os.waitpid(child, 0)
     assert sorted(words) == sorted(b"w" + b"l" * 19)
