@@ -55,6 +55,13 @@ def test_every_folder_proves_itself_and_has_a_manifest(built):
     assert not list((built / "export").rglob("state")) and not list((built / "export").rglob("*optimizer*"))
 
 
+def test_no_file_of_the_training_data_is_named_anywhere(built, run):
+    names = [row[0] for row in json.loads((run / "folds.json").read_text())["rows"]]
+    texts = [path for path in (built / "export").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml", ".md")]
+    assert len(names) == 72 and len(texts) > 10
+    assert not [(path, name) for path in texts for name in names if name in path.read_text()]
+
+
 def test_a_download_is_checked_against_manifest_and_golden_answer(built, main, capsys):
     assert check.main([str(built / "export/fold-1")]) == 0
     assert "files are those of its manifest" in capsys.readouterr().out
