@@ -56,7 +56,9 @@ def fail_at_operation(out: Path, fault: Callable[[], None], number: int) -> list
 
     def hook(event: str, args: tuple) -> None:
         writing = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-        if (writing or event in CHANGES) and str(out) in str(args[0]):
+        # rmtree names what it removes by its folder's descriptor.
+        inside = fault is die and event in ("os.remove", "os.rmdir") and args[1] != -1
+        if ((writing or event in CHANGES) and str(out) in str(args[0])) or inside:
             changed()
 
     fsync = os.fsync

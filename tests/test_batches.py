@@ -3,6 +3,9 @@
 import io
 import itertools
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from creature.images.evaluation import evaluation_view
 from creature.images.views import training_view
 from creature.recipe import Augment
 
+ROOT = Path(__file__).parent.parent
 B, N = 4, 11
 VIEW = training_view(16, Augment(policy="trivial_augment", erasing=0.5))
 SIZES = range(2, 2 * B + 2)
@@ -179,3 +183,17 @@ def test_a_broken_picture_keeps_its_place_and_is_named_and_changes_no_other(work
 def test_a_broken_picture_is_black_in_an_evaluation():
     batch = Pictures(table(broken=0), evaluation_view(16, "squash", (0.5, 0.5, 0.5))).__getitems__([(0, 0), (1, 0)])
     assert batch.pixels[0].max() == 0 < batch.pixels[1].max()
+
+
+def test_an_error_while_workers_are_at_work_ends_the_program(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from creature.images.batches import load_batches\n"
+        "class Numbers:\n    def __getitems__(self, rows):\n        return rows\n"
+        "batches = load_batches(Numbers(), [[k] for k in range(1000)], 2)\n"
+        "print(next(batches))\n"
+        "raise KeyError('an error of ours')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1 and done.stdout == "[0]\n" and "an error of ours" in done.stderr

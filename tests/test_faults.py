@@ -276,13 +276,13 @@ def faults_lose_nothing(tiny: Path, folder: Path, fault: str, moments: list[floa
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tiny, tmp_path):
-    faults_lose_nothing(tiny, tmp_path, "kill", [*range(0, 120, 11), *range(120, 160, 4), 0.2, 0.4, 0.6])
+    faults_lose_nothing(tiny, tmp_path, "kill", [*range(0, 200, 14), *range(200, 232, 4), 0.2, 0.4, 0.6])
 
 
 @pytest.mark.full
 def test_every_kill_of_a_run_goes_on_to_the_same_weights(tiny, tmp_path):
     random = np.random.default_rng(0).uniform(0.05, 1.5, 200).round(3).tolist()
-    faults_lose_nothing(tiny, tmp_path, "kill", [*range(170), *random])
+    faults_lose_nothing(tiny, tmp_path, "kill", [*range(240), *random])
 
 
 def test_a_disk_that_fills_up_is_one_sentence_and_loses_nothing(tiny, tmp_path):

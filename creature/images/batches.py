@@ -3,7 +3,9 @@
 N rows, B batch. Nothing here depends on the number of workers, so a run resumes from two integers: epoch and batch.
 """
 
+import atexit
 import hashlib
+import multiprocessing
 import os
 import re
 import signal
@@ -128,6 +130,14 @@ def _deaf(_worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End those that an error has left at work: multiprocessing would ask by SIGTERM, and wait forever."""
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
 
 
 def note(decoding: torch.Tensor, row: int) -> None:
