@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from creature.sharing.hub import add_terms
 from creature.terminal import Interrupted, run
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from creature.learning.setup import Data
     from creature.learning.signals import Stop
     from creature.recipe import Recipe
+    from creature.sharing.card import Terms
 
 LINE = "{:>7}  {:>8}  {:>8}  {:>8}  {}"  # an epoch of a fold's table
 FORMATS = {"loss": ".4f", "learning_rate": ".1e", "seconds": ".1f"}
@@ -47,28 +48,48 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train every fold that the recipe lists."""
+    """Train every fold that the recipe lists, and publish the run if asked to."""
     args = parse(argv)
-    from creature.recipe import load_recipe, recipe_warnings
+    from creature.learning.signals import listen
+    from creature.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.set)
+    out = args.out or Path("runs") / recipe.name
+    with listen() as stop:  # before the imports, which take seconds
+        accelerator, terms, results = train(args, recipe, out, stop)
 
+    from creature.judging.count import scored
+    from creature.sharing.hub import build, publish
+    from creature.terminal import say, show_table
+
+    cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
+    title = f"{recipe.name}: {len(results)} of {recipe.folds.count} folds"
+    show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), cells)
+    accelerator.end_training()
+    if terms:
+        say(f"{publish(args.push, build(out, args.push, terms), public=False)} is published")
+    say(f"{out} holds weights and held-out predictions; next: python ensemble.py {out} --images DIR --out FILE.csv")
+    return 0
+
+
+def train(
+    args: argparse.Namespace, recipe: "Recipe", out: Path, stop: "Stop"
+) -> "tuple[Accelerator, Terms | None, list[dict[str, Any]]]":
+    """The folds, one after another; with the terms of publication (on the main process) and the folds' results."""
     from creature.disk import explaining
     from creature.images.batches import blaming_pictures
-    from creature.judging.count import scored
     from creature.learning import processes, runs, setup
-    from creature.learning.signals import listen
-    from creature.sharing.hub import build, prepare_push, publish
-    from creature.terminal import say, show_table, warn
+    from creature.recipe import recipe_warnings
+    from creature.sharing.hub import prepare_push
+    from creature.terminal import say, warn
 
-    out = args.out or Path("runs") / recipe.name
     accelerator = setup.start(recipe, out)
     push = args.push if accelerator.is_main_process else None
     terms = prepare_push(push, out, args.license, args.data) if push else None
     for warning in recipe_warnings(recipe):
         warn(warning)
     results = []
-    with listen() as stop, processes.noticing_loss(accelerator), explaining(out):
+    with processes.noticing_loss(accelerator), explaining(out):
         data = setup.prepare_run(accelerator, recipe, out, args.resume or processes.attempt() > 0)
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"
@@ -82,14 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         train_fold(accelerator, recipe, data, fold, folder, stop)
             accelerator.wait_for_everyone()
             results.append(runs.read_result(folder))
-    cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
-    title = f"{recipe.name}: {len(results)} of {recipe.folds.count} folds"
-    show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), cells)
-    accelerator.end_training()
-    if push and terms:
-        say(f"{publish(push, build(out, push, terms), public=False)} is published")
-    say(f"{out} holds weights and held-out predictions; next: python ensemble.py {out} --images DIR --out FILE.csv")
-    return 0
+    return accelerator, terms, results
 
 
 def train_fold(

@@ -20,7 +20,7 @@ from test_train import losses, start, weights_hash
 
 import train
 from creature.images import batches, checks
-from creature.learning import checkpoint, loop, runs, signals
+from creature.learning import checkpoint, loop, runs, setup, signals
 from creature.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +83,19 @@ def test_the_death_of_the_launcher_ends_its_child_saved(tiny, long, tmp_path):
     FileLock(tmp_path / "run/fold-0/fold.lock").acquire(timeout=10).lock.release()  # held as long as an orphan lives
     assert "SIGTERM: saving and leaving" in shown and "--resume goes on" in shown
     finish(tiny, tmp_path / "run", long)
+
+
+def test_a_signal_before_anything_is_read_leaves_with_75_too(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "start", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    with pytest.raises(train.Interrupted, match="--resume goes on"):
+        start(tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists() and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_start_that_failed_leaves_no_recipe_behind(tiny, tmp_path):
+    with pytest.raises(UserError, match="folds.group"):
+        start(tiny, tmp_path / "run", "folds.group=site(")
+    assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
 
 
 def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatch):
@@ -354,6 +367,23 @@ def test_rot_is_detected(tmp_path):
 @pytest.mark.full
 def test_rot_is_always_detected(tmp_path):
     rot(tmp_path, 500)
+
+
+def test_what_is_no_resume_point_of_ours_is_stepped_over(tiny, run, tmp_path):
+    step, done = loop.train_step, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loop, "train_step", lambda *words: step(*words)._replace(stop=len(done) == 4, save=not done.append(1))
+        )
+        with pytest.raises(train.Interrupted):
+            start(tiny, tmp_path / "run", "folds.train=[0]")
+    newest = sorted((tmp_path / "run/fold-0/state").iterdir())[-1]
+    for path in newest.iterdir():
+        path.unlink()
+    (newest / "manifest.json").write_text("{}")
+    (newest.parent / "step-00000101").write_text("a file")
+    assert start(tiny, tmp_path / "run", "folds.train=[0]", resume=True) == 0
+    assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
 
 
 def test_of_twenty_that_start_at_once_one_wins(tmp_path):

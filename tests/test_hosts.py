@@ -22,6 +22,7 @@ from test_train import losses, start
 
 import train
 from creature.learning import checkpoint
+from creature.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
 TWO = ("--multi_gpu", "--num_processes", "2")
@@ -67,6 +68,32 @@ def test_a_step_waits_less_than_anything_else(monkeypatch):
         raise ZeroDivisionError
     assert said == [step, fold]
     assert step.total_seconds() < 60 < fold.total_seconds() < other.total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("processes_there", "said", "expected"),
+    [
+        (
+            2,
+            "[/x/gloo/pair.cc:545] Read error [127.0.0.1]:8398: Connection reset by peer. This is typically",
+            UserError,
+        ),
+        (2, "Application timeout caused pair closure", UserError),
+        (1, "[/x/gloo/pair.cc:545] Connection reset by peer", RuntimeError),
+        (2, "mat1 and mat2 shapes cannot be multiplied", RuntimeError),
+    ],
+)
+def test_the_loss_of_another_process_is_a_sentence_and_other_errors_are_not(processes_there, said, expected):
+    from types import SimpleNamespace
+
+    from creature.learning import processes
+
+    some: Any = SimpleNamespace(num_processes=processes_there)
+    with pytest.raises((UserError, RuntimeError)) as caught, processes.noticing_loss(some):
+        raise RuntimeError(said)
+    assert type(caught.value) is expected
+    if expected is UserError:
+        assert "gone or hangs" in str(caught.value) and "/x/gloo" not in str(caught.value)
 
 
 DRIVER = """

@@ -189,6 +189,22 @@ def test_a_resume_from_the_one_before_a_rotten_point_saves_beside_it(tmp_path):
     assert checkpoint.load_state(tmp_path, model, optimizer, None).batch == 25
 
 
+def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
+    named, publish = [], checkpoint.publish
+    monkeypatch.setattr(
+        checkpoint, "publish", lambda folder, write: named.append(folder.name) or publish(folder, write)
+    )
+    last, ended = checkpoint.Position(batch=3, rows=3), checkpoint.Position(batch=2)
+    ended.end_step(1.0, True, 4, [])
+    ended.end_epoch({"correct": 1, "seconds": 1.0, "loss": 1.0})
+    for position in (last, last, ended, ended):
+        checkpoint.save_state(tmp_path, 3, accelerator, model, optimizer, position)  # type: ignore[arg-type]
+    assert named == ["step-00000003", "step-00000004"]
+
+
 # Memory
 
 

@@ -142,7 +142,10 @@ def test_predict_ensemble_and_resume_execute_nothing_of_a_hostile_folder(hostile
         ({"pretrained_cfg": None}, "no model can be loaded"),
         ({"size": 10**6}, "pixels are more"),
         ({"size": -5}, "pixels are more"),
-        ({"std": [0, 0, 0]}, "std above 0"),
+        ({"std": [0, 0, 0]}, "std from 0.001"),
+        ({"std": [1e-300] * 3}, "std from 0.001"),
+        ({"mean": [1e300] * 3}, "mean from 0 to 1"),
+        ({"crop": "zzz"}, "crop_mode must be squash, center or border"),
         ({"mean": [float("nan")] * 3}, "mean and std must be"),
     ],
 )
@@ -153,6 +156,8 @@ def test_a_hostile_config_is_one_sentence(run, tmp_path, change, message):
     for key, value in change.items():
         if key == "size":
             config["pretrained_cfg"]["input_size"] = [3, value, value]
+        elif key == "crop":
+            config["pretrained_cfg"]["crop_mode"] = value
         elif key in ("mean", "std"):
             config["pretrained_cfg"][key] = value
         else:
@@ -160,6 +165,33 @@ def test_a_hostile_config_is_one_sentence(run, tmp_path, change, message):
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
         load_member(tmp_path / "fold-0", torch.device("cpu"))
+
+
+def test_weights_whose_answers_are_no_numbers_are_refused(run, drawn, tmp_path):
+    shutil.copytree(run / "fold-0", tmp_path / "fold-0")
+    path = tmp_path / "fold-0/model.safetensors"
+    save_file({name: value * np.float32(np.nan) for name, value in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="its answers are no finite numbers; its weights are damaged"):
+        predict.main([str(tmp_path / "fold-0"), str(drawn / "test"), "--out", str(tmp_path / "p.csv")])
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_weights_that_the_result_was_not_measured_with_are_no_member(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copyfile(run / "fold-1/model.safetensors", tmp_path / "run/fold-0/model.safetensors")
+    with pytest.raises(UserError, match=r"fold-0/model.safetensors is not what its result.json was measured with"):
+        ensemble.main([str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"), [("correct", 10**6, "and n only 24"), ("fold", 99, "none of the")]
+)
+def test_a_result_that_cannot_be_is_refused(run, tmp_path, key, value, message):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run/fold-0/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=message):
+        ensemble.main([str(tmp_path / "run")])
 
 
 def test_a_config_that_nests_or_swells_is_one_sentence(run, tmp_path):

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, get_worker_info
 
+from creature.cores import usable_cores
 from creature.images.decode import BadImage, decode, read
 from creature.images.views import View
 from creature.terminal import UserError
@@ -72,7 +73,7 @@ class Pictures:
         table = self.dataset[rows]
         # Threads only decode; a random view draws from torch's one generator, so the views are made one by one.
         if get_worker_info() is None and len(rows) > 1:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
+            with ThreadPoolExecutor(usable_cores()) as pool:
                 decoded = list(pool.map(_try_decode, table["image"]))
         else:
             decoded = []

@@ -1,12 +1,12 @@
 """The check of every picture before the first step: its content's hash, or why it cannot be decoded. N rows."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from creature.cores import usable_cores
 from creature.images.batches import blaming_pictures, load_batches, note
 from creature.images.decode import BadImage, content_hash, decode, read
 from creature.terminal import UserError, progress, warn
@@ -51,7 +51,7 @@ def check_images(dataset: "Dataset", known: frozenset[str], title: str) -> tuple
     hashes, bad = [], {}
     with progress() as bar, blaming_pictures(checks):
         task = bar.add_task(f"{title}: checking", total=len(dataset), speed="")
-        for piece in load_batches(checks, pieces, min(os.cpu_count() or 1, len(pieces))):
+        for piece in load_batches(checks, pieces, min(usable_cores(), len(pieces))):
             for content, reason in piece:
                 if reason is not None:
                     bad[len(hashes)] = reason

@@ -15,7 +15,7 @@ from PIL import Image
 
 from creature.images.decode import BadImage, content_hash, decode
 from creature.images.evaluation import evaluation_view
-from creature.terminal import progress
+from creature.terminal import UserError, progress
 
 Sees = tuple[int, str, tuple[float, ...]]  # size, fit, mean: what makes an evaluation view
 
@@ -58,7 +58,8 @@ def ask(
 ) -> Iterator[Answers]:
     """Answers to the pictures, in order; two batches of them are in memory, however many there are.
 
-    A picture that cannot be decoded keeps its place in the batch, black, so that it changes no other answer.
+    A picture that cannot be decoded keeps its place in the batch, black, so that it changes no other answer. Raises
+    UserError for answers that are no finite numbers.
     """
     views = {sees: evaluation_view(*sees) for sees in predictor.views}
 
@@ -85,6 +86,8 @@ def ask(
             hashes, reasons, seen = zip(*(future.result() for future in futures), strict=True)
             pixels = {sees: np.stack(of_view) for sees, of_view in zip(views, zip(*seen, strict=True), strict=True)}
             logits, features = predictor.compute(pixels)
+            if not np.isfinite(logits).all():
+                raise UserError(f"{predictor.title}: its answers are no finite numbers; its weights are damaged")
             broken = {at: reason for at, reason in enumerate(reasons) if reason}
             yield Answers([picture.id for picture in batch], list(hashes), broken, logits, features)
             bar.update(task, advance=len(batch), speed=f"{bar.tasks[task].speed or 0:.0f}")

@@ -1,7 +1,6 @@
 """Members: finished folds as models that answer. M members, N images, B batch, K classes."""
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from creature.images.files import file_hash
 from creature.images.folds import FoldFile, read_folds
 from creature.judging.asking import Predictor, Sees
 from creature.learning.device import device_precision
@@ -89,10 +89,13 @@ def load_member(folder: Path, device: torch.device) -> Member:
         view, names = config["pretrained_cfg"], tuple(map(str, config["label_names"]))
         sees: Sees = (int(view["input_size"][1]), str(view["crop_mode"]), tuple(map(float, view["mean"])))
         normalize = Normalize(sees[2], tuple(map(float, view["std"])))
-        if not all(map(math.isfinite, (*sees[2], *view["std"]))) or min(view["std"]) <= 0:
+        if not all(0 <= each <= 1 for each in sees[2]) or not all(0.001 <= each <= 10 for each in view["std"]):
             raise UserError(
-                f"{folder / 'config.json'}: mean and std must be numbers, and std above 0, got {view['std']}"
+                f"{folder / 'config.json'}: mean and std must be numbers, mean from 0 to 1 and std from 0.001 to 10, "
+                f"got {sees[2]} and {view['std']}"
             )
+        if sees[1] not in ("squash", "center", "border"):
+            raise UserError(f"{folder / 'config.json'}: crop_mode must be squash, center or border, got {sees[1]!r}")
         if not 1 <= len(names) <= MAX_CLASSES or not 16 <= sees[0] <= MAX_SIZE:
             raise UserError(f"{folder}: {len(names)} classes at {sees[0]} pixels are more, or less, than any model has")
         arguments = config.get("model_args") or {}
@@ -241,6 +244,13 @@ def check_members(folders: Sequence[Path]) -> list[dict[str, Any]]:
     results = [result_of(folder) for folder in folders]
     names = [folds_of(folder.parent).names for folder in folders]
     for folder, result, own in zip(folders, results, names, strict=True):
+        if file_hash(folder / "model.safetensors") != result["sha256"]["model.safetensors"]:
+            raise UserError(
+                f"{folder / 'model.safetensors'} is not what its result.json was measured with; restore it, or train "
+                "the fold again"
+            )
+        if result["fold"] >= folds_of(folder.parent).count:
+            raise UserError(f"{folder / 'result.json'}: fold: {result['fold']} is none of the run's folds")
         if own != names[0]:
             odd = sorted(set(own) ^ set(names[0])) or ["the order"]
             raise UserError(

@@ -118,7 +118,7 @@ def verifies(folder: Path) -> bool:
     """Whether every file of a published folder is the one that its manifest names."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        return all(
+        return bool(manifest) and all(
             (folder / name).stat().st_size == entry["bytes"] and file_hash(folder / name) == entry["sha256"]
             for name, entry in manifest.items()
         )
@@ -148,8 +148,8 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     position: Position,
 ) -> None:
-    """Publish a resume point, named by its step (`steps` an epoch), and then delete all older ones but one."""
-    step, scaler = position.epoch * steps + position.batch, accelerator.scaler
+    """Publish a resume point, named by its place (`steps` and an end an epoch), and then delete all older but one."""
+    step, scaler = position.epoch * (steps + 1) + position.batch, accelerator.scaler
     model = accelerator.unwrap_model(model)
 
     def write(part: Path) -> None:
@@ -168,8 +168,10 @@ def save_state(
         }
         (part / "state.json").write_text(json.dumps(progress, indent=1) + "\n")
 
-    with _timed(position):
-        publish(fold / "state" / f"step-{step:08d}", write)
+    # A place has one state: where it is kept already, replacing it would only risk it.
+    if not verifies(fold / "state" / f"step-{step:08d}"):
+        with _timed(position):
+            publish(fold / "state" / f"step-{step:08d}", write)
     try:
         write_history(fold, position.history)
     except OSError as error:  # a log; the resume point holds the same rows
@@ -265,7 +267,7 @@ def _steps(fold: Path) -> dict[int, Path]:
 
 def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
     found = {path: re.fullmatch(pattern, path.name) for path in folder.glob("*")}
-    return {int(match[1]): path for path, match in found.items() if match}
+    return {int(match[1]): path for path, match in found.items() if match and path.is_dir()}
 
 
 def keep_epoch(

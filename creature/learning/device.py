@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from creature.cores import usable_cores
+
 
 def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
     """The precision to use on this device, and why it is not the recipe's (empty where it is)."""
@@ -21,5 +23,4 @@ def share_cores() -> None:
 
     The launcher's default is one thread, Python's is every core, and the number changes the last bits of a sum.
     """
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, own // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

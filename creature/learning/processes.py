@@ -60,9 +60,10 @@ def noticing_loss(accelerator: Accelerator) -> Iterator[None]:
         gone = re.search(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|peer", str(error), re.IGNORECASE)
         if accelerator.num_processes == 1 or not gone:
             raise
+        # Without the places in the backend's source, and its guesses.
+        reason = re.sub(r"\[/\S+\] *|\. This is typically.*", "", str(error).splitlines()[0])[:200]
         raise UserError(
-            f"another process of this training is gone or hangs ({str(error).splitlines()[0][:200]}); "
-            "start again with --resume"
+            f"another process of this training is gone or hangs ({reason}); start again with --resume"
         ) from None
 
 

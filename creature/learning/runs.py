@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from creature.disk import write_json, write_text
 from creature.images.folds import FoldFile, read_folds, write_folds
@@ -104,6 +104,12 @@ def lock_fold(folder: Path) -> Iterator[None]:
 class _Score(BaseModel):
     correct: int = Field(ge=0)
     n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> Self:
+        if self.correct > self.n:
+            raise ValueError(f"correct is {self.correct}, and n only {self.n}")
+        return self
 
 
 class _Hashes(BaseModel):

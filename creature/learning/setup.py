@@ -93,9 +93,9 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
             f"{out / f'fold-{begun[0]}'} exists and is never overwritten; --resume goes on with it, "
             "--out DIR or another name starts a new run"
         )
-    if accelerator.is_main_process:
-        weights = recipe.backbone.weights
-        open_run(out, recipe, file_hash(weights) if weights else None)
+    weights = file_hash(recipe.backbone.weights) if recipe.backbone.weights and accelerator.is_main_process else None
+    if accelerator.is_main_process and (out / "recipe.yaml").exists():
+        open_run(out, recipe, weights)  # before the images are read: a changed recipe is refused at once
     images = recipe.images
     columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
     field = "images.train and images.validation" if images.validation else "images.train"
@@ -109,6 +109,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         kept = dataset.select(good)
         names = {dataset[row]["id"]: reason for row, reason in bad.items()}
         folds = part(recipe, kept, [hashes[row] for row in good], names)
+        open_run(out, recipe, weights)  # not before: what cannot be trained with must not stay as the run's recipe
         found = [(good, share_folds(out, folds))]
         total = f"{len(good)} images of {len(folds.names)} classes"
         say(f"{total}, {recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}, on {accelerator.device}")

@@ -21,7 +21,8 @@ def check(folder: Path) -> int:
     from creature.sharing.export import answer  # torch is not needed to find a damaged file
 
     try:
-        picture, said = (folder / str(golden["picture"])).read_bytes(), [float(logit) for logit in golden["logits"]]
+        picture = (folder / Path(golden["picture"]).name).read_bytes()
+        said = [float(logit) for logit in golden["logits"]]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'golden.json'} names no picture and logits ({error})") from None
     _, found = answer(folder, picture)
