@@ -93,7 +93,7 @@ def test_a_signal_before_anything_is_read_leaves_with_75_too(tiny, tmp_path, mon
 
 
 def test_a_start_that_failed_leaves_no_recipe_behind(tiny, tmp_path):
-    with pytest.raises(UserError, match="folds.group"):
+    with pytest.raises(UserError, match=r"folds[.]group"):
         start(tiny, tmp_path / "run", "folds.group=site(")
     assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
 

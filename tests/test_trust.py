@@ -170,7 +170,8 @@ def test_a_hostile_config_is_one_sentence(run, tmp_path, change, message):
 def test_weights_whose_answers_are_no_numbers_are_refused(run, drawn, tmp_path):
     shutil.copytree(run / "fold-0", tmp_path / "fold-0")
     path = tmp_path / "fold-0/model.safetensors"
-    save_file({name: value * np.float32(np.nan) for name, value in load_file(path).items()}, path)
+    nothing = {k: np.full_like(v, np.nan) if v.dtype.kind == "f" else v for k, v in load_file(path).items()}
+    save_file(nothing, path)
     with pytest.raises(UserError, match="its answers are no finite numbers; its weights are damaged"):
         predict.main([str(tmp_path / "fold-0"), str(drawn / "test"), "--out", str(tmp_path / "p.csv")])
     assert not (tmp_path / "p.csv").exists()
