@@ -321,7 +321,7 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
 
 
 def test_fuzzed_words_are_used_or_refused(run, tiny, drawn, tmp_path):
-    fuzz_words(run, tiny, drawn, tmp_path, 12)
+    fuzz_words(run, tiny, drawn, tmp_path, 8)
 
 
 @pytest.mark.full
