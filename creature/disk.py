@@ -1,5 +1,6 @@
-"""Writing to disk: whole files or none, on disk before anything rests on them, and errors in one sentence."""
+"""Writing to disk: whole files or none, on disk before anything rests on them, known by hash, errors in a sentence."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -44,6 +45,45 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file of a folder, but the list itself, with its size and SHA-256 in manifest.json."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop("manifest.json", None)
+    manifest = {name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for name, path in files.items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def differing(folder: Path) -> list[str]:
+    """What in a folder is not as its manifest.json says, a line each; none where all of it is."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return [f"manifest.json: cannot be read ({error})"]
+    if not isinstance(manifest, dict) or not manifest:
+        return ["manifest.json: names no files"]
+    return [f"{name}: {wrong}" for name, entry in manifest.items() if (wrong := _difference(folder, name, entry))]
+
+
+def _difference(folder: Path, name: str, entry: Any) -> str:
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return "lies outside of the folder"
+        if not path.is_file():
+            return "missing"
+        if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
+            return "of another size"
+        return "" if file_hash(path) == entry.get("sha256") else "of another content"
+    except (OSError, ValueError) as error:  # a name that is none, or no right to read
+        return str(error)
 
 
 @contextmanager

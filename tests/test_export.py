@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import ensemble
 import train
+from creature.disk import write_manifest
 from creature.images.folds import read_folds
 from creature.judging.study import read_runs
 from creature.learning.checkpoint import verifies
@@ -64,7 +65,7 @@ def test_no_file_of_the_training_data_is_named_anywhere(built, run):
 
 def test_a_download_is_checked_against_manifest_and_golden_answer(built, main, capsys):
     assert check.main([str(built / "export/fold-1")]) == 0
-    assert "files are those of its manifest" in capsys.readouterr().out
+    assert "every file is as its manifest says" in capsys.readouterr().out
     config = (main / "config.json").read_text()
     (main / "config.json").write_text(config.replace("a", "b", 1))
     (main / "README.md").unlink()
@@ -72,17 +73,21 @@ def test_a_download_is_checked_against_manifest_and_golden_answer(built, main, c
         check.main([str(main)])
     (main / "config.json").write_text(config)
     (main / "manifest.json").write_text("{}")
-    assert check.main([str(main)]) == 0  # an author may change both; what the model answers is still compared
+    with pytest.raises(UserError, match=r"manifest.json: names no files"):
+        check.main([str(main)])
+    write_manifest(main)
+    assert check.main([str(main)]) == 0
     golden = json.loads((main / "golden.json").read_text())
     golden["logits"][0] += 1
     (main / "golden.json").write_text(json.dumps(golden))
+    write_manifest(main)  # an author may change both; what the model answers is still compared
     with pytest.raises(UserError, match=r"not those of golden.json \(up to 1 away\)"):
         check.main([str(main)])
     (main / "manifest.json").write_text('{"../x": {}, "/etc/passwd": {}}')
     with pytest.raises(UserError, match=r"(?s)\.\./x: lies outside.*/etc/passwd: lies outside"):
         check.main([str(main)])
     (main / "manifest.json").unlink()
-    with pytest.raises(UserError, match="only published folders have one"):
+    with pytest.raises(UserError, match=r"manifest.json: cannot be read"):
         check.main([str(main)])
 
 

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 import ensemble
 import predict
 import train
-from creature.images.files import file_hash
+from creature.disk import file_hash
 from creature.sharing import hub as sharing
 from creature.terminal import UserError
 

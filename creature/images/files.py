@@ -1,13 +1,12 @@
 """Image files: how they are found, ordered and named, and the CSV that labels them."""
 
 import csv
-import hashlib
 import os
 import re
 import urllib.parse
 from collections import Counter, deque
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from creature.images.decode import BadImage, read
@@ -16,12 +15,6 @@ from creature.terminal import UserError, printable, warn
 _KINDS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
 ENDINGS = frozenset(f".{kind}" for kind in _KINDS)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def natural(name: str) -> tuple[Any, ...]:

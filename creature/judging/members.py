@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from creature.images.files import file_hash
+from creature.disk import file_hash
 from creature.images.folds import FoldFile, read_folds
 from creature.judging.asking import Predictor, Sees
 from creature.learning.device import device_precision

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from creature.images.files import file_hash
+from creature.disk import file_hash
 from creature.judging.asking import Predictor
 from creature.judging.inputs import Piece
 from creature.judging.tables import Row, write_full

@@ -23,8 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from creature.disk import sync, whole, write_json, write_text
-from creature.images.files import file_hash
+from creature.disk import differing, file_hash, sync, whole, write_json, write_manifest, write_text
 from creature.learning.predictions import Predictions, save_predictions
 from creature.recipe import Checkpoint, Recipe, dump_recipe
 from creature.terminal import UserError, warn
@@ -107,23 +106,9 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
         ) from None
 
 
-def write_manifest(folder: Path) -> None:
-    """List every file of a folder with its size and SHA-256 in manifest.json."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = {name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for name, path in files.items()}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
 def verifies(folder: Path) -> bool:
     """Whether every file of a published folder is the one that its manifest names."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        return bool(manifest) and all(
-            (folder / name).stat().st_size == entry["bytes"] and file_hash(folder / name) == entry["sha256"]
-            for name, entry in manifest.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+    return not differing(folder)
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

@@ -133,9 +133,9 @@ class _Result(_Score):
 def read_result(fold: Path) -> dict[str, Any]:
     """A finished fold's result.json; raises UserError where there is none, or one that says something else."""
     try:
-        text = (fold / "result.json").read_text()
-        _Result.model_validate_json(text, strict=True)
-        return json.loads(text)
+        result = json.loads((fold / "result.json").read_text())
+        _Result.model_validate(result, strict=True)
+        return result
     except ValidationError as error:
         wrong = error.errors()[0]
         raise UserError(

@@ -15,10 +15,10 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_
 from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import nn
 
+from creature.disk import file_hash
 from creature.images.batches import Pictures, seed_of
 from creature.images.checks import check_images, refuse_bad
 from creature.images.evaluation import evaluation_view
-from creature.images.files import file_hash
 from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together
 from creature.images.manifest import fingerprint, read_images
 from creature.images.sources import Columns

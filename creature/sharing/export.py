@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from creature.disk import write_json
+from creature.disk import file_hash, write_json
 from creature.images.drawings import draw
-from creature.images.files import file_hash
 from creature.images.folds import FoldFile, read_folds, write_folds
 from creature.images.sources import short_names
 from creature.judging import honest

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from creature.images.files import file_hash
+from creature.disk import file_hash
 from creature.judging.asking import Predictor
 from creature.judging.blend import STRATEGIES
 from creature.terminal import UserError

@@ -144,9 +144,8 @@ def prepare_push(repo: str, folder: Path, license: str | None, data: str | None)
 def build(folder: Path, repo: str, terms: "Terms", onnx: bool = False) -> dict[str, Path]:
     """Write and verify the folders of all branches; says what is in them."""
     _need_report()
-    from creature.disk import write_json
+    from creature.disk import write_json, write_manifest
     from creature.judging.study import read_runs
-    from creature.learning.checkpoint import write_manifest
     from creature.sharing.card import write_cards
     from creature.sharing.export import export
     from creature.sharing.verify import verify
