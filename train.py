@@ -5,23 +5,17 @@ python train.py --recipe recipes/all.yaml --set 'folds.train=[2]' --set schedule
 """
 
 import argparse
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from creature.sharing.hub import add_terms
-from creature.terminal import Interrupted, run
+from creature.terminal import run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from accelerate import Accelerator
 
-    from creature.images.batches import Batch
-    from creature.images.folds import FoldFile
-    from creature.learning.loop import Learner
     from creature.learning.setup import Data
     from creature.learning.signals import Stop
     from creature.recipe import Recipe
@@ -117,7 +111,6 @@ def train_fold(
     from creature.judging.score import score
     from creature.learning import checkpoint, loop, setup
     from creature.learning.predictions import Predictions
-    from creature.learning.schedule import lr_factor
     from creature.terminal import say
 
     folds, epochs, main = data.folds, recipe.schedule.epochs, accelerator.is_main_process
@@ -126,8 +119,7 @@ def train_fold(
     model, position = learner.model, learner.position
     sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]
     share = (accelerator.process_index, accelerator.num_processes)
-    start = (position.epoch, position.batch)
-    order = training_order(rows, recipe.batch_size, (recipe.seed, fold), epochs, start, *share)
+    order = training_order(rows, recipe.batch_size, learner.seed, epochs, (position.epoch, position.batch), *share)
     batches = load_batches(data.training, order, recipe.images.workers)
 
     def save() -> None:
@@ -137,14 +129,15 @@ def train_fold(
     say(f"fold {fold}: {len(rows)} images to train on, {len(held_out)} held out")
     say(LINE.format("epoch", "loss", "rate", "seconds", "held-out accuracy [95 %]"))
     while position.epoch < epochs:
-        train_epoch(accelerator, recipe, learner, fold, folds, batches, sizes, stop, save)
+        title = f"fold {fold} epoch {position.epoch + 1}/{epochs}"
+        loop.train_epoch(accelerator, learner, batches, sizes, stop, save, title)
         with stop.saving(save):
             logits = loop.predict(
                 accelerator, learner, data.evaluation, held_out, recipe.batch_size, recipe.images.workers
             )
         held = Predictions(tuple(folds.ids[row] for row in held_out), logits, folds.names)
         count = count_correct(logits.argmax(1), folds.labels[held_out])
-        lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + 1 - 1 / len(sizes))
+        lr = learner.rate(position.epoch + 1 - 1 / len(sizes))
         seconds, loss = position.seconds, position.loss_sum / max(1, position.rows)
         figures = {"loss": loss, "learning_rate": lr, "seconds": round(seconds, 3), "skipped_steps": position.skipped}
         position.end_epoch({**figures, "images_per_second": round(len(rows) / seconds, 1), **count.figures()})
@@ -156,63 +149,6 @@ def train_fold(
             checkpoint.prune_epochs(folder, position, recipe.checkpoint)
     if main:
         setup.finish(accelerator, recipe, data, learner, fold, folder, score)
-
-
-def train_epoch(
-    accelerator: "Accelerator",
-    recipe: "Recipe",
-    learner: "Learner",
-    fold: int,
-    folds: "FoldFile",
-    batches: "Iterator[Batch]",
-    sizes: Sequence[int],
-    stop: "Stop",
-    save: "Callable[[], None]",
-) -> None:
-    """The steps of an epoch that are left, a resume point every few minutes, and one where a signal asks to stop."""
-    from creature.learning import loop
-    from creature.learning.processes import WAIT_IN_FOLD, WAIT_IN_STEP, waiting
-    from creature.learning.schedule import lr_factor
-    from creature.terminal import progress, warn
-
-    position = learner.position
-    began, saved = time.monotonic() - position.seconds, time.monotonic()
-    loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
-    stop.at_once = False
-    accelerator.wait_for_everyone()  # the main process may still be writing
-    with progress() as bar:
-        task = bar.add_task(
-            f"fold {fold} epoch {position.epoch + 1}/{recipe.schedule.epochs}", total=sum(sizes), speed=""
-        )
-        for size in sizes[position.batch :]:
-            lr = recipe.optimizer.lr * lr_factor(recipe.schedule, position.epoch + position.batch / len(sizes))
-            batch = next(batches)
-            loop.seed_step(recipe.seed, fold, position.epoch, position.batch)
-            due = accelerator.is_main_process and time.monotonic() - saved >= 60 * recipe.checkpoint.every_minutes
-            with waiting(accelerator, WAIT_IN_STEP, WAIT_IN_FOLD):
-                step = loop.train_step(
-                    accelerator,
-                    learner,
-                    batch,
-                    size,
-                    lr,
-                    recipe.accumulate,
-                    recipe.optimizer.clip_norm,
-                    stop.asked,
-                    due,
-                )
-            if not step.taken:
-                warn(f"step {position.batch + 1} of epoch {position.epoch + 1} is skipped: its loss is {step.loss}")
-            position.end_step(step.loss, step.taken, size, [folds.ids[row] for row in batch.rows])
-            position.seconds = time.monotonic() - began
-            bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
-            if step.stop or step.save:
-                save()
-                accelerator.wait_for_everyone()
-                saved = time.monotonic()
-            if step.stop:
-                where = f"step {position.batch} of epoch {position.epoch + 1} of fold {fold}"
-                raise Interrupted(f"stopped as asked after {where}, and saved; --resume goes on")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from filelock import FileLock
 from test_processes import LAUNCH
 from test_train import losses, start, weights_hash
 
-import train
 from creature.images import batches, checks
 from creature.learning import checkpoint, loop, runs, setup, signals
-from creature.terminal import UserError
+from creature.terminal import Interrupted, UserError
 
 ROOT = Path(__file__).parent.parent
 LONG = ("folds.train=[0]", "schedule.epochs=60")
@@ -87,7 +86,7 @@ def test_the_death_of_the_launcher_ends_its_child_saved(tiny, long, tmp_path):
 
 def test_a_signal_before_anything_is_read_leaves_with_75_too(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "start", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-    with pytest.raises(train.Interrupted, match="--resume goes on"):
+    with pytest.raises(Interrupted, match="--resume goes on"):
         start(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists() and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
@@ -108,7 +107,7 @@ def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatc
         return predict(*words)
 
     monkeypatch.setattr(loop, "predict", asks)
-    with pytest.raises(train.Interrupted, match="--resume goes on"):
+    with pytest.raises(Interrupted, match="--resume goes on"):
         start(tiny, tmp_path / "run", "folds.train=[0]")
     monkeypatch.undo()
     state = json.loads((sorted((tmp_path / "run/fold-0/state").iterdir())[-1] / "state.json").read_text())
@@ -306,27 +305,6 @@ def test_a_disk_that_fills_up_at_any_operation_is_one_sentence_and_loses_nothing
     faults_lose_nothing(tiny, tmp_path, "full", list(range(170)))
 
 
-# Processes
-
-
-def test_two_processes_notice_that_one_of_them_is_gone(tiny, tmp_path):
-    words = [word for setting in (*LONG, "schedule.epochs=500") for word in ("--set", setting)]
-    running = subprocess.Popen(
-        [*LAUNCH, "--multi_gpu", "--num_processes", "2", "train.py", "--recipe", str(tiny), "--out",
-         str(tmp_path / "run"), *words],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
-    wait_for_epoch(running)
-    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    (other,) = [c for c in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{c}/environ").read_bytes()]
-    began = time.monotonic()
-    os.kill(int(other), signal.SIGKILL)
-    shown = running.communicate(timeout=90)[0]
-    assert running.returncode != 0 and time.monotonic() - began < 60
-    assert "another process of this training is gone" in shown or "SIGTERM: saving and leaving" in shown, shown[-3000:]
-
-
 # Rotten checkpoints, locks
 
 
@@ -374,7 +352,7 @@ def test_what_is_no_resume_point_of_ours_is_stepped_over(tiny, run, tmp_path):
         patch.setattr(
             loop, "train_step", lambda *words: step(*words)._replace(stop=len(done) == 4, save=not done.append(1))
         )
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]")
     newest = sorted((tmp_path / "run/fold-0/state").iterdir())[-1]
     for path in newest.iterdir():

@@ -20,9 +20,8 @@ from test_processes import LAUNCH, launch
 from test_resume import stopping_after
 from test_train import losses, start
 
-import train
 from creature.learning import checkpoint
-from creature.terminal import UserError
+from creature.terminal import Interrupted, UserError
 
 ROOT = Path(__file__).parent.parent
 TWO = ("--multi_gpu", "--num_processes", "2")
@@ -36,7 +35,7 @@ def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 2)
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(Interrupted):
             start(tiny, out, *settings)
     # The same step is asked of both: a driver that stops after three.
     driver = tmp_path / "driver.py"
@@ -184,6 +183,17 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on(tiny, tmp_path, who
     assert steps and all(checkpoint.verifies(out / "fold-0/state" / step) for step in steps)
     assert start(tiny, out, *settings, resume=True) == 0
     np.testing.assert_allclose(losses(out / "fold-0"), losses(tmp_path / "whole/fold-0"), atol=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc on this system")
+def test_a_process_notices_that_the_other_is_gone(tiny, tmp_path):
+    running = program(*LAUNCH, *TWO, "train.py", *words(tiny, tmp_path / "run", *PLAIN, "schedule.epochs=500"))
+    wait_for_epoch(running)
+    os.kill(ids_of_ranks(running)[1], signal.SIGKILL)
+    shown = running.communicate(timeout=60)[0]
+    assert running.returncode != 0
+    # Who is first: the other process, or the launcher that ends it.
+    assert "another process of this training is gone" in shown or "SIGTERM: saving and leaving" in shown, shown[-3000:]
 
 
 def test_what_the_launcher_starts_again_after_a_loss_goes_on_by_itself(tiny, tmp_path):

@@ -13,11 +13,11 @@ import torch
 from scipy.stats import theilslopes
 from test_train import losses, start, weights_hash
 
-import train
 from creature.images import batches
 from creature.learning import checkpoint, loop
 from creature.learning.predictions import Predictions
 from creature.recipe import Checkpoint
+from creature.terminal import Interrupted
 
 EVERY = ("checkpoint.every_minutes=0", "schedule.epochs=3", "folds.train=[0,1]")
 
@@ -46,7 +46,7 @@ def test_a_run_that_is_stopped_after_every_step_is_bitwise_equal_and_sees_each_r
             stopping_after(patch, 1, seen)
             try:
                 start(tiny, cut, *EVERY, resume=starts > 1)
-            except train.Interrupted:
+            except Interrupted:
                 continue
         break
     assert starts == 2 * 3 * 3 + 1  # folds, epochs, steps; and one that finds all of it done
@@ -64,7 +64,7 @@ def test_resume_decodes_no_picture_that_a_step_has_seen(tiny, tmp_path, monkeypa
     settings = ("folds.train=[0]", "schedule.epochs=2", "checkpoint.every_minutes=0")
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 5)
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", *settings)
     decoded = []
     decode = batches.decode
@@ -76,11 +76,11 @@ def test_resume_decodes_no_picture_that_a_step_has_seen(tiny, tmp_path, monkeypa
 def test_resume_with_other_worker_counts_is_bitwise_equal(tiny, run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 2)
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=2")
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 2)
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=0", resume=True)
     assert start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=1", resume=True) == 0
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
@@ -89,7 +89,7 @@ def test_resume_with_other_worker_counts_is_bitwise_equal(tiny, run, tmp_path):
 def test_what_the_launcher_starts_again_goes_on(tiny, run, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 2)
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0

@@ -25,7 +25,7 @@ import predict
 import train
 from creature.judging.members import load_member
 from creature.learning import checkpoint
-from creature.terminal import UserError
+from creature.terminal import Interrupted, UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -145,7 +145,7 @@ def test_predict_ensemble_and_resume_execute_nothing_of_a_hostile_folder(hostile
         ({"std": [0, 0, 0]}, "std from 0.001"),
         ({"std": [1e-300] * 3}, "std from 0.001"),
         ({"mean": [1e300] * 3}, "mean from 0 to 1"),
-        ({"crop": "zzz"}, "crop_mode must be squash, center or border"),
+        ({"crop": "zzz"}, "crop_mode must be one of squash, center, border"),
         ({"mean": [float("nan")] * 3}, "mean and std must be"),
     ],
 )
@@ -289,7 +289,7 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
     shutil.rmtree(begun / "fold-2")
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 4)
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(Interrupted):
             start(tiny, begun, resume=True)
     state = sorted((begun / "fold-2/state").iterdir())[-1].relative_to(begun)
     test = str(drawn / "test")

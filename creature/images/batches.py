@@ -34,6 +34,7 @@ class Batch(NamedTuple):
     pixels: torch.Tensor  # uint8 (B, 3, H, W)
     labels: torch.Tensor  # (B,)
     rows: torch.Tensor  # (B,)
+    ids: list[str]
     bad: dict[str, str]  # id -> reason
 
 
@@ -89,6 +90,7 @@ class Pictures:
             torch.stack(pixels),
             torch.tensor(table["label"]),
             torch.tensor(rows),
+            table["id"],
             {
                 name: str(reason)
                 for name, reason in zip(table["id"], decoded, strict=True)

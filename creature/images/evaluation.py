@@ -6,6 +6,8 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+FITS = ("squash", "center", "border")
+
 
 def evaluation_view(size: int, fit: str, mean: Sequence[float]) -> Callable[[Image.Image], np.ndarray]:
     """A picture as uint8 (3, size, size): the pixels of timm's `create_transform` with crop_pct 1 and crop_mode `fit`.

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from creature.disk import file_hash
+from creature.images.evaluation import FITS
 from creature.images.folds import FoldFile, read_folds
 from creature.judging.asking import Predictor, Sees
 from creature.learning.device import device_precision
@@ -94,8 +95,8 @@ def load_member(folder: Path, device: torch.device) -> Member:
                 f"{folder / 'config.json'}: mean and std must be numbers, mean from 0 to 1 and std from 0.001 to 10, "
                 f"got {sees[2]} and {view['std']}"
             )
-        if sees[1] not in ("squash", "center", "border"):
-            raise UserError(f"{folder / 'config.json'}: crop_mode must be squash, center or border, got {sees[1]!r}")
+        if sees[1] not in FITS:
+            raise UserError(f"{folder / 'config.json'}: crop_mode must be one of {', '.join(FITS)}, got {sees[1]!r}")
         if not 1 <= len(names) <= MAX_CLASSES or not 16 <= sees[0] <= MAX_SIZE:
             raise UserError(f"{folder}: {len(names)} classes at {sees[0]} pixels are more, or less, than any model has")
         arguments = config.get("model_args") or {}

@@ -1,10 +1,11 @@
-"""The loop's two halves: one optimizer step, and the predictions of rows. B batch, K classes.
+"""The loop's parts: the steps of an epoch, one step, and the predictions of rows. B batch, K classes.
 
 Losses are summed over a global batch and divided by its size, so any number of processes and parts gives the same step.
 """
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,10 +17,12 @@ from accelerate.utils import broadcast, gather_object
 from torch import nn
 
 from creature.images.batches import Batch, Pictures, load_batches, seed_of
+from creature.learning import processes
 from creature.learning.checkpoint import Position
 from creature.learning.losses import RowLoss
 from creature.learning.normalize import Normalize
-from creature.terminal import UserError, progress
+from creature.learning.signals import Stop
+from creature.terminal import Interrupted, UserError, progress, warn
 
 Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -37,6 +40,12 @@ class Learner:
     see: See
     row_loss: RowLoss
     position: Position
+    seed: tuple[int, int]  # the recipe's, and the fold
+    rate: Callable[[float], float]  # the learning rate after so many epochs
+    parts: int  # in which a process computes its share of a batch
+    clip_norm: float | None
+    freeze_batch_stats: bool
+    save_minutes: float
 
 
 def make_see(normalize: Normalize, mix: Mix | None) -> See:
@@ -93,6 +102,46 @@ def train_mode(model: nn.Module, freeze_batch_stats: bool) -> None:
                 module.eval()
 
 
+def train_epoch(
+    accelerator: Accelerator,
+    learner: Learner,
+    batches: Iterator[Batch],
+    sizes: Sequence[int],
+    stop: Stop,
+    save: Callable[[], None],
+    title: str,
+) -> None:
+    """The steps of an epoch that are left, a resume point every few minutes, and one where a signal asks to stop.
+
+    `sizes` are those of all global batches of the epoch.
+    """
+    position, (_, fold) = learner.position, learner.seed
+    began, saved = time.monotonic() - position.seconds, time.monotonic()
+    train_mode(learner.model, learner.freeze_batch_stats)
+    stop.at_once = False
+    accelerator.wait_for_everyone()  # the main process may still be writing
+    with progress() as bar:
+        task = bar.add_task(title, total=sum(sizes), speed="")
+        for size in sizes[position.batch :]:
+            batch, lr = next(batches), learner.rate(position.epoch + position.batch / len(sizes))
+            seed_step(*learner.seed, position.epoch, position.batch)
+            due = accelerator.is_main_process and time.monotonic() - saved >= 60 * learner.save_minutes
+            with processes.waiting(accelerator, processes.WAIT_IN_STEP, processes.WAIT_IN_FOLD):
+                step = train_step(accelerator, learner, batch, size, lr, stop.asked, due)
+            if not step.taken:
+                warn(f"step {position.batch + 1} of epoch {position.epoch + 1} is skipped: its loss is {step.loss}")
+            position.end_step(step.loss, step.taken, size, batch.ids)
+            position.seconds = time.monotonic() - began
+            bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
+            if step.stop or step.save:
+                save()
+                accelerator.wait_for_everyone()
+                saved = time.monotonic()
+            if step.stop:
+                where = f"step {position.batch} of epoch {position.epoch + 1} of fold {fold}"
+                raise Interrupted(f"stopped as asked after {where}, and saved; --resume goes on")
+
+
 class Step(NamedTuple):
     """A step's mean loss, whether it was taken (or skipped, for a number was none), and what comes after it."""
 
@@ -108,19 +157,17 @@ def train_step(
     batch: Batch,
     size: int,
     lr: float,
-    parts: int,
-    clip_norm: float | None,
     stop: bool = False,
     save: bool = False,
 ) -> Step:
     """One optimizer step on this process's share of a global batch of `size` rows; skipped where it is not finite.
 
     A process without a row of its own has a borrowed one, which weighs nothing: every process must take part in the
-    gradient's exchange. The share is computed in `parts`, to save memory. All processes decide alike, for gradients,
+    gradient's exchange. The share is computed in parts, to save memory. All processes decide alike, for gradients,
     loss and the wish of any of them to `stop` or `save` are exchanged. A skipped step leaves parameters, optimizer and
     BatchNorm's statistics as they were. Raises UserError where the device's memory is too small.
     """
-    model, optimizer = learner.model, learner.optimizer
+    model, optimizer, parts, clip_norm = learner.model, learner.optimizer, learner.parts, learner.clip_norm
     _refuse_bad(batch)
     for group in optimizer.param_groups:
         group["lr"] = lr

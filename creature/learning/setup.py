@@ -39,6 +39,7 @@ from creature.learning.normalize import Normalize
 from creature.learning.predictions import load_predictions
 from creature.learning.processes import MEETING, WAIT, check_processes
 from creature.learning.runs import environment, fold_state, open_run, share_folds
+from creature.learning.schedule import lr_factor
 from creature.recipe import Recipe
 from creature.terminal import UserError, console, say, warn
 
@@ -175,6 +176,12 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         make_see(normalize, make_mix(recipe.augment, classes)),
         make_loss(recipe.loss, np.bincount(data.folds.labels[data.folds.fold != fold], minlength=classes).tolist()),
         position,
+        seed=(recipe.seed, fold),
+        rate=lambda epochs: recipe.optimizer.lr * lr_factor(recipe.schedule, epochs),
+        parts=recipe.accumulate,
+        clip_norm=recipe.optimizer.clip_norm,
+        freeze_batch_stats=backbone.freeze_batch_stats,
+        save_minutes=recipe.checkpoint.every_minutes,
     )
 
 
