@@ -84,6 +84,23 @@ def test_the_death_of_the_launcher_ends_its_child_saved(tiny, long, tmp_path):
     finish(tiny, tmp_path / "run", long)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_within_a_step_saves_that_step(tiny, tmp_path, monkeypatch, name):
+    step, done = loop.train_step, []
+
+    def signalled(*words):
+        done.append(1)
+        if len(done) == 4:
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(*words)
+
+    monkeypatch.setattr(loop, "train_step", signalled)
+    with pytest.raises(Interrupted, match="after step 2 of epoch 2 of fold 0, and saved"):
+        start(tiny, tmp_path / "run", "folds.train=[0]")  # the request is seen by the step after it
+    state = json.loads((sorted((tmp_path / "run/fold-0/state").iterdir())[-1] / "state.json").read_text())
+    assert (state["epoch"], state["batch"]) == (1, 2)
+
+
 def test_a_signal_before_anything_is_read_leaves_with_75_too(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "start", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
     with pytest.raises(Interrupted, match="--resume goes on"):
