@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from filelock import FileLock
 from test_faults import wait_for_epoch
@@ -127,11 +128,30 @@ def words(tiny: Path, out: Path, *settings: str, resume: bool = False) -> list[s
     return ["--recipe", str(tiny), "--out", str(out), *overrides, *["--resume"] * resume]
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """A test that fails leaves no launcher behind, and none of those that it started."""
+    yield
+    for launcher in STARTED:
+        if launcher.poll() is None:
+            children = psutil.Process(launcher.pid).children(recursive=True)
+            for process in (launcher, *children):  # the launcher first, which would start others
+                process.kill()
+            launcher.wait()
+    STARTED.clear()
+
+
 def program(*line: str, **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"} | more,
+    STARTED.append(
+        subprocess.Popen(
+            line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=os.environ | {"ACCELERATE_USE_CPU": "true"} | more,
+        )
     )  # fmt: skip
+    return STARTED[-1]
 
 
 @pytest.mark.full
