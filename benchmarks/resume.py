@@ -1,4 +1,4 @@
-"""What resume points cost: the share of a training that is spent on saving, and the time to a resumed first step.
+"""What resume points cost: the share of a training spent on saving, the time to a resumed first step, and to a stop.
 
 python benchmarks/resume.py [PAIRS]
 
@@ -8,6 +8,7 @@ below 1 a resume is the faster one. Pictures that the run has checked are only h
 """
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from creature.images.drawings import write_drawings
 from creature.learning import loop
 from creature.terminal import Interrupted, console
 
+ROOT = Path(__file__).parent.parent
 RECIPE = {
     "name": "resume",
     "images": {"size": 96, "normalize": "none"},
@@ -71,6 +73,19 @@ def stop_in_mid_epoch(recipe: Path, out: Path) -> None:
         loop.train_step = step
 
 
+def time_to_stop(recipe: Path, out: Path) -> float:
+    """From SIGTERM in mid-training to the end of the process."""
+    words = ("--recipe", str(recipe), "--out", str(out), "--set", "schedule.epochs=100")
+    running = subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert running.stdout
+    next(line for line in running.stdout if line.split()[:1] == ["1"])  # the first epoch's line
+    began = time.perf_counter()
+    running.terminate()
+    running.communicate()
+    assert running.returncode == 75
+    return time.perf_counter() - began
+
+
 def interval(ratios: np.ndarray) -> tuple[float, float]:
     """The median's 95 % bootstrap interval."""
     drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
@@ -94,10 +109,12 @@ def main() -> None:
         for pair in range(pairs):
             fresh = time_to_first_step(recipe, work / f"fresh-{pair}")
             ratios.append(time_to_first_step(recipe, work / "cut", "--resume") / fresh)
+        stops = [time_to_stop(recipe, work / f"stopped-{number}") for number in range(5)]
     low, high = interval(np.array(ratios))
     print(f"torch {version('torch')}, timm {version('timm')}, {torch.get_num_threads()} threads")
     print(f"saving: {saving / wall:.2%} of {wall:.0f} s (goal: at most 2 %)")
     print(f"resumed over fresh: {np.median(ratios):.2f} [{low:.2f}, {high:.2f}], {pairs} pairs (goal: at most 1.05)")
+    print(f"asked to stop: {np.median(stops):.1f} s, {max(stops):.1f} s at most, 5 times (goal: less than 10 s)")
 
 
 if __name__ == "__main__":

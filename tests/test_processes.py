@@ -71,7 +71,7 @@ from creature.learning.loop import Learner, predict
 from creature.learning.normalize import Normalize
 
 accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
+assert accelerator.num_processes == int(sys.argv[1])
 
 def picture(i):
     out = BytesIO()
@@ -96,12 +96,14 @@ sys.stdout.write(f"done {accelerator.process_index}" + chr(10))
 """
 
 
-def test_every_held_out_row_is_predicted_exactly_once_for_any_n(tmp_path: Path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_held_out_row_is_predicted_exactly_once_for_any_n(tmp_path: Path, processes: int):
     script = tmp_path / "predict_n.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{PREDICT_N}")
-    done = launch("--multi_gpu", "--num_processes", "2", str(script))
+    several = ["--multi_gpu"] if processes > 1 else []
+    done = launch(*several, "--num_processes", str(processes), str(script), str(processes))
     assert done.returncode == 0, done.stderr
-    assert "done 0" in done.stdout and "done 1" in done.stdout
+    assert all(f"done {process}" in done.stdout for process in range(processes))
 
 
 def test_fsdp_is_refused_with_a_reason(settings: list[str], tmp_path: Path, monkeypatch):
