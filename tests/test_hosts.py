@@ -20,6 +20,7 @@ from test_faults import wait_for_epoch
 from test_processes import LAUNCH, launch
 from test_resume import stopping_after
 from test_train import losses, start
+from torch.distributed import HashStore
 
 from creature.learning import checkpoint
 from creature.terminal import Interrupted, UserError
@@ -220,6 +221,39 @@ def test_a_process_notices_that_the_other_is_gone(tiny, tmp_path):
     assert running.returncode != 0
     # Who is first: the other process, or the launcher that ends it.
     assert "another process of this training is gone" in shown or "SIGTERM: saving and leaving" in shown, shown[-3000:]
+
+
+def test_one_that_asks_stops_all_at_its_step(tiny, tmp_path):
+    settings, out = (*PLAIN, "checkpoint.every_minutes=60"), tmp_path / "run"
+    asks = driver(tmp_path, 1, "words = (*words[:-2], True, words[-1])")  # its wish to stop, in its sixth step
+    done = launch(*TWO, asks, *words(tiny, out, *settings))
+    assert done.returncode != 0 and "after step 2 of epoch 2 of fold 0, and saved" in done.stderr, done.stderr
+    state = json.loads((sorted((out / "fold-0/state").iterdir())[-1] / "state.json").read_text())
+    assert (state["epoch"], state["batch"]) == (1, 2)  # the main process was not asked, and it alone saves
+
+
+def test_each_attempt_of_the_launcher_meets_by_keys_of_its_own(tiny, tmp_path, monkeypatch):
+    from creature.learning import processes, setup
+
+    kept = HashStore()  # as the launcher keeps one
+    monkeypatch.setattr(processes, "rendezvous", lambda url, **_: iter([(kept, 0, 1)]))
+    found = []
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        ((store, rank, world),) = processes._meet(f"{processes.MEETING}://")
+        found.append((store.check(["address"]), rank, world))
+        store.set("address", "of a process that will be dead")
+    assert found == [(False, 0, 1), (False, 0, 1)]
+
+    class Started(Exception):
+        pass
+
+    def accelerator(**options):
+        raise Started(*(handler.init_method for handler in options["kwargs_handlers"]))
+
+    monkeypatch.setattr(setup, "Accelerator", accelerator)
+    with pytest.raises(Started, match=f"{processes.MEETING}://"):
+        start(tiny, tmp_path / "run")
 
 
 def test_what_the_launcher_starts_again_after_a_loss_goes_on_by_itself(tiny, tmp_path):
