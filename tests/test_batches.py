@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from creature.images.batches import Pictures, epoch_batches, load_batches, seed_of, share_of, training_order
 from creature.images.evaluation import evaluation_view
-from creature.images.views import training_view
+from creature.images.views import exact_view, training_view
 from creature.recipe import Augment
 
 ROOT = Path(__file__).parent.parent
@@ -152,7 +152,7 @@ def test_workers_change_no_bit_and_no_order(workers):
         assert torch.equal(batch.pixels, expected.pixels) and torch.equal(batch.rows, expected.rows)
 
 
-@pytest.mark.parametrize("view", [VIEW, evaluation_view(16, "border", (0.5, 0.5, 0.5))])
+@pytest.mark.parametrize("view", [VIEW, exact_view(evaluation_view(16, "border", (0.5, 0.5, 0.5)))])
 def test_pictures_reach_workers_that_are_spawned(view):
     pictures = Pictures(TABLE, view, seed=5)
     copy = pickle.loads(pickle.dumps(pictures))
@@ -181,7 +181,8 @@ def test_a_broken_picture_keeps_its_place_and_is_named_and_changes_no_other(work
 
 
 def test_a_broken_picture_is_black_in_an_evaluation():
-    batch = Pictures(table(broken=0), evaluation_view(16, "squash", (0.5, 0.5, 0.5))).__getitems__([(0, 0), (1, 0)])
+    view = exact_view(evaluation_view(16, "squash", (0.5, 0.5, 0.5)))
+    batch = Pictures(table(broken=0), view).__getitems__([(0, 0), (1, 0)])
     assert batch.pixels[0].max() == 0 < batch.pixels[1].max()
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,17 +236,17 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
 # Decoders that kill
 
 
-@pytest.mark.parametrize("where", [checks, batches])
-def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeypatch, where):
+@pytest.mark.parametrize(("where", "name"), [(checks, "decode"), (batches, "Encoded")])
+def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeypatch, where, name):
     victim = sorted((drawn / "train/fish").iterdir())[0]
-    content, decode = victim.read_bytes(), where.decode
+    content, decode = victim.read_bytes(), getattr(where, name)
 
-    def deadly(data: bytes) -> np.ndarray:
+    def deadly(data: bytes) -> Any:
         if data == content:
             os.kill(os.getpid(), signal.SIGSEGV)
         return decode(data)
 
-    monkeypatch.setattr(where, "decode", deadly)
+    monkeypatch.setattr(where, name, deadly)
     with pytest.raises(UserError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
         start(tiny, tmp_path / "run", "images.workers=2")
 

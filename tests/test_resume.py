@@ -67,8 +67,8 @@ def test_resume_decodes_no_picture_that_a_step_has_seen(tiny, tmp_path, monkeypa
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", *settings)
     decoded = []
-    decode = batches.decode
-    monkeypatch.setattr(batches, "decode", lambda data: decoded.append(1) or decode(data))
+    encoded = batches.Encoded
+    monkeypatch.setattr(batches, "Encoded", lambda data: decoded.append(1) or encoded(data))
     assert start(tiny, tmp_path / "run", *settings, resume=True) == 0
     assert len(decoded) == 16 + 24  # the last step of 48 rows in batches of 16, and the held-out rows
 

@@ -1,5 +1,6 @@
 """What a network sees: the evaluation view is timm's own, training views and mixes are the seed's alone."""
 
+import io
 import itertools
 import pickle
 
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageDraw
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
+from torchvision.transforms import v2
 
+from creature.images.decode import Decoded, Encoded, decode
 from creature.images.evaluation import evaluation_view
-from creature.images.views import make_mix, training_view
+from creature.images.views import exact_view, make_mix, training_view
 from creature.learning.backbone import timm_config
 from creature.learning.normalize import Normalize
 from creature.recipe import Augment
@@ -62,7 +65,8 @@ def test_the_evaluation_view_draws_nothing_at_random():
 
 
 @pytest.mark.parametrize(
-    "view", [evaluation_view(32, "squash", MEAN), training_view(32, augment(policy="rand_augment", erasing=1.0))]
+    "view",
+    [exact_view(evaluation_view(32, "squash", MEAN)), training_view(32, augment(policy="rand_augment", erasing=1.0))],
 )
 def test_a_view_reaches_workers_that_are_spawned(view):
     copy = pickle.loads(pickle.dumps(view))
@@ -73,8 +77,8 @@ def test_a_view_reaches_workers_that_are_spawned(view):
 
 
 def seen(view, seed: int, image: Image.Image | None = None) -> torch.Tensor:
-    torch.manual_seed(seed)
-    return view(image or picture(61, 40))
+    pixels = np.asarray(image or picture(61, 40))
+    return view(Decoded((pixels.shape[1], pixels.shape[0]), pixels), seed)
 
 
 @pytest.mark.parametrize("policy", ["none", "rand_augment", "trivial_augment"])
@@ -130,6 +134,53 @@ def test_a_crop_keeps_the_share_of_the_area_that_was_asked_for():
         for seed in range(10):
             pixels = seen(view, seed, ramp).int()
             assert low < pixels.max() - pixels.min() + 5 < high + 5
+
+
+def photo(width: int, height: int, **options) -> bytes:
+    """A JPEG of soft colours with one sharp edge, as photographs are."""
+    image = Image.fromarray(NOISE[:6, :8]).resize((width, height), Image.Resampling.BICUBIC)
+    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), "orange", "navy", 9)
+    image.save(file := io.BytesIO(), "JPEG", quality=90, **options)
+    return file.getvalue()
+
+
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
+
+
+@pytest.mark.parametrize(
+    "data", [photo(90, 70), photo(900, 700), photo(896, 704, exif=TURNED), photo(900, 700, exif=TURNED)]
+)
+@pytest.mark.parametrize("erasing", [0.0, 0.5])
+def test_a_crop_is_what_the_steps_make_of_the_whole_picture(data, erasing):
+    """Same draws, and pixels that differ by rounding; by less than a grey level where less was decoded."""
+    settings = augment(erasing=erasing)
+    view = training_view(64, settings)
+    steps = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(settings.flip),
+            v2.RandomResizedCrop(64, scale=settings.crop_scale),
+            v2.PILToTensor(),
+            v2.RandomErasing(erasing),
+        ]
+    )
+    whole = Image.fromarray(decode(data))
+    for seed in range(40):
+        torch.manual_seed(seed)
+        expected = steps(whole).int()
+        found = view(Encoded(data), seed).int()
+        assert (found - expected).abs().float().mean() <= 1
+        if max(whole.size) < 128:  # nothing is decoded smaller
+            assert (found - expected).abs().max() <= 1
+
+
+def test_a_large_jpeg_is_decoded_in_no_higher_resolution_than_its_crop_needs(monkeypatch):
+    asked, smaller = [], Encoded.smaller
+    monkeypatch.setattr(Encoded, "smaller", lambda self, shrink: asked.append(shrink) or smaller(self, shrink))
+    training_view(64, augment(crop_scale=(1.0, 1.0)))(Encoded(photo(900, 700)), 0)
+    training_view(64, augment(crop_scale=(1.0, 1.0)))(Encoded(photo(260, 140)), 0)
+    training_view(64, augment(crop_scale=(1.0, 1.0), rotation=5))(Encoded(photo(900, 700)), 0)
+    assert asked == [8, 2, 1]
 
 
 # Mixing

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, get_worker_info
 
 from creature.cores import usable_cores
-from creature.images.decode import BadImage, decode, read
+from creature.images.decode import BLACK, BadImage, Encoded, read
 from creature.images.views import View
 from creature.terminal import UserError
 
@@ -65,52 +64,38 @@ def share_of(batch: np.ndarray, process: int, processes: int) -> np.ndarray:
 class Pictures:
     """Rows of the table as batches; an item is (row, epoch), so that each epoch sees another random view."""
 
-    def __init__(self, dataset: "Dataset", view: View, seed: int | None = None):
+    def __init__(self, dataset: "Dataset", view: View, seed: int = 0):
         self.dataset, self.view, self.seed = dataset, view, seed
         self.decoding = torch.zeros(0, 2, dtype=torch.int64)  # each worker's pid and row
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
         rows = [row for row, _ in items]
         table = self.dataset[rows]
-        # Threads only decode; a random view draws from torch's one generator, so the views are made one by one.
-        if get_worker_info() is None and len(rows) > 1:
-            with ThreadPoolExecutor(usable_cores()) as pool:
-                decoded = list(pool.map(_try_decode, table["image"]))
-        else:
-            decoded = []
-            for row, image in zip(rows, table["image"], strict=True):
-                note(self.decoding, row)
-                decoded.append(_try_decode(image))
+        images = zip(items, table["id"], table["image"], strict=True)
         with torch.random.fork_rng(devices=[]):
-            pixels = [
-                self._see(picture, name, epoch)
-                for picture, name, (_, epoch) in zip(decoded, table["id"], items, strict=True)
-            ]
+            if get_worker_info() is None and len(rows) > 1:
+                with ThreadPoolExecutor(usable_cores()) as pool:
+                    seen = list(pool.map(self._see, *zip(*images, strict=True)))
+            else:
+                seen = [self._see(*image) for image in images]
         return Batch(
-            torch.stack(pixels),
+            # In the memory order of pictures, channels last, which convolutions prefer.
+            torch.stack([pixels.permute(1, 2, 0) for pixels, _ in seen]).permute(0, 3, 1, 2),
             torch.tensor(table["label"]),
             torch.tensor(rows),
             table["id"],
-            {
-                name: str(reason)
-                for name, reason in zip(table["id"], decoded, strict=True)
-                if isinstance(reason, BadImage)
-            },
+            {name: reason for name, (_, reason) in zip(table["id"], seen, strict=True) if reason},
         )
 
-    def _see(self, picture: np.ndarray | BadImage, name: str, epoch: int) -> torch.Tensor:
-        if self.seed is not None:
-            torch.default_generator.manual_seed(seed_of(self.seed, epoch, name))
-        if isinstance(picture, BadImage):
-            picture = np.zeros((1, 1, 3), dtype=np.uint8)
-        return torch.as_tensor(self.view(Image.fromarray(picture)))
-
-
-def _try_decode(image: dict[str, Any]) -> np.ndarray | BadImage:
-    try:
-        return decode(read(image))
-    except BadImage as reason:
-        return reason
+    def _see(self, item: tuple[int, int], name: str, image: dict[str, Any]) -> tuple[torch.Tensor, str]:
+        """A picture's pixels, or black ones and the reason why."""
+        row, epoch = item
+        note(self.decoding, row)
+        seed = seed_of(self.seed, epoch, name)
+        try:
+            return self.view(Encoded(read(image)), seed), ""
+        except BadImage as reason:
+            return self.view(BLACK, seed), str(reason)
 
 
 def load_batches(pictures: Any, batches: Iterable[Sequence[Any]], workers: int) -> Iterator[Any]:

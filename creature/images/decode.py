@@ -4,9 +4,10 @@ import hashlib
 import os
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
@@ -22,6 +23,7 @@ MAX_ASPECT = 200
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + ("AVIF",) * bool(features.check("avif"))
 TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 TURN_OF = {orientation: Image.Transpose[name] for orientation, name in enumerate(TURNS, start=2)}
+SIDEWAYS = [Image.Transpose[name] for name in TURNS[3:]]
 
 
 class BadImage(ValueError):
@@ -51,19 +53,80 @@ def content_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The pixels of an encoded picture (of its first frame), upright and over white: uint8 (H, W, 3), RGB.
+class Encoded:
+    """An encoded picture, to be decoded in the resolution that is needed; `size` is (width, height), upright.
 
     Raises BadImage: unknown format, corrupt, truncated, above MAX_PIXELS or MAX_ASPECT, grey without a defined white.
     """
+
+    def __init__(self, data: bytes):
+        with _reasons():
+            self._image = Image.open(BytesIO(data), formats=FORMATS)
+            _check_header(self._image)
+            self._decoded: np.ndarray | None = None
+            if self._image.format in ("JPEG", "MPO"):
+                self._turn = _turn(self._image)
+                width, height = self._image.size
+                self.size = (height, width) if self._turn in SIDEWAYS else (width, height)
+            else:  # all of it at once: nothing is won by waiting, and a TIFF turns itself, before its EXIF is read
+                if self._image.format == "PNG":
+                    _load_png(self._image, data)
+                self._image.load()
+                rgb = _rgb(self._image)
+                self._decoded = _upright(rgb, _turn(self._image))
+                self.size = self._decoded.shape[1], self._decoded.shape[0]
+
+    def pixels(self) -> np.ndarray:
+        """Upright and over white: uint8 (H, W, 3), RGB."""
+        return self.smaller(1)[0]
+
+    def smaller(self, shrink: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """The pixels in a resolution that is at least 1 / shrink (1, 2, 4, 8) of the whole one, and which, in x and y.
+
+        A JPEG is cheaper then: what a smaller picture does not show is left out (libjpeg's scaled decoding).
+        """
+        if self._decoded is not None:
+            return self._decoded, (1, 1)
+        with _reasons():
+            width, height = self._image.size
+            if self._turn and (width % shrink or height % shrink):
+                shrink = 1  # the remainder is padded at the end, which would come first
+            if shrink > 1:
+                self._image.draft(None, (width // shrink, height // shrink))
+            self._image.load()
+            return _upright(_rgb(self._image), self._turn), (1 / shrink, 1 / shrink)
+
+
+class Decoded(NamedTuple):
+    """A picture that is decoded, be it smaller than `size`, its (width, height)."""
+
+    size: tuple[int, int]
+    array: np.ndarray
+
+    def pixels(self) -> np.ndarray:
+        """What is there, uint8 (H, W, 3)."""
+        return self.array
+
+    def smaller(self, _shrink: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """What is there, and its resolution over the whole one in x and y."""
+        return self.array, (self.array.shape[1] / self.size[0], self.array.shape[0] / self.size[1])
+
+
+BLACK = Decoded((1, 1), np.zeros((1, 1, 3), dtype=np.uint8))  # in place of a picture that is none
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The pixels of an encoded picture (of its first frame), upright and over white: uint8 (H, W, 3), RGB.
+
+    Raises BadImage, as Encoded does.
+    """
+    return Encoded(data).pixels()
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
-        _check_header(image)
-        if image.format == "PNG":
-            _load_png(image, data)
-        image.load()  # before the EXIF: a TIFF turns itself
-        rgb, turn = _rgb(image), _turn(image)
-        return np.asarray(rgb if turn is None else rgb.transpose(turn))
+        yield
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -72,6 +135,10 @@ def decode(data: bytes) -> np.ndarray:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # the plugins raise anything on corrupt data: struct.error, AssertionError, ...
         raise BadImage(f"corrupt picture: {' '.join(str(error).split()) or type(error).__name__}"[:200]) from None
+
+
+def _upright(rgb: Image.Image, turn: Image.Transpose | None) -> np.ndarray:
+    return np.asarray(rgb if turn is None else rgb.transpose(turn))
 
 
 def _check_header(image: Image.Image) -> None:

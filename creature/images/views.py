@@ -1,33 +1,104 @@
 """Views of training pictures; those of all others have creature.images.evaluation. B batch, K classes.
 
-A view takes a PIL image and gives uint8 (3, size, size); MixUp and CutMix work on the batch.
+A view takes a picture and the seed of its randomness, and gives uint8 (3, size, size); MixUp and CutMix work on the
+batch.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
+from creature.images.decode import Decoded, Encoded
 from creature.recipe import Augment
 
-View = Callable[[Image.Image], torch.Tensor | np.ndarray]
+View = Callable[[Encoded | Decoded, int], torch.Tensor]
+
+_DRAWING = threading.Lock()
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Torch's one generator, seeded, for one thread at a time."""
+    with _DRAWING:
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def exact_view(view: Callable[[Image.Image], np.ndarray]) -> View:
+    """A view without randomness of the picture decoded in full, such as creature.images.evaluation's."""
+    return partial(_see_exactly, view)
+
+
+def _see_exactly(view: Callable[[Image.Image], np.ndarray], picture: Encoded | Decoded, _seed: int) -> torch.Tensor:
+    return torch.from_numpy(view(Image.fromarray(picture.pixels())))
 
 
 def training_view(size: int, augment: Augment) -> View:
-    """Random flip, rotation, policy, crop and erasing, in the report's order; randomness is torch's own generator."""
+    """Random flip, rotation, policy, crop and erasing, in the report's order; randomness is torch's own generator.
+
+    Where nothing looks at more than the crop, a picture is decoded in no higher resolution than the crop needs.
+    """
     policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
-    steps: list[Any] = [v2.RandomHorizontalFlip(augment.flip)]
+    flip, crop = v2.RandomHorizontalFlip(augment.flip), v2.RandomResizedCrop(size, scale=augment.crop_scale)
+    erasing = v2.RandomErasing(augment.erasing)
+    if not augment.rotation and augment.policy == "none":
+        return partial(_see_crop, size, flip, crop, erasing)
+    steps: list[Any] = [flip]
     if augment.rotation:
         steps.append(v2.RandomRotation(augment.rotation))  # type: ignore[arg-type]
     if augment.policy != "none":
         steps.append(policies[augment.policy]())
-    steps += [v2.RandomResizedCrop(size, scale=augment.crop_scale), v2.PILToTensor()]
-    if augment.erasing:
-        steps.append(v2.RandomErasing(augment.erasing))
-    return v2.Compose(steps)
+    return partial(_see_whole, v2.Compose([*steps, crop, v2.PILToTensor(), erasing]))
+
+
+def _see_whole(steps: v2.Compose, picture: Encoded | Decoded, seed: int) -> torch.Tensor:
+    image = Image.fromarray(picture.pixels())
+    with _drawing(seed):
+        return steps(image)
+
+
+def _see_crop(
+    size: int,
+    flip: v2.RandomHorizontalFlip,
+    crop: v2.RandomResizedCrop,
+    erasing: v2.RandomErasing,
+    picture: Encoded | Decoded,
+    seed: int,
+) -> torch.Tensor:
+    """What the steps would do one after another, with all that is random drawn before anything is decoded."""
+    width, height = picture.size
+    with _drawing(seed):
+        mirrored = bool(torch.rand(1) < flip.p)
+        box = crop.make_params([torch.empty(1, height, width, device="meta")])
+        erased = None
+        if erasing.p and torch.rand(1) < erasing.p:
+            erased = erasing.make_params([torch.empty(3, size, size, device="meta")])
+    left = width - box["left"] - box["width"] if mirrored else box["left"]
+    edges = (left, box["top"], left + box["width"], box["top"] + box["height"])
+    shrink = max(by for by in (1, 2, 4, 8) if by == 1 or min(box["width"], box["height"]) >= by * size)
+    seen = _crop(*picture.smaller(shrink), edges, size)
+    seen = seen.flip(2) if mirrored else seen
+    return seen if erased is None else erasing.transform(seen, erased)
+
+
+def _crop(pixels: np.ndarray, scale: tuple[float, float], edges: tuple[int, int, int, int], size: int) -> torch.Tensor:
+    """The part of (H, W, 3) within the edges (left, top, right, bottom), times scale, as (3, size, size)."""
+    if scale == (1, 1):
+        left, top, right, bottom = edges
+        part = torch.from_numpy(pixels[top:bottom, left:right].copy()).permute(2, 0, 1)
+        return interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+    x, y = scale  # edges between pixels, which torch has no resize for
+    box = (edges[0] * x, edges[1] * y, edges[2] * x, edges[3] * y)
+    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def make_mix(augment: Augment, classes: int) -> Callable[[torch.Tensor, torch.Tensor], Any] | None:

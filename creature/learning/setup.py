@@ -22,7 +22,7 @@ from creature.images.evaluation import evaluation_view
 from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together
 from creature.images.manifest import fingerprint, read_images
 from creature.images.sources import Columns
-from creature.images.views import make_mix, training_view
+from creature.images.views import exact_view, make_mix, training_view
 from creature.learning.backbone import (
     build_backbone,
     build_optimizer,
@@ -122,7 +122,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     return Data(
         folds,
         Pictures(rows, training_view(images.size, recipe.augment), recipe.seed),
-        Pictures(rows, evaluation_view(images.size, images.fit, mean)),
+        Pictures(rows, exact_view(evaluation_view(images.size, images.fit, mean))),
     )
 
 

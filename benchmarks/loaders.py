@@ -1,0 +1,151 @@
+"""P1: images a second of the input pipeline, cold, beside torchvision's, timm's and datasets' loaders.
+
+python benchmarks/loaders.py [FOLDER] [--rounds 15]
+
+Every side makes uint8 batches of 64 random crops (RandomResizedCrop 224 and flip) of the same JPEG files, which the page
+cache holds: in one process on one core, and with two workers. Each is set up as its documentation advises.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sides import ROOT, in_turns, judge
+
+from creature.images.batches import Pictures, load_batches
+from creature.images.decode import Encoded, decode
+from creature.images.manifest import read_images
+from creature.images.sources import Columns
+from creature.images.views import training_view
+from creature.recipe import Augment
+from creature.terminal import console, say
+
+BATCH, SIZE = 64, 224
+LARGE = 1280  # pixels of the longer side
+OURS = "creature"
+
+
+def lay_out(photos: list[Path], out: Path, count: int) -> Path:
+    """Class folders of `count` links to the photos, again and again."""
+    for number in range(count):
+        link = out / f"class-{number % 4}" / f"{number:05d}.jpg"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(photos[number % len(photos)].resolve(), link)
+    return out
+
+
+def creature(folder: Path, workers: int) -> Callable[[], Any]:
+    table = read_images([str(folder)], Columns(), "images.train")
+    pictures = Pictures(table, training_view(SIZE, Augment()), seed=0)
+    rows = np.arange(len(table))
+    return lambda: load_batches(
+        pictures, [[(int(row), 0) for row in rows[at : at + BATCH]] for at in rows[::BATCH]], workers
+    )
+
+
+def torchvision_on_pil(folder: Path, workers: int) -> Callable[[], Any]:
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    steps = v2.Compose([v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    return lambda: DataLoader(ImageFolder(folder, steps), BATCH, shuffle=True, num_workers=workers)
+
+
+def torchvision_on_tensors(folder: Path, workers: int) -> Callable[[], Any]:
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import v2
+
+    steps = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()])
+    data = ImageFolder(folder, steps, loader=lambda path: decode_image(path, ImageReadMode.RGB))
+    return lambda: DataLoader(data, BATCH, shuffle=True, num_workers=workers)
+
+
+def timm(folder: Path, workers: int) -> Callable[[], Any]:
+    from timm.data import create_dataset, create_loader
+
+    data = create_dataset("", root=str(folder), is_training=True)
+    settings = {"is_training": True, "color_jitter": 0.0, "interpolation": "bilinear", "device": torch.device("cpu")}
+    # Its prefetcher would normalize, too; the loader within it ends at uint8, as the other sides do.
+    return lambda: create_loader(data, SIZE, BATCH, num_workers=workers, persistent_workers=False, **settings).loader
+
+
+def datasets(folder: Path, workers: int) -> Callable[[], Any]:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as Feature
+    from torch.utils.data import DataLoader
+    from torchvision.transforms import v2
+
+    paths = sorted(map(str, folder.rglob("*.jpg")))
+    steps = v2.Compose([v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    table = Dataset.from_dict(
+        {"image": paths, "label": [0] * len(paths)}, features=Features(image=Feature(mode="RGB"), label=Value("int64"))
+    )
+    seen = table.with_transform(
+        lambda rows: {"image": [steps(image) for image in rows["image"]], "label": rows["label"]}
+    )
+    return lambda: DataLoader(seen, BATCH, shuffle=True, num_workers=workers)
+
+
+SIDES = {
+    OURS: creature,
+    "torchvision on Pillow": torchvision_on_pil,
+    "torchvision on tensors": torchvision_on_tensors,
+    "timm": timm,
+    "datasets": datasets,
+}
+
+
+def drain(make: Callable[[], Any]) -> None:
+    for _ in make():
+        pass
+
+
+def difference(photos: list[Path]) -> float:
+    """The mean difference of our crops to those of pictures decoded in full, in grey levels."""
+    from torchvision.transforms import v2
+
+    view = training_view(SIZE, Augment())
+    steps = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomResizedCrop(SIZE), v2.PILToTensor()])
+    found = []
+    for seed, path in enumerate(photos):
+        torch.manual_seed(seed)
+        exact = steps(Image.fromarray(decode(path.read_bytes())))
+        found.append((view(Encoded(path.read_bytes()), seed).float() - exact.float()).abs().mean().item())
+    return float(np.mean(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT.parent / "shared/data/photos")
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    console.quiet = False
+    torch.set_num_threads(1)
+    photos = [path for path in sorted(args.folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+    large = [path for path in photos if max(Image.open(path).size) >= LARGE]
+    cores = os.sched_getaffinity(0)
+    for title, some, count, limit in (("all photos", photos, 256, 1 / 1.4), (f"{LARGE} px and more", large, 64, 1 / 2)):
+        say(f"{title}: {len(some)} photos; mean difference to the exact path {difference(some):.2f} of 255")
+        for workers in (0, 2):
+            with tempfile.TemporaryDirectory() as name:
+                folder = lay_out(some, Path(name), count * max(1, workers))
+                os.sched_setaffinity(0, cores if workers else {min(cores)})
+                makes = {side: build(folder, workers) for side, build in SIDES.items()}
+                seconds = in_turns({side: lambda make=make: drain(make) for side, make in makes.items()}, args.rounds)
+                best = min((side for side in makes if side != OURS), key=lambda side: np.median(seconds[side]))
+                where = f"{title}, {workers} workers" if workers else f"{title}, one core"
+                judge("P1", where, OURS, seconds, {best: limit}, difference=round(difference(some), 3))
+    os.sched_setaffinity(0, cores)
+
+
+if __name__ == "__main__":
+    main()
