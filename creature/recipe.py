@@ -72,6 +72,13 @@ class Images(_Settings):
         json_schema_extra=FREE,
         description="unreadable images tolerated; null: the larger of 3 and 1 %",
     )
+    cache: Literal["off", "auto", "memory", "disk"] = Field(
+        default="off",
+        description=(
+            "decode each picture once, for all folds, epochs and runs: crops are cut from copies of 8/7 of the size, "
+            "which blurs the smallest ones; held-out views stay exact; auto: on disk, if it takes at most 16 GiB"
+        ),
+    )
     workers: int = Field(
         default=2,
         ge=0,

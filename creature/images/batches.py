@@ -26,6 +26,8 @@ from creature.terminal import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from creature.images.cache import Records
+
 
 class Batch(NamedTuple):
     """Pictures with the rows that they came from; a picture that cannot be decoded keeps its place, black."""
@@ -62,16 +64,19 @@ def share_of(batch: np.ndarray, process: int, processes: int) -> np.ndarray:
 
 
 class Pictures:
-    """Rows of the table as batches; an item is (row, epoch), so that each epoch sees another random view."""
+    """Rows of the table as batches; an item is (row, epoch), so that each epoch sees another random view.
 
-    def __init__(self, dataset: "Dataset", view: View, seed: int = 0):
-        self.dataset, self.view, self.seed = dataset, view, seed
+    Of pictures that are cached, the table needs id and label alone.
+    """
+
+    def __init__(self, dataset: "Dataset", view: View, seed: int = 0, cached: "Records | None" = None):
+        self.dataset, self.view, self.seed, self.cached = dataset, view, seed, cached
         self.decoding = torch.zeros(0, 2, dtype=torch.int64)  # each worker's pid and row
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
         rows = [row for row, _ in items]
         table = self.dataset[rows]
-        images = zip(items, table["id"], table["image"], strict=True)
+        images = zip(items, table["id"], table.get("image", rows), strict=True)
         with torch.random.fork_rng(devices=[]):
             if get_worker_info() is None and len(rows) > 1:
                 with ThreadPoolExecutor(usable_cores()) as pool:
@@ -92,6 +97,8 @@ class Pictures:
         row, epoch = item
         note(self.decoding, row)
         seed = seed_of(self.seed, epoch, name)
+        if self.cached is not None:
+            return self.view(self.cached[row], seed), ""
         try:
             return self.view(Encoded(read(image)), seed), ""
         except BadImage as reason:

@@ -41,6 +41,11 @@ def _see_exactly(view: Callable[[Image.Image], np.ndarray], picture: Encoded | D
     return torch.from_numpy(view(Image.fromarray(picture.pixels())))
 
 
+def whole_view(picture: Encoded | Decoded, _seed: int) -> torch.Tensor:
+    """The view of what is cached as it is to be seen."""
+    return torch.from_numpy(picture.pixels().copy()).permute(2, 0, 1)
+
+
 def training_view(size: int, augment: Augment) -> View:
     """Random flip, rotation, policy, crop and erasing, in the report's order; randomness is torch's own generator.
 

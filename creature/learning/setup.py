@@ -17,12 +17,13 @@ from torch import nn
 
 from creature.disk import file_hash
 from creature.images.batches import Pictures, seed_of
-from creature.images.checks import check_images, refuse_bad
+from creature.images.cache import Cache, Records, Wanted, is_wanted, open_cache
+from creature.images.checks import Everything, check_images, refuse_bad
 from creature.images.evaluation import evaluation_view
 from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together
 from creature.images.manifest import fingerprint, read_images
 from creature.images.sources import Columns
-from creature.images.views import exact_view, make_mix, training_view
+from creature.images.views import exact_view, make_mix, training_view, whole_view
 from creature.learning.backbone import (
     build_backbone,
     build_optimizer,
@@ -101,29 +102,42 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
     field = "images.train and images.validation" if images.validation else "images.train"
     dataset = read_images([*images.train, *images.validation], columns, field)
+    sees = images.size, images.fit, mean_and_std(recipe.backbone.name, images.normalize)[0]
     found: list[Any] = [None]
     if accelerator.is_main_process:
         known = frozenset(read_folds(out / "folds.json").hashes) if (out / "folds.json").exists() else frozenset()
-        hashes, bad = check_images(dataset, known, field)
+        hashes, bad, cache = check_pictures(images.cache, dataset, Wanted(*sees), known, field)
         refuse_bad(dataset, bad, images.max_bad, field)
         good = [row for row in range(len(dataset)) if row not in bad]
         kept = dataset.select(good)
         names = {dataset[row]["id"]: reason for row, reason in bad.items()}
         folds = part(recipe, kept, [hashes[row] for row in good], names)
         open_run(out, recipe, weights)  # not before: what cannot be trained with must not stay as the run's recipe
-        found = [(good, share_folds(out, folds))]
+        found = [(good, share_folds(out, folds), cache)]
         total = f"{len(good)} images of {len(folds.names)} classes"
         say(f"{total}, {recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}, on {accelerator.device}")
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
-    good, folds = found[0]
-    mean, _ = mean_and_std(recipe.backbone.name, images.normalize)
+    good, folds, cache = found[0]
     rows = dataset if len(good) == len(dataset) else dataset.select(good)
-    return Data(
-        folds,
-        Pictures(rows, training_view(images.size, recipe.augment), recipe.seed),
-        Pictures(rows, exact_view(evaluation_view(images.size, images.fit, mean))),
-    )
+    train = training_view(images.size, recipe.augment)
+    if cache is None:
+        return Data(folds, Pictures(rows, train, recipe.seed), Pictures(rows, exact_view(evaluation_view(*sees))))
+    copies, views = (Records(cache, folds.hashes, views) for views in (False, True))
+    rows = rows.select_columns(["id", "label"])
+    return Data(folds, Pictures(rows, train, recipe.seed, copies), Pictures(rows, whole_view, cached=views))
+
+
+def check_pictures(
+    kind: str, dataset: datasets.Dataset, wanted: Wanted, known: frozenset[str], field: str
+) -> tuple[list[str], dict[int, str], Cache | None]:
+    """Content hashes (N,), why rows cannot be decoded, and the cache of those that can, where `kind` wants one."""
+    if not is_wanted(kind, wanted, len(dataset)):
+        return *check_images(dataset, known, field), None
+    hashes, bad = check_images(dataset, Everything(), field)
+    cache = open_cache(kind, dataset, hashes, [row for row in range(len(dataset)) if row not in bad], wanted, field)
+    bad |= {row: cache.bad[content] for row, content in enumerate(hashes) if content in cache.bad}
+    return hashes, dict(sorted(bad.items())), cache
 
 
 def part(recipe: Recipe, dataset: Any, hashes: list[str], bad: dict[str, str]) -> FoldFile:
