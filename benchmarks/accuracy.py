@@ -13,6 +13,7 @@ trainings.jsonl: a benchmark that was broken off goes on, and changed code or an
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +37,7 @@ import predict
 from creature.cores import usable_cores
 from creature.images.files import label_of, list_pictures, natural, read_labels
 from creature.recipe import load_recipe
-from creature.terminal import UserError, console, run, say, show_table
+from creature.terminal import UserError, run, say, show_table
 
 PEER = Path(__file__).parent / "timm_train.py"
 MODEL, SIZE = "tf_efficientnet_lite0", 96  # of the peer
@@ -125,9 +127,8 @@ def train_ours(args: argparse.Namespace, seed: int, out: Path) -> Training:
     def said(epoch: int) -> Iterator[tuple[str, str]]:
         model, answers = fold / f"kept/epoch-{epoch:04d}", out / "answers.csv"
         shutil.copy(fold / "config.json", model)
-        console.quiet = True
-        predict.main([str(model), str(args.data / "test"), "--out", str(answers), "--format", "submission"])
-        console.quiet = False
+        with redirect_stdout(io.StringIO()):
+            predict.main([str(model), str(args.data / "test"), "--out", str(answers), "--format", "submission"])
         with answers.open(newline="") as file:
             yield from ((name, label) for name, label in list(csv.reader(file))[1:])
 
