@@ -196,13 +196,13 @@ def once(name: dict[str, Any], train: Callable[[Path], Training], out: Path, log
     return training
 
 
-def compare(ours: Sequence[Training], peers: Sequence[Training], recipe: str) -> None:
-    """Record the ratios of the times to timm's own last accuracy, and to a fixed one, seed by seed."""
+def compare(ours: Sequence[Training], peers: Sequence[Training], title: str) -> None:
+    """Record under a title the ratios of the times to timm's own last accuracy, and to a fixed one, seed by seed."""
     last = [peer.accuracy[-1] for peer in peers]
     rows = []
     for case, targets in {
-        f"{recipe}: time to the last accuracy of timm's train.py": last,
-        f"{recipe}: time to {TARGET}": [TARGET] * len(peers),
+        f"{title}: time to the last accuracy of timm's train.py": last,
+        f"{title}: time to {TARGET}": [TARGET] * len(peers),
     }.items():
         took = [side.seconds_to(target) for side, target in zip(ours, targets, strict=True)]
         theirs = [side.seconds_to(target) for side, target in zip(peers, targets, strict=True)]
@@ -252,7 +252,8 @@ def main() -> int:
     ]
     show_table("Trainings", ("side", "seed", "seconds", "accuracy after the first epoch", "after the last"), lines)
     if not args.peer_only:
-        compare([own for _, own in pairs if own], [peer for peer, _ in pairs], recipe)
+        title = " ".join([recipe, *args.set, "on", args.data.name])
+        compare([own for _, own in pairs if own], [peer for peer, _ in pairs], title)
     return 0
 
 
