@@ -7,6 +7,7 @@ equal), in one process, fresh and resumed from the middle of an epoch in turns; 
 below 1 a resume is the faster one. Pictures that the run has checked are only hashed then, and none is decoded twice.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -93,7 +94,9 @@ def interval(ratios: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=int, nargs="?", default=15, metavar="PAIRS", help="(%(default)s)")
+    pairs = parser.parse_args().pairs
     console.quiet = True
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
