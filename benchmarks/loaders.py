@@ -2,8 +2,8 @@
 
 python benchmarks/loaders.py [FOLDER] [--rounds 15]
 
-Every side makes uint8 batches of 64 random crops (RandomResizedCrop 224 and flip) of the same JPEG files, which the page
-cache holds: in one process on one core, and with two workers. Each is set up as its documentation advises.
+Every side makes uint8 batches of 64 random crops (RandomResizedCrop 224 and flip) of the same JPEG files, which lie in
+the page cache: in one process on one core, and with two workers. Each is set up as its documentation advises.
 """
 
 import argparse

@@ -8,8 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
-import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -111,12 +109,12 @@ def open_cache(
     contents = dict(sorted(first.items()))  # a content's first row
     made = _Copies(dataset, wanted)
     if kind == "memory":
-        if sys.platform != "linux":
+        if not hasattr(os, "memfd_create"):
             raise UserError("images.cache: memory needs Linux, whose processes share it; set images.cache=disk")
-        # A file without a name in memory: gone with the last process that maps it, however that ends.
-        file = tempfile.TemporaryFile(dir="/dev/shm")
-        cache = Cache(f"/proc/{os.getpid()}/fd/{file.fileno()}", _fill(file, made, contents, title))
-        weakref.finalize(cache, file.close)
+        handle = os.memfd_create("creature")  # gone with the last process that maps it, however that ends
+        with open(handle, "wb", closefd=False) as file:
+            cache = Cache(f"/proc/{os.getpid()}/fd/{handle}", _fill(file, made, contents, title))
+        weakref.finalize(cache, os.close, handle)
         return cache
     named = hashlib.sha256(json.dumps([FORMAT, wanted.side, PIL.__version__, *vars(wanted).values()]).encode())
     named.update("".join(contents).encode())
@@ -182,7 +180,7 @@ def _fill(file: BinaryIO, made: "_Copies", contents: dict[str, int], title: str)
         done: Iterator[tuple[torch.Tensor, list[tuple[int, ...] | str]]]
         done = load_batches(made, pieces, min(usable_cores(), len(pieces)))
         for pixels, found in done:
-            file.write(memoryview(pixels.numpy()))
+            file.write(pixels.numpy().tobytes())
             for name, each in zip(names[len(kept) + len(bad) :], found, strict=False):
                 if isinstance(each, str):
                     bad[name] = each
