@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks are of this checkout, whatever is installed
+sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks are of this checkout, whatever is installed
 
 from creature.cores import usable_cores
 from creature.terminal import say, show_table
 
+ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results.jsonl"
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "pillow", "numpy")
 
