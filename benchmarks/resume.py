@@ -8,6 +8,7 @@ below 1 a resume is the faster one. Pictures that the run has checked are only h
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -18,15 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from sides import ROOT, Ratio, in_turns, ratio, record  # first, for it puts this checkout first
 
 import train
 from creature.images.drawings import write_drawings
 from creature.learning import loop
 from creature.terminal import Interrupted, console
 
-ROOT = Path(__file__).parent.parent
 RECIPE = {
     "name": "resume",
     "images": {"size": 96, "normalize": "none"},
@@ -65,7 +64,7 @@ def stop_in_mid_epoch(recipe: Path, out: Path) -> None:
 
     def stopping(*words):
         done[0] += 1
-        return step(*words)._replace(stop=done[0] == 15)
+        return step(*words[:-2], done[0] == 15, words[-1])
 
     loop.train_step = stopping
     try:
@@ -87,12 +86,6 @@ def time_to_stop(recipe: Path, out: Path) -> float:
     return time.perf_counter() - began
 
 
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """The median's 95 % bootstrap interval."""
-    drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-    return tuple(np.quantile(np.median(drawn, axis=1), (0.025, 0.975)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=int, nargs="?", default=15, metavar="PAIRS", help="(%(default)s)")
@@ -108,15 +101,22 @@ def main() -> None:
         wall = time.perf_counter() - began
         saving = json.loads((work / "whole/fold-0/result.json").read_text())["saving_seconds"]
         stop_in_mid_epoch(recipe, work / "cut")
-        ratios = []
-        for pair in range(pairs):
-            fresh = time_to_first_step(recipe, work / f"fresh-{pair}")
-            ratios.append(time_to_first_step(recipe, work / "cut", "--resume") / fresh)
+        fresh = (work / f"fresh-{number}" for number in itertools.count())
+        seconds = in_turns(
+            {
+                "fresh": lambda: time_to_first_step(recipe, next(fresh)),
+                "resumed": lambda: time_to_first_step(recipe, work / "cut", "--resume"),
+            },
+            pairs,
+        )
         stops = [time_to_stop(recipe, work / f"stopped-{number}") for number in range(5)]
-    low, high = interval(np.array(ratios))
+    share, found = saving / wall, ratio(seconds["resumed"], seconds["fresh"])
+    record("P11", "saving over a training at the default interval", 0.02, Ratio(share, share, share, 1))
+    record("R4", "time to the first step, resumed over fresh", 1.05, found)
     print(f"torch {version('torch')}, timm {version('timm')}, {torch.get_num_threads()} threads")
-    print(f"saving: {saving / wall:.2%} of {wall:.0f} s (goal: at most 2 %)")
-    print(f"resumed over fresh: {np.median(ratios):.2f} [{low:.2f}, {high:.2f}], {pairs} pairs (goal: at most 1.05)")
+    print(f"saving: {share:.2%} of {wall:.0f} s (goal: at most 2 %)")
+    interval = f"[{found.low:.2f}, {found.high:.2f}]"
+    print(f"resumed over fresh: {found.median:.2f} {interval}, {pairs} pairs (goal: at most 1.05)")
     print(f"asked to stop: {np.median(stops):.1f} s, {max(stops):.1f} s at most, 5 times (goal: less than 10 s)")
 
 

@@ -20,6 +20,8 @@ from test_train import losses, start, weights_hash
 
 from creature.images import batches, checks
 from creature.learning import checkpoint, loop, runs, setup, signals
+from creature.learning.backbone import build_optimizer, parameter_groups
+from creature.recipe import Optimizer
 from creature.terminal import Interrupted, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -173,7 +175,11 @@ def test_every_number_of_images_trains_and_one_alone_is_refused(tiny, drawn, tmp
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(tiny, tmp_path, monkeypatch, capsys, what):
+@pytest.mark.parametrize(("method", "scaled"), [("adamw", False), ("sgd", False), ("adamw", True)])
+def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
+    tiny, tmp_path, monkeypatch, capsys, what, method, scaled
+):
+    scalers = scale(monkeypatch, 2.0**10) if scaled else []
     step, seen = loop.train_step, []
 
     def spoilt(accelerator, learner, *words):
@@ -191,21 +197,120 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(tiny, tmp_path
         same = all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
         kept = [v for slots in learner.optimizer.state.values() for v in slots.values()]
         same &= all(torch.equal(one, other) for one, other in zip(state, kept, strict=False))
-        seen.append((done.taken, same))
+        seen.append((bool(done[1]), same))
         return done
 
     monkeypatch.setattr(loop, "train_step", spoilt)
-    assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
-    assert seen == [(True, False), (False, True), (True, False), *[(True, False)] * 3]
+    assert start(tiny, tmp_path / "run", "folds.train=[0]", f"optimizer.name={method}") == 0
+    mended = scaled and what == "gradient"  # an overflow is the scaler's affair
+    assert seen == [(True, False), (mended, True), (True, False), *[(True, False)] * 3]
     history = [json.loads(line) for line in (tmp_path / "run/fold-0/history.jsonl").read_text().splitlines()]
-    assert [row["skipped_steps"] for row in history] == [1, 0]
-    assert "step 2 of epoch 1 is skipped" in capsys.readouterr().err
+    assert [row["skipped_steps"] for row in history] == [int(not mended), 0]
+    assert ("step 2 of epoch 1 is skipped" in capsys.readouterr().err) != mended
+    assert [scaler.get_scale() for scaler in scalers] == [2.0**9] * scaled
+
+
+def scale(patch: pytest.MonkeyPatch, factor: float) -> list[torch.amp.GradScaler]:
+    """Have the next starts scale the loss, as fp16 does on a GPU."""
+    began, made = setup.start, []
+
+    def started(*words):
+        accelerator = began(*words)
+        made.append(torch.amp.GradScaler("cpu", init_scale=factor))
+        accelerator.scaler = made[-1]
+        return accelerator
+
+    patch.setattr(setup, "start", started)
+    return made
+
+
+def test_a_scaled_loss_gives_the_same_weights(tiny, run, tmp_path, monkeypatch):
+    scale(monkeypatch, 2.0**10)
+    assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
+    assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
+
+
+@pytest.mark.parametrize("method", ["adamw", "sgd"])
+def test_a_first_step_that_is_skipped_leaves_the_optimizer_as_new(method):
+    settings, found = Optimizer(name=method, lr=0.1), []
+    for skips in (0, 1):
+        model = torch.nn.Linear(3, 3)
+        torch.nn.init.ones_(model.weight), torch.nn.init.ones_(model.bias)
+        optimizer = build_optimizer(parameter_groups(model, settings), settings)
+        for bad in [1.0] * skips + [0.0, 0.0]:
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, 0.3 if not bad else float("nan"))
+            optimizer.found_inf = torch.tensor(bad)  # type: ignore[attr-defined]
+            optimizer.step()
+        state = [value for slots in optimizer.state.values() for value in slots.values()]
+        found.append([*(parameter.detach() for parameter in model.parameters()), *state])
+    assert len(found[0]) > 2 and all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_steps_that_are_read_several_at_once_are_the_same_steps(tiny, tmp_path, monkeypatch):
+    """Weights and history, with a skipped step, though the device is asked once in five steps."""
+    settings = ("folds.train=[0]", "batch_size=4", "images.workers=1")
+    step, epoch, save_state, done, reads, saves = loop.train_step, loop.train_epoch, checkpoint.save_state, [], [], []
+
+    def third_is_bad(accelerator, learner, *words):
+        done.append(1)
+        row_loss = learner.row_loss
+        if len(done) == 3:
+            object.__setattr__(learner, "row_loss", lambda *both: row_loss(*both) * float("nan"))
+        told = step(accelerator, learner, *words)
+        object.__setattr__(learner, "row_loss", row_loss)
+        return told
+
+    def counted(*words):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+                read = getattr(torch.Tensor, name)
+                patch.setattr(torch.Tensor, name, lambda *given, read=read: reads.append(1) or read(*given))
+            epoch(*words)
+
+    monkeypatch.setattr(loop, "train_step", third_is_bad)
+    assert start(tiny, tmp_path / "one", *settings) == 0
+    monkeypatch.setattr(loop, "read_every", lambda _: 5)
+    monkeypatch.setattr(checkpoint, "save_state", lambda *words: saves.append(words[-1].batch) or save_state(*words))
+    for name, minutes in (("five", 60), ("often", 0)):
+        done.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "five":
+                patch.setattr(loop, "train_epoch", counted)
+            assert start(tiny, tmp_path / name, *settings, f"checkpoint.every_minutes={minutes}") == 0
+    assert len(done) == 2 * 12 and len(reads) == 2 * 3  # after 5, 10 and 12 steps of an epoch
+    assert saves == [0, 0, *[5, 10, 12, 0] * 2]
+    rows = [[json.loads(line) for line in (tmp_path / n / "fold-0/history.jsonl").open()] for n in ("one", "five")]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+    assert [row["skipped_steps"] for row in rows[0]] == [row["skipped_steps"] for row in rows[1]] == [1, 0]
+    assert len({weights_hash(tmp_path / name / "fold-0") for name in ("one", "five", "often")}) == 1
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_however_many_steps_are_read_at_once_a_signal_and_ten_skipped_are_told_alike(
+    tiny, tmp_path, monkeypatch, every
+):
+    monkeypatch.setattr(loop, "read_every", lambda _: every)
+    step, seen = loop.train_step, []
+
+    def signalled(accelerator, learner, batch, *words):
+        seen.append(batch.ids)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(accelerator, learner, batch, *words)
+
+    monkeypatch.setattr(loop, "train_step", signalled)
+    with pytest.raises(Interrupted, match="after step 3 of epoch 1 of fold 0, and saved"):
+        start(tiny, tmp_path / "run", "folds.train=[0]", "batch_size=4")
+    seen.clear()
+    monkeypatch.setattr(loop, "train_step", lambda *w: seen.append(w[2].ids) or torch.tensor([float("nan"), 0, 0, 0]))
+    with pytest.raises(UserError) as caught:
+        start(tiny, tmp_path / "ten", "folds.train=[0]", "batch_size=4")
+    assert f"the last on {', '.join(seen[9])}; try a lower" in str(caught.value)
 
 
 def test_ten_skipped_steps_in_a_row_end_the_run_and_name_pictures(tiny, tmp_path, monkeypatch):
-    step = loop.train_step
-    spoilt = lambda *words: step(*words)._replace(loss=float("nan"), taken=False)  # noqa: E731
-    monkeypatch.setattr(loop, "train_step", spoilt)
+    monkeypatch.setattr(loop, "train_step", lambda *_: torch.tensor([float("nan"), 0, 0, 0]))
     with pytest.raises(UserError, match=r"10 steps in a row were skipped.*the last on train/\w+/\d+\.jpg"):
         start(tiny, tmp_path / "run", "folds.train=[0]", "batch_size=4")
 
@@ -365,9 +470,7 @@ def test_rot_is_always_detected(tmp_path):
 def test_what_is_no_resume_point_of_ours_is_stepped_over(tiny, run, tmp_path):
     step, done = loop.train_step, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            loop, "train_step", lambda *words: step(*words)._replace(stop=len(done) == 4, save=not done.append(1))
-        )
+        patch.setattr(loop, "train_step", lambda *words: step(*words[:-2], len(done) == 4, not done.append(1)))
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]")
     newest = sorted((tmp_path / "run/fold-0/state").iterdir())[-1]

@@ -45,7 +45,7 @@ def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train\nfrom creature.learning import loop\n"
         "from creature.terminal import run\nstep, done = loop.train_step, []\n"
         "def stopping(*words):\n    done.append(1)\n"
-        "    return step(*words)._replace(stop=len(done) == 3)\n"
+        "    return step(*words[:-2], len(done) == 3, words[-1])\n"
         "loop.train_step = stopping\nrun(train.main)\n"
     )
     words = [word for setting in settings for word in ("--set", setting)]
@@ -223,13 +223,15 @@ def test_a_process_notices_that_the_other_is_gone(tiny, tmp_path):
     assert "another process of this training is gone" in shown or "SIGTERM: saving and leaving" in shown, shown[-3000:]
 
 
-def test_one_that_asks_stops_all_at_its_step(tiny, tmp_path):
+@pytest.mark.parametrize(("more", "last"), [("", 2), ("loop.read_every = lambda _: 3", 3)])
+def test_one_that_asks_stops_all_at_its_step(tiny, tmp_path, more, last):
     settings, out = (*PLAIN, "checkpoint.every_minutes=60"), tmp_path / "run"
-    asks = driver(tmp_path, 1, "words = (*words[:-2], True, words[-1])")  # its wish to stop, in its sixth step
+    # Its wish to stop, in its sixth step; all see it when they next read what became of their steps.
+    asks = driver(tmp_path, 1, "words = (*words[:-2], True, words[-1])", more=more)
     done = launch(*TWO, asks, *words(tiny, out, *settings))
-    assert done.returncode != 0 and "after step 2 of epoch 2 of fold 0, and saved" in done.stderr, done.stderr
+    assert done.returncode != 0 and f"after step {last} of epoch 2 of fold 0, and saved" in done.stderr, done.stderr
     state = json.loads((sorted((out / "fold-0/state").iterdir())[-1] / "state.json").read_text())
-    assert (state["epoch"], state["batch"]) == (1, 2)  # the main process was not asked, and it alone saves
+    assert (state["epoch"], state["batch"]) == (1, last)  # the main process was not asked, and it alone saves
 
 
 def test_each_attempt_of_the_launcher_meets_by_keys_of_its_own(tiny, tmp_path, monkeypatch):

@@ -72,8 +72,8 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
     batch = next(load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0))
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    step = loop.train_step(accelerator, learner, batch, 2, 1e-4)
-    assert step.taken and math.isfinite(step.loss)
+    loss, taken, *_ = loop.train_step(accelerator, learner, batch, 2, 1e-4).tolist()
+    assert taken and math.isfinite(loss)
     assert any((a != b).any() for a, b in zip(before, learner.model.parameters(), strict=True))
 
 

@@ -27,11 +27,10 @@ def stopping_after(patch: pytest.MonkeyPatch, steps: int, seen: list[tuple[int, 
     step, done = loop.train_step, [0]
 
     def stopped(accelerator, learner, batch, *words):
-        taken = step(accelerator, learner, batch, *words)
         done[0] += 1
         if seen is not None:
             seen.extend((learner.position.epoch, int(row)) for row in batch.rows)
-        return taken._replace(stop=done[0] == steps)
+        return step(accelerator, learner, batch, *words[:-2], done[0] == steps, words[-1])
 
     patch.setattr(loop, "train_step", stopped)
 

@@ -165,10 +165,14 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, A
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), fused, or SGD with Nesterov momentum."""
-    if optimizer.name == "sgd":
-        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=optimizer.lr, fused=True)
+    """AdamW (Loshchilov and Hutter 2019) or SGD with Nesterov momentum; fused, which can skip a step on the device."""
+    if optimizer.name == "adamw":
+        return torch.optim.AdamW(groups, lr=optimizer.lr, fused=True)
+    sgd = torch.optim.SGD(groups, lr=optimizer.lr, momentum=0.9, nesterov=True, fused=True)
+    for group in sgd.param_groups:
+        for parameter in group["params"]:  # torch leaves a momentum undefined whose first step is skipped
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def timm_config(

@@ -3,18 +3,18 @@
 Losses are summed over a global batch and divided by its size, so any number of processes and parts gives the same step.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from creature.images.batches import Batch, Pictures, load_batches, seed_of
 from creature.learning import processes
@@ -47,6 +47,12 @@ class Learner:
     freeze_batch_stats: bool
     save_minutes: float
 
+    @cached_property
+    def buffers(self) -> list[list[torch.Tensor]]:
+        """The model's buffers by type, for tensors of one type are copied together."""
+        buffers = list(self.model.buffers())
+        return [[buffer for buffer in buffers if buffer.dtype == kind] for kind in {b.dtype for b in buffers}]
+
 
 def make_see(normalize: Normalize, mix: Mix | None) -> See:
     """uint8 pixels and labels (B,) -> the network's input, and labels (B,) or mixed targets (B, K)."""
@@ -78,7 +84,8 @@ def predict(
         batches = load_batches(pictures, [[(int(rows[i]), 0) for i in chunk] for chunk in chunks], workers)
         for chunk, batch in zip(chunks, batches, strict=True):
             _refuse_bad(batch)
-            found.append((chunk, model(learner.normalize(batch.pixels.to(accelerator.device))).float().cpu().numpy()))
+            pixels = learner.normalize(batch.pixels.to(accelerator.device, non_blocking=True))
+            found.append((chunk, model(pixels).float().cpu().numpy()))
             bar.update(task, advance=len(chunk), speed=f"{bar.tasks[task].speed or 0:.0f}")
     if accelerator.num_processes > 1:
         found = gather_object(found)
@@ -117,38 +124,51 @@ def train_epoch(
     """
     position, (_, fold) = learner.position, learner.seed
     began, saved = time.monotonic() - position.seconds, time.monotonic()
+    every, alone = read_every(accelerator.device), accelerator.num_processes == 1
+    unread: list[tuple[torch.Tensor, list[str]]] = []
     train_mode(learner.model, learner.freeze_batch_stats)
     stop.at_once = False
     accelerator.wait_for_everyone()  # the main process may still be writing
     with progress() as bar:
         task = bar.add_task(title, total=sum(sizes), speed="")
-        for size in sizes[position.batch :]:
-            batch, lr = next(batches), learner.rate(position.epoch + position.batch / len(sizes))
-            seed_step(*learner.seed, position.epoch, position.batch)
+        for number in range(position.batch, len(sizes)):
+            batch, lr = next(batches), learner.rate(position.epoch + number / len(sizes))
+            seed_step(*learner.seed, position.epoch, number)
             due = accelerator.is_main_process and time.monotonic() - saved >= 60 * learner.save_minutes
             with processes.waiting(accelerator, processes.WAIT_IN_STEP, processes.WAIT_IN_FOLD):
-                step = train_step(accelerator, learner, batch, size, lr, stop.asked, due)
-            if not step.taken:
-                warn(f"step {position.batch + 1} of epoch {position.epoch + 1} is skipped: its loss is {step.loss}")
-            position.end_step(step.loss, step.taken, size, batch.ids)
+                step = train_step(accelerator, learner, batch, sizes[number], lr, stop.asked, due)
+                unread.append((step, batch.ids))
+                # Several processes read after the same step, or they would not stop after the same one.
+                if len(unread) < every and number + 1 < len(sizes) and not (alone and stop.asked):
+                    continue
+                stops, saves = read_steps(unread, position, sizes)
             position.seconds = time.monotonic() - began
             bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
-            if step.stop or step.save:
+            if stops or saves:
                 save()
                 accelerator.wait_for_everyone()
                 saved = time.monotonic()
-            if step.stop:
+            if stops:
                 where = f"step {position.batch} of epoch {position.epoch + 1} of fold {fold}"
                 raise Interrupted(f"stopped as asked after {where}, and saved; --resume goes on")
 
 
-class Step(NamedTuple):
-    """A step's mean loss, whether it was taken (or skipped, for a number was none), and what comes after it."""
+def read_every(device: torch.device) -> int:
+    """After how many steps the device is asked what became of them: a GPU would wait for its host each time."""
+    return 1 if device.type == "cpu" else 10
 
-    loss: float
-    taken: bool
-    stop: bool
-    save: bool
+
+def read_steps(
+    unread: list[tuple[torch.Tensor, list[str]]], position: Position, sizes: Sequence[int]
+) -> tuple[bool, bool]:
+    """Move steps, each with its pictures' ids, into the position; whether one of them wishes to stop, or to save."""
+    told = torch.stack([step for step, _ in unread]).tolist()
+    for (loss, taken, *_), (_, ids) in zip(told, unread, strict=True):
+        if not taken:
+            warn(f"step {position.batch + 1} of epoch {position.epoch + 1} is skipped: its loss is {loss}")
+        position.end_step(loss, bool(taken), sizes[position.batch], ids)
+    unread.clear()
+    return any(stops for *_, stops, _ in told), any(saves for *_, saves in told)
 
 
 def train_step(
@@ -159,22 +179,26 @@ def train_step(
     lr: float,
     stop: bool = False,
     save: bool = False,
-) -> Step:
+) -> torch.Tensor:
     """One optimizer step on this process's share of a global batch of `size` rows; skipped where it is not finite.
+
+    Gives (4,), on the device, for the host does not wait for it: the mean loss, whether the step was taken, and how
+    many processes wish to `stop` and to `save`.
 
     A process without a row of its own has a borrowed one, which weighs nothing: every process must take part in the
     gradient's exchange. The share is computed in parts, to save memory. All processes decide alike, for gradients,
-    loss and the wish of any of them to `stop` or `save` are exchanged. A skipped step leaves parameters, optimizer and
-    BatchNorm's statistics as they were. Raises UserError where the device's memory is too small.
+    loss and wishes are exchanged. A skipped step leaves parameters, optimizer and BatchNorm's statistics as they
+    were. Raises UserError where the device's memory is too small.
     """
-    model, optimizer, parts, clip_norm = learner.model, learner.optimizer, learner.parts, learner.clip_norm
+    optimizer, parts, scaler = learner.optimizer, learner.parts, accelerator.scaler
     _refuse_bad(batch)
     for group in optimizer.param_groups:
         group["lr"] = lr
     weight = 0.0 if accelerator.process_index >= size else 1 / size
-    buffers = list(model.buffers())
-    before = [buffer.clone() for buffer in buffers]
-    total = torch.tensor([0.0, stop, save], device=accelerator.device)  # the loss, and how many wish what
+    before = [_joined(buffers) for buffers in learner.buffers]
+    total = torch.zeros(3, device=accelerator.device)  # the loss, and how many wish what
+    total[1].fill_(stop)
+    total[2].fill_(save)
     optimizer.zero_grad()
     try:
         _backward(accelerator, learner, batch, weight, min(parts, len(batch.labels)), total)
@@ -185,17 +209,35 @@ def train_step(
             f"out of memory with batch_size {size} in {parts} part{'s' * (parts > 1)}: --set accumulate={2 * parts} "
             "computes the same step in less, and backbone.gradient_checkpointing=true in less still"
         ) from None
-    norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if clip_norm is None else clip_norm)
+    if scaler:
+        scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if learner.clip_norm is not None:
+        clip_grads_with_norm_(parameters, learner.clip_norm, norm)
     if accelerator.num_processes > 1:
         total = accelerator.reduce(total)
-    loss, stops, saves = total.tolist()  # type: ignore[union-attr]
-    finite = math.isfinite(loss) and (norm is None or math.isfinite(norm))
-    if finite or (accelerator.scaler and math.isfinite(loss)):  # the scaler skips an overflow itself, and learns of it
-        optimizer.step()
-    else:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
-    return Step(loss, finite or bool(accelerator.scaler and math.isfinite(loss)), stops > 0, saves > 0)
+    loss, stops, saves = total.unbind()  # type: ignore[union-attr]
+    taken = loss.isfinite() & norm.isfinite()
+    optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]  # a fused step then changes nothing
+    optimizer.step()
+    _restore(learner.buffers, before, taken)
+    if scaler:  # which learns of an overflow, and is the one to mend it
+        scaler.update()
+        taken = loss.isfinite()
+    return torch.stack([loss, taken, stops, saves])
+
+
+def _restore(buffers: list[list[torch.Tensor]], before: list[torch.Tensor], taken: torch.Tensor) -> None:
+    """Give the buffers what they held before, unless the step was taken; a few operations however many they are."""
+    for group, values in zip(buffers, before, strict=True):
+        kept = torch.where(taken, _joined(group), values).split([buffer.numel() for buffer in group])
+        parts = [value.view_as(buffer) for value, buffer in zip(kept, group, strict=True)]
+        torch._foreach_copy_(group, parts)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _backward(
@@ -205,7 +247,9 @@ def _backward(
     for part, (pixels, labels) in enumerate(
         zip(batch.pixels.tensor_split(parts), batch.labels.tensor_split(parts), strict=True), 1
     ):
-        inputs, targets = learner.see(pixels.to(accelerator.device), labels.to(accelerator.device))
+        inputs, targets = learner.see(
+            pixels.to(accelerator.device, non_blocking=True), labels.to(accelerator.device, non_blocking=True)
+        )
         with nullcontext() if part == parts else accelerator.no_sync(learner.model):
             loss = learner.row_loss(learner.model(inputs), targets).sum() * weight
             # DDP takes the mean of the processes' gradients; the loss is a sum over them.

@@ -14,24 +14,24 @@ from creature.recipe import Loss
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def make_loss(loss: Loss, counts: Sequence[int]) -> RowLoss:
+def make_loss(loss: Loss, counts: Sequence[int], device: torch.device | None = None) -> RowLoss:
     """Cross-entropy or focal loss (Lin et al. 2017) per row (B,), in fp32 where the logits have less.
 
     `counts` (K,): training rows of each class, which `balance` weighs by. Smoothing: Szegedy et al. 2016.
     """
     gamma = loss.gamma if loss.name == "focal" else 0.0
-    weight = torch.tensor(class_weights(loss.balance, counts), dtype=torch.float32)
-    offset = torch.tensor(prior_offset(loss.balance, counts), dtype=torch.float32)
+    weight = torch.tensor(class_weights(loss.balance, counts), dtype=torch.float32, device=device)
+    offset = torch.tensor(prior_offset(loss.balance, counts), dtype=torch.float32, device=device)
 
     def row_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         classes = logits.shape[-1]
         soft = targets if targets.ndim == 2 else one_hot(targets, classes)
         soft = soft * (1 - loss.smoothing) + loss.smoothing / classes
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        log_p = log_softmax(logits + offset.to(logits.device), dim=-1)
+        log_p = log_softmax(logits + offset, dim=-1)
         # 1 - p without cancellation; not quite 0, where the slope of a power below 1 has no end.
         miss = (-torch.expm1(log_p)).clamp_min(1e-12) ** gamma if gamma else 1.0
-        return -(soft * weight.to(logits.device) * miss * log_p).sum(-1)
+        return -(soft * weight * miss * log_p).sum(-1)
 
     return row_loss
 

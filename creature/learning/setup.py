@@ -182,13 +182,13 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         position.rows = min(position.batch * recipe.batch_size, int((data.folds.fold != fold).sum()))
     mean, std = mean_and_std(backbone.name, recipe.images.normalize)
     normalize = Normalize(mean, std, backbone.channels_last).to(accelerator.device)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    counts = np.bincount(data.folds.labels[data.folds.fold != fold], minlength=classes)
     return Learner(
-        prepared,
+        accelerator.prepare(model),
         optimizer,
         normalize,
         make_see(normalize, make_mix(recipe.augment, classes)),
-        make_loss(recipe.loss, np.bincount(data.folds.labels[data.folds.fold != fold], minlength=classes).tolist()),
+        make_loss(recipe.loss, counts.tolist(), accelerator.device),
         position,
         seed=(recipe.seed, fold),
         rate=lambda epochs: recipe.optimizer.lr * lr_factor(recipe.schedule, epochs),

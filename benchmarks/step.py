@@ -1,0 +1,137 @@
+"""What a step of ours takes beside forward, backward and step alone, on batches that are ready.
+
+python benchmarks/step.py [ROUNDS]
+
+`train_epoch` with all that it does (seeds, rates, the check for finite numbers, what it tells, progress) against a
+bare loop: the same network, uint8 batches, normalization and fused AdamW. One thread, so the time is the processor's,
+which other programs on this machine lengthen less. After the same steps both have the same weights, bit for bit.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from sides import Ratio, in_turns, judge, ratio, record  # first, for it puts this checkout first
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from creature.images.batches import Batch
+from creature.images.folds import FoldFile
+from creature.learning import loop, setup
+from creature.learning.signals import Stop
+from creature.recipe import Recipe
+from creature.terminal import say
+
+CLASSES, STEPS = 12, 4
+# A small step shows the milliseconds, a large one the share.
+CASES = (("tf_efficientnet_lite0", 32, 2), ("test_resnet", 64, 32), ("tf_efficientnet_lite0", 96, 32))
+
+Loop = tuple[nn.Module, Callable[[], None]]  # a model, and some steps of its training
+
+
+def make_recipe(name: str, size: int, batch_size: int) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "step",
+            "images": {"train": ("ready",), "size": size},
+            "folds": {"count": 2, "train": (0,)},
+            "backbone": {"name": name, "pretrained": False},
+            "schedule": {"name": "constant"},
+            "batch_size": batch_size,
+            "device": "cpu",
+        }
+    )
+
+
+def ready_batches(size: int, rows: int, steps: int = STEPS, seed: int = 0) -> list[Batch]:
+    """Noise, for which a network takes as long as for pictures."""
+    random = torch.Generator().manual_seed(seed)
+    return [
+        Batch(
+            torch.randint(256, (rows, 3, size, size), dtype=torch.uint8, generator=random),
+            torch.randint(CLASSES, (rows,), generator=random),
+            torch.arange(rows),
+            [str(row) for row in range(rows)],
+            {},
+        )
+        for _ in range(steps)
+    ]
+
+
+def new_learner(recipe: Recipe) -> tuple[setup.Accelerator, loop.Learner]:
+    labels = np.arange(2 * CLASSES) % CLASSES
+    ids = tuple(map(str, range(len(labels))))
+    folds = FoldFile(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, np.repeat((0, 1), CLASSES), ids, {})
+    data = setup.Data(folds, None, None)  # type: ignore[arg-type]  # no picture is decoded
+    with TemporaryDirectory() as name:
+        accelerator = setup.start(recipe, Path(name))
+        return accelerator, setup.build_learner(accelerator, recipe, data, 0, Path(name))
+
+
+def our_loop(recipe: Recipe, batches: list[Batch]) -> Loop:
+    accelerator, learner = new_learner(recipe)
+    stop, sizes = Stop(), [recipe.batch_size] * len(batches)
+
+    def steps() -> None:
+        learner.position.batch = 0
+        loop.train_epoch(accelerator, learner, iter(batches), sizes, stop, lambda: None, "epoch")
+
+    return learner.model, steps
+
+
+def bare_loop(
+    recipe: Recipe, batches: list[Batch], wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+) -> Loop:
+    accelerator, learner = new_learner(recipe)
+    model = wrap(accelerator.unwrap_model(learner.model))
+    groups = setup.parameter_groups(model, recipe.optimizer)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.optimizer.lr, fused=True)
+
+    def steps() -> None:
+        model.train()
+        for batch in batches:
+            optimizer.zero_grad()
+            cross_entropy(model(learner.normalize(batch.pixels)), batch.labels).backward()
+            optimizer.step()
+
+    return model, steps
+
+
+def difference(one: nn.Module, other: nn.Module) -> float:
+    """The largest of any weight or statistic."""
+    both = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((mine - yours).abs().max()) for mine, yours in both)
+
+
+def processor_time(work: Callable[[], None]) -> Callable[[], float]:
+    def timed() -> float:
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+
+    return timed
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
+    setup.share_cores = lambda: torch.set_num_threads(1)
+    for name, size, rows in CASES:
+        recipe, batches = make_recipe(name, size, rows), ready_batches(size, rows)
+        (our_model, ours), (bare_model, bare) = our_loop(recipe, batches), bare_loop(recipe, batches)
+        ours(), bare()
+        far = difference(our_model, bare_model)
+        seconds = in_turns({"ours": processor_time(ours), "bare": processor_time(bare)}, rounds)
+        title = f"{STEPS} steps of {name} at {size} px, batch {rows}"
+        judge("P3", title, "ours", seconds, {"bare": 1.02} if rows > 2 else {})
+        found, step = ratio(seconds["ours"], seconds["bare"]), 1000 * float(np.median(seconds["bare"])) / STEPS
+        more = Ratio(*(step * (value - 1) for value in found[:3]), found.pairs)
+        record("P3", f"{title}: ours more than bare", 1.0, more, unit="ms a step", weights_differ_by=far)
+        say(f"ours takes {more} ms a step more (at most 1.00); after {STEPS} steps weights differ by {far:.1e} at most")
+
+
+if __name__ == "__main__":
+    main()
