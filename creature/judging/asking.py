@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -51,6 +51,7 @@ class Predictor:
     features: int | None = None  # how many `compute` gives; None where it was not asked for any
     fallback: str = ""  # what a submission says of a picture that cannot be read
     files: tuple[Path, ...] = ()  # of the weights
+    at_once: int = 1  # threads that may call `compute` at the same time
 
 
 def ask(
@@ -58,6 +59,7 @@ def ask(
 ) -> Iterator[Answers]:
     """Answers to the pictures, in order; two batches of them are in memory, however many there are.
 
+    A batch is parted among the threads that compute at once; each part is decoded while those before are computed.
     A picture that cannot be decoded keeps its place in the batch, black, so that it changes no other answer. Raises
     UserError for answers that are no finite numbers.
     """
@@ -72,23 +74,27 @@ def ask(
             reason = str(error)
         return content_hash(data) if data else "", reason, [view(Image.fromarray(pixels)) for view in views.values()]
 
-    with progress() as bar, ThreadPoolExecutor() as pool:
+    def answer(batch: Sequence[Picture], prepared: Sequence[Future[tuple[str, str, list[np.ndarray]]]]) -> Answers:
+        hashes, reasons, seen = zip(*(future.result() for future in prepared), strict=True)
+        pixels = {sees: np.stack(of_view) for sees, of_view in zip(views, zip(*seen, strict=True), strict=True)}
+        logits, features = predictor.compute(pixels)
+        if not np.isfinite(logits).all():
+            raise UserError(f"{predictor.title}: its answers are no finite numbers; its weights are damaged")
+        broken = {at: reason for at, reason in enumerate(reasons) if reason}
+        return Answers([picture.id for picture in batch], list(hashes), broken, logits, features)
+
+    part = -(-batch_size // predictor.at_once)
+    with progress() as bar, ThreadPoolExecutor() as decoding, ThreadPoolExecutor(predictor.at_once) as computing:
         task = bar.add_task(title, total=total, speed="")
 
-        def begin(batch: Sequence[Picture]) -> tuple[Sequence[Picture], list[Future[Any]]]:
-            return batch, [pool.submit(prepare, picture) for picture in batch]
+        def begin(batch: Sequence[Picture]) -> Future[Answers]:
+            return computing.submit(answer, batch, [decoding.submit(prepare, picture) for picture in batch])
 
         coming = iter(pictures)
-        begun = map(begin, iter(lambda: list(islice(coming, batch_size)), []))
-        ahead = list(islice(begun, 2))
+        begun = map(begin, iter(lambda: list(islice(coming, part)), []))
+        ahead = list(islice(begun, 2 * predictor.at_once))
         while ahead:
-            batch, futures = ahead.pop(0)
-            hashes, reasons, seen = zip(*(future.result() for future in futures), strict=True)
-            pixels = {sees: np.stack(of_view) for sees, of_view in zip(views, zip(*seen, strict=True), strict=True)}
-            logits, features = predictor.compute(pixels)
-            if not np.isfinite(logits).all():
-                raise UserError(f"{predictor.title}: its answers are no finite numbers; its weights are damaged")
-            broken = {at: reason for at, reason in enumerate(reasons) if reason}
-            yield Answers([picture.id for picture in batch], list(hashes), broken, logits, features)
-            bar.update(task, advance=len(batch), speed=f"{bar.tasks[task].speed or 0:.0f}")
+            answers = ahead.pop(0).result()
+            yield answers
+            bar.update(task, advance=len(answers.ids), speed=f"{bar.tasks[task].speed or 0:.0f}")
             ahead += islice(begun, 1)

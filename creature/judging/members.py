@@ -19,6 +19,7 @@ from creature.disk import file_hash
 from creature.images.evaluation import FITS
 from creature.images.folds import FoldFile, read_folds
 from creature.judging.asking import Predictor, Sees
+from creature.judging.fusion import fuse
 from creature.learning.device import device_precision
 from creature.learning.normalize import Normalize
 from creature.terminal import UserError
@@ -81,8 +82,11 @@ def short_names(folds: Sequence[Path]) -> list[str]:
     return [fold.name if is_whole_run(folds) else str(fold) for fold in folds]
 
 
-def load_member(folder: Path, device: torch.device) -> Member:
-    """A model from its folder, strictly; raises UserError for a folder that is damaged or not timm's."""
+def load_member(folder: Path, device: torch.device, fused: bool = False) -> Member:
+    """A model from its folder, strictly; `fused` for many answers, no longer with the file's own parameters.
+
+    Raises UserError for a folder that is damaged or not timm's.
+    """
     try:
         if (folder / "config.json").stat().st_size > MAX_CONFIG:
             raise UserError(f"{folder / 'config.json'} is larger than {MAX_CONFIG >> 20} MiB, which no model's is")
@@ -110,6 +114,9 @@ def load_member(folder: Path, device: torch.device) -> Member:
             raise UserError(f"{folder / 'config.json'}: timm has no architecture {config['architecture']!r}")
         model = timm.create_model(config["architecture"], pretrained=False, num_classes=len(names), **size)
         model.load_state_dict(load_file(folder / "model.safetensors"))
+        model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if fused:  # here and not on the device, whose arithmetic may be coarser; small pictures show the same pairs
+            fuse(model, sees[0] if size else min(sees[0], 128))
     except UserError:
         raise
     except (
@@ -124,8 +131,7 @@ def load_member(folder: Path, device: torch.device) -> Member:
     ) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(f"{folder}: no model can be loaded from here ({reason})") from None
-    model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Member(folder, names, model, normalize.to(device), sees, _dtype(folder, device))
+    return Member(folder, names, model.to(device), normalize.to(device), sees, _dtype(folder, device))
 
 
 def _dtype(folder: Path, device: torch.device) -> torch.dtype:
@@ -159,6 +165,7 @@ def predictor(
     features: bool = False,
     title: str = "",
     names: Sequence[str] | None = None,
+    at_once: int = 1,
 ) -> Predictor:
     """The members as one; `features` asks the first of them for what its classifier sees, too.
 
@@ -202,6 +209,7 @@ def predictor(
         features=int(members[0].model.head_hidden_size) if features else None,  # type: ignore[arg-type]
         fallback=most_frequent([members[0].folder]) if (members[0].folder / "result.json").exists() else "",
         files=tuple(member.folder / "model.safetensors" for member in members),
+        at_once=at_once,
     )
 
 

@@ -18,6 +18,20 @@ def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
     return precision, ""
 
 
+def share_threads(device: torch.device) -> int:
+    """How many batches to compute at once, and an equal share of this process's cores for each; one on a GPU.
+
+    Cores that share a batch wait for the slowest of them after each layer, while others decode. Four batches at most,
+    for their Python takes turns.
+    """
+    share_cores()
+    if device.type != "cpu":
+        return 1
+    at_once = min(4, torch.get_num_threads())
+    torch.set_num_threads(torch.get_num_threads() // at_once)
+    return at_once
+
+
 def share_cores() -> None:
     """Let the processes of this host share its cores equally.
 
