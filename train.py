@@ -135,7 +135,7 @@ def train_fold(
             logits = loop.predict(
                 accelerator, learner, data.evaluation, held_out, recipe.batch_size, recipe.images.workers
             )
-        held = Predictions(tuple(folds.ids[row] for row in held_out), logits, folds.names)
+        held = Predictions(tuple(folds.ids.take(held_out).to_pylist()), logits, folds.names)
         count = count_correct(logits.argmax(1), folds.labels[held_out])
         lr = learner.rate(position.epoch + 1 - 1 / len(sizes))
         seconds, loss = position.seconds, position.loss_sum / max(1, position.rows)

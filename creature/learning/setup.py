@@ -17,10 +17,12 @@ from torch import nn
 
 from creature.disk import file_hash
 from creature.images.batches import Pictures, seed_of
-from creature.images.checks import check_images, refuse_bad
+from creature.images.checks import refuse_bad
 from creature.images.evaluation import evaluation_view
-from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together
-from creature.images.manifest import fingerprint, read_images
+from creature.images.folds import FoldFile, assign_folds, folds_hash, map_folds, together
+from creature.images.index import known_images
+from creature.images.manifest import column, fingerprint, read_images
+from creature.images.mapped import compute
 from creature.images.sources import Columns
 from creature.images.views import make_mix, training_view
 from creature.learning.backbone import (
@@ -103,13 +105,13 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     dataset = read_images([*images.train, *images.validation], columns, field)
     found: list[Any] = [None]
     if accelerator.is_main_process:
-        known = frozenset(read_folds(out / "folds.json").hashes) if (out / "folds.json").exists() else frozenset()
-        hashes, bad = check_images(dataset, known, field)
+        saved = map_folds(out / "folds.json") if (out / "folds.json").exists() else None
+        hashes, bad = known_images(dataset, saved.hashes if saved else None, field)
         refuse_bad(dataset, bad, images.max_bad, field)
-        good = [row for row in range(len(dataset)) if row not in bad]
-        kept = dataset.select(good)
+        good = np.setdiff1d(np.arange(len(dataset)), list(bad))
+        kept, contents = (dataset.select(good), hashes.take(good)) if bad else (dataset, hashes)
         names = {dataset[row]["id"]: reason for row, reason in bad.items()}
-        folds = part(recipe, kept, [hashes[row] for row in good], names)
+        folds = saved if saved and has_rows(saved, kept, contents) else part(recipe, kept, contents, names)
         open_run(out, recipe, weights)  # not before: what cannot be trained with must not stay as the run's recipe
         found = [(good, share_folds(out, folds))]
         total = f"{len(good)} images of {len(folds.names)} classes"
@@ -126,28 +128,38 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     )
 
 
-def part(recipe: Recipe, dataset: Any, hashes: list[str], bad: dict[str, str]) -> FoldFile:
+def has_rows(folds: FoldFile, dataset: Any, hashes: Any) -> bool:
+    """Whether a fold file is of just these rows, with their classes and contents."""
+    return (
+        folds.names == tuple(dataset.features["label"].names)
+        and column(dataset, "id").equals(folds.ids)
+        and np.array_equal(column(dataset, "label").to_numpy(), folds.labels)
+        and hashes.equals(folds.hashes)
+    )
+
+
+def part(recipe: Recipe, dataset: Any, hashes: Any, bad: dict[str, str]) -> FoldFile:
     """The folds of the rows: stratified and grouped, or with count 1 the sources of images.validation as fold 0."""
-    labels, names = list(dataset["label"]), dataset.features["label"].names
-    if missing := [name for k, name in enumerate(names) if k not in set(labels)]:
-        raise UserError(f"images.train: no picture of the classes {', '.join(missing[:10])}; remove their folders")
+    ids, labels, names = column(dataset, "id"), column(dataset, "label").to_numpy(), dataset.features["label"].names
+    if len(missing := np.setdiff1d(np.arange(len(names)), labels)):
+        listed = ", ".join(names[k] for k in missing[:10])
+        raise UserError(f"images.train: no picture of the classes {listed}; remove their folders")
     if recipe.folds.count == 1:
-        fold = np.array([-1 if source < len(recipe.images.train) else 0 for source in dataset["source"]])
+        fold = np.where(column(dataset, "source").to_numpy() < len(recipe.images.train), -1, 0)
     else:
-        groups = together(list(dataset["group"]), hashes, labels, names)
-        fold = assign_folds(np.array(labels), groups, recipe.folds.count, recipe.folds.seed)
+        groups = together(column(dataset, "group"), hashes, labels, names)
+        fold = assign_folds(labels, groups, recipe.folds.count, recipe.folds.seed)
     if min((fold != k).sum() for k in range(recipe.folds.count)) < 2:
         raise UserError(f"images.train: {len(fold)} images leave fewer than 2 to train on; add images, or fewer folds")
-    ids = tuple(dataset["id"])
     return FoldFile(
         count=recipe.folds.count,
         seed=recipe.folds.seed,
         names=tuple(names),
         fingerprint=fingerprint(ids, labels, hashes, names),
         ids=ids,
-        labels=np.array(labels),
+        labels=labels,
         fold=fold,
-        hashes=tuple(hashes),
+        hashes=hashes,
         bad=bad,
     )
 
@@ -212,13 +224,12 @@ def finish(
     position, folds = learner.position, data.folds
     last, best = recipe.schedule.epochs - 1, position.best_epoch
     chosen = best if recipe.checkpoint.select == "best" else last
-    labels = dict(zip(folds.ids, folds.labels.tolist(), strict=True))
 
     def scores(epoch: int) -> dict[str, Any]:
         held = load_predictions(kept_epoch(folder, epoch) / "held_out.safetensors")
         return {
             "epoch": epoch + 1,
-            **score(held.logits.argmax(1), np.array([labels[i] for i in held.ids]), len(folds.names)),
+            **score(held.logits.argmax(1), folds.labels[compute().index_in(held.ids, folds.ids)], len(folds.names)),
         }
 
     model = accelerator.unwrap_model(learner.model)
