@@ -85,6 +85,8 @@ def train(
     results = []
     with processes.noticing_loss(accelerator), explaining(out):
         data = setup.prepare_run(accelerator, recipe, out, args.resume or processes.attempt() > 0)
+        if recipe.backbone.frozen and any(runs.fold_state(out / f"fold-{f}") != "finished" for f in recipe.train_folds):
+            data = setup.embed(accelerator, recipe, data)
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"
             if runs.fold_state(folder) == "finished":
@@ -120,7 +122,7 @@ def train_fold(
     sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]
     share = (accelerator.process_index, accelerator.num_processes)
     order = training_order(rows, recipe.batch_size, learner.seed, epochs, (position.epoch, position.batch), *share)
-    batches = load_batches(data.training, order, recipe.images.workers)
+    batches = load_batches(data.training, order, data.workers)
 
     def save() -> None:
         if main:
@@ -132,10 +134,9 @@ def train_fold(
         title = f"fold {fold} epoch {position.epoch + 1}/{epochs}"
         loop.train_epoch(accelerator, learner, batches, sizes, stop, save, title)
         with stop.saving(save):
-            logits = loop.predict(
-                accelerator, learner, data.evaluation, held_out, recipe.batch_size, recipe.images.workers
-            )
-        held = Predictions(tuple(folds.ids[row] for row in held_out), logits, folds.names)
+            words = (data.evaluation, held_out, recipe.batch_size, data.workers)
+            logits = loop.predict(accelerator, model, learner.normalize, *words)
+        held = Predictions(tuple(folds.ids.take(held_out).to_pylist()), logits, folds.names)
         count = count_correct(logits.argmax(1), folds.labels[held_out])
         lr = learner.rate(position.epoch + 1 - 1 / len(sizes))
         seconds, loss = position.seconds, position.loss_sum / max(1, position.rows)
@@ -144,7 +145,7 @@ def train_fold(
         say(LINE.format(position.epoch, *(f"{figures[k]:{f}}" for k, f in FORMATS.items()), count))
         accelerator.log({f"fold {fold} {name}": value for name, value in position.history[-1].items()}, position.epoch)
         if main:
-            checkpoint.keep_epoch(folder, accelerator.unwrap_model(model), held, position, recipe.checkpoint, epochs)
+            checkpoint.keep_epoch(folder, learner.whole, held, position, recipe.checkpoint, epochs)
             save()
             checkpoint.prune_epochs(folder, position, recipe.checkpoint)
     if main:

@@ -116,6 +116,10 @@ class Backbone(_Settings):
         json_schema_extra=FREE,
         description="start from this .safetensors file instead; its content is part of the run",
     )
+    frozen: bool = Field(
+        default=False,
+        description="train the classifier alone, on features of the evaluation views, computed once for all folds",
+    )
     freeze_batch_stats: bool = Field(
         default=False, description="keep BatchNorm's running statistics as they were pretrained"
     )
@@ -278,8 +282,23 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         )
     if not 0 < low_high[0] <= low_high[1]:
         yield f"augment.crop_scale: must be [smallest, largest] with 0 < smallest <= largest, got {list(low_high)}"
+    if recipe.backbone.frozen:
+        yield from _useless_if_frozen(recipe)
     if recipe.backbone.weights and not recipe.backbone.weights.endswith(".safetensors"):
         yield f"backbone.weights: must be a .safetensors file, got {recipe.backbone.weights!r}"
+
+
+def _useless_if_frozen(recipe: Recipe) -> Iterator[str]:
+    backbone, said = recipe.backbone, "is of no use with backbone.frozen"
+    if recipe.augment != Augment():
+        yield f"augment: {said}, which sees each picture once, as in evaluation; remove it"
+    if recipe.images.cache != "off":
+        yield f"images.cache: {said}, which decodes each picture once anyway; set it to off"
+    for name in ("freeze_batch_stats", "sync_batchnorm", "gradient_checkpointing"):
+        if getattr(backbone, name):
+            yield f"backbone.{name}: {said}, which computes the backbone as it is; set it to false"
+    if not backbone.pretrained and not backbone.weights:
+        yield "backbone.frozen: random features are worth nothing; set backbone.pretrained=true, or backbone.weights"
 
 
 def _identity(settings: BaseModel) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """The folds' promises: who is held out where, who stays together, and a fold file that says the same everywhere."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from conftest import holding
 
-from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together, write_folds
+from creature.images.folds import FoldFile, assign_folds, folds_hash, map_folds, read_folds, together, write_folds
 from creature.terminal import UserError
 
 
@@ -101,7 +105,7 @@ def test_more_folds_than_groups_are_refused(groups):
         assign_folds(np.zeros(len(groups), dtype=int), groups, 3, 0)
 
 
-def parts(groups: list[str]) -> set[frozenset[int]]:
+def parts(groups: Sequence[str] | np.ndarray) -> set[frozenset[int]]:
     return {frozenset(row for row, other in enumerate(groups) if other == group) for group in groups}
 
 
@@ -158,16 +162,114 @@ def test_copies_with_another_label_are_counted_and_named(capsys):
     assert capsys.readouterr().err == ""
 
 
+def plain_folds(labels: np.ndarray, groups: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """assign_folds as it was written first, a group's rows at a time: runs of every version share its folds."""
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    shuffled = np.random.default_rng(seed).permutation(len(members))
+    totals = np.bincount(labels)
+    held, fold = np.zeros((count, len(totals))), np.empty(len(labels), dtype=np.int64)
+    for g in sorted(shuffled, key=lambda g: -len(members[g])):
+        classes, n = np.unique(labels[members[g]], return_counts=True)
+        crowding = (held[:, classes] * (n / totals[classes])).sum(1) + held.sum(1) / len(labels) / 100
+        chosen = int(crowding.argmin())
+        held[chosen, classes] += n
+        fold[members[g]] = chosen
+    return fold
+
+
+def plain_groups(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
+    """together as it was written first, a row at a time."""
+    first: dict[str, int] = {}
+    parent = list(range(len(hashes)))
+
+    def root(row: int) -> int:
+        return row if parent[row] == row else root(parent[row])
+
+    for row, (group, content) in enumerate(zip(groups, hashes, strict=True)):
+        for key in (f"hash {content}", f"group {group}" if group else f"row {row}"):
+            parent[root(row)] = root(first.setdefault(key, row))
+    return [str(root(row)) for row in range(len(hashes))]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_groups_and_folds_are_those_of_every_version(seed):
+    draw = np.random.default_rng(seed)
+    n, classes = int(draw.integers(20, 400)), int(draw.integers(1, 30))
+    labels = draw.integers(0, classes, n)
+    hashes = [f"h{h}" for h in draw.integers(0, (n // 4, 5 * n)[seed % 2], n)]
+    groups = [f"g{g}" if g else "" for g in draw.integers(0, (1, n // 2, n // 10 + 1)[seed % 3], n)]
+    joined = together(groups, hashes, labels, [str(k) for k in range(classes)])
+    assert joined.tolist() == plain_groups(groups, hashes)
+    count = min(5, len(set(joined.tolist())))
+    assert (
+        assign_folds(labels, joined, count, seed).tolist() == plain_folds(labels, joined.tolist(), count, seed).tolist()
+    )
+
+
+def many_rows(rows: int) -> FoldFile:
+    ids = [f"x/class {row % 7}/{'éa'[row % 2]}{row:08d}.jpg" for row in range(rows)]
+    return fold_file(
+        ids=pa.chunked_array([ids]),
+        labels=np.arange(rows) % 3,
+        fold=np.arange(rows) % 2,
+        hashes=pa.chunked_array([[f"{row:032x}" for row in range(rows)]]),
+    )
+
+
+def test_files_and_hashes_of_many_rows_are_those_of_every_version(tmp_path):
+    folds = many_rows(25_000)
+    ids, hashes = folds.ids.to_pylist(), folds.hashes.to_pylist()
+    write_folds(tmp_path / "folds.json", folds)
+    text = (tmp_path / "folds.json").read_text()
+    rows = [list(row) for row in zip(ids, folds.labels.tolist(), folds.fold.tolist(), hashes, strict=True)]
+    assert json.loads(text)["rows"] == rows
+    assert [line.rstrip(",") for line in text.split("\n") if line.startswith("[")] == [json.dumps(row) for row in rows]
+    assert f'"sha256": "{hashlib.sha256(text.rpartition(",")[0].encode()).hexdigest()}"' in text
+    partition = json.dumps([folds.fingerprint, folds.count, sorted(zip(ids, folds.fold.tolist(), strict=True))])
+    assert folds_hash(folds) == hashlib.sha256(partition.encode()).hexdigest()
+    for again in (read_folds(tmp_path / "folds.json"), map_folds(tmp_path / "folds.json")):
+        assert again.table.equals(folds.table) and (again.names, again.bad) == (folds.names, folds.bad)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_fold_file_in_another_layout_is_read_alike(tmp_path, indent):
+    path = tmp_path / "folds.json"
+    write_folds(path, fold_file())
+    data = json.loads(path.read_text())
+    del data["sha256"]
+    path.write_text(json.dumps(data, indent=indent))
+    assert read_folds(path).table.equals(fold_file().table)
+
+
+def test_a_mapped_fold_file_is_parsed_once_and_again_when_it_is_another(tmp_path, monkeypatch):
+    path = tmp_path / "folds.json"
+    write_folds(path, many_rows(10))
+    assert map_folds(path).ids.equals(many_rows(10).ids)
+    monkeypatch.setattr("creature.images.folds.read_folds", None)
+    assert map_folds(path).fold.tolist() == many_rows(10).fold.tolist()
+    monkeypatch.undo()
+    write_folds(path, many_rows(11))
+    assert map_folds(path).ids.equals(many_rows(11).ids)
+
+
+def test_a_mapped_fold_file_holds_no_memory_for_a_row(tmp_path):
+    path = tmp_path / "folds.json"
+    write_folds(path, many_rows(20_000))
+    folds, held = holding(lambda: map_folds(path))
+    assert len(folds.ids) == 20_000 and held <= 20_000
+
+
 def fold_file(**changes: Any) -> FoldFile:
     folds = FoldFile(
         count=2,
         seed=7,
         names=("cat", "naïve\n\"dog\"", "\udce9"),
         fingerprint="f" * 64,
-        ids=("x/1.png", 'x/"2",\n.png', "x/猫.png", "x/\\4]}.png"),
+        ids=pa.chunked_array([["x/1.png", 'x/"2",\n.png', "x/猫.png", "x/\\4]}.png"]]),
         labels=np.array([0, 1, 2, 0]),
         fold=np.array([0, 1, -1, 1]),
-        hashes=("a", "b", "c", "d"),
+        hashes=pa.chunked_array([["a", "b", "c", "d"]]),
         bad={'x/"bad"\n.png': "empty file", "x/%E9.png": "not a picture: \x00\udce9"},
     )  # fmt: skip
     return replace(folds, **changes)
@@ -301,7 +403,7 @@ def test_equal_partitions_have_one_hash_whatever_their_order_seed_and_unreadable
         {"fold": np.array([1, 0, -1, 0])},
         {"count": 3},
         {"fingerprint": "0" * 64},
-        {"ids": ("x/1.png", "x/2.png", "x/猫.png", "x/\\4]}.png")},
+        {"ids": pa.chunked_array([["x/1.png", "x/2.png", "x/猫.png", "x/\\4]}.png"]])},
     ],
 )
 def test_other_partitions_have_another_hash(changes):

@@ -105,6 +105,19 @@ class Pictures:
             return self.view(BLACK, seed), str(reason)
 
 
+class Features:
+    """Rows as batches of what a frozen backbone made of their pictures: `pixels` are features (B, D)."""
+
+    def __init__(self, dataset: "Dataset", features: torch.Tensor):
+        self.dataset, self.features = dataset, features
+        self.decoding = torch.zeros(0, 2, dtype=torch.int64)
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
+        rows = [row for row, _ in items]
+        table = self.dataset[rows]
+        return Batch(self.features[rows], torch.tensor(table["label"]), torch.tensor(rows), table["id"], {})
+
+
 def load_batches(pictures: Any, batches: Iterable[Sequence[Any]], workers: int) -> Iterator[Any]:
     """What `pictures.__getitems__` makes of each batch of items, in order, prepared ahead by worker processes."""
     pictures.decoding = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()

@@ -5,12 +5,14 @@ N rows, K classes. Rows are in the order of their ids, whatever the file system'
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from creature.images.files import natural
-from creature.images.sources import Columns, add_column, check_classes, read_source, short_names
+from creature.images.mapped import compute, keep, rows_of
+from creature.images.sources import Columns, check_classes, read_source, short_names
 from creature.terminal import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ def read_images(sources: Sequence[str], columns: Columns, field: str, names: Seq
     `names` are the classes of the training data; without it the sources define them. Raises UserError, led by the
     recipe's `field`, for a missing or empty source, a class too many or too few, or an image without a label.
     """
-    from datasets import ClassLabel, Value, concatenate_datasets
+    import pyarrow as pa
+    from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
     roots = short_names(sources, field)
     parts = [read_source(source, root, columns, field) for source, root in zip(sources, roots, strict=True)]
@@ -31,23 +34,43 @@ def read_images(sources: Sequence[str], columns: Columns, field: str, names: Seq
         names = sorted({name for part in parts for name in part.classes}, key=natural)
     for source, part in zip(sources, parts, strict=True):
         check_classes(f"{field}: {source}", part, names)
-    dataset = concatenate_datasets([part.table for part in parts])
-    index = {name: i for i, name in enumerate(names)}
-    labels = [index[name] for name in dataset["label"]]
-    origins = [i for i, part in enumerate(parts) for _ in range(len(part.table))]
-    dataset = add_column(dataset.remove_columns("label"), "label", labels, ClassLabel(names=list(names)))
-    dataset = add_column(dataset, "source", origins, Value("int32"))
-    ids = list(dataset["id"])
-    if twice := [name for name, n in Counter(ids).items() if n > 1]:
-        raise UserError(f"{field}: two images have the id {twice[0]}; rename one of the files")
-    if ids != sorted(ids):
-        dataset = dataset.select(sorted(range(len(ids)), key=ids.__getitem__))
-    return dataset
+    rows = pa.concat_tables([part.rows for part in parts])
+    order = _order_of_ids(rows["id"], field)
+    rows = rows.set_column(1, "label", compute().index_in(rows["label"], pa.array(names, pa.string())))
+    rows = rows.append_column("source", pa.array(np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])))
+    text = Value("string")
+    features = Features(id=text, label=ClassLabel(names=list(names)), group=text, source=Value("int32"))
+    images = concatenate_datasets([part.images for part in parts])
+    dataset = concatenate_datasets([images, Dataset.from_file(str(keep(rows.cast(features.arrow_schema))))], axis=1)
+    return dataset if order is None else dataset.select(order)
 
 
-def fingerprint(ids: Sequence[str], labels: Sequence[int], hashes: Sequence[str], names: Sequence[str]) -> str:
+def _order_of_ids(ids: Any, field: str) -> np.ndarray | None:
+    """The order (N,) in which the ids are sorted, None where they are; raises UserError where two are equal."""
+
+    pc = compute()
+    if pc.all(pc.less(ids[:-1], ids[1:])).as_py() is not False:
+        return None
+    order = pc.sort_indices(ids).to_numpy()
+    in_order = ids.take(order)
+    twice = pc.equal(in_order[:-1], in_order[1:]).to_numpy()
+    if twice.any():
+        name = ids[int(order[:-1][twice].min())]
+        raise UserError(f"{field}: two images have the id {name}; rename one of the files")
+    return order
+
+
+def column(dataset: "Dataset", name: str) -> Any:
+    """A column as it lies in the table (N,), without an object for each row."""
+    return dataset.select_columns(name).with_format("arrow")[:][name]
+
+
+def fingerprint(ids: Any, labels: Any, hashes: Any, names: Sequence[str]) -> str:
     """Hash of the whole data set: class names, and each row's id, label and content."""
+    import pyarrow as pa
+
     digest = hashlib.sha256(repr(list(names)).encode())
-    for name, label, content in sorted(zip(ids, labels, hashes, strict=True)):
-        digest.update(repr((name, int(label), content)).encode())
+    rows = pa.table({"id": ids, "label": labels, "hash": hashes}).sort_by("id")
+    for piece in rows_of(rows):
+        digest.update("".join(map(repr, piece)).encode())
     return digest.hexdigest()

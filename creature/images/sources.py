@@ -4,12 +4,16 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from creature.images.files import ENDINGS, file_id, file_image, is_folder, label_of, list_pictures, natural, read_labels
+from creature.images.mapped import compute, keep
 from creature.terminal import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 TABLES = (".parquet", ".arrow")
@@ -26,9 +30,10 @@ class Columns:
 
 
 class Source(NamedTuple):
-    """What one source holds: a table (id, image, label, group), its classes, and whether it names every class."""
+    """What one source holds: images, as many rows (id, label, group), its classes, and whether it names every class."""
 
-    table: "Dataset"
+    images: "Dataset"
+    rows: "pa.Table"
     classes: set[str]
     complete: bool
 
@@ -85,7 +90,7 @@ def _read_class_folders(source: str, root: str, pictures: list[str], columns: Co
         )
     classes = {file_id(entry.name) for entry in os.scandir(source) if is_folder(entry) and entry.name[0] != "."}
     labels = {path: file_id(path.split(os.sep)[0]) for path in relative}
-    return Source(_table(source, root, labels, {}, columns, field), classes, complete=True)
+    return Source(*_table(source, root, labels, {}, columns, field), classes, complete=True)
 
 
 def _read_flat(source: str, root: str, pictures: list[str], columns: Columns, field: str) -> Source:
@@ -103,81 +108,75 @@ def _read_flat(source: str, root: str, pictures: list[str], columns: Columns, fi
             "add a line for it, or move the image elsewhere"
         )
     groups = column(columns.group) if columns.group and "(" not in columns.group else {}
-    return Source(_table(source, root, labels, groups, columns, field), set(labels.values()), complete=False)
+    return Source(*_table(source, root, labels, groups, columns, field), set(labels.values()), complete=False)
 
 
 def _table(
     source: str, root: str, labels: dict[str, str], groups: dict[str, str], columns: Columns, field: str
-) -> "Dataset":
-    """The files of a folder, given their labels and groups by relative path."""
-    from datasets import Dataset, Features, Image, Value
+) -> "tuple[Dataset, pa.Table]":
+    """The files of a folder, given their labels and groups by relative path: images, and rows (id, label, group)."""
+    import pyarrow as pa
+    from datasets import Dataset, Features, Image
 
     if columns.group and "(" not in columns.group and not groups:
         raise UserError(
             f"folds.group: {columns.group!r} is a column, and {field} has none; give a pattern with one (group), "
             "searched in each image's path"
         )
-    text = Value("string")
     id_of = {path: f"{root}/{file_id(path)}" for path in labels}
     paths = sorted(labels, key=id_of.__getitem__)
-    ids = [id_of[path] for path in paths]
-    return Dataset.from_dict(
-        {
-            "id": ids,
-            "image": [file_image(os.path.join(source, path)) for path in paths],
-            "label": [labels[path] for path in paths],
-            "group": [groups[path] for path in paths] if groups else _groups(ids, columns.group),
-        },
-        features=Features(id=text, image=Image(decode=False), label=text, group=text),
-    )
+    ids = pa.array([id_of[path] for path in paths])
+    group = pa.array([groups[path] for path in paths]) if groups else _groups(ids, columns.group)
+    rows = pa.table({"id": ids, "label": [labels[path] for path in paths], "group": group})
+    schema = Features(image=Image(decode=False)).arrow_schema
+    files = [file_image(os.path.join(source, path)) for path in paths]
+    return Dataset.from_file(str(keep(pa.table({"image": files}, schema=schema)))), rows
 
 
-def _groups(ids: list[str], pattern: str | None) -> list[str]:
+def _groups(ids: "pa.Array", pattern: str | None) -> "pa.Array":
+    import pyarrow as pa
+
     if not pattern or "(" not in pattern:
-        return [""] * len(ids)
+        return pa.repeat("", len(ids))
     try:
         search = re.compile(pattern)
     except re.error as error:
         raise UserError(f"folds.group: {pattern!r} is no regular expression: {error}") from None
     if search.groups != 1:
         raise UserError(f"folds.group: {pattern!r} must have exactly one (group), it has {search.groups}")
-    found = [search.search(name) for name in ids]
-    if missing := [name for name, match in zip(ids, found, strict=True) if match is None or match.group(1) is None]:
-        raise UserError(f"folds.group: {pattern!r} does not match {missing[0]} ({len(missing)} such)")
-    return [match.group(1) for match in found if match]
+    found = [match.group(1) if (match := search.search(name)) else None for name in ids.to_pylist()]
+    if missing := [row for row, group in enumerate(found) if group is None]:
+        raise UserError(f"folds.group: {pattern!r} does not match {ids[missing[0]]} ({len(missing)} such)")
+    return pa.array(found, pa.string())
 
 
 def _read_table(source: str, root: str, columns: Columns, field: str) -> Source:
-    from datasets import ClassLabel, Image, Value
-    from pyarrow import ArrowException
+    import pyarrow as pa
+    from datasets import ClassLabel, Image
 
+    pc = compute()
     table = _load_table(source, field)
     if not len(table):
         raise UserError(f"{field}: {source} holds no rows")
     labels = _text(table, columns.label, "images.label_column", source)
-    if missing := [row for row, label in enumerate(labels) if not label]:
+    if len(missing := np.flatnonzero(pc.equal(labels, ""))):
         raise UserError(f"{field}: row {missing[0]} of {source} has no label ({len(missing)} such); remove the rows")
     named = isinstance(feature := table.features[columns.label], ClassLabel)
     column = columns.group if columns.group and "(" not in columns.group else None
-    ids = [f"{root}/{row:08d}" for row in range(len(table))]
+    numbers = pc.utf8_lpad(pa.array(np.arange(len(table))).cast(pa.string()), 8, "0")
+    ids = pc.binary_join_element_wise(root, numbers, "/")
     groups = _text(table, column, "folds.group", source) if column else _groups(ids, columns.group)
     _check_column(table, columns.image, "images.image_column", source)
     table = table.select_columns([columns.image])
     try:
         table = table.cast_column(columns.image, Image(decode=False))
-    except (TypeError, ValueError, ArrowException) as error:
+    except (TypeError, ValueError, pa.ArrowException) as error:
         raise UserError(f"images.image_column: {columns.image!r} of {source} holds no images: {error}") from None
     if columns.image != "image":
         table = table.rename_column(columns.image, "image")
     _refuse_foreign_paths(table, source, field)
-    for name, values in (("id", ids), ("label", labels), ("group", groups)):
-        table = add_column(table, name, values, Value("string"))
-    return Source(table, set(feature.names) if named else set(labels), complete=named)
-
-
-def add_column(table: "Dataset", name: str, values: list[Any], feature: Any) -> "Dataset":
-    """With its type from the start: a cast would copy all images to the cache."""
-    return table.add_column(name, values, feature=feature)  # type: ignore[call-arg]
+    rows = pa.table({"id": ids, "label": labels, "group": groups})
+    return Source(table, rows, set(feature.names if named else labels.unique().to_pylist()), complete=named)
 
 
 def _check_column(table: "Dataset", column: str, field: str, source: str) -> None:
@@ -185,19 +184,22 @@ def _check_column(table: "Dataset", column: str, field: str, source: str) -> Non
         raise UserError(f"{field}: {source} has no column {column!r}; it has {', '.join(table.column_names)}")
 
 
-def _text(table: "Dataset", column: str, field: str, source: str) -> list[str]:
+def _text(table: "Dataset", column: str, field: str, source: str) -> "pa.ChunkedArray":
     """A column of names or whole numbers as strings, empty where a row has none."""
+    import pyarrow as pa
     from datasets import ClassLabel, Value
 
     _check_column(table, column, field, source)
-    feature, values = table.features[column], list(table[column])
+    feature, values = table.features[column], table.data.column(column)
     if isinstance(feature, ClassLabel):
-        name_of = dict(enumerate(feature.names))
-        return [name_of.get(value, "") for value in values]
-    if not isinstance(feature, Value) or not re.fullmatch(r"(large_)?string(_view)?|u?int\d+|bool", feature.dtype):
+        codes = pa.array(range(len(feature.names)), values.type)
+        values = pa.array(feature.names, pa.string()).take(compute().index_in(values, codes))
+    elif not isinstance(feature, Value) or not re.fullmatch(r"(large_)?string(_view)?|u?int\d+|bool", feature.dtype):
         kind = getattr(feature, "dtype", None) or type(feature).__name__
         raise UserError(f"{field}: {column!r} of {source} must hold text or whole numbers, it holds {kind}")
-    return ["" if value is None else str(value) for value in values]
+    elif feature.dtype == "bool":
+        values = compute().if_else(values, "True", "False")
+    return values.cast(pa.string()).fill_null("")
 
 
 def _load_table(source: str, field: str) -> "Dataset":
@@ -206,10 +208,12 @@ def _load_table(source: str, field: str) -> "Dataset":
     try:
         if source.startswith("hub:"):
             name, _, split = _hub(source).removeprefix("hub:").rpartition(":")
-            return load_dataset(name, split=split)  # type: ignore[return-value]
+            return load_dataset(name, split=split, keep_in_memory=False)  # type: ignore[return-value]
         if not os.path.isfile(source):
             raise UserError(f"{field}: no such file: {source}")
-        return Dataset.from_file(source) if source.endswith(".arrow") else Dataset.from_parquet(source)  # type: ignore
+        if source.endswith(".arrow"):
+            return Dataset.from_file(source)
+        return Dataset.from_parquet(source, keep_in_memory=False)  # type: ignore[return-value]
     except UserError:
         raise
     except Exception as error:  # whatever the reader, the file system or the Hub raises: the user needs the reason
@@ -224,20 +228,19 @@ def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:
 
     caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
     inside = tuple(os.path.realpath(cache) + os.sep for cache in caches)
-    row = 0
-    for batch in table.with_format("arrow").iter(1000):
-        for images in batch["image"].chunks:  # type: ignore[union-attr, call-overload]
-            here = images.is_valid().to_pylist()
-            whole = images.field("bytes").is_valid().to_pylist()
-            for known, embedded, path in zip(here, whole, images.field("path").to_pylist(), strict=True):
-                if not known or not (embedded or path):
-                    raise UserError(f"{field}: row {row} of {source} has no image; remove the row")
-                if not embedded and ("\0" in path or not os.path.realpath(path).startswith(inside)):
-                    raise UserError(
-                        f"{field}: row {row} of {source} names the file {path!r} instead of holding its bytes; "
-                        "embed the images (datasets: Dataset.push_to_hub does, or Dataset.to_parquet)"
-                    )
-                row += 1
+    pc, start = compute(), 0
+    for images in table.data.column("image").chunks:
+        embedded = pc.and_(images.is_valid(), images.field("bytes").is_valid())
+        for row in np.flatnonzero(pc.invert(embedded)).tolist():
+            path = (images[row].as_py() or {}).get("path")
+            if not path:
+                raise UserError(f"{field}: row {start + row} of {source} has no image; remove the row")
+            if "\0" in path or not os.path.realpath(path).startswith(inside):
+                raise UserError(
+                    f"{field}: row {start + row} of {source} names the file {path!r} instead of holding its bytes; "
+                    "embed the images (datasets: Dataset.push_to_hub does, or Dataset.to_parquet)"
+                )
+        start += len(images)
 
 
 def check_classes(where: str, part: Source, names: Sequence[str]) -> None:

@@ -45,10 +45,11 @@ def out_of_fold_logits(folders: Sequence[Path]) -> tuple[list[Path], np.ndarray,
         held = [held_out(folder)[0] for folder in folders if folder.parent == run]
         tables.append({name: row for each in held for name, row in zip(each.ids, each.logits, strict=True)})
     folds = folds_of(runs[0])
-    shared = [row for row, name in enumerate(folds.ids) if all(name in table for table in tables)]
+    ids = folds.ids.to_pylist()
+    shared = [row for row, name in enumerate(ids) if all(name in table for table in tables)]
     if not shared:
         raise UserError("--weights: the runs have no finished fold in common; train the same folds of each")
-    logits = np.stack([[table[folds.ids[row]] for row in shared] for table in tables])
+    logits = np.stack([[table[ids[row]] for row in shared] for table in tables])
     return runs, logits, folds.labels[shared], folds.fold[shared]
 
 

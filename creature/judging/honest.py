@@ -26,7 +26,7 @@ def held_out(folder: Path) -> tuple[Predictions, np.ndarray]:
     """
     folds, held = folds_of(folder.parent), load_predictions(folder / "held_out.safetensors")
     own = folds.fold == result_of(folder)["fold"]
-    expected = {name: label for name, label, is_own in zip(folds.ids, folds.labels, own, strict=True) if is_own}
+    expected = dict(zip(folds.ids.filter(own).to_pylist(), folds.labels[own], strict=True))
     if set(held.ids) != set(expected) or held.names != folds.names:
         raise UserError(
             f"{folder / 'held_out.safetensors'}: its rows are not those that {folder.parent / 'folds.json'} holds out"

@@ -222,7 +222,7 @@ def folds_of(run: Path) -> FoldFile:
 @cache
 def _folds_by_content(run: Path) -> dict[str, set[int]]:
     folds, found = folds_of(run), {}
-    for content, fold in zip(folds.hashes, folds.fold.tolist(), strict=True):
+    for content, fold in zip(folds.hashes.to_pylist(), folds.fold.tolist(), strict=True):
         found.setdefault(content, set()).add(fold)
     return found
 

@@ -66,7 +66,7 @@ class Run:
     def held(self) -> Rows:
         """Every row that a finished fold held out, as the one member says that never saw it."""
         folds = folds_of(self.folder)
-        content = dict(zip(folds.ids, folds.hashes, strict=True))
+        content = dict(zip(folds.ids.to_pylist(), folds.hashes.to_pylist(), strict=True))
         tables = [held_out(fold) for fold in self.folds]
         ids = tuple(name for table, _ in tables for name in table.ids)
         labels = np.concatenate([labels for _, labels in tables])

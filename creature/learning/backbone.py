@@ -144,6 +144,26 @@ def _zero_classifier(model: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
+class Body(nn.Module):
+    """A timm model without its classifier: normalized pixels (B, 3, H, W) -> features (B, D).
+
+    Raises UserError for a model whose classifier does not come last.
+    """
+
+    def __init__(self, model: Any, name: str, size: int):
+        super().__init__()
+        self.model = model.eval()
+        with torch.inference_mode():
+            picture = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
+            apart = model.get_classifier()(self(picture))
+            if not torch.allclose(apart, model(picture), atol=1e-5):
+                raise UserError(f"backbone.frozen: the classifier of {name} is not its last layer; take another model")
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the classifier sees."""
+        return self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
+
+
 def mean_and_std(name: str, normalize: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel means and deviations, on a scale of [0, 1], of a recipe's images.normalize."""
     if normalize == "none":

@@ -16,11 +16,10 @@ from accelerate.utils import broadcast, gather_object
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from creature.images.batches import Batch, Pictures, load_batches, seed_of
+from creature.images.batches import Batch, Features, Pictures, load_batches, seed_of
 from creature.learning import processes
 from creature.learning.checkpoint import Position
 from creature.learning.losses import RowLoss
-from creature.learning.normalize import Normalize
 from creature.learning.signals import Stop
 from creature.terminal import Interrupted, UserError, progress, warn
 
@@ -34,9 +33,10 @@ See = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 class Learner:
     """A fold's model and what its steps need, restored to where its training stands."""
 
-    model: nn.Module
+    model: nn.Module  # what learns, prepared by Accelerate
+    whole: nn.Module  # what is saved: the same, or all of a network whose classifier alone learns
     optimizer: torch.optim.Optimizer
-    normalize: Normalize
+    normalize: nn.Module
     see: See
     row_loss: RowLoss
     position: Position
@@ -54,7 +54,7 @@ class Learner:
         return [[buffer for buffer in buffers if buffer.dtype == kind] for kind in {b.dtype for b in buffers}]
 
 
-def make_see(normalize: Normalize, mix: Mix | None) -> See:
+def make_see(normalize: nn.Module, mix: Mix | None) -> See:
     """uint8 pixels and labels (B,) -> the network's input, and labels (B,) or mixed targets (B, K)."""
 
     def see(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,21 +70,28 @@ def _refuse_bad(batch: Batch) -> None:
 
 @torch.inference_mode()
 def predict(
-    accelerator: Accelerator, learner: Learner, pictures: Pictures, rows: np.ndarray, batch_size: int, workers: int
+    accelerator: Accelerator,
+    model: nn.Module,
+    normalize: nn.Module,
+    pictures: Pictures | Features,
+    rows: np.ndarray,
+    batch_size: int,
+    workers: int,
+    title: str = "held-out rows",
 ) -> np.ndarray:
-    """Logits (N, K) of the rows, in their order, on every process; each row is predicted by exactly one process."""
-    model = accelerator.unwrap_model(learner.model).eval()
+    """Answers (N, K) of the rows, in their order, on every process; each row is predicted by exactly one process."""
+    model = accelerator.unwrap_model(model).eval()
     if accelerator.num_processes > 1:
         broadcast(list(model.buffers()))  # BatchNorm's statistics are the main process's, as in the checkpoint
     mine = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
     chunks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with progress() as bar:
-        task = bar.add_task("held-out rows", total=len(mine), speed="")
+        task = bar.add_task(title, total=len(mine), speed="")
         batches = load_batches(pictures, [[(int(rows[i]), 0) for i in chunk] for chunk in chunks], workers)
         for chunk, batch in zip(chunks, batches, strict=True):
             _refuse_bad(batch)
-            pixels = learner.normalize(batch.pixels.to(accelerator.device, non_blocking=True))
+            pixels = normalize(batch.pixels.to(accelerator.device, non_blocking=True))
             found.append((chunk, model(pixels).float().cpu().numpy()))
             bar.update(task, advance=len(chunk), speed=f"{bar.tasks[task].speed or 0:.0f}")
     if accelerator.num_processes > 1:

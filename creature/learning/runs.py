@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from creature.disk import write_json, write_text
-from creature.images.folds import FoldFile, read_folds, write_folds
+from creature.images.folds import FoldFile, map_folds, write_folds
 from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
 from creature.terminal import UserError
 
@@ -55,9 +55,9 @@ def share_folds(run: Path, folds: FoldFile) -> FoldFile:
     with _locked(run / "run.lock"):
         if not path.exists():
             write_folds(path, folds)
-    saved = read_folds(path)
+    saved = map_folds(path)
     if saved.fingerprint != folds.fingerprint:
-        before, now = dict(zip(saved.ids, saved.hashes, strict=True)), dict(zip(folds.ids, folds.hashes, strict=True))
+        before, now = (dict(zip(some.ids.to_pylist(), some.hashes.to_pylist(), strict=True)) for some in (saved, folds))
         gone, new = before.keys() - now.keys(), now.keys() - before.keys()
         changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
         counts = [

@@ -16,15 +16,19 @@ from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.disk import file_hash
-from creature.images.batches import Pictures, seed_of
-from creature.images.cache import Cache, Records, Wanted, is_wanted, open_cache
-from creature.images.checks import Everything, check_images, refuse_bad
+from creature.images.batches import Features, Pictures, seed_of
+from creature.images.cache import Records, Wanted
+from creature.images.checks import refuse_bad
 from creature.images.evaluation import evaluation_view
-from creature.images.folds import FoldFile, assign_folds, folds_hash, read_folds, together
-from creature.images.manifest import fingerprint, read_images
+from creature.images.folds import FoldFile, assign_folds, folds_hash, map_folds, together
+from creature.images.index import known_images
+from creature.images.manifest import column, fingerprint, read_images
+from creature.images.mapped import compute
 from creature.images.sources import Columns
 from creature.images.views import exact_view, make_mix, training_view, whole_view
+from creature.learning import loop
 from creature.learning.backbone import (
+    Body,
     build_backbone,
     build_optimizer,
     check_backbone,
@@ -50,8 +54,9 @@ class Data:
     """A run's labelled images with their folds, and how they are seen."""
 
     folds: FoldFile
-    training: Pictures
-    evaluation: Pictures
+    training: Pictures | Features
+    evaluation: Pictures | Features
+    workers: int
 
 
 def start(recipe: Recipe, out: Path) -> Accelerator:
@@ -105,13 +110,14 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     sees = images.size, images.fit, mean_and_std(recipe.backbone.name, images.normalize)[0]
     found: list[Any] = [None]
     if accelerator.is_main_process:
-        known = frozenset(read_folds(out / "folds.json").hashes) if (out / "folds.json").exists() else frozenset()
-        hashes, bad, cache = check_pictures(images.cache, dataset, Wanted(*sees), known, field)
+        saved = map_folds(out / "folds.json") if (out / "folds.json").exists() else None
+        known = saved.hashes if saved else None
+        hashes, bad, cache = known_images(dataset, known, field, images.cache, Wanted(*sees))
         refuse_bad(dataset, bad, images.max_bad, field)
-        good = [row for row in range(len(dataset)) if row not in bad]
-        kept = dataset.select(good)
+        good = np.setdiff1d(np.arange(len(dataset)), list(bad))
+        kept, contents = (dataset.select(good), hashes.take(good)) if bad else (dataset, hashes)
         names = {dataset[row]["id"]: reason for row, reason in bad.items()}
-        folds = part(recipe, kept, [hashes[row] for row in good], names)
+        folds = saved if saved and has_rows(saved, kept, contents) else part(recipe, kept, contents, names)
         open_run(out, recipe, weights)  # not before: what cannot be trained with must not stay as the run's recipe
         found = [(good, share_folds(out, folds), cache)]
         total = f"{len(good)} images of {len(folds.names)} classes"
@@ -120,48 +126,70 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         broadcast_object_list(found)
     good, folds, cache = found[0]
     rows = dataset if len(good) == len(dataset) else dataset.select(good)
-    train = training_view(images.size, recipe.augment)
+    train, exact, workers = (
+        training_view(images.size, recipe.augment),
+        exact_view(evaluation_view(*sees)),
+        images.workers,
+    )
     if cache is None:
-        return Data(folds, Pictures(rows, train, recipe.seed), Pictures(rows, exact_view(evaluation_view(*sees))))
-    copies, views = (Records(cache, folds.hashes, views) for views in (False, True))
+        return Data(folds, Pictures(rows, train, recipe.seed), Pictures(rows, exact), workers)
+    copies, views = (Records(cache, folds.hashes.to_pylist(), views) for views in (False, True))
     rows = rows.select_columns(["id", "label"])
-    return Data(folds, Pictures(rows, train, recipe.seed, copies), Pictures(rows, whole_view, cached=views))
+    seen = Pictures(rows, train, recipe.seed, copies), Pictures(rows, whole_view, cached=views)
+    return Data(folds, *seen, images.workers)
 
 
-def check_pictures(
-    kind: str, dataset: datasets.Dataset, wanted: Wanted, known: frozenset[str], field: str
-) -> tuple[list[str], dict[int, str], Cache | None]:
-    """Content hashes (N,), why rows cannot be decoded, and the cache of those that can, where `kind` wants one."""
-    if not is_wanted(kind, wanted, len(dataset)):
-        return *check_images(dataset, known, field), None
-    hashes, bad = check_images(dataset, Everything(), field)
-    cache = open_cache(kind, dataset, hashes, [row for row in range(len(dataset)) if row not in bad], wanted, field)
-    bad |= {row: cache.bad[content] for row, content in enumerate(hashes) if content in cache.bad}
-    return hashes, dict(sorted(bad.items())), cache
+def embed(accelerator: Accelerator, recipe: Recipe, data: Data) -> Data:
+    """The run's pictures as features of the frozen backbone, computed once for all folds."""
+    model = build_backbone(recipe.backbone, len(data.folds.names), recipe.images.size)
+    body = Body(model, recipe.backbone.name, recipe.images.size).to(accelerator.device)
+    normalize, rows = normalization(accelerator, recipe), np.arange(len(data.folds.labels))
+    words = (data.evaluation, rows, recipe.batch_size, recipe.images.workers, "features")
+    found = Features(
+        data.evaluation.dataset.select_columns(["id", "label"]),
+        torch.from_numpy(loop.predict(accelerator, body, normalize, *words)),
+    )
+    return Data(data.folds, found, found, workers=0)
 
 
-def part(recipe: Recipe, dataset: Any, hashes: list[str], bad: dict[str, str]) -> FoldFile:
+def normalization(accelerator: Accelerator, recipe: Recipe) -> Normalize:
+    """What makes pixels the backbone's input, on the device."""
+    mean, std = mean_and_std(recipe.backbone.name, recipe.images.normalize)
+    return Normalize(mean, std, recipe.backbone.channels_last).to(accelerator.device)
+
+
+def has_rows(folds: FoldFile, dataset: Any, hashes: Any) -> bool:
+    """Whether a fold file is of just these rows, with their classes and contents."""
+    return (
+        folds.names == tuple(dataset.features["label"].names)
+        and column(dataset, "id").equals(folds.ids)
+        and np.array_equal(column(dataset, "label").to_numpy(), folds.labels)
+        and hashes.equals(folds.hashes)
+    )
+
+
+def part(recipe: Recipe, dataset: Any, hashes: Any, bad: dict[str, str]) -> FoldFile:
     """The folds of the rows: stratified and grouped, or with count 1 the sources of images.validation as fold 0."""
-    labels, names = list(dataset["label"]), dataset.features["label"].names
-    if missing := [name for k, name in enumerate(names) if k not in set(labels)]:
-        raise UserError(f"images.train: no picture of the classes {', '.join(missing[:10])}; remove their folders")
+    ids, labels, names = column(dataset, "id"), column(dataset, "label").to_numpy(), dataset.features["label"].names
+    if len(missing := np.setdiff1d(np.arange(len(names)), labels)):
+        listed = ", ".join(names[k] for k in missing[:10])
+        raise UserError(f"images.train: no picture of the classes {listed}; remove their folders")
     if recipe.folds.count == 1:
-        fold = np.array([-1 if source < len(recipe.images.train) else 0 for source in dataset["source"]])
+        fold = np.where(column(dataset, "source").to_numpy() < len(recipe.images.train), -1, 0)
     else:
-        groups = together(list(dataset["group"]), hashes, labels, names)
-        fold = assign_folds(np.array(labels), groups, recipe.folds.count, recipe.folds.seed)
+        groups = together(column(dataset, "group"), hashes, labels, names)
+        fold = assign_folds(labels, groups, recipe.folds.count, recipe.folds.seed)
     if min((fold != k).sum() for k in range(recipe.folds.count)) < 2:
         raise UserError(f"images.train: {len(fold)} images leave fewer than 2 to train on; add images, or fewer folds")
-    ids = tuple(dataset["id"])
     return FoldFile(
         count=recipe.folds.count,
         seed=recipe.folds.seed,
         names=tuple(names),
         fingerprint=fingerprint(ids, labels, hashes, names),
         ids=ids,
-        labels=np.array(labels),
+        labels=labels,
         fold=fold,
-        hashes=tuple(hashes),
+        hashes=hashes,
         bad=bad,
     )
 
@@ -170,21 +198,22 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     """A fold's model and optimizer, from the seed or from the newest resume point, prepared by Accelerate."""
     torch.manual_seed(seed_of(recipe.seed, fold, "weights"))
     backbone, classes = recipe.backbone, len(data.folds.names)
-    model = build_backbone(backbone, classes, recipe.images.size)
+    whole = build_backbone(backbone, classes, recipe.images.size)
     if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
-        model = convert_sync_batchnorm(model)
-    model = model.to(accelerator.device)
-    optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
+        whole = convert_sync_batchnorm(whole)
+    whole = whole.to(accelerator.device)
     if fold == recipe.train_folds[0]:
-        warn_of_parameters(recipe, model)
+        warn_of_parameters(recipe, whole)
+    model = whole.get_classifier() if backbone.frozen else whole  # type: ignore[operator]
+    normalize = nn.Identity() if backbone.frozen else normalization(accelerator, recipe)
+    optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
     position = load_state(folder, model, optimizer, accelerator.scaler)
     if not position.rows and position.batch > position.skipped:  # an older resume point, which did not count them
         position.rows = min(position.batch * recipe.batch_size, int((data.folds.fold != fold).sum()))
-    mean, std = mean_and_std(backbone.name, recipe.images.normalize)
-    normalize = Normalize(mean, std, backbone.channels_last).to(accelerator.device)
     counts = np.bincount(data.folds.labels[data.folds.fold != fold], minlength=classes)
     return Learner(
         accelerator.prepare(model),
+        whole,
         optimizer,
         normalize,
         make_see(normalize, make_mix(recipe.augment, classes)),
@@ -226,17 +255,15 @@ def finish(
     position, folds = learner.position, data.folds
     last, best = recipe.schedule.epochs - 1, position.best_epoch
     chosen = best if recipe.checkpoint.select == "best" else last
-    labels = dict(zip(folds.ids, folds.labels.tolist(), strict=True))
 
     def scores(epoch: int) -> dict[str, Any]:
         held = load_predictions(kept_epoch(folder, epoch) / "held_out.safetensors")
         return {
             "epoch": epoch + 1,
-            **score(held.logits.argmax(1), np.array([labels[i] for i in held.ids]), len(folds.names)),
+            **score(held.logits.argmax(1), folds.labels[compute().index_in(held.ids, folds.ids)], len(folds.names)),
         }
 
-    model = accelerator.unwrap_model(learner.model)
-    images = recipe.images
+    model, images = learner.whole, recipe.images
     result = {
         "fold": fold,
         "selected": recipe.checkpoint.select == "best",

@@ -70,12 +70,13 @@ def portable(recipe: Recipe) -> Recipe:
 
 def anonymous(folds: FoldFile) -> FoldFile:
     """The fold file with hashes for ids, which are names of files; pictures are still known by their content."""
+    import pyarrow as pa
 
     def hashed(name: str) -> str:
         return hashlib.sha256(name.encode()).hexdigest()
 
     bad = {hashed(name): reason for name, reason in folds.bad.items()}
-    return replace(folds, ids=tuple(map(hashed, folds.ids)), bad=bad)
+    return replace(folds, ids=pa.chunked_array([list(map(hashed, folds.ids.to_pylist()))]), bad=bad)
 
 
 def ensemble(run: Run) -> dict[str, Any]:
