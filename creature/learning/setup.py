@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -121,6 +122,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     good, folds = found[0]
     mean, _ = mean_and_std(recipe.backbone.name, images.normalize)
     rows = dataset if len(good) == len(dataset) else dataset.select(good)
+    pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
     return Data(
         folds,
         Pictures(rows, training_view(images.size, recipe.augment), recipe.seed),
