@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -126,13 +127,10 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         broadcast_object_list(found)
     good, folds, cache = found[0]
     rows = dataset if len(good) == len(dataset) else dataset.select(good)
-    train, exact, workers = (
-        training_view(images.size, recipe.augment),
-        exact_view(evaluation_view(*sees)),
-        images.workers,
-    )
+    pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
+    train, exact = training_view(images.size, recipe.augment), exact_view(evaluation_view(*sees))
     if cache is None:
-        return Data(folds, Pictures(rows, train, recipe.seed), Pictures(rows, exact), workers)
+        return Data(folds, Pictures(rows, train, recipe.seed), Pictures(rows, exact), images.workers)
     copies, views = (Records(cache, folds.hashes.to_pylist(), views) for views in (False, True))
     rows = rows.select_columns(["id", "label"])
     seen = Pictures(rows, train, recipe.seed, copies), Pictures(rows, whole_view, cached=views)
