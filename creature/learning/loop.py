@@ -85,7 +85,8 @@ def predict(
         for chunk, batch in zip(chunks, batches, strict=True):
             _refuse_bad(batch)
             pixels = learner.normalize(batch.pixels.to(accelerator.device, non_blocking=True))
-            found.append((chunk, model(pixels).float().cpu().numpy()))
+            # Not the compiled call, but what predict.py computes; and a last batch may be of any size.
+            found.append((chunk, model.forward(pixels).float().cpu().numpy()))
             bar.update(task, advance=len(chunk), speed=f"{bar.tasks[task].speed or 0:.0f}")
     if accelerator.num_processes > 1:
         found = gather_object(found)
@@ -203,6 +204,8 @@ def train_step(
     try:
         _backward(accelerator, learner, batch, weight, min(parts, len(batch.labels)), total)
     except RuntimeError as error:  # which torch.OutOfMemoryError is, and which a CPU's allocator raises plain
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UserError(f"backbone.compile: {str(error).splitlines()[0][:200]}; set it to false") from None
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(

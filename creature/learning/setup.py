@@ -161,6 +161,9 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         model = convert_sync_batchnorm(model)
     model = model.to(accelerator.device)
     optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
+    if backbone.compile:
+        torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
+        model.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
     if fold == recipe.train_folds[0]:
         warn_of_parameters(recipe, model)
     position = load_state(folder, model, optimizer, accelerator.scaler)
