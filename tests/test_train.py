@@ -339,3 +339,35 @@ def test_a_diverging_loss_stops_with_advice(tiny, tmp_path):
 def test_the_threads_are_the_recipe_s_affair_not_the_launcher_s(run, monkeypatch):
     result = json.loads((run / "fold-0/result.json").read_text())
     assert result["threads"] == torch.get_num_threads() >= 1
+
+
+# Compiled
+
+
+@pytest.mark.full
+def test_a_compiled_training_has_the_same_losses_and_goes_on_bitwise(tiny, tmp_path):
+    from torch._dynamo.utils import counters
+
+    settings = ("folds.train=[0,1]", "batch_size=20")  # 20, 20 and 8 rows
+    start(tiny, tmp_path / "plain", *settings)
+    counters.clear()
+    start(tiny, tmp_path / "whole", *settings, "backbone.compile=true")
+    assert counters["stats"]["unique_graphs"] == 2 * 2  # a fold's two sizes of a batch; held-out rows need none
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "predict", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            start(tiny, tmp_path / "cut", *settings, "backbone.compile=true")
+    assert start(tiny, tmp_path / "cut", *settings, "backbone.compile=true", resume=True) == 0
+    for fold in ("fold-0", "fold-1"):
+        np.testing.assert_allclose(losses(tmp_path / "whole" / fold), losses(tmp_path / "plain" / fold), rtol=1e-2)
+        assert weights_hash(tmp_path / "cut" / fold) == weights_hash(tmp_path / "whole" / fold)
+    assert timm.create_model(f"local-dir:{tmp_path / 'whole/fold-0'}", pretrained=True)
+
+
+def test_without_a_compiler_compile_says_so(tiny, tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/c++"))
+    with pytest.raises(UserError, match=r"^backbone.compile: .*compiler.*; set it to false"):
+        start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=true")

@@ -92,7 +92,8 @@ def predict(
         for chunk, batch in zip(chunks, batches, strict=True):
             _refuse_bad(batch)
             pixels = normalize(batch.pixels.to(accelerator.device, non_blocking=True))
-            found.append((chunk, model(pixels).float().cpu().numpy()))
+            # Not the compiled call, but what predict.py computes; and a last batch may be of any size.
+            found.append((chunk, model.forward(pixels).float().cpu().numpy()))
             bar.update(task, advance=len(chunk), speed=f"{bar.tasks[task].speed or 0:.0f}")
     if accelerator.num_processes > 1:
         found = gather_object(found)
@@ -140,7 +141,7 @@ def train_epoch(
         task = bar.add_task(title, total=sum(sizes), speed="")
         for number in range(position.batch, len(sizes)):
             batch, lr = next(batches), learner.rate(position.epoch + number / len(sizes))
-            seed_step(*learner.seed, position.epoch, number)
+            seed_step(accelerator.device, *learner.seed, position.epoch, number)
             due = accelerator.is_main_process and time.monotonic() - saved >= 60 * learner.save_minutes
             with processes.waiting(accelerator, processes.WAIT_IN_STEP, processes.WAIT_IN_FOLD):
                 step = train_step(accelerator, learner, batch, sizes[number], lr, stop.asked, due)
@@ -210,6 +211,8 @@ def train_step(
     try:
         _backward(accelerator, learner, batch, weight, min(parts, len(batch.labels)), total)
     except RuntimeError as error:  # which torch.OutOfMemoryError is, and which a CPU's allocator raises plain
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UserError(f"backbone.compile: {str(error).splitlines()[0][:200]}; set it to false") from None
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(
@@ -264,6 +267,12 @@ def _backward(
         total[0] += loss.detach()
 
 
-def seed_step(*parts: object) -> None:
-    """Seed whatever a step draws (mixing, dropout), so that no generator's state needs to be saved."""
-    torch.manual_seed(seed_of(*parts))
+def seed_step(device: torch.device, *parts: object) -> None:
+    """Seed whatever a step draws (mixing, dropout), so that no generator's state needs to be saved.
+
+    As torch.manual_seed, which takes 0.5 ms to note the seed, with a stack trace, for devices that are not there.
+    """
+    seed = seed_of(*parts)
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -200,6 +200,9 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
         whole = convert_sync_batchnorm(whole)
     whole = whole.to(accelerator.device)
+    if backbone.compile:
+        torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
+        whole.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
     if fold == recipe.train_folds[0]:
         warn_of_parameters(recipe, whole)
     model = whole.get_classifier() if backbone.frozen else whole  # type: ignore[operator]
