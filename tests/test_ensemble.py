@@ -249,6 +249,26 @@ def test_a_damaged_model_is_refused_in_one_sentence(run, drawn, tmp_path, damage
         predict.main([str(fold), str(drawn / "test"), "--out", str(tmp_path / "p.csv")])
 
 
+def test_batches_computed_at_once_keep_the_order_and_read_no_further_ahead(run, drawn):
+    pictures = sorted((drawn / "test").iterdir())
+    member = members.load_member(run / "fold-0", torch.device("cpu"), fused=True)
+    read: list[Path] = []
+
+    def noted():
+        for path in pictures:
+            read.append(path)
+            yield Picture(path.name, path.read_bytes)
+
+    (whole,) = ask(members.predictor([member]), noted(), len(pictures), "test")
+    read.clear()
+    answers = ask(members.predictor([member], at_once=3), noted(), 6, "test")
+    parts = [next(answers)]
+    assert len(read) <= 12
+    parts += answers
+    assert [name for part in parts for name in part.ids] == whole.ids and {len(part.ids) for part in parts} == {2}
+    np.testing.assert_allclose(np.concatenate([part.logits for part in parts], 1), whole.logits, atol=1e-5)
+
+
 def test_predictions_do_not_read_ahead_of_the_file(run, drawn):
     """Memory must not grow with the folder: two batches are in flight, not more."""
     pictures = sorted((drawn / "test").iterdir())

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest
 
 from creature.judging.answers import Answered
 from creature.judging.blend import STRATEGIES
@@ -33,6 +32,8 @@ class Pair:
     @property
     def p(self) -> float:
         """McNemar's exact test, two-sided: were both equally good, how likely is a split as uneven as this one."""
+        from scipy.stats import binomtest  # here, for an ensemble that compares nothing need not wait for scipy
+
         together = self.first + self.second
         return float(binomtest(self.first, together).pvalue) if together else 1.0
 

@@ -1,11 +1,13 @@
 """An accuracy that says what it rests on. N rows."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+
+Z = 1.959963984540054  # of the normal distribution, 95 % lies within so many deviations
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,11 @@ class Count:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval (scipy's binomtest)."""
-        found = binomtest(self.correct, self.n).proportion_ci(0.95, method="wilson")
-        return float(found.low), float(found.high)
+        """The 95 % interval of Wilson 1927, as scipy's binomtest has it, whose import takes half a second."""
+        width = 2 * (self.n + Z**2)
+        center = (2 * self.correct + Z**2) / width
+        half = Z / width * math.sqrt(4 * self.correct * (1 - self.accuracy) + Z**2)
+        return center - half if self.correct else 0.0, center + half if self.correct < self.n else 1.0
 
     def figures(self) -> dict[str, float]:
         """What a JSON row says of it."""

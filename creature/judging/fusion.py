@@ -27,7 +27,7 @@ def fuse(model: nn.Module, size: int) -> int:
     for conv, norm in pairs:
         model.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
         model.set_submodule(names[norm], nn.Sequential(*norm.children()))  # timm's have dropout and activation inside
-    if torch.allclose(model(example), expected, rtol=0, atol=TOLERANCE * float(expected.abs().max())):
+    if (model(example) - expected).abs().max() <= TOLERANCE * expected.abs().max():  # never where they are no numbers
         return len(pairs)
     for conv, norm in pairs:
         model.set_submodule(names[conv], conv)

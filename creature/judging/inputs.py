@@ -6,11 +6,9 @@ import itertools
 import os
 import re
 import sys
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from creature import __version__
@@ -100,6 +98,9 @@ def _read_file(path: str) -> bytes:
 
 def _fetch(url: str) -> bytes:
     """The bytes behind a URL; raises BadImage with the reason."""
+    import urllib.request  # here, for files need not wait for what speaks HTTP
+    from http.client import HTTPException
+
     try:
         asked = urllib.request.Request(url, headers={"User-Agent": f"creature/{__version__}"})
         with urllib.request.urlopen(asked, timeout=30) as answer:
