@@ -1,5 +1,6 @@
-"""Tables of tiny pictures, for costs that grow with their number and not with their size."""
+"""What benchmarks look at: tables of tiny pictures, for costs that go by their number alone, and photos over and over."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,3 +18,17 @@ def write_table(path: Path, rows: int) -> None:
     names = pa.array([f"class {k:03d}" for k in range(CLASSES)])
     labels = names.take(pa.array(np.arange(rows) % CLASSES))
     parquet.write_table(pa.table({"image": images, "label": labels}), path, row_group_size=10_000)
+
+
+def jpegs(folder: Path) -> list[Path]:
+    """The JPEG files below a folder."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+
+
+def lay_out(photos: Sequence[Path], out: Path, count: int) -> Path:
+    """Four class folders of `count` photos, over and over; other last bytes make no two of them equal."""
+    for number in range(count):
+        path = out / f"class-{number % 4}" / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photos[number % len(photos)].read_bytes() + number.to_bytes(4, "big"))  # behind the end
+    return out

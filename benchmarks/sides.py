@@ -48,10 +48,10 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
 
 
-def in_turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round, after one that warms up; every other round goes backwards."""
+def in_turns(sides: Mapping[str, Side], rounds: int, warm: bool = True) -> dict[str, list[float]]:
+    """Seconds of each side in each round, after one that warms up if asked; every other round goes backwards."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
+    for number in range(0 if warm else 1, rounds + 1):
         for name in list(sides) if number % 2 else list(sides)[::-1]:
             began = time.perf_counter()
             own = sides[name]()

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
+from safetensors.torch import save_file
 
 import train
 from creature.images.batches import load_batches, training_order
@@ -31,6 +33,7 @@ def test_all_recipes_are_tested():
         "fair/rand_augment.yaml",
         "fair/trivial_augment.yaml",
         "fair/warm_restarts.yaml",
+        "head.yaml",
         "laptop.yaml",
         "paper/backbones/resnest101.yaml",
         "paper/backbones/resnet152.yaml",
@@ -58,15 +61,21 @@ def test_a_recipe_s_header_says_command_cost_and_expectation(path: Path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes"))[:-5])
 def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: Path):
     """Batch 2 at the recipe's own size, from scratch where weights would be fetched."""
-    one_model = load_recipe(path, []).folds.count == 1
+    shipped = load_recipe(path, [])
+    one_model, frozen = shipped.folds.count == 1, shipped.backbone.frozen
     settings = [f"images.train=[{drawn / 'train'}]", "images.workers=0", "backbone.pretrained=false", "device=cpu"]
     settings += ["batch_size=2"] + ([f"images.validation=[{tmp_path / 'val'}]"] if one_model else [])
+    if frozen:
+        name = shipped.backbone.name.partition(".")[0]
+        save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
+        settings.append(f"backbone.weights={tmp_path / 'w.safetensors'}")
     for species in (drawn / "train").iterdir():
         (tmp_path / "val" / species.name).mkdir(parents=True)
     (tmp_path / "val/fish/00001.jpg").write_bytes((drawn / "train/fish/00001.jpg").read_bytes() + b"\\0")
     recipe = load_recipe(path, settings)
     accelerator = setup.start(recipe, tmp_path / "run")
     data = setup.prepare_run(accelerator, recipe, tmp_path / "run", resume=False)
+    data = setup.embed(accelerator, recipe, data) if frozen else data
     learner = setup.build_learner(accelerator, recipe, data, 0, tmp_path / "run/fold-0")
     rows = (data.folds.fold != 0).nonzero()[0][:2]
     batch = next(load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0))
