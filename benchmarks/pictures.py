@@ -1,4 +1,4 @@
-"""What benchmarks look at: tables of tiny pictures, for costs that go by their number alone, and photos over and over."""
+"""What benchmarks look at: tables of tiny pictures, for costs that go by their number, and photos over and over."""
 
 from collections.abc import Sequence
 from pathlib import Path
