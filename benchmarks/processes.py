@@ -7,9 +7,9 @@ than ours (benchmarks/step.py), and the other waits meanwhile. Efficiency is the
 time of two over one is at most 1 / 0.90; against torch's alone it is at most 1 / 0.97. Same weights, bit for bit.
 """
 
+import argparse
 import os
 import socket
-import sys
 from collections.abc import Callable
 
 from sides import in_turns, judge
@@ -52,9 +52,12 @@ def process(rank: int, port: int, rounds: int) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", type=int, nargs="?", default=15, metavar="ROUNDS", help="(%(default)s)")
+    rounds = parser.parse_args().rounds
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    spawn(process, (port, int(sys.argv[1]) if len(sys.argv) > 1 else 15), nprocs=2)
+    spawn(process, (port, rounds), nprocs=2)
 
 
 if __name__ == "__main__":

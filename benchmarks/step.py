@@ -7,7 +7,7 @@ bare loop: the same network, uint8 batches, normalization and fused AdamW. One t
 which other programs on this machine lengthen less. After the same steps both have the same weights, bit for bit.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +117,9 @@ def processor_time(work: Callable[[], None]) -> Callable[[], float]:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", type=int, nargs="?", default=25, metavar="ROUNDS", help="(%(default)s)")
+    rounds = parser.parse_args().rounds
     setup.share_cores = lambda: torch.set_num_threads(1)
     for name, size, rows, steps in CASES:
         recipe, batches = make_recipe(name, size, rows), ready_batches(size, rows, steps)
