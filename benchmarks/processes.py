@@ -5,6 +5,7 @@ python benchmarks/processes.py [ROUNDS]
 resnet18 at 128 px, 32 rows a process and step, one thread each. The one process is a bare loop, which is no slower
 than ours (benchmarks/step.py), and the other waits meanwhile. Efficiency is the work of two in the time of one, so the
 time of two over one is at most 1 / 0.90; against torch's alone it is at most 1 / 0.97. Same weights, bit for bit.
+Two that exchange nothing show what the machine has to give: where they take longer than one, its cores are not free.
 """
 
 import argparse
@@ -42,7 +43,8 @@ def process(rank: int, port: int, rounds: int) -> None:
     _, alone = bare_loop(recipe, batches)
     ours(), raw()
     far = difference(our_model, raw_model) if rank == 0 else 0.0
-    sides = {"ours": ours, "torch's alone": raw, "one process": alone if rank == 0 else lambda: None}
+    one = alone if rank == 0 else lambda: None
+    sides = {"ours": ours, "torch's alone": raw, "one process": one, "two that exchange nothing": alone}
     seconds = in_turns({name: together(work) for name, work in sides.items()}, rounds)
     if rank == 0:
         title = f"two processes, {STEPS} steps of {NAME} at {SIZE} px, {ROWS} rows each"
