@@ -63,7 +63,7 @@ class Encoded:
         with _reasons():
             self._image = Image.open(BytesIO(data), formats=FORMATS)
             _check_header(self._image)
-            self._decoded: np.ndarray | None = None
+            self._decoded: Image.Image | None = None
             if self._image.format in ("JPEG", "MPO"):
                 self._turn = _turn(self._image)
                 width, height = self._image.size
@@ -74,19 +74,19 @@ class Encoded:
                 self._image.load()
                 rgb = _rgb(self._image)
                 self._decoded = _upright(rgb, _turn(self._image))
-                self.size = self._decoded.shape[1], self._decoded.shape[0]
+                self.size = self._decoded.size
 
     def pixels(self) -> np.ndarray:
         """Upright and over white: uint8 (H, W, 3), RGB."""
-        return self.smaller(1)[0]
+        return np.asarray(self.smaller(1)[0])
 
-    def smaller(self, shrink: int) -> tuple[np.ndarray, tuple[float, float]]:
-        """The pixels in a resolution that is at least 1 / shrink (1, 2, 4, 8) of the whole one, and which, in x and y.
+    def smaller(self, shrink: int) -> tuple[Image.Image, float]:
+        """The picture in a resolution that is at least 1 / shrink (1, 2, 4, 8) of the whole one, and which that is.
 
         A JPEG is cheaper then: what a smaller picture does not show is left out (libjpeg's scaled decoding).
         """
         if self._decoded is not None:
-            return self._decoded, (1, 1)
+            return self._decoded, 1
         with _reasons():
             width, height = self._image.size
             if self._turn and (width % shrink or height % shrink):
@@ -94,7 +94,7 @@ class Encoded:
             if shrink > 1:
                 self._image.draft(None, (width // shrink, height // shrink))
             self._image.load()
-            return _upright(_rgb(self._image), self._turn), (1 / shrink, 1 / shrink)
+            return _upright(_rgb(self._image), self._turn), 1 / shrink
 
 
 class Decoded(NamedTuple):
@@ -106,10 +106,6 @@ class Decoded(NamedTuple):
     def pixels(self) -> np.ndarray:
         """What is there, uint8 (H, W, 3)."""
         return self.array
-
-    def smaller(self, _shrink: int) -> tuple[np.ndarray, tuple[float, float]]:
-        """What is there, and its resolution over the whole one in x and y."""
-        return self.array, (self.array.shape[1] / self.size[0], self.array.shape[0] / self.size[1])
 
 
 BLACK = Decoded((1, 1), np.zeros((1, 1, 3), dtype=np.uint8))  # in place of a picture that is none
@@ -137,8 +133,8 @@ def _reasons() -> Iterator[None]:
         raise BadImage(f"corrupt picture: {' '.join(str(error).split()) or type(error).__name__}"[:200]) from None
 
 
-def _upright(rgb: Image.Image, turn: Image.Transpose | None) -> np.ndarray:
-    return np.asarray(rgb if turn is None else rgb.transpose(turn))
+def _upright(rgb: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _check_header(image: Image.Image) -> None:

@@ -4,6 +4,7 @@ A view takes a picture and the seed of its randomness, and gives uint8 (3, size,
 batch.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,23 +88,40 @@ def _see_crop(
         if erasing.p and torch.rand(1) < erasing.p:
             erased = erasing.make_params([torch.empty(3, size, size, device="meta")])
     left = width - box["left"] - box["width"] if mirrored else box["left"]
-    edges = (left, box["top"], left + box["width"], box["top"] + box["height"])
-    shrink = max(by for by in (1, 2, 4, 8) if by == 1 or min(box["width"], box["height"]) >= by * size)
-    seen = _crop(*picture.smaller(shrink), edges, size)
+    seen = _crop(picture, (left, box["top"], left + box["width"], box["top"] + box["height"]), size)
     seen = seen.flip(2) if mirrored else seen
     return seen if erased is None else erasing.transform(seen, erased)
 
 
-def _crop(pixels: np.ndarray, scale: tuple[float, float], edges: tuple[int, int, int, int], size: int) -> torch.Tensor:
-    """The part of (H, W, 3) within the edges (left, top, right, bottom), times scale, as (3, size, size)."""
-    if scale == (1, 1):
-        left, top, right, bottom = edges
-        part = torch.from_numpy(pixels[top:bottom, left:right].copy()).permute(2, 0, 1)
-        return interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
-    x, y = scale  # edges between pixels, which torch has no resize for
-    box = (edges[0] * x, edges[1] * y, edges[2] * x, edges[3] * y)
-    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def _crop(picture: Encoded | Decoded, edges: tuple[int, int, int, int], size: int) -> torch.Tensor:
+    """The part of a picture within the edges (left, top, right, bottom), as (3, size, size)."""
+    left, top, right, bottom = edges
+    if isinstance(picture, Decoded):
+        height, width, _ = picture.array.shape
+        if (width, height) == picture.size:
+            return _resize(picture.array[top:bottom, left:right].copy(), size)
+        x, y = width / picture.size[0], height / picture.size[1]
+        first, above = int(left * x), int(top * y)
+        part = Image.fromarray(picture.array[above : math.ceil(bottom * y), first : math.ceil(right * x)])
+        box = (left * x - first, top * y - above, right * x - first, bottom * y - above)
+        return _resize_within(part, box, size)
+    shrink = max(by for by in (1, 2, 4, 8) if by == 1 or min(right - left, bottom - top) >= by * size)
+    image, scale = picture.smaller(shrink)
+    if scale == 1:
+        return _resize(np.array(image.crop(edges)), size)
+    return _resize_within(image, (left * scale, top * scale, right * scale, bottom * scale), size)
+
+
+def _resize(pixels: np.ndarray, size: int) -> torch.Tensor:
+    """(H, W, 3) to (3, size, size)."""
+    return interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None], (size, size), mode="bilinear", antialias=True)[
+        0
+    ]
+
+
+def _resize_within(image: Image.Image, box: tuple[float, float, float, float], size: int) -> torch.Tensor:
+    """What is within edges that lie between pixels, which torch has no resize for, to (3, size, size)."""
+    return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BILINEAR, box))).permute(2, 0, 1)
 
 
 def make_mix(augment: Augment, classes: int) -> Callable[[torch.Tensor, torch.Tensor], Any] | None:
