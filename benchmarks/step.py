@@ -66,7 +66,7 @@ def new_learner(recipe: Recipe) -> tuple[setup.Accelerator, loop.Learner]:
     labels = np.arange(2 * CLASSES) % CLASSES
     ids = tuple(map(str, range(len(labels))))
     folds = FoldFile(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, np.repeat((0, 1), CLASSES), ids, {})
-    data = setup.Data(folds, None, None)  # type: ignore[arg-type]  # no picture is decoded
+    data = setup.Data(folds, None, None, 0)  # type: ignore[arg-type]  # no picture is decoded
     with TemporaryDirectory() as name:
         accelerator = setup.start(recipe, Path(name))
         return accelerator, setup.build_learner(accelerator, recipe, data, 0, Path(name))
