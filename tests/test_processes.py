@@ -67,8 +67,7 @@ from PIL import Image as Pillow
 from creature.images.batches import Pictures
 from creature.images.evaluation import evaluation_view
 from creature.images.views import exact_view
-from creature.learning.checkpoint import Position
-from creature.learning.loop import Learner, predict
+from creature.learning.loop import predict
 from creature.learning.normalize import Normalize
 
 accelerator = Accelerator(cpu=True)
@@ -85,11 +84,10 @@ class Mean(nn.Module):
 
 table = Dataset.from_dict({"id": list(map(str, range(33))), "image": [picture(i) for i in range(33)], "label": [0]*33})
 table = table.cast_column("image", Image(decode=False))
-learner = Learner(Mean(), None, Normalize((0, 0, 0), (1, 1, 1)), None, None, Position(), *[None] * 6)
 pictures = Pictures(table, exact_view(evaluation_view(8, "squash", (0, 0, 0))))
 for n in range(1, 34):
     rows = np.random.default_rng(n).permutation(33)[:n]
-    logits = predict(accelerator, learner, pictures, rows, 4, 0)
+    logits = predict(accelerator, Mean(), Normalize((0, 0, 0), (1, 1, 1)), pictures, rows, 4, 0)
     expected = np.stack([rows * 7, rows, 255 - rows], 1) / 255
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 accelerator.end_training()
