@@ -27,6 +27,7 @@ GOALS = {
     "P9": "two processes",
     "P10": "time to accuracy",
     "P11": "checkpoints",
+    "R4": "resumed start",
 }
 RATIOS = ("time", "memory")  # units of a ratio to a peer; any other is an amount of ours alone
 MET, MISSED, GOAL = "#0072b2", "#d55e00", "#444444"  # colours that the colour-blind can tell apart
@@ -61,15 +62,19 @@ def measured(line: Line) -> str:
 
 def result_table(lines: Sequence[Line]) -> str:
     """Markdown: a row for each goal and case, one for each goal that nothing has measured, and the machines."""
-    rows = ["| goal | case | measured [95 %] | at most | | threads | date |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| goal | case | measured [95 %] | pairs | at most | | threads | date |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for goal, title in GOALS.items():
         mine = [line for line in lines if line["goal"] == goal]
         for line in mine:
             note = f" ({line['note']})" if line.get("note") else ""
-            cells = (f"{goal} {title}", line["case"] + note, measured(line), f"{line['limit']:.3g}", verdict(line))
-            rows.append(f"| {' | '.join(cells)} | {line['threads']} | {line['date']} |")
+            found = measured(line), str(line["pairs"]), f"{line['limit']:.3g}", verdict(line)
+            cells = f"{goal} {title}", line["case"] + note, *found, str(line["threads"]), line["date"]
+            rows.append(f"| {' | '.join(cells)} |")
         if not mine:
-            rows.append(f"| {goal} {title} | | not measured | | | | |")
+            rows.append(f"| {goal} {title} | | not measured | | | | | |")
     machines = dict.fromkeys(
         f"Measured on {line['machine']}, {line['cores']} cores, Python {line['python']}, "
         + ", ".join(f"{name} {number}" for name, number in line["versions"].items())
