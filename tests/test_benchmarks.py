@@ -22,6 +22,7 @@ LINE = {
     "limit": 0.4,
     "ratio": 0.3,
     "interval": [0.28, 0.32],
+    "pairs": 15,
     "met": True,
     "threads": 2,
     "cores": 2,
@@ -66,16 +67,22 @@ def test_the_last_line_of_a_goal_and_case_counts(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "cells"),
     [
-        ({}, "0.300 [0.280, 0.320] | 0.4 | met by 25%"),
-        ({"ratio": 0.44, "interval": [0.39, 0.5]}, "0.440 [0.390, 0.500] | 0.4 | met within the interval, 10% above"),
-        ({"ratio": 0.5, "interval": [0.45, 0.6], "met": False}, "0.500 [0.450, 0.600] | 0.4 | **missed by 25%**"),
-        ({"ratio": 48, "interval": [48, 48], "limit": 60, "unit": "bytes a row"}, "48 bytes a row | 60 | met by 20%"),
+        ({}, "0.300 [0.280, 0.320] | 15 | 0.4 | met by 25%"),
+        (
+            {"ratio": 0.44, "interval": [0.39, 0.5]},
+            "0.440 [0.390, 0.500] | 15 | 0.4 | met within the interval, 10% above",
+        ),
+        ({"ratio": 0.5, "interval": [0.45, 0.6], "met": False}, "0.500 [0.450, 0.600] | 15 | 0.4 | **missed by 25%**"),
+        (
+            {"ratio": 48, "interval": [48, 48], "limit": 60, "unit": "bytes a row"},
+            "48 bytes a row | 15 | 60 | met by 20%",
+        ),
     ],
 )
 def test_a_row_says_by_how_much_a_goal_is_met_or_missed(line: dict[str, Any], cells: str):
     rows = import_module("table").result_table([LINE | line]).splitlines()
     assert f"| P5 ensemble | ours over five runs | {cells} | 2 | 2026-01-31 |" in rows
-    assert "| P4 K folds | | not measured | | | | |" in rows
+    assert "| P4 K folds | | not measured | | | | | |" in rows
 
 
 def test_a_page_keeps_its_prose_and_takes_the_newest_table():
