@@ -131,8 +131,8 @@ class Backbone(_Settings):
     compile: bool = Field(
         default=False,
         description=(
-            "torch.compile for training, which takes minutes at each fold's start; on a CPU a step became 4 % faster "
-            "(resnet18) to 19 % slower (tf_efficientnet_lite0), so it is for long trainings on GPUs, if at all"
+            "torch.compile for training, which takes minutes at each fold's start; on a CPU resnet18 became no faster "
+            "that could be measured, and tf_efficientnet_lite0 slower; on a GPU it was never measured"
         ),
     )
 

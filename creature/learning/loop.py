@@ -270,7 +270,7 @@ def _backward(
 def seed_step(device: torch.device, *parts: object) -> None:
     """Seed whatever a step draws (mixing, dropout), so that no generator's state needs to be saved.
 
-    As torch.manual_seed, which takes 0.5 ms to note the seed, with a stack trace, for devices that are not there.
+    As torch.manual_seed, which also notes the seed, with a stack trace, for every kind of device that is not there.
     """
     seed = seed_of(*parts)
     torch.default_generator.manual_seed(seed)
