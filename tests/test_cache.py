@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
+from filelock import FileLock
 from PIL import Image as Pillow
 from test_train import losses, start, weights_hash
 
@@ -172,6 +173,18 @@ def test_the_caches_used_longest_ago_give_way(home, monkeypatch):
     opened()
     assert first.exists() and not second.exists() and len(folders(home)) == 2
     assert kept.pixels.sum() > 0  # whoever uses it goes on
+
+
+def test_a_cache_that_another_process_is_making_is_left_alone(home, monkeypatch):
+    opened(PICTURES[:2])
+    (first,) = folders(home)
+    part = first.rename(home / f".{first.name}")
+    monkeypatch.setattr(module, "DISK_BYTES", 0)
+    with FileLock(home / f"{first.name}.lock"):
+        opened()
+    assert part.exists() and len(folders(home)) == 2
+    opened(PICTURES[:3])
+    assert not part.exists() and len(folders(home)) == 1
 
 
 def test_a_disk_without_room_is_an_error_that_says_the_way_out(monkeypatch):

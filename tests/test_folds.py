@@ -12,6 +12,8 @@ import pyarrow as pa
 import pytest
 from conftest import holding
 
+from creature.disk import file_hash
+from creature.images import mapped
 from creature.images.folds import FoldFile, assign_folds, folds_hash, map_folds, read_folds, together, write_folds
 from creature.terminal import UserError
 
@@ -251,6 +253,18 @@ def test_a_mapped_fold_file_is_parsed_once_and_again_when_it_is_another(tmp_path
     monkeypatch.undo()
     write_folds(path, many_rows(11))
     assert map_folds(path).ids.equals(many_rows(11).ids)
+
+
+def test_a_mapped_fold_file_that_has_rotted_in_the_cache_is_parsed_again(tmp_path):
+    path = tmp_path / "folds.json"
+    write_folds(path, many_rows(12))
+    map_folds(path)
+    stored = mapped._path(file_hash(path))
+    whole = stored.read_bytes()
+    for rotten in (whole[:9], whole[:-1], whole.replace(b"\x01", b"\x00"), b""):
+        stored.write_bytes(rotten)
+        assert map_folds(path).fold.tolist() == many_rows(12).fold.tolist()
+        assert stored.read_bytes() == whole
 
 
 def test_a_mapped_fold_file_holds_no_memory_for_a_row(tmp_path):

@@ -10,6 +10,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch.nn.functional import interpolate
 
@@ -145,10 +146,15 @@ def _make_room(folder: Path, needed: int) -> None:
     """Delete caches, those used longest ago first, until there is room; what still uses one keeps its mapping."""
     home = folder.parent
     others = sorted((path for path in home.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
-    while sizes and sum(sizes.values()) + needed > DISK_BYTES:
-        shutil.rmtree(oldest := next(iter(sizes)))
-        del sizes[oldest]
+    held = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
+    for path in others:
+        if sum(held.values()) + needed <= DISK_BYTES:
+            break
+        if path.name.lstrip(".") == folder.name:
+            continue
+        with suppress(Timeout), FileLock(home / f"{path.name.lstrip('.')}.lock", timeout=0):  # or it is being made
+            shutil.rmtree(path)
+            del held[path]
     free = shutil.disk_usage(home).free
     if needed > free:
         raise UserError(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PIECE = 10_000  # rows that are Python objects at a time
+PIECE_BYTES = 2**20
 
 
 def keep(table: "pa.Table", name: str = "") -> Path:
@@ -23,12 +24,16 @@ def keep(table: "pa.Table", name: str = "") -> Path:
     from pyarrow import OSFile, ipc
 
     path = _path(name or _content(table))
-    if path.exists():
+    if _is_whole(path):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part, OSFile(str(part), "wb") as file, ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
+        with whole(path) as part:
+            with OSFile(str(part), "wb") as file, ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table.combine_chunks())
+            with part.open("rb+") as file:  # behind the stream's end, where no reader looks
+                digest = hashlib.file_digest(file, _digest).digest()
+                file.write(digest)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
@@ -38,11 +43,27 @@ def keep(table: "pa.Table", name: str = "") -> Path:
 
 
 def kept(name: str) -> "pa.Table | None":
-    """The table of that name, if there is one."""
+    """The table of that name, if there is one that is as it was written."""
     from pyarrow import ipc, memory_map
 
     path = _path(name)
-    return ipc.open_stream(memory_map(str(path))).read_all() if path.exists() else None
+    return ipc.open_stream(memory_map(str(path))).read_all() if _is_whole(path) else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and ends with the digest of all before; a cache may rot, and folds rest on it."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        size = path.stat().st_size - _digest().digest_size
+        digest = _digest()
+        for start in range(0, size, PIECE_BYTES):
+            digest.update(file.read(min(PIECE_BYTES, size - start)))
+        return file.read() == digest.digest()
+
+
+def _digest() -> Any:
+    return hashlib.blake2b(digest_size=16)
 
 
 def _path(name: str) -> Path:

@@ -27,8 +27,9 @@ def share_threads(device: torch.device) -> int:
     share_cores()
     if device.type != "cpu":
         return 1
-    at_once = min(4, torch.get_num_threads())
-    torch.set_num_threads(torch.get_num_threads() // at_once)
+    cores = torch.get_num_threads()
+    at_once = max(range(1, min(4, cores) + 1), key=lambda k: (cores // k * k, k))  # as many as leave no core idle
+    torch.set_num_threads(cores // at_once)
     return at_once
 
 
