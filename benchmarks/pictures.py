@@ -10,11 +10,17 @@ from pyarrow import parquet
 CLASSES = 100
 
 
-def write_table(path: Path, rows: int) -> None:
-    """A Parquet file of `rows` pictures, 4 by 4 pixels in 59 bytes, no two alike, in 100 classes."""
+def tiny(rows: int) -> list[bytes]:
+    """Pictures of 4 by 4 pixels in 59 bytes, no two alike."""
     pixels = np.random.default_rng(0).integers(0, 256, (rows, 48), dtype=np.uint8)
-    pictures = pa.array([b"P6 4 4 255\n" + row.tobytes() for row in pixels], pa.binary())
-    images = pa.StructArray.from_arrays([pictures, pa.nulls(rows, pa.string())], ["bytes", "path"])
+    return [b"P6 4 4 255\n" + row.tobytes() for row in pixels]
+
+
+def write_table(path: Path, rows: int) -> None:
+    """A Parquet file of `rows` tiny pictures in 100 classes."""
+    images = pa.StructArray.from_arrays(
+        [pa.array(tiny(rows), pa.binary()), pa.nulls(rows, pa.string())], ["bytes", "path"]
+    )
     names = pa.array([f"class {k:03d}" for k in range(CLASSES)])
     labels = names.take(pa.array(np.arange(rows) % CLASSES))
     parquet.write_table(pa.table({"image": images, "label": labels}), path, row_group_size=10_000)

@@ -2,14 +2,13 @@
 
 python benchmarks/rows.py [ROWS ...] [--folder ROWS]
 
-A Parquet file of tiny JPEGs, every one with other bytes, in 100 classes; with --folder as files in class folders, too.
+A Parquet file of tiny pictures, no two alike, in 100 classes; with --folder as files in class folders, too.
 Each start is a process of its own up to its first step: one that finds nothing, and one that goes on with its run.
 Costs are those beyond a start of 1000 rows. Memory is anonymous (RssAnon of Linux) and of the main process: pages of a
 memory-mapped file are the system's, which may drop them.
 """
 
 import argparse
-import io
 import json
 import os
 import subprocess
@@ -17,18 +16,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
-from PIL import Image
+from pictures import CLASSES, tiny, write_table
 from sides import ROOT, Ratio, record, say, show_table
 
 BASE = 1000
-CLASSES = 100
 PARTS = ("read_images", "known_images", "part", "share_folds")  # of setup.prepare_run
 STARTS = 3  # of the base, whose medians count
 RECIPE = {
@@ -44,29 +39,11 @@ class FirstStep(Exception):
     """Training has reached its first step."""
 
 
-def pictures(rows: int) -> Sequence[bytes]:
-    """Tiny JPEGs: a few pictures, and after each one's end its row, which no decoder reads."""
-    drawn = []
-    for shade in range(16):
-        Image.new("L", (8, 8), 16 * shade).save(out := io.BytesIO(), "JPEG", optimize=True)
-        drawn.append(out.getvalue())
-    return [drawn[row % 16] + row.to_bytes(4, "little") for row in range(rows)]
-
-
-def write_table(path: Path, rows: int) -> None:
-    names = pa.array([f"class {k:03d}" for k in range(CLASSES)])
-    image = pa.StructArray.from_arrays(
-        [pa.array(pictures(rows), pa.binary()), pa.nulls(rows, pa.string())], ["bytes", "path"]
-    )
-    table = pa.table({"image": image, "label": names.take(pa.array(np.arange(rows) % CLASSES))})
-    pa.parquet.write_table(table, path, row_group_size=10_000)
-
-
 def write_folder(path: Path, rows: int) -> None:
     for k in range(CLASSES):
         (path / f"class {k:03d}").mkdir(parents=True)
-    for row, data in enumerate(pictures(rows)):
-        (path / f"class {row % CLASSES:03d}/{row:08d}.jpg").write_bytes(data)
+    for row, data in enumerate(tiny(rows)):
+        (path / f"class {row % CLASSES:03d}/{row:08d}.ppm").write_bytes(data)
 
 
 def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
