@@ -72,15 +72,17 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def timed(command: Sequence[str], kept: Callable[[int], Path], log: Path) -> tuple[list[float], float]:
-    """Seconds from the start of a process until each epoch (from 1) is kept, and until its end."""
-    ends, cores = [], str(usable_cores())
+def timed(command: Sequence[str], kept: Callable[[int], Path], out: Path) -> tuple[list[float], float]:
+    """Seconds from the start of a process until each epoch (from 1) is kept, and until its end; its log lies by out."""
+    ends, log = [], out.with_suffix(".log")
+    # No training may find what an earlier one knew of the pictures.
+    cold = {"XDG_CACHE_HOME": str(out / "cache"), "HF_DATASETS_CACHE": str(out / "cache/datasets")}
     with log.open("w") as file:
         began = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": cores},
+            env={**os.environ, **cold, "OMP_NUM_THREADS": str(usable_cores())},
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -121,7 +123,7 @@ def train_ours(args: argparse.Namespace, seed: int, out: Path) -> Training:
     ends, whole = timed(
         ["train.py", "--recipe", str(args.recipe), "--out", str(out / "run"), *words, *more],
         lambda epoch: fold / f"kept/epoch-{epoch:04d}",
-        out.with_suffix(".log"),
+        out,
     )
 
     def said(epoch: int) -> Iterator[tuple[str, str]]:
@@ -151,7 +153,7 @@ def train_peer(args: argparse.Namespace, rate: float, seed: int, out: Path) -> T
     def checkpoint(epoch: int) -> Path:
         return out / f"timm/checkpoint-{epoch - 1}.pth.tar"
 
-    ends, whole = timed([str(PEER), str(args.data), *words], checkpoint, out.with_suffix(".log"))
+    ends, whole = timed([str(PEER), str(args.data), *words], checkpoint, out)
     names = sorted((folder.name for folder in (args.data / "train").iterdir() if folder.is_dir()), key=natural)
     pictures = list_pictures(str(args.data / "test"))
 
