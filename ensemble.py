@@ -76,7 +76,7 @@ def answer(
     """What all members say of the holdout and of --images, whose rows are written; their number, and the exit code."""
     from creature.judging import answers, honest, inputs, members, tables
     from creature.judging.asking import ask
-    from creature.learning.device import share_threads
+    from creature.learning.device import keep_memory, share_cores
 
     listed = inputs.list_inputs(args.images) if args.images else []
     wanted, columns = output.arrange(args, listed)
@@ -88,19 +88,20 @@ def answer(
     if args.compare and not wanted and holdout is None:
         raise UserError("--compare needs pictures: --images DIR --labels FILE.csv, or a recipe with images.holdout")
     device = members.choose_device(args.device)
-    at_once = share_threads(device)
+    share_cores()
+    keep_memory(device)
     loaded = [members.load_member(fold, device, fused=True) for fold in folds] if wanted or holdout else []
     called = members.short_names(folds)
     code, found = 0, {}
     if holdout is not None:
         record = answers.Record(called, weights)
-        predictor = members.predictor(loaded, at_once=at_once)
+        predictor = members.predictor(loaded)
         asked = ask(predictor, inputs.rows_of(holdout), args.batch_size, "holdout", len(holdout))
         deque(record.watch(asked), maxlen=0)
         found["holdout"] = record.answered(holdout["id"], holdout["label"], args.strategy, names)
     if wanted:
         record, top = answers.Record(called, weights), min(args.top, len(names))
-        predictor = members.predictor(loaded, weights, args.strategy, at_once=at_once)
+        predictor = members.predictor(loaded, weights, args.strategy)
         asked = ask(predictor, inputs.pictures_of(wanted), args.batch_size, "predicting", len(wanted))
         rows = tables.answer_rows(record.watch(asked), predictor, top)
         if args.out:

@@ -121,7 +121,7 @@ def throughput(work: Path, photos: Path, rounds: int, architecture: str, count: 
     listed = inputs.list_inputs([str(folder)])
 
     def predict() -> None:
-        torch.set_num_threads(cores // predictor.at_once)
+        torch.set_num_threads(cores)
         answers = ask(predictor, inputs.pictures_of(listed), BATCH, "predicting", count)
         tables.write_full(work / "ours.csv", tables.answer_rows(answers, predictor, 1), 1)
 

@@ -32,6 +32,10 @@ def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options) -> byt
     return file.getvalue()
 
 
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(decode(data))
+
+
 def exif(orientation: int) -> Image.Exif:
     tags = Image.Exif()
     tags[ExifTags.Base.Orientation] = orientation
@@ -61,7 +65,7 @@ def tiff(width: int, pixels: bytes, **tags: int) -> bytes:
 
 def reason(data: bytes) -> str:
     with pytest.raises(BadImage) as error:
-        decode(data)
+        decoded(data)
     message = str(error.value)
     assert message and "\n" not in message and " object at 0x" not in message and len(message) <= 200
     return message
@@ -76,8 +80,7 @@ def file_reason(path: object) -> str:
 
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_every_lossless_format_gives_its_pixels(kind):
-    pixels = decode(encode(NOISE, kind, **LOSSLESS[kind]))
-    assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+    pixels = decoded(encode(NOISE, kind, **LOSSLESS[kind]))
     np.testing.assert_array_equal(pixels, NOISE)
 
 
@@ -86,7 +89,7 @@ def test_lossy_formats_come_close(kind):
     if kind not in FORMATS:
         pytest.skip("no AVIF in this Pillow")
     smooth = np.stack([*np.meshgrid(np.arange(0, 80, 2), np.arange(0, 48, 2)), np.full((24, 40), 99)], -1)
-    pixels = decode(encode(smooth.astype(np.uint8), kind))
+    pixels = decoded(encode(smooth.astype(np.uint8), kind))
     assert pixels.shape == (24, 40, 3) and np.abs(pixels.astype(int) - smooth).max() < 24
 
 
@@ -98,7 +101,7 @@ def test_every_exif_orientation_gives_the_upright_picture(kind):
     stored |= {5: side, 6: side[::-1], 7: side[::-1, ::-1], 8: side[:, ::-1], 99: upright}
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else LOSSLESS[kind]
     for orientation, pixels in stored.items():
-        found = decode(encode(np.ascontiguousarray(pixels), kind, exif=exif(orientation), **options)).astype(int)
+        found = decoded(encode(np.ascontiguousarray(pixels), kind, exif=exif(orientation), **options)).astype(int)
         assert np.abs(found - upright).max() <= (4 if kind == "JPEG" else 0), orientation
 
 
@@ -106,7 +109,7 @@ def test_every_exif_orientation_gives_the_upright_picture(kind):
 @pytest.mark.filterwarnings("ignore")
 def test_broken_exif_is_ignored(broken):
     for kind in ("PNG", "JPEG"):
-        np.testing.assert_array_equal(decode(encode(NOISE, kind, exif=broken)), decode(encode(NOISE, kind)))
+        np.testing.assert_array_equal(decoded(encode(NOISE, kind, exif=broken)), decoded(encode(NOISE, kind)))
 
 
 RAMP = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
@@ -122,14 +125,14 @@ DEEP = {
 @pytest.mark.parametrize("kind", DEEP)
 def test_16_bit_grey_is_scaled_linearly(kind):
     expected = np.rint(RAMP / 65535 * 255)
-    np.testing.assert_array_equal(decode(DEEP[kind]()), np.stack([expected] * 3, -1))
+    np.testing.assert_array_equal(decoded(DEEP[kind]()), np.stack([expected] * 3, -1))
 
 
 def test_12_bit_and_white_is_zero_grey_reach_white():
     twelve = tiff(2, bytes([0xFF, 0xF0, 0x00]), BitsPerSample=12)
-    np.testing.assert_array_equal(decode(twelve)[0, :, 0], [255, 0])
+    np.testing.assert_array_equal(decoded(twelve)[0, :, 0], [255, 0])
     negative = tiff(2, struct.pack("<HH", 0, 65535), BitsPerSample=16, PhotometricInterpretation=0)
-    np.testing.assert_array_equal(decode(negative)[0, :, 0], [255, 0])
+    np.testing.assert_array_equal(decoded(negative)[0, :, 0], [255, 0])
 
 
 def test_levels_without_a_white_are_refused():
@@ -179,14 +182,14 @@ if PILLOW_13:
 @pytest.mark.parametrize("kind", CLEAR)
 def test_transparent_is_white(kind):
     data, color = CLEAR[kind]
-    np.testing.assert_array_equal(decode(data), [[(255, 255, 255), color]])
+    np.testing.assert_array_equal(decoded(data), [[(255, 255, 255), color]])
 
 
 def test_half_transparent_is_blended_with_white():
     alpha = np.arange(256)
     rgba = np.stack([np.full(256, 40), alpha, np.zeros(256), alpha], -1).astype(np.uint8)[None].repeat(2, axis=0)
     expected = np.rint(rgba[..., :3] * (alpha[:, None] / 255) + 255 - alpha[:, None])
-    assert np.abs(decode(encode(rgba)) - expected).max() <= 1
+    assert np.abs(decoded(encode(rgba)) - expected).max() <= 1
 
 
 def test_other_color_spaces_are_converted_as_pillow_does():
@@ -194,9 +197,9 @@ def test_other_color_spaces_are_converted_as_pillow_does():
     modes = [("1", "PNG"), ("L", "PNG"), ("P", "PNG"), ("CMYK", "TIFF"), ("LAB", "TIFF")]
     for mode, kind in modes + [("YCbCr", "TIFF")] * PILLOW_13:
         converted = picture.convert(mode)
-        np.testing.assert_array_equal(decode(encode(converted, kind)), np.asarray(converted.convert("RGB")), mode)
+        np.testing.assert_array_equal(decoded(encode(converted, kind)), np.asarray(converted.convert("RGB")), mode)
     inverted = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")  # as Adobe writes it: full ink is 0
-    assert b"Adobe" in inverted and np.abs(decode(inverted).astype(int) - (255, 0, 0)).max() < 4
+    assert b"Adobe" in inverted and np.abs(decoded(inverted).astype(int) - (255, 0, 0)).max() < 4
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
@@ -205,7 +208,7 @@ def test_the_first_of_many_frames(kind):
     data = encode(first, kind, save_all=True, append_images=[second])
     with Image.open(io.BytesIO(data)) as image:
         assert getattr(image, "n_frames", 1) == 2
-    assert np.abs(decode(data).astype(int) - (250, 0, 0)).max() < 8
+    assert np.abs(decoded(data).astype(int) - (250, 0, 0)).max() < 8
 
 
 STRANGERS = {
@@ -261,14 +264,14 @@ def test_bombs_are_refused_before_any_pixel_is_decoded(kind, filters, monkeypatc
 def test_the_cap_itself_is_allowed(monkeypatch):
     assert MAX_PIXELS == 64 * 2**20
     monkeypatch.setattr(module, "MAX_PIXELS", 24 * 40)
-    assert decode(encode(NOISE)).shape == (24, 40, 3)
+    assert decoded(encode(NOISE)).shape == (24, 40, 3)
     monkeypatch.setattr(module, "MAX_PIXELS", 24 * 40 - 1)
     assert "more than 959" in reason(encode(NOISE))
 
 
 def test_slivers_are_refused():
     for size in ((200, 1), (1, 200), (400, 2)):
-        assert decode(encode(Image.new("RGB", size))).shape == (size[1], size[0], 3)
+        assert decoded(encode(Image.new("RGB", size))).shape == (size[1], size[0], 3)
     for size in ((201, 1), (1, 201), (401, 2)):
         assert "200 times" in reason(encode(Image.new("RGB", size)))
 
@@ -291,20 +294,20 @@ def test_a_png_whose_data_ends_early_is_refused(rows):
         raw = bytes([0, *range(width)]) * rows
         extra = PALETTE if color == 3 else b""
         assert "truncated" in reason(png(40, 24, raw, depth, color, extra))
-        assert decode(png(40, 24, bytes([0, *range(width)]) * 24, depth, color, extra)).shape == (24, 40, 3)
+        assert decoded(png(40, 24, bytes([0, *range(width)]) * 24, depth, color, extra)).shape == (24, 40, 3)
 
 
 def test_a_png_may_look_like_a_short_one():
     for mode in ("1", "L", "P", "RGB", "RGBA", "LA", "I;16"):
         for color in (0, 1, 90, 255):
-            decode(encode(Image.new(mode, (5, 4), color)))
+            decoded(encode(Image.new(mode, (5, 4), color)))
 
 
 @pytest.mark.parametrize("height", [24, 23])
 def test_an_interlaced_png_is_decoded_if_complete(height):
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     rows = [b"\0" + row.tobytes() for y, x, dy, dx in passes for row in NOISE[y:height:dy, x::dx]]
-    np.testing.assert_array_equal(decode(png(40, height, b"".join(rows), interlace=1)), NOISE[:height])
+    np.testing.assert_array_equal(decoded(png(40, height, b"".join(rows), interlace=1)), NOISE[:height])
     for count in (1, 9, 20, len(rows) - 1):
         assert "truncated" in reason(png(40, height, b"".join(rows[:count]), interlace=1))
 
@@ -317,7 +320,7 @@ def test_corrupt_pictures_give_pixels_or_a_reason(kind):
         corrupt = np.frombuffer(data, np.uint8).copy()
         corrupt[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
         try:
-            assert decode(corrupt.tobytes()).dtype == np.uint8
+            assert decode(corrupt.tobytes()).mode == "RGB"
         except BadImage as error:
             assert "\n" not in str(error) and "<_io" not in str(error)
 
@@ -347,7 +350,7 @@ def test_lack_of_memory_is_no_fault_of_the_picture(monkeypatch):
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", fail)
     with pytest.raises(MemoryError):
-        decode(encode(NOISE))
+        decoded(encode(NOISE))
 
 
 def test_the_user_sees_no_warning(tmp_path):
@@ -365,7 +368,7 @@ import pathlib, sys
 from creature.images.decode import BadImage, decode, read
 for path in pathlib.Path(sys.argv[1]).iterdir():
     try:
-        print(path.name, decode(read({"path": str(path)})).shape[2])
+        print(path.name, len(decode(read({"path": str(path)})).getbands()))
     except BadImage as error:
         print(path.name, error)
 """
@@ -388,9 +391,9 @@ for path in pathlib.Path(sys.argv[1]).iterdir():
 def test_threads_give_the_same_pixels():
     pictures = [encode(NOISE, kind, **LOSSLESS.get(kind, {})) for kind in FORMATS]
     pictures += [data for data, _ in CLEAR.values()] + [encode(Image.fromarray(NOISE).convert("LAB"), "TIFF")]
-    alone = [decode(data).tobytes() for data in pictures]
+    alone = [decoded(data).tobytes() for data in pictures]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda data: decode(data).tobytes(), pictures * 20))
+        together = list(pool.map(lambda data: decoded(data).tobytes(), pictures * 20))
     assert together == alone * 20
 
 

@@ -21,7 +21,6 @@ from creature.judging import members
 from creature.judging.asking import Picture, ask
 from creature.judging.blend import blend
 from creature.judging.inputs import Input, pictures_of
-from creature.learning import device
 from creature.terminal import BROKEN_IMAGES, UserError
 
 
@@ -248,39 +247,6 @@ def test_a_damaged_model_is_refused_in_one_sentence(run, drawn, tmp_path, damage
         save_file(tensors, weights)
     with pytest.raises(UserError, match=r"no model can be loaded from here|timm has no architecture"):
         predict.main([str(fold), str(drawn / "test"), "--out", str(tmp_path / "p.csv")])
-
-
-@pytest.mark.parametrize(
-    ("cores", "at_once", "threads"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (6, 3, 2), (7, 1, 7), (8, 4, 2)]
-)
-def test_batches_that_are_computed_at_once_leave_no_core_idle(monkeypatch, cores, at_once, threads):
-    before = torch.get_num_threads()
-    monkeypatch.setattr(device, "usable_cores", lambda: cores)
-    try:
-        assert device.share_threads(torch.device("cpu")) == at_once
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_batches_computed_at_once_keep_the_order_and_read_no_further_ahead(run, drawn):
-    pictures = sorted((drawn / "test").iterdir())
-    member = members.load_member(run / "fold-0", torch.device("cpu"), fused=True)
-    read: list[Path] = []
-
-    def noted():
-        for path in pictures:
-            read.append(path)
-            yield Picture(path.name, path.read_bytes)
-
-    (whole,) = ask(members.predictor([member]), noted(), len(pictures), "test")
-    read.clear()
-    answers = ask(members.predictor([member], at_once=3), noted(), 6, "test")
-    parts = [next(answers)]
-    assert len(read) <= 12
-    parts += answers
-    assert [name for part in parts for name in part.ids] == whole.ids and {len(part.ids) for part in parts} == {2}
-    np.testing.assert_allclose(np.concatenate([part.logits for part in parts], 1), whole.logits, atol=1e-5)
 
 
 def test_predictions_do_not_read_ahead_of_the_file(run, drawn):

@@ -93,7 +93,7 @@ def labelled(dataset: Dataset) -> dict[str, str]:
 
 
 def pixels(dataset: Dataset, row: int) -> np.ndarray:
-    return decode(read(dataset[row]["image"]))
+    return np.asarray(decode(read(dataset[row]["image"])))
 
 
 def test_class_folders_become_rows_with_their_pictures(tmp_path):

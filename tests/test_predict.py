@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import platform
 import subprocess
 import sys
 import threading
@@ -323,3 +324,26 @@ def test_a_parquet_file_that_is_damaged_inside_is_one_sentence(fold, table, tmp_
     with pytest.raises(UserError, match=r"t.parquet: damaged in row group 0"):
         predict.main([fold, str(tmp_path / "t.parquet"), "--out", str(tmp_path / "p.csv")])
     assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_batch_gets_the_memory_of_the_one_before_it():
+    script = """
+import resource, torch
+from creature.learning.device import keep_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+anew = faults()
+keep_memory(torch.device("cpu"))
+faults()
+print(faults() < anew / 10)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(predict.__file__).parent, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n", done.stderr

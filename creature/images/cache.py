@@ -19,13 +19,12 @@ import numpy as np
 import PIL
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
 from torch.nn.functional import interpolate
 
 from creature.cores import usable_cores
 from creature.disk import differing, sync, write_json, write_manifest
 from creature.images.batches import blaming_pictures, load_batches, note
-from creature.images.decode import BadImage, Decoded, Encoded, read
+from creature.images.decode import BadImage, Decoded, decode, read
 from creature.images.evaluation import evaluation_view
 from creature.terminal import UserError, progress, warn
 
@@ -213,20 +212,20 @@ class _Copies:
         for row in rows:
             note(self.decoding, row)
             try:
-                whole = Encoded(read(self.dataset[row]["image"])).pixels()
+                whole = decode(read(self.dataset[row]["image"]))
             except BadImage as reason:
                 found.append(str(reason))
                 continue
-            copy, view = _smaller(whole, self.wanted.side), self.view(Image.fromarray(whole))
+            copy, view = _smaller(np.array(whole), self.wanted.side), self.view(whole)
             pixels += [copy.flatten(), torch.from_numpy(view).permute(1, 2, 0).flatten()]
-            found.append((*copy.shape[:2], *whole.shape[:2]))
+            found.append((*copy.shape[:2], whole.height, whole.width))
         return torch.cat(pixels) if pixels else torch.zeros(0, dtype=torch.uint8), found
 
 
 def _smaller(whole: np.ndarray, side: int) -> torch.Tensor:
     """(H, W, 3) with a shorter side of at most `side` pixels."""
     height, width = whole.shape[:2]
-    pixels, shorter = torch.from_numpy(whole.copy()), min(height, width)
+    pixels, shorter = torch.from_numpy(whole), min(height, width)
     if shorter <= side:
         return pixels
     size = (round(height * side / shorter), round(width * side / shorter))

@@ -76,9 +76,9 @@ class Encoded:
                 self._decoded = _upright(rgb, _turn(self._image))
                 self.size = self._decoded.size
 
-    def pixels(self) -> np.ndarray:
-        """Upright and over white: uint8 (H, W, 3), RGB."""
-        return np.asarray(self.smaller(1)[0])
+    def image(self) -> Image.Image:
+        """The whole picture: RGB, upright and over white."""
+        return self.smaller(1)[0]
 
     def smaller(self, shrink: int) -> tuple[Image.Image, float]:
         """The picture in a resolution that is at least 1 / shrink (1, 2, 4, 8) of the whole one, and which that is.
@@ -103,20 +103,20 @@ class Decoded(NamedTuple):
     size: tuple[int, int]
     array: np.ndarray
 
-    def pixels(self) -> np.ndarray:
-        """What is there, uint8 (H, W, 3)."""
-        return self.array
+    def image(self) -> Image.Image:
+        """What is there of it."""
+        return Image.fromarray(self.array)
 
 
 BLACK = Decoded((1, 1), np.zeros((1, 1, 3), dtype=np.uint8))  # in place of a picture that is none
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The pixels of an encoded picture (of its first frame), upright and over white: uint8 (H, W, 3), RGB.
+def decode(data: bytes) -> Image.Image:
+    """An encoded picture (its first frame): RGB, upright and over white.
 
     Raises BadImage, as Encoded does.
     """
-    return Encoded(data).pixels()
+    return Encoded(data).image()
 
 
 @contextmanager

@@ -39,12 +39,13 @@ def exact_view(view: Callable[[Image.Image], np.ndarray]) -> View:
 
 
 def _see_exactly(view: Callable[[Image.Image], np.ndarray], picture: Encoded | Decoded, _seed: int) -> torch.Tensor:
-    return torch.from_numpy(view(Image.fromarray(picture.pixels())))
+    return torch.from_numpy(view(picture.image()))
 
 
 def whole_view(picture: Encoded | Decoded, _seed: int) -> torch.Tensor:
     """The view of what is cached as it is to be seen."""
-    return torch.from_numpy(picture.pixels().copy()).permute(2, 0, 1)
+    assert isinstance(picture, Decoded)
+    return torch.from_numpy(picture.array.copy()).permute(2, 0, 1)
 
 
 def training_view(size: int, augment: Augment) -> View:
@@ -66,7 +67,7 @@ def training_view(size: int, augment: Augment) -> View:
 
 
 def _see_whole(steps: v2.Compose, picture: Encoded | Decoded, seed: int) -> torch.Tensor:
-    image = Image.fromarray(picture.pixels())
+    image = picture.image()
     with _drawing(seed):
         return steps(image)
 

@@ -8,12 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from creature.images.decode import BadImage, content_hash, decode
+from creature.images.decode import BLACK, BadImage, content_hash, decode
 from creature.images.evaluation import evaluation_view
 from creature.terminal import UserError, progress
 
@@ -51,7 +50,6 @@ class Predictor:
     features: int | None = None  # how many `compute` gives; None where it was not asked for any
     fallback: str = ""  # what a submission says of a picture that cannot be read
     files: tuple[Path, ...] = ()  # of the weights
-    at_once: int = 1  # threads that may call `compute` at the same time
 
 
 def ask(
@@ -59,42 +57,37 @@ def ask(
 ) -> Iterator[Answers]:
     """Answers to the pictures, in order; two batches of them are in memory, however many there are.
 
-    A batch is parted among the threads that compute at once; each part is decoded while those before are computed.
     A picture that cannot be decoded keeps its place in the batch, black, so that it changes no other answer. Raises
     UserError for answers that are no finite numbers.
     """
     views = {sees: evaluation_view(*sees) for sees in predictor.views}
 
     def prepare(picture: Picture) -> tuple[str, str, list[np.ndarray]]:
-        data, reason, pixels = b"", "", np.zeros((1, 1, 3), dtype=np.uint8)
+        data, reason, image = b"", "", BLACK.image()
         try:
             data = picture.read()
-            pixels = decode(data)
+            image = decode(data)
         except BadImage as error:
             reason = str(error)
-        return content_hash(data) if data else "", reason, [view(Image.fromarray(pixels)) for view in views.values()]
+        return content_hash(data) if data else "", reason, [view(image) for view in views.values()]
 
-    def answer(batch: Sequence[Picture], prepared: Sequence[Future[tuple[str, str, list[np.ndarray]]]]) -> Answers:
-        hashes, reasons, seen = zip(*(future.result() for future in prepared), strict=True)
-        pixels = {sees: np.stack(of_view) for sees, of_view in zip(views, zip(*seen, strict=True), strict=True)}
-        logits, features = predictor.compute(pixels)
-        if not np.isfinite(logits).all():
-            raise UserError(f"{predictor.title}: its answers are no finite numbers; its weights are damaged")
-        broken = {at: reason for at, reason in enumerate(reasons) if reason}
-        return Answers([picture.id for picture in batch], list(hashes), broken, logits, features)
-
-    part = -(-batch_size // predictor.at_once)
-    with progress() as bar, ThreadPoolExecutor() as decoding, ThreadPoolExecutor(predictor.at_once) as computing:
+    with progress() as bar, ThreadPoolExecutor() as pool:
         task = bar.add_task(title, total=total, speed="")
 
-        def begin(batch: Sequence[Picture]) -> Future[Answers]:
-            return computing.submit(answer, batch, [decoding.submit(prepare, picture) for picture in batch])
+        def begin(batch: Sequence[Picture]) -> tuple[Sequence[Picture], list[Future[Any]]]:
+            return batch, [pool.submit(prepare, picture) for picture in batch]
 
         coming = iter(pictures)
-        begun = map(begin, iter(lambda: list(islice(coming, part)), []))
-        ahead = list(islice(begun, 2 * predictor.at_once))
+        begun = map(begin, iter(lambda: list(islice(coming, batch_size)), []))
+        ahead = list(islice(begun, 2))
         while ahead:
-            answers = ahead.pop(0).result()
-            yield answers
-            bar.update(task, advance=len(answers.ids), speed=f"{bar.tasks[task].speed or 0:.0f}")
+            batch, prepared = ahead.pop(0)
+            hashes, reasons, seen = zip(*(future.result() for future in prepared), strict=True)
+            pixels = {sees: np.stack(of_view) for sees, of_view in zip(views, zip(*seen, strict=True), strict=True)}
+            logits, features = predictor.compute(pixels)
+            if not np.isfinite(logits).all():
+                raise UserError(f"{predictor.title}: its answers are no finite numbers; its weights are damaged")
+            broken = {at: reason for at, reason in enumerate(reasons) if reason}
+            yield Answers([picture.id for picture in batch], list(hashes), broken, logits, features)
+            bar.update(task, advance=len(batch), speed=f"{bar.tasks[task].speed or 0:.0f}")
             ahead += islice(begun, 1)

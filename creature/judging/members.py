@@ -165,7 +165,6 @@ def predictor(
     features: bool = False,
     title: str = "",
     names: Sequence[str] | None = None,
-    at_once: int = 1,
 ) -> Predictor:
     """The members as one; `features` asks the first of them for what its classifier sees, too.
 
@@ -209,7 +208,6 @@ def predictor(
         features=int(members[0].model.head_hidden_size) if features else None,  # type: ignore[arg-type]
         fallback=most_frequent([members[0].folder]) if (members[0].folder / "result.json").exists() else "",
         files=tuple(member.folder / "model.safetensors" for member in members),
-        at_once=at_once,
     )
 
 

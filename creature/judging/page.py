@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 
 from creature.images.decode import BadImage, content_hash, decode, read
@@ -122,7 +121,7 @@ class _Pictures(NamedTuple):
             data = read(self.dataset[self.place[name]]["image"])
             if content_hash(data) != content:
                 return None
-            picture = Image.fromarray(decode(data))
+            picture = decode(data)
         except (KeyError, BadImage):
             return None
         picture.thumbnail((SIDE, SIDE))

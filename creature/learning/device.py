@@ -1,6 +1,8 @@
-"""What the device is good at: the precision to compute in, and its cores."""
+"""What the device is good at: the precision to compute in, its cores and memory."""
 
+import ctypes
 import os
+import sys
 
 import torch
 
@@ -18,24 +20,23 @@ def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
     return precision, ""
 
 
-def share_threads(device: torch.device) -> int:
-    """How many batches to compute at once, and an equal share of this process's cores for each; one on a GPU.
-
-    Cores that share a batch wait for the slowest of them after each layer, while others decode. Four batches at most,
-    for their Python takes turns.
-    """
-    share_cores()
-    if device.type != "cpu":
-        return 1
-    cores = torch.get_num_threads()
-    at_once = max(range(1, min(4, cores) + 1), key=lambda k: (cores // k * k, k))  # as many as leave no core idle
-    torch.set_num_threads(cores // at_once)
-    return at_once
-
-
 def share_cores() -> None:
     """Let the processes of this host share its cores equally.
 
     The launcher's default is one thread, Python's is every core, and the number changes the last bits of a sum.
     """
     torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def keep_memory(device: torch.device) -> None:
+    """Let this process keep what it frees, if it computes on a CPU and its C library is glibc.
+
+    Each batch asks for the gigabytes that the last one freed. By default large blocks are the kernel's in between, and
+    it clears all their pages again: that took as long as the network.
+    """
+    if device.type == "cpu" and sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h

@@ -49,9 +49,9 @@ class Learner:
 
     @cached_property
     def buffers(self) -> list[list[torch.Tensor]]:
-        """The model's buffers by type, for tensors of one type are copied together."""
-        buffers = list(self.model.buffers())
-        return [[buffer for buffer in buffers if buffer.dtype == kind] for kind in {b.dtype for b in buffers}]
+        """The model's buffers by type, as they lie in memory: tensors of one type are copied together."""
+        flat = [buffer.as_strided((buffer.numel(),), (1,)) for buffer in self.model.buffers()]
+        return [[buffer for buffer in flat if buffer.dtype == kind] for kind in {buffer.dtype for buffer in flat}]
 
 
 def make_see(normalize: nn.Module, mix: Mix | None) -> See:
@@ -203,7 +203,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     weight = 0.0 if accelerator.process_index >= size else 1 / size
-    before = [_joined(buffers) for buffers in learner.buffers]
+    before = [torch.cat(buffers) for buffers in learner.buffers]
     total = torch.zeros(3, device=accelerator.device)  # the loss, and how many wish what
     total[1].fill_(stop)
     total[2].fill_(save)
@@ -241,13 +241,8 @@ def train_step(
 def _restore(buffers: list[list[torch.Tensor]], before: list[torch.Tensor], taken: torch.Tensor) -> None:
     """Give the buffers what they held before, unless the step was taken; a few operations however many they are."""
     for group, values in zip(buffers, before, strict=True):
-        kept = torch.where(taken, _joined(group), values).split([buffer.numel() for buffer in group])
-        parts = [value.view_as(buffer) for value, buffer in zip(kept, group, strict=True)]
-        torch._foreach_copy_(group, parts)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+        kept = torch.where(taken, torch.cat(group), values).split([len(buffer) for buffer in group])
+        torch._foreach_copy_(group, kept)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _backward(

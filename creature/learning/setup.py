@@ -38,7 +38,7 @@ from creature.learning.backbone import (
     timm_config,
 )
 from creature.learning.checkpoint import finish_fold, kept_epoch, load_state, prune_epochs
-from creature.learning.device import device_precision, share_cores
+from creature.learning.device import device_precision, keep_memory, share_cores
 from creature.learning.loop import Learner, make_see
 from creature.learning.losses import make_loss
 from creature.learning.normalize import Normalize
@@ -128,6 +128,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     good, folds, cache = found[0]
     rows = dataset if len(good) == len(dataset) else dataset.select(good)
     pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
+    keep_memory(accelerator.device)  # that of the steps, not of what came before them
     train, exact = training_view(images.size, recipe.augment), exact_view(evaluation_view(*sees))
     if cache is None:
         return Data(folds, Pictures(rows, train, recipe.seed), Pictures(rows, exact), images.workers)

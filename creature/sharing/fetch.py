@@ -29,18 +29,19 @@ def load_predictor(model: str, all_members: bool, device: str, features: bool = 
             raise UserError(f"{model} is one model without features; --members and --embed need the trained folder")
         return open_session(model)
     from creature.judging import members
-    from creature.learning.device import share_threads
+    from creature.learning.device import keep_memory, share_cores
 
     found = find_model(model, all_members)
     if features and len(found.folders) > 1:
         raise UserError("--embed asks one model, and --members are several; leave one of them out")
     chosen = members.choose_device(device)
-    at_once = share_threads(chosen)
+    share_cores()
+    keep_memory(chosen)
     loaded = [members.load_member(folder, chosen, fused=True) for folder in found.folders]
     if len({member.names for member in loaded}) > 1:
         raise UserError(f"{model}: its members know different classes")
     title = f"{model}, {len(loaded)} members" if all_members else model
-    return members.predictor(loaded, found.weights, found.strategy, features, title, found.names, at_once)
+    return members.predictor(loaded, found.weights, found.strategy, features, title, found.names)
 
 
 class Found(NamedTuple):

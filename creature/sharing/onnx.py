@@ -230,15 +230,13 @@ def quantize(path: Path, pictures: str) -> Path | None:
 
 
 def _see(predictor: "Predictor", pictures: Any) -> Iterator["np.ndarray"]:
-    from PIL import Image
-
     from creature.images.decode import BadImage, decode
     from creature.images.evaluation import evaluation_view
 
     view = evaluation_view(*predictor.views[0])
     for picture in pictures:
         try:
-            yield view(Image.fromarray(decode(picture.read())))
+            yield view(decode(picture.read()))
         except BadImage as error:
             raise UserError(f"--quantize: {picture.id}: {error}; remove it from the folder") from None
 
