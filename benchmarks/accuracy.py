@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/laptop.yaml", help="(recipes/laptop.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe's setting")
     parser.add_argument("--seeds", type=int, default=5, help="pairs of trainings (%(default)s)")
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-3, 3e-4], help="of timm (%(default)s)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-2, 3e-3, 1e-3], help="of timm (%(default)s)")
     parser.add_argument("--peer-epochs", type=int, default=8, help="of timm (%(default)s)")
     parser.add_argument("--peer-only", action="store_true", help="train timm's side alone, and compare later")
     parser.add_argument("--peer-from", type=Path, metavar="DIR", help="take timm's trainings of another --out")
