@@ -3,9 +3,9 @@
 python benchmarks/predict.py P5|P6|P7 [PHOTOS] [ROUNDS]
 
 Random weights, saved as train.py saves them, and real photographs, repeated: the cost of a JPEG varies fivefold. P6 is
-predict's own path from files to a CSV against the loop of timm's inference.py (eager, channels_last, its loader with two
-workers; in a process of its own, for ours keeps what it frees), and against the bare forward of the fused model on ready
-tensors, which leaves no core for decoding. P5 and P7 are whole processes.
+predict's own path from files to a CSV against the loop of timm's inference.py (eager, channels_last, its loader with
+two workers; in a process of its own, for ours keeps what it frees), and against the bare forward of the fused model on
+ready tensors, which leaves no core for decoding. P5 and P7 are whole processes.
 """
 
 import argparse
