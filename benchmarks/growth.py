@@ -103,6 +103,7 @@ def start(words: Sequence[str]) -> tuple[float, int]:
     def reached(*_):
         raise FirstStep
 
+    multiprocessing.set_start_method(None, force=True)  # the default, as in train.py: workers of a spawned one are spawned
     loop.train_step, began = reached, time.perf_counter()
     try:
         timed(train.main, *words)
