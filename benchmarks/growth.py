@@ -103,7 +103,7 @@ def start(words: Sequence[str]) -> tuple[float, int]:
     def reached(*_):
         raise FirstStep
 
-    multiprocessing.set_start_method(None, force=True)  # the default, as in train.py: workers of a spawned one are spawned
+    multiprocessing.set_start_method(None, force=True)  # the default, or its workers would be spawned as it was
     loop.train_step, began = reached, time.perf_counter()
     try:
         timed(train.main, *words)
