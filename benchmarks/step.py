@@ -69,7 +69,6 @@ def new_learner(recipe: Recipe) -> tuple[setup.Accelerator, loop.Learner]:
     data = setup.Data(folds, None, None, 0)  # type: ignore[arg-type]  # no picture is decoded
     with TemporaryDirectory() as name:
         accelerator = setup.start(recipe, Path(name))
-        setup.keep_memory(accelerator.device)  # as prepare_run does
         return accelerator, setup.build_learner(accelerator, recipe, data, 0, Path(name))
 
 

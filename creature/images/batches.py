@@ -50,7 +50,7 @@ def epoch_batches(rows: np.ndarray, batch_size: int, *seed: object) -> list[np.n
 
     BatchNorm has no statistics of a single picture, and dropping it would lose a row.
     """
-    order = rows[np.random.default_rng(seed_of(*seed)).permutation(len(rows))]
+    order = np.random.default_rng(seed_of(*seed)).permutation(rows)
     cuts = list(range(batch_size, len(order), batch_size))
     if cuts and len(order) - cuts[-1] == 1 and batch_size > 1:
         cuts.pop()

@@ -34,9 +34,10 @@ def keep_memory(device: torch.device) -> None:
     Each batch asks for the gigabytes that the last one freed. By default large blocks are the kernel's in between, and
     it clears all their pages again: that took as long as the network.
     """
-    if device.type == "cpu" and sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+    if device.type == "cpu" and sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.malloc_trim(0)  # what was freed until now is not of a batch
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h

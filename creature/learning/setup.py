@@ -128,7 +128,6 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     good, folds, cache = found[0]
     rows = dataset if len(good) == len(dataset) else dataset.select(good)
     pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
-    keep_memory(accelerator.device)  # that of the steps, not of what came before them
     train, exact = training_view(images.size, recipe.augment), exact_view(evaluation_view(*sees))
     if cache is None:
         return Data(folds, Pictures(rows, train, recipe.seed), Pictures(rows, exact), images.workers)
@@ -144,6 +143,7 @@ def embed(accelerator: Accelerator, recipe: Recipe, data: Data) -> Data:
     body = Body(model, recipe.backbone.name, recipe.images.size).to(accelerator.device)
     normalize, rows = normalization(accelerator, recipe), np.arange(len(data.folds.labels))
     words = (data.evaluation, rows, recipe.batch_size, recipe.images.workers, "features")
+    keep_memory(accelerator.device)
     found = Features(
         data.evaluation.dataset.select_columns(["id", "label"]),
         torch.from_numpy(loop.predict(accelerator, body, normalize, *words)),
@@ -213,6 +213,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     if not position.rows and position.batch > position.skipped:  # an older resume point, which did not count them
         position.rows = min(position.batch * recipe.batch_size, int((data.folds.fold != fold).sum()))
     counts = np.bincount(data.folds.labels[data.folds.fold != fold], minlength=classes)
+    keep_memory(accelerator.device)
     return Learner(
         accelerator.prepare(model),
         whole,
