@@ -116,7 +116,8 @@ def train_fold(
     from creature.terminal import say
 
     folds, epochs, main = data.folds, recipe.schedule.epochs, accelerator.is_main_process
-    rows, held_out = np.flatnonzero(folds.fold != fold), np.flatnonzero(folds.fold == fold)
+    parts = (folds.fold != fold, folds.fold == fold)
+    rows, held_out = (np.flatnonzero(part).astype(np.int32) for part in parts)  # of which there may be millions
     learner = setup.build_learner(accelerator, recipe, data, fold, folder)
     model, position = learner.model, learner.position
     sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]
