@@ -85,7 +85,7 @@ def train(
     results = []
     with processes.noticing_loss(accelerator), explaining(out):
         data = setup.prepare_run(accelerator, recipe, out, args.resume or processes.attempt() > 0)
-        if recipe.backbone.frozen and any(runs.fold_state(out / f"fold-{f}") != "finished" for f in recipe.train_folds):
+        if setup.needs_features(recipe, out):
             data = setup.embed(accelerator, recipe, data)
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"
@@ -109,7 +109,7 @@ def train_fold(
     import numpy as np
 
     from creature.images.batches import epoch_batches, load_batches, training_order
-    from creature.judging.count import count_correct
+    from creature.judging.count import Count, count_correct
     from creature.judging.score import score
     from creature.learning import checkpoint, loop, setup
     from creature.learning.predictions import Predictions
@@ -127,16 +127,18 @@ def train_fold(
 
     def save() -> None:
         if main:
-            checkpoint.save_state(folder, len(sizes), accelerator, model, learner.optimizer, position)
+            checkpoint.save_state(folder, len(sizes), accelerator, model, learner.optimizer, position, learner.average)
 
     say(f"fold {fold}: {len(rows)} images to train on, {len(held_out)} held out")
+    if position.start:
+        say(f"the classifier starts at a probe of the features: {Count(**position.start)} held out")
     say(LINE.format("epoch", "loss", "rate", "seconds", "held-out accuracy [95 %]"))
     while position.epoch < epochs:
         title = f"fold {fold} epoch {position.epoch + 1}/{epochs}"
         loop.train_epoch(accelerator, learner, batches, sizes, stop, save, title)
         with stop.saving(save):
             words = (data.evaluation, held_out, recipe.batch_size, data.workers)
-            logits = loop.predict(accelerator, model, learner.normalize, *words)
+            logits = loop.predict(accelerator, learner.judged, learner.normalize, *words)
         held = Predictions(tuple(folds.ids.take(held_out).to_pylist()), logits, folds.names)
         count = count_correct(logits.argmax(1), folds.labels[held_out])
         lr = learner.rate(position.epoch + 1 - 1 / len(sizes))

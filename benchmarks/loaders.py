@@ -49,7 +49,7 @@ def creature_cached(folder: Path, workers: int) -> Callable[[], Any]:
     table = read_images([str(folder)], Columns(), "images.train")
     hashes, rows = check_images(table, Everything(), "images.train")[0], np.arange(len(table))
     records = Records(make_cache(table, hashes), hashes, views=False)
-    pictures = Pictures(table.select_columns(["id", "label"]), training_view(SIZE, Augment()), 0, records)
+    pictures = Pictures(table.select_columns(["id", "label"]), training_view(SIZE, Augment()), cached=records)
     return lambda: load_batches(
         pictures, [[(int(row), 0) for row in rows[at : at + BATCH]] for at in rows[::BATCH]], workers
     )

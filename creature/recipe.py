@@ -116,6 +116,16 @@ class Backbone(_Settings):
         json_schema_extra=FREE,
         description="start from this .safetensors file instead; its content is part of the run",
     )
+    head_start: Literal["none", "probe"] = Field(
+        default="none",
+        description=(
+            "where a new classifier starts: none, at zero; probe, at a logistic regression on the features of the "
+            "backbone as it is, of the training rows alone"
+        ),
+    )
+    drop_path: float = Field(
+        default=0.0, ge=0, lt=1, description="how often the deepest block is skipped in training; earlier ones less"
+    )
     frozen: bool = Field(
         default=False,
         description="train the classifier alone, on features of the evaluation views, computed once for all folds",
@@ -153,6 +163,11 @@ class Augment(_Settings):
         default="none", description="mixing within a batch"
     )
     mix_alpha: Positive = Field(default=1.0, description="Beta(alpha, alpha) from which the share of a mix is drawn")
+    sizes: tuple[Annotated[int, Field(ge=16, le=2048)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="sides of the training views, each for an equal part of the epochs; null: images.size",
+    )
 
 
 class Loss(_Settings):
@@ -180,6 +195,16 @@ class Optimizer(_Settings):
     weight_decay: float = Field(default=0.01, ge=0, description="decoupled in AdamW")
     decay_norms: bool = Field(default=False, description="weight decay on norms and biases, too")
     clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient; null: no clipping")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="learning rate of each layer as a share of that of the layer after it"
+    )
+    average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description=(
+            "decay of the moving average (EMA) of weights and BatchNorm statistics, which is then what is judged and "
+            "kept; it rises to this over the first steps; null: no average"
+        ),
+    )
 
 
 class Schedule(_Settings):
@@ -289,8 +314,15 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         )
     if not 0 < low_high[0] <= low_high[1]:
         yield f"augment.crop_scale: must be [smallest, largest] with 0 < smallest <= largest, got {list(low_high)}"
+    if (sizes := recipe.augment.sizes) and len(sizes) > schedule.epochs:
+        yield f"augment.sizes: {len(sizes)} sizes need as many epochs, schedule.epochs is {schedule.epochs}"
     if recipe.backbone.frozen:
         yield from _useless_if_frozen(recipe)
+    if recipe.backbone.head_start == "probe" and not recipe.backbone.pretrained and not recipe.backbone.weights:
+        yield (
+            "backbone.head_start: a probe of random features is worth nothing; set it to none, or "
+            "backbone.pretrained=true, or backbone.weights"
+        )
     if recipe.backbone.weights and not recipe.backbone.weights.endswith(".safetensors"):
         yield f"backbone.weights: must be a .safetensors file, got {recipe.backbone.weights!r}"
 
@@ -301,9 +333,14 @@ def _useless_if_frozen(recipe: Recipe) -> Iterator[str]:
         yield f"augment: {said}, which sees each picture once, as in evaluation; remove it"
     if recipe.images.cache != "off":
         yield f"images.cache: {said}, which decodes each picture once anyway; set it to off"
-    for name in ("freeze_batch_stats", "sync_batchnorm", "gradient_checkpointing", "compile"):
+    for name in ("freeze_batch_stats", "sync_batchnorm", "gradient_checkpointing", "compile", "drop_path"):
         if getattr(backbone, name):
-            yield f"backbone.{name}: {said}, which computes the backbone as it is; set it to false"
+            yield f"backbone.{name}: {said}, which computes the backbone as it is; remove it"
+    if backbone.head_start != "none":
+        yield f"backbone.head_start: {said}, which trains that classifier itself; set it to none"
+    for name, plain in (("layer_decay", 1.0), ("average", None)):
+        if getattr(recipe.optimizer, name) != plain:
+            yield f"optimizer.{name}: {said}, which trains one layer; remove it"
     if not backbone.pretrained and not backbone.weights:
         yield "backbone.frozen: random features are worth nothing; set backbone.pretrained=true, or backbone.weights"
 

@@ -86,8 +86,8 @@ def test_crops_from_the_cache_are_those_of_the_file_in_a_lower_resolution():
     view = training_view(56, Augment(crop_scale=(0.5, 1.0)))
     for epoch in range(10):
         items = [(row, epoch) for row in range(5)]
-        exact = Pictures(table(PICTURES), view, 3).__getitems__(items).pixels
-        cached = Pictures(table(PICTURES), view, 3, copies).__getitems__(items).pixels
+        exact = Pictures(table(PICTURES), view, seed=3).__getitems__(items).pixels
+        cached = Pictures(table(PICTURES), view, seed=3, cached=copies).__getitems__(items).pixels
         assert (exact.float() - cached.float()).abs().mean((1, 2, 3)).max() < 3
         assert torch.equal(exact[2], cached[2])  # smaller than a copy: kept as it is
     sizes = [copies[row].array.shape[:2] for row in range(5)]

@@ -85,4 +85,4 @@ def test_a_classifier_that_does_not_come_last_is_refused():
         model = timm.create_model("test_resnet", num_classes=3)
         forward = model.forward
         model.forward = lambda inputs: forward(inputs) + 1
-        Body(model, "cspresnet50", 32)
+        Body(model, "backbone.frozen", "cspresnet50", 32)

@@ -382,7 +382,9 @@ def result_settings(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterat
         "images__image_column": "a",
         "images__label_column": "a",
         "folds__group": "a",
+        "augment__sizes": [64, 96],
         "optimizer__clip_norm": 1.0,
+        "optimizer__average": 0.9,
     }
     for name, field in model.model_fields.items():
         key, kind = prefix + name, field.annotation

@@ -66,11 +66,11 @@ def share_of(batch: np.ndarray, process: int, processes: int) -> np.ndarray:
 class Pictures:
     """Rows of the table as batches; an item is (row, epoch), so that each epoch sees another random view.
 
-    Of pictures that are cached, the table needs id and label alone.
+    `views`: one, or one an epoch. Of pictures that are cached, the table needs id and label alone.
     """
 
-    def __init__(self, dataset: "Dataset", view: View, seed: int = 0, cached: "Records | None" = None):
-        self.dataset, self.view, self.seed, self.cached = dataset, view, seed, cached
+    def __init__(self, dataset: "Dataset", *views: View, seed: int = 0, cached: "Records | None" = None):
+        self.dataset, self.views, self.seed, self.cached = dataset, views, seed, cached
         self.decoding = torch.zeros(0, 2, dtype=torch.int64)  # each worker's pid and row
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
@@ -96,13 +96,13 @@ class Pictures:
         """A picture's pixels, or black ones and the reason why."""
         row, epoch = item
         note(self.decoding, row)
-        seed = seed_of(self.seed, epoch, name)
+        seed, view = seed_of(self.seed, epoch, name), self.views[min(epoch, len(self.views) - 1)]
         if self.cached is not None:
-            return self.view(self.cached[row], seed), ""
+            return view(self.cached[row], seed), ""
         try:
-            return self.view(Encoded(read(image)), seed), ""
+            return view(Encoded(read(image)), seed), ""
         except BadImage as reason:
-            return self.view(BLACK, seed), str(reason)
+            return view(BLACK, seed), str(reason)
 
 
 class Features:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # type: ignore[attr-defined]
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.recipe import Backbone, Optimizer
@@ -46,19 +47,23 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     fixed = timm.get_pretrained_cfg(backbone.name)
     if fixed is not None and fixed.fixed_input_size:
         arguments["img_size"] = size
+    if backbone.drop_path:
+        arguments["drop_path_rate"] = backbone.drop_path
     download = backbone.pretrained and not backbone.weights
     try:
         if download:
             _reach_weights(fixed)
         model = timm.create_model(backbone.name, pretrained=download, **arguments)
     except Exception as error:
+        if isinstance(error, TypeError) and "drop_path_rate" in str(error):
+            raise UserError(f"backbone.drop_path: {backbone.name} has no such blocks; set it to 0") from None
         if not download:
             raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {_reason(error)}") from None
         raise UserError(
             f"backbone.pretrained: the weights of {backbone.name} are neither cached nor to be had: {_reason(error)}\n"
             "give a local file with backbone.weights=FILE.safetensors, or start from scratch: backbone.pretrained=false"
         ) from None
-    _check_size(model, backbone.name, size)
+    check_size(model, backbone.name, size, "images.size")
     if backbone.weights:
         _load_weights(model, backbone.weights)
     elif download and fixed is not None and fixed.num_classes != classes:
@@ -92,11 +97,12 @@ def _reach_weights(config: Any) -> None:
 
 
 @torch.no_grad()
-def _check_size(model: nn.Module, name: str, size: int) -> None:
+def check_size(model: nn.Module, name: str, size: int, field: str) -> None:
+    """Raises UserError, naming the setting, where a model cannot take square inputs of `size` pixels."""
     try:
         model.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
-        raise UserError(f"images.size: {name} cannot see {size} x {size} pixels: {_reason(error)}") from None
+        raise UserError(f"{field}: {name} cannot see {size} x {size} pixels: {_reason(error)}") from None
     model.train()
 
 
@@ -150,14 +156,14 @@ class Body(nn.Module):
     Raises UserError for a model whose classifier does not come last.
     """
 
-    def __init__(self, model: Any, name: str, size: int):
+    def __init__(self, model: Any, field: str, name: str, size: int):
         super().__init__()
         self.model = model.eval()
         with torch.inference_mode():
             picture = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
             apart = model.get_classifier()(self(picture))
             if not torch.allclose(apart, model(picture), atol=1e-5):
-                raise UserError(f"backbone.frozen: the classifier of {name} is not its last layer; take another model")
+                raise UserError(f"{field}: the classifier of {name} is not its last layer; take another model")
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the classifier sees."""
@@ -175,7 +181,18 @@ def mean_and_std(name: str, normalize: str) -> tuple[tuple[float, ...], tuple[fl
 
 
 def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """All parameters in one group, or norms and biases (vectors and scalars) in a second one without weight decay."""
+    """Groups with a weight decay each, none for norms and biases (vectors and scalars) unless they are to have it.
+
+    With layer decay a group is of one layer, too, and has that layer's share of the learning rate as `lr_scale` (Bao et
+    al. 2022, BEiT; timm's layers).
+    """
+    if optimizer.layer_decay < 1:
+        return param_groups_layer_decay(
+            model,
+            optimizer.weight_decay,
+            weight_decay_exclude_1d=not optimizer.decay_norms,
+            layer_decay=optimizer.layer_decay,
+        )
     named = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if optimizer.decay_norms:
         return [{"params": named, "weight_decay": optimizer.weight_decay}]

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.disk import differing, file_hash, sync, whole, write_json, write_manifest, write_text
@@ -45,6 +46,7 @@ class Position:
     seconds: float = 0.0
     saving_seconds: float = 0.0  # since the fold began
     best_epoch: int = Field(default=-1, ge=-1)
+    start: dict[str, int] | None = None  # correct and n of the held-out rows before the first step, by a probe
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def end_step(self, loss: float, taken: bool, size: int, ids: Sequence[str]) -> None:
@@ -132,13 +134,19 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     position: Position,
+    average: ModelEmaV3 | None = None,
 ) -> None:
-    """Publish a resume point, named by its place (`steps` and an end an epoch), and then delete all older but one."""
+    """Publish a resume point, named by its place (`steps` and an end an epoch), and then delete all older but one.
+
+    `average`: the model's moving average, if it has one.
+    """
     step, scaler = position.epoch * (steps + 1) + position.batch, accelerator.scaler
     model = accelerator.unwrap_model(model)
 
     def write(part: Path) -> None:
         save_weights(part / "model.safetensors", model)
+        if average:
+            save_weights(part / "average.safetensors", average.module)
         state = optimizer.state_dict()["state"]
         tensors = {
             f"{index}.{name}": value.detach().cpu().contiguous()
@@ -167,8 +175,10 @@ def save_state(
         shutil.rmtree(points[old])
 
 
-def load_state(fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Position:
-    """Restore model and optimizer in place from the newest resume point that verifies; from nothing, the beginning.
+def load_state(
+    fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, average: ModelEmaV3 | None = None
+) -> Position:
+    """Restore all in place from the newest resume point that verifies; from nothing, the beginning.
 
     Raises UserError where that point is not this model's.
     """
@@ -179,6 +189,8 @@ def load_state(fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
         with _of_this_model(folder):
             position, threads, scaler_state = _read_progress(folder)
             model.load_state_dict(load_file(folder / "model.safetensors"))
+            if average:
+                average.module.load_state_dict(load_file(folder / "average.safetensors"))
             _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
         if threads != torch.get_num_threads() and not torch.cuda.is_available():
             warn(f"{fold} was begun with {threads} threads and goes on with {torch.get_num_threads()}: bits may differ")
@@ -186,6 +198,11 @@ def load_state(fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
             scaler.load_state_dict(scaler_state)
         return position
     return Position()
+
+
+def has_state(fold: Path) -> bool:
+    """Whether there is a resume point to go on from."""
+    return any(map(verifies, _steps(fold).values()))
 
 
 @contextmanager

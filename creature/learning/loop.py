@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -34,7 +35,8 @@ class Learner:
     """A fold's model and what its steps need, restored to where its training stands."""
 
     model: nn.Module  # what learns, prepared by Accelerate
-    whole: nn.Module  # what is saved: the same, or all of a network whose classifier alone learns
+    average: ModelEmaV3 | None  # of what learns, where there is one
+    whole: nn.Module  # what is saved: either, or all of a network whose classifier alone learns
     optimizer: torch.optim.Optimizer
     normalize: nn.Module
     see: See
@@ -46,6 +48,11 @@ class Learner:
     clip_norm: float | None
     freeze_batch_stats: bool
     save_minutes: float
+
+    @property
+    def judged(self) -> nn.Module:
+        """What answers for held-out rows."""
+        return self.average.module if self.average else self.model
 
     @cached_property
     def buffers(self) -> list[list[torch.Tensor]]:
@@ -145,6 +152,8 @@ def train_epoch(
             due = accelerator.is_main_process and time.monotonic() - saved >= 60 * learner.save_minutes
             with processes.waiting(accelerator, processes.WAIT_IN_STEP, processes.WAIT_IN_FOLD):
                 step = train_step(accelerator, learner, batch, sizes[number], lr, stop.asked, due)
+                if learner.average:
+                    learner.average.update(learner.model, position.epoch * len(sizes) + number + 1)
                 unread.append((step, batch.ids))
                 # Several processes read after the same step, or they would not stop after the same one.
                 if len(unread) < every and number + 1 < len(sizes) and not (alone and stop.asked):
@@ -201,7 +210,7 @@ def train_step(
     optimizer, parts, scaler = learner.optimizer, learner.parts, accelerator.scaler
     _refuse_bad(batch)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # less in early layers, with optimizer.layer_decay
     weight = 0.0 if accelerator.process_index >= size else 1 / size
     before = [torch.cat(buffers) for buffers in learner.buffers]
     total = torch.zeros(3, device=accelerator.device)  # the loss, and how many wish what

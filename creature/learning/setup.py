@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.disk import file_hash
@@ -26,23 +27,25 @@ from creature.images.index import known_images
 from creature.images.manifest import column, fingerprint, read_images
 from creature.images.mapped import compute
 from creature.images.sources import Columns
-from creature.images.views import exact_view, make_mix, training_view, whole_view
+from creature.images.views import View, exact_view, make_mix, training_view, whole_view
 from creature.learning import loop
 from creature.learning.backbone import (
     Body,
     build_backbone,
     build_optimizer,
     check_backbone,
+    check_size,
     mean_and_std,
     parameter_groups,
     timm_config,
 )
-from creature.learning.checkpoint import finish_fold, kept_epoch, load_state, prune_epochs
+from creature.learning.checkpoint import Position, finish_fold, has_state, kept_epoch, load_state, prune_epochs
 from creature.learning.device import device_precision, keep_memory, share_cores
 from creature.learning.loop import Learner, make_see
 from creature.learning.losses import make_loss
 from creature.learning.normalize import Normalize
 from creature.learning.predictions import load_predictions
+from creature.learning.probe import start_classifier
 from creature.learning.processes import MEETING, WAIT, check_processes
 from creature.learning.runs import environment, fold_state, open_run, share_folds
 from creature.learning.schedule import lr_factor
@@ -58,6 +61,7 @@ class Data:
     training: Pictures | Features
     evaluation: Pictures | Features
     workers: int
+    features: torch.Tensor | None = None  # (N, D), of the backbone as it is, where they are needed
 
 
 def start(recipe: Recipe, out: Path) -> Accelerator:
@@ -128,27 +132,44 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     good, folds, cache = found[0]
     rows = dataset if len(good) == len(dataset) else dataset.select(good)
     pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
-    train, exact = training_view(images.size, recipe.augment), exact_view(evaluation_view(*sees))
+    train, exact = training_views(recipe), exact_view(evaluation_view(*sees))
     if cache is None:
-        return Data(folds, Pictures(rows, train, recipe.seed), Pictures(rows, exact), images.workers)
+        return Data(folds, Pictures(rows, *train, seed=recipe.seed), Pictures(rows, exact), images.workers)
     copies, views = (Records(cache, folds.hashes.to_pylist(), views) for views in (False, True))
     rows = rows.select_columns(["id", "label"])
-    seen = Pictures(rows, train, recipe.seed, copies), Pictures(rows, whole_view, cached=views)
+    seen = Pictures(rows, *train, seed=recipe.seed, cached=copies), Pictures(rows, whole_view, cached=views)
     return Data(folds, *seen, images.workers)
 
 
+def training_views(recipe: Recipe) -> list[View]:
+    """A training view for each epoch."""
+    sizes, epochs = recipe.augment.sizes or (recipe.images.size,), recipe.schedule.epochs
+    views = {size: training_view(size, recipe.augment) for size in sizes}
+    return [views[sizes[epoch * len(sizes) // epochs]] for epoch in range(epochs)]
+
+
+def needs_features(recipe: Recipe, out: Path) -> bool:
+    """Whether a fold is to be trained on features, or to be started by a probe of them."""
+    folders = [out / f"fold-{fold}" for fold in recipe.train_folds]
+    unfinished = [folder for folder in folders if fold_state(folder) != "finished"]
+    probed = recipe.backbone.head_start == "probe"
+    return any(recipe.backbone.frozen or (probed and not has_state(folder)) for folder in unfinished)
+
+
 def embed(accelerator: Accelerator, recipe: Recipe, data: Data) -> Data:
-    """The run's pictures as features of the frozen backbone, computed once for all folds."""
+    """With the features of the backbone as it is, computed once for all folds; a frozen one is trained on them."""
+    frozen, name = recipe.backbone.frozen, recipe.backbone.name
     model = build_backbone(recipe.backbone, len(data.folds.names), recipe.images.size)
-    body = Body(model, recipe.backbone.name, recipe.images.size).to(accelerator.device)
+    field = f"backbone.{'frozen' if frozen else 'head_start'}"
+    body = Body(model, field, name, recipe.images.size).to(accelerator.device)
     normalize, rows = normalization(accelerator, recipe), np.arange(len(data.folds.labels))
     words = (data.evaluation, rows, recipe.batch_size, recipe.images.workers, "features")
     keep_memory(accelerator.device)
-    found = Features(
-        data.evaluation.dataset.select_columns(["id", "label"]),
-        torch.from_numpy(loop.predict(accelerator, body, normalize, *words)),
-    )
-    return Data(data.folds, found, found, workers=0)
+    features = torch.from_numpy(loop.predict(accelerator, body, normalize, *words))
+    if not frozen:
+        return replace(data, features=features)
+    found = Features(data.evaluation.dataset.select_columns(["id", "label"]), features)
+    return Data(data.folds, found, found, 0, features)
 
 
 def normalization(accelerator: Accelerator, recipe: Recipe) -> Normalize:
@@ -200,7 +221,10 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     whole = build_backbone(backbone, classes, recipe.images.size)
     if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
         whole = convert_sync_batchnorm(whole)
+    for size in recipe.augment.sizes or ():
+        check_size(whole, backbone.name, size, "augment.sizes")
     whole = whole.to(accelerator.device)
+    average = ModelEmaV3(whole, recipe.optimizer.average, use_warmup=True) if recipe.optimizer.average else None
     if backbone.compile:
         torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
         whole.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
@@ -209,14 +233,17 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     model = whole.get_classifier() if backbone.frozen else whole  # type: ignore[operator]
     normalize = nn.Identity() if backbone.frozen else normalization(accelerator, recipe)
     optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
-    position = load_state(folder, model, optimizer, accelerator.scaler)
+    position = load_state(folder, model, optimizer, accelerator.scaler, average)
     if not position.rows and position.batch > position.skipped:  # an older resume point, which did not count them
         position.rows = min(position.batch * recipe.batch_size, int((data.folds.fold != fold).sum()))
+    if backbone.head_start == "probe" and position == Position():
+        start_at_probe(recipe, data, fold, whole, average, position)
     counts = np.bincount(data.folds.labels[data.folds.fold != fold], minlength=classes)
     keep_memory(accelerator.device)
     return Learner(
         accelerator.prepare(model),
-        whole,
+        average,
+        average.module if average else whole,
         optimizer,
         normalize,
         make_see(normalize, make_mix(recipe.augment, classes)),
@@ -229,6 +256,21 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         freeze_batch_stats=backbone.freeze_batch_stats,
         save_minutes=recipe.checkpoint.every_minutes,
     )
+
+
+def start_at_probe(
+    recipe: Recipe, data: Data, fold: int, whole: nn.Module, average: ModelEmaV3 | None, position: Position
+) -> None:
+    """Solve the classifier on the features of a fold's training rows; the position notes what it then scores."""
+    assert data.features is not None
+    held, labels = data.folds.fold == fold, data.folds.labels
+    start_classifier(whole, data.features[~held], labels[~held], seed_of(recipe.seed, fold, "probe") % 2**32)
+    if average:
+        average.set(whole)
+    with torch.inference_mode():
+        classifier: Any = whole.get_classifier()  # type: ignore[operator]
+        found = classifier(data.features[held].to(classifier.weight.device)).cpu().argmax(1).numpy()
+    position.start = {"correct": int((found == labels[held]).sum()), "n": int(held.sum())}
 
 
 def warn_of_parameters(recipe: Recipe, model: nn.Module) -> None:
@@ -272,6 +314,7 @@ def finish(
         "selected": recipe.checkpoint.select == "best",
         **scores(chosen),
         "last": scores(last),
+        "start": position.start,
         "epochs": recipe.schedule.epochs,
         "images_trained": int((folds.fold != fold).sum()),
         "class_counts": np.bincount(folds.labels, minlength=len(folds.names)).tolist(),
