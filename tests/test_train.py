@@ -287,7 +287,7 @@ def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monke
     def watched(self, item, name, image):
         pixels, reason = see(self, item, name, image)
         if name.endswith("/fish/00001.jpg"):
-            seen[self.view.func is not views._see_exactly].add(pixels.numpy().tobytes())
+            seen[self.views[0].func is not views._see_exactly].add(pixels.numpy().tobytes())
         return pixels, reason
 
     monkeypatch.setattr(Pictures, "_see", watched)
