@@ -165,7 +165,7 @@ def blaming_pictures(*sources: Any) -> Iterator[None]:
             raise
         dead = {int(pid) for pid in found[1].split(",")}
         rows = [(source, row) for source in sources for pid, row in source.decoding.tolist() if pid in dead]
-        names = ", ".join(dict.fromkeys(source.dataset[row]["id"] for source, row in rows))  # two may die of one picture
+        names = ", ".join(dict.fromkeys(source.dataset[row]["id"] for source, row in rows))  # two may die of one
         raise UserError(
             f"{names or 'images'}: a process that decodes died; remove or "
             "mend the picture, or where memory ran out, set a smaller images.workers; --resume goes on"
