@@ -17,11 +17,12 @@ from creature.images.manifest import read_images
 from creature.images.sources import Columns
 from creature.judging.count import Count
 from creature.judging.figures import confused_pairs
+from creature.judging.labels import suspects
 from creature.judging.results import Table
 from creature.judging.study import Run
 from creature.terminal import UserError, printable
 
-SHOWN = 12  # mistakes in a gallery
+SHOWN = 24  # pictures in a gallery
 SIDE = 192  # pixels of a thumbnail
 
 CLASS_COLUMNS = ("class", "rows", "recall", "95 % from", "to", "precision", "F1", "most often taken for")
@@ -88,10 +89,9 @@ def class_cells(records: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, fl
 
 
 def gallery(run: Run) -> tuple[list[Mistake], str]:
-    """The held-out rows that are wrong and surest of it, and why some are not shown."""
+    """The held-out rows whose label is the least likely, be it the model or the label that is wrong; and what lacks."""
     held, sure = run.held, run.probabilities.max(1)
-    wrong = np.flatnonzero(~held.right)
-    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:SHOWN]
+    worst = suspects(run.probabilities, held.labels)[:SHOWN]
     if not len(worst):
         return [], "No held-out row is wrong."
     images = run.recipe.images
