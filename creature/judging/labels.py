@@ -18,7 +18,7 @@ from creature.terminal import UserError, run, say, show_table, warn
 if TYPE_CHECKING:
     from creature.judging.study import Run
 
-COLUMNS = ("rank", "image", "label", "probability", "prediction", "its probability", "sure")
+COLUMNS = ("image", "label", "probability", "member_says", "its_probability", "surely")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -44,28 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     (found,) = read_runs([args.run], None)
     out = args.out or found.folder / "labels.csv"
     if not found.folds:
-        raise UserError(
-            f"{args.run}: no finished fold, and so no prediction of a row that it never saw; train it first"
-        )
+        raise UserError(f"{args.run}: no finished fold, and so no prediction of an image that it never saw")
     held, probabilities = found.held, found.probabilities
-    if missing := len(folds_of(found.folder).ids) - len(held.ids):
+    if missing := int((folds_of(found.folder).fold >= 0).sum()) - len(held.ids):
         warn(f"{missing} images are not judged, for no finished fold holds them out; train.py --resume goes on")
     rows, sure = suspects(probabilities, held.labels), confident(probabilities, held.labels)
     show_table("Labels that the members contradict, by class", CLASS_COLUMNS, by_class(found, rows, sure))
-    lines = [
-        (
-            str(rank),
-            held.ids[row],
-            held.names[held.labels[row]],
-            f"{probabilities[row, held.labels[row]]:.4f}",
-            held.names[held.predicted[row]],
-            f"{probabilities[row, held.predicted[row]]:.4f}",
-            "yes" if sure[row] else "",
-        )
-        for rank, row in enumerate(rows.tolist(), 1)
-    ]
+    lines = []
+    for row in rows.tolist():
+        label, said = held.labels[row], held.predicted[row]
+        likely, surest = (f"{probabilities[row, k]:.4f}" for k in (label, said))
+        lines.append((held.ids[row], held.names[label], likely, held.names[said], surest, "yes" if sure[row] else "no"))
     if lines:
-        show_table(f"The least likely labels of {len(held.ids)} images", COLUMNS, lines[: args.top])
+        cells = [(name, f"{label} {p}", f"{said} {q}", surely) for name, label, p, said, q, surely in lines[: args.top]]
+        show_table(f"The least likely labels of {len(held.ids)} images", ("image", "label", "member", "surely"), cells)
     with table_writer(out) as table:
         table.writerow(COLUMNS)
         table.writerows(lines)
