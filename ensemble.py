@@ -75,7 +75,7 @@ def answer(
 ) -> "tuple[dict[str, Answered], int, int]":
     """What all members say of the holdout and of --images, whose rows are written; their number, and the exit code."""
     from creature.judging import answers, honest, inputs, members, tables
-    from creature.judging.asking import ask
+    from creature.judging.asking import ask, mirrored
     from creature.learning.device import keep_memory, share_cores
 
     listed = inputs.list_inputs(args.images) if args.images else []
@@ -91,17 +91,17 @@ def answer(
     share_cores()
     keep_memory(device)
     loaded = [members.load_member(fold, device, fused=True) for fold in folds] if wanted or holdout else []
-    called = members.short_names(folds)
+    called, see = members.short_names(folds), mirrored if args.mirror else lambda predictor: predictor
     code, found = 0, {}
     if holdout is not None:
-        record = answers.Record(called, weights)
-        predictor = members.predictor(loaded)
+        record = answers.Record(called, weights, args.mirror)
+        predictor = see(members.predictor(loaded))
         asked = ask(predictor, inputs.rows_of(holdout), args.batch_size, "holdout", len(holdout))
         deque(record.watch(asked), maxlen=0)
         found["holdout"] = record.answered(holdout["id"], holdout["label"], args.strategy, names)
     if wanted:
-        record, top = answers.Record(called, weights), min(args.top, len(names))
-        predictor = members.predictor(loaded, weights, args.strategy)
+        record, top = answers.Record(called, weights, args.mirror), min(args.top, len(names))
+        predictor = see(members.predictor(loaded, weights, args.strategy))
         asked = ask(predictor, inputs.pictures_of(wanted), args.batch_size, "predicting", len(wanted))
         rows = tables.answer_rows(record.watch(asked), predictor, top)
         if args.out:
@@ -137,7 +137,7 @@ def conclude(
         store.mkdir(exist_ok=True)
         for name, answered in found.items():
             answers.save_answers(store / f"{name}.safetensors", answered)
-        write_json(store / "result.json", honest.summary(folds, weights, args.strategy, scores))
+        write_json(store / "result.json", honest.summary(folds, weights, args.strategy, scores, args.mirror))
 
 
 if __name__ == "__main__":

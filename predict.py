@@ -45,13 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
 
     from creature.judging import inputs, parts, tables
-    from creature.judging.asking import ask
+    from creature.judging.asking import ask, mirrored
     from creature.sharing.fetch import load_predictor
     from creature.terminal import say, show_table
 
     if parts.process()[1] > 1 and not args.parts:
         raise UserError("several processes write parts into one folder: --out DIR/")
     predictor = load_predictor(args.model, args.members, args.device, args.embed)
+    predictor = mirrored(predictor) if args.mirror else predictor
     columns = ("", "")
     if args.format == "submission":
         listed, columns = output.arrange(args, inputs.list_inputs(args.images, args.urls))

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 import ensemble
 import predict
 import train
-from creature.judging import members
+from creature.judging import asking, members, report
 from creature.judging.asking import Picture, ask
 from creature.judging.blend import blend
-from creature.judging.inputs import Input, pictures_of
+from creature.judging.inputs import Input, list_inputs, pictures_of
 from creature.terminal import BROKEN_IMAGES, UserError
 
 
@@ -303,3 +303,41 @@ def test_a_foreign_evaluation_view_is_refused_and_not_replaced(run, drawn, tmp_p
     config.write_text(config.read_text().replace('"bilinear"', '"bicubic"'))
     with pytest.raises(UserError, match=r"its evaluation view \(bicubic, crop_pct 1.0\) is not one"):
         predict.main([str(tmp_path / "fold-0"), str(drawn / "test")])
+
+
+def test_mirror_images_count_half_and_are_no_second_decoding(run, drawn, tmp_path, monkeypatch):
+    mirrored = tmp_path / "mirrored"
+    mirrored.mkdir()
+    for path in (drawn / "test").iterdir():
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored / f"{path.stem}.png")
+    decoded, decode = [], asking.decode
+    monkeypatch.setattr(asking, "decode", lambda data: decoded.append(1) or decode(data))
+    loaded = [members.load_member(run / f"fold-{k}", torch.device("cpu")) for k in range(3)]
+    predictor = members.predictor(loaded)
+    both = asking.mirrored(predictor)
+
+    def logits(asked, folder):
+        pictures = pictures_of(list_inputs([str(folder)]))
+        return np.concatenate([batch.logits for batch in ask(asked, pictures, 8, "")], axis=1)
+
+    plain, flipped = logits(predictor, drawn / "test"), logits(predictor, mirrored)
+    decoded.clear()
+    found = logits(both, drawn / "test")
+    assert len(decoded) == 24
+    np.testing.assert_allclose(found, (plain + flipped) / 2, atol=1e-5)
+    np.testing.assert_allclose(logits(both, mirrored), found, atol=1e-5)
+    assert np.abs(found - plain).max() > 1e-3
+
+
+def test_mirror_images_are_named_beside_the_scores(run, drawn, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    words = [str(copy), "--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--mirror"]
+    assert ensemble.main(words) == 0
+    assert json.loads((copy / "ensemble/result.json").read_text())["mirror"] is True
+    assert report.main([str(copy), "--out", str(tmp_path / "report")]) == 0
+    assert "with mirror images" in (tmp_path / "report/scores.md").read_text()
+    words[-1:] = []
+    assert ensemble.main(words) == 0
+    assert report.main([str(copy), "--out", str(tmp_path / "report")]) == 0
+    assert "mirror" not in (tmp_path / "report/scores.md").read_text()

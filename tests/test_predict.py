@@ -351,3 +351,14 @@ print(faults() < anew / 10)
     words, root = [sys.executable, "-c", script], Path(predict.__file__).parent
     done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout == "True\n", done.stderr
+
+
+def test_mirror_images_give_other_probabilities_and_parts_of_their_own(fold, pictures, tmp_path):
+    plain, both, parts = tmp_path / "p.csv", tmp_path / "m.csv", f"{tmp_path}/parts/"
+    names = [str(path) for path in pictures]
+    assert predict.main([fold, *names, "--out", str(plain)]) == 0
+    assert predict.main([fold, *names, "--out", str(both), "--mirror"]) == 0
+    assert [row[0] for row in read(both)] == [row[0] for row in read(plain)] and read(both) != read(plain)
+    assert predict.main([fold, *names, "--out", parts, "--mirror"]) == 0
+    with pytest.raises(UserError, match="holds predictions with other mirror"):
+        predict.main([fold, *names, "--out", parts])

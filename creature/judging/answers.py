@@ -30,6 +30,7 @@ class Answered:
     decisions: dict[str, np.ndarray]  # decider -> (N,)
     strategy: str  # the decider that the ensemble went by
     names: tuple[str, ...]
+    mirror: bool = False  # whether mirror images were asked about, too
 
     @property
     def members(self) -> list[str]:
@@ -43,6 +44,7 @@ class Record:
 
     members: Sequence[str]
     weights: np.ndarray  # (M,)
+    mirror: bool = False
     hashes: list[str] = field(default_factory=list)
     decisions: list[np.ndarray] = field(default_factory=list)
 
@@ -59,7 +61,9 @@ class Record:
     ) -> Answered:
         """The table, once all answers have passed."""
         decisions = dict(zip((*STRATEGIES, *self.members), np.concatenate(self.decisions, axis=1), strict=True))
-        return Answered(tuple(ids), tuple(self.hashes), np.asarray(labels), decisions, strategy, tuple(names))
+        return Answered(
+            tuple(ids), tuple(self.hashes), np.asarray(labels), decisions, strategy, tuple(names), self.mirror
+        )
 
 
 def save_answers(path: Path, answered: Answered) -> None:
@@ -73,6 +77,7 @@ def save_answers(path: Path, answered: Answered) -> None:
         "decisions": np.stack(list(answered.decisions.values())).astype(np.int32),
     }
     words = {"deciders": list(answered.decisions), "names": answered.names, "strategy": answered.strategy}
+    words["mirror"] = answered.mirror
     path.parent.mkdir(exist_ok=True)
     save_file(tensors, path, metadata={key: json.dumps(value) for key, value in words.items()})
 
@@ -88,7 +93,8 @@ def load_answers(path: Path) -> Answered:
         )
         ids = tuple(tensors["ids"].tobytes().decode().split("\n"))
         decisions = dict(zip(words["deciders"], tensors["decisions"], strict=True))
-        answered = Answered(ids, hashes, tensors["labels"], decisions, words["strategy"], tuple(words["names"]))
+        mirror = bool(words.get("mirror", False))  # older tables do not say
+        answered = Answered(ids, hashes, tensors["labels"], decisions, words["strategy"], tuple(words["names"]), mirror)
         if {len(hashes), len(answered.labels), *map(len, decisions.values())} != {len(ids)}:
             raise ValueError("its columns differ in length")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:

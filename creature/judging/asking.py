@@ -5,7 +5,7 @@ M members, B batch, K classes, D features, S side of the evaluation view.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,18 @@ class Predictor:
     features: int | None = None  # how many `compute` gives; None where it was not asked for any
     fallback: str = ""  # what a submission says of a picture that cannot be read
     files: tuple[Path, ...] = ()  # of the weights
+    mirror: bool = False  # whether mirror images are asked about, too
+
+
+def mirrored(predictor: Predictor) -> Predictor:
+    """The predictor with the mean of the logits of a picture and of its mirror image; features are of the picture."""
+
+    def compute(pixels: Mapping[Sees, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        logits, features = predictor.compute(pixels)
+        others, _ = predictor.compute({sees: np.ascontiguousarray(view[..., ::-1]) for sees, view in pixels.items()})
+        return (logits + others) / 2, features
+
+    return replace(predictor, title=f"{predictor.title}, with mirror images", compute=compute, mirror=True)
 
 
 def ask(

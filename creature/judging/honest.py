@@ -79,11 +79,12 @@ def read_holdout(folders: Sequence[Path], names: Sequence[str]) -> "Dataset | No
 
 
 def summary(
-    folders: Sequence[Path], weights: np.ndarray, strategy: str, tallies: Mapping[str, Tally]
+    folders: Sequence[Path], weights: np.ndarray, strategy: str, tallies: Mapping[str, Tally], mirror: bool = False
 ) -> dict[str, Any]:
-    """What ensemble/result.json says: members, weights and scores."""
+    """What ensemble/result.json says: members, weights and scores; those of the ensemble may be with mirror images."""
     return {
         "strategy": strategy,
+        "mirror": mirror,
         "members": [
             {"fold": folder.name, "weight": weight, "out_of_fold": out_of_fold(folder).figures(), **_marks(folder)}
             for folder, weight in zip(folders, (weights / weights.sum()).tolist(), strict=True)

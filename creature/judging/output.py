@@ -27,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser, default_format: str) -> None:
         default=32,
         help="pictures at once, fewer where memory is short (%(default)s)",
     )
+    parser.add_argument("--mirror", action="store_true", help="ask about mirror images, too; twice the computing")
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu; auto takes the first that is there")
 
 

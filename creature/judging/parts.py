@@ -36,6 +36,7 @@ def write_parts(
     """
     names = hashlib.sha256(json.dumps([(piece.name, piece.size) for piece in pieces]).encode()).hexdigest()
     how = {"strategy": predictor.strategy, "weights": predictor.weights.tolist(), "top": top}
+    how["mirror"] = predictor.mirror or None  # as older parts say it, which know no such word
     model = [file_hash(file) for file in predictor.files]
     _claim(out, {"pictures": names, "model": model, "features": predictor.features, **how})
     rank, processes = process()

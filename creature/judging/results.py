@@ -253,7 +253,8 @@ def _split_score(run: Run, split: str) -> tuple[Cell, dict[str, Any]]:
     if rows := run.new(split):
         known = int((run.stands[split] == "seen").sum())
         more = f"; {known} more seen" if known else ""
-        return Cell(f"{rows.count}{more}"), _record(run, CALLED[split], rows.count, "scored")
+        mirror = ", with mirror images" * run.answered[split].mirror
+        return Cell(f"{rows.count}{mirror}{more}"), _record(run, CALLED[split], rows.count, "scored")
     for status in ("seen", "selected"):
         if (run.stands[split] == status).any():
             return Cell(status, "weak"), record | {"status": status}

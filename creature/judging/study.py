@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def _checked(table: Answered, folder: Path, finished: Sequence[Path], labels: st
     if labels is None:
         return table
     truth = read_truth(labels, table.ids, table.names)
-    return Answered(table.ids, table.hashes, truth, table.decisions, table.strategy, table.names)
+    return replace(table, labels=truth)
 
 
 def same_rows(first: Rows, second: Rows) -> Pair | None:

@@ -53,7 +53,8 @@ def measured(run: Run) -> list[Score]:
     for split, called in (("holdout", "holdout"), ("images", "test")):
         for who, decider in ((f"ensemble of {len(run.folds)}", None), (f"{main} alone", main)):
             if (rows := run.new(split, decider)) and (several or decider):
-                scores.append(Score(who, called, called, rows.count))
+                mirror = ", with mirror images" * run.answered[split].mirror
+                scores.append(Score(f"{who}{mirror}", called, called, rows.count))
     return scores
 
 
