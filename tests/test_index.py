@@ -22,8 +22,8 @@ def pets(tmp_path: Path) -> Path:
 
 
 def known(dataset: Dataset) -> tuple[list[str], dict[int, str]]:
-    hashes, bad, _ = index.known_images(dataset, None, "test", "off", Wanted(32, "squash", (0.0, 0.0, 0.0)))
-    return hashes.to_pylist(), bad
+    table, bad, _ = index.known_images(dataset, None, "test", "off", Wanted(32, "squash", (0.0, 0.0, 0.0)))
+    return table["hash"].to_pylist(), bad
 
 
 def reads(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> bool:

@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from creature.cores import usable_cores
 from creature.images.batches import blaming_pictures, load_batches, note
 from creature.images.decode import BadImage, content_hash, decode, read
+from creature.images.duplicates import sketch
 from creature.terminal import UserError, progress, warn
 
 if TYPE_CHECKING:
@@ -23,35 +25,35 @@ class Everything:
 
 
 class _Check:
-    """Rows as (content hash, why the row cannot be decoded or None); content that is `known` is only hashed."""
+    """Rows as (content hash, why the row cannot be decoded or None, sketch); content that is `known` is only hashed."""
 
     def __init__(self, dataset: "Dataset", known: Container[str]):
         self.dataset, self.known = dataset, known
         self.decoding = torch.zeros(0, 2, dtype=torch.int64)
 
-    def __getitems__(self, rows: Sequence[int]) -> list[tuple[str, str | None]]:
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[str, str | None, bytes]]:
         return [self._check(row) for row in rows]
 
-    def _check(self, row: int) -> tuple[str, str | None]:
+    def _check(self, row: int) -> tuple[str, str | None, bytes]:
         note(self.decoding, row)
         try:
             data = read(self.dataset[row]["image"])
         except BadImage as reason:
-            return hashlib.blake2b(f"unreadable {row}".encode(), digest_size=16).hexdigest(), str(reason)
+            return hashlib.blake2b(f"unreadable {row}".encode(), digest_size=16).hexdigest(), str(reason), b""
         content = content_hash(data)
         try:
-            if content not in self.known:
-                decode(data)
+            return content, None, b"" if content in self.known else sketch(decode(data))
         except BadImage as reason:
-            return content, str(reason)
-        return content, None
+            return content, str(reason), b""
 
 
-def check_images(dataset: "Dataset", known: Container[str], title: str) -> tuple[list[str], dict[int, str]]:
+def check_images(
+    dataset: "Dataset", known: Container[str], title: str, sketches: np.ndarray | None = None
+) -> tuple[list[str], dict[int, str]]:
     """Read every image once, in parallel: content hashes (N,), and the reason for each row that cannot be decoded.
 
-    Content whose hash is in `known` was decoded before and is only hashed. A picture that the decoder dies of is a
-    UserError.
+    Content whose hash is in `known` was decoded before and is only hashed. Of what is decoded, `sketches` (N, 256) gets
+    the rows. A picture that the decoder dies of is a UserError.
     """
     checks = _Check(dataset, known)
     pieces = [range(start, min(start + 16, len(dataset))) for start in range(0, len(dataset), 16)]
@@ -59,9 +61,11 @@ def check_images(dataset: "Dataset", known: Container[str], title: str) -> tuple
     with progress() as bar, blaming_pictures(checks):
         task = bar.add_task(f"{title}: checking", total=len(dataset), speed="")
         for piece in load_batches(checks, pieces, min(usable_cores(), len(pieces))):
-            for content, reason in piece:
+            for content, reason, drawn in piece:
                 if reason is not None:
                     bad[len(hashes)] = reason
+                if drawn and sketches is not None:
+                    sketches[len(hashes)] = np.frombuffer(drawn, np.uint8)
                 hashes.append(content)
             bar.update(task, completed=len(hashes), speed=f"{bar.tasks[task].speed or 0:.0f}")
     return hashes, bad

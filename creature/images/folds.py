@@ -70,8 +70,13 @@ def assign_folds(labels: np.ndarray, groups: Sequence[str] | np.ndarray, count: 
     return chosen[group]
 
 
-def together(groups: Any, hashes: Any, labels: Any, names: Sequence[str]) -> np.ndarray:
-    """Groups (N,) in which identical files are together, too: a copy in another fold would be seen in training."""
+def together(
+    groups: Any, hashes: Any, labels: Any, names: Sequence[str], alike: np.ndarray | None = None
+) -> np.ndarray:
+    """Groups (N,) in which copies are together, too: a copy in another fold would be seen in training.
+
+    Copies are identical files and near-duplicates, `alike`: pairs of rows (P, 2).
+    """
     labels, rows, copied = np.asarray(labels), np.arange(len(hashes)), _first(hashes)
     if (conflicts := labels[copied] != labels).any():
         row = conflicts.argmax()
@@ -86,6 +91,14 @@ def together(groups: Any, hashes: Any, labels: Any, names: Sequence[str]) -> np.
             row = parent[row]
         return row
 
+    if alike is not None and (differ := labels[alike[:, 0]] != labels[alike[:, 1]]).any():
+        pair = " and ".join(names[int(label)] for label in labels[alike[differ.argmax()]])
+        warn(
+            f"images.train: {differ.sum()} pairs of pictures that look the same have different labels, such as one in "
+            f"{pair}; python -m creature.images.inspect lists them"
+        )
+    for one, other in () if alike is None else alike.tolist():
+        parent[root(one)] = root(other)
     for row in np.flatnonzero((copied != rows) | (grouped != rows)).tolist():
         for first in (int(copied[row]), int(grouped[row])):
             parent[root(row)] = root(first)

@@ -10,8 +10,11 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from creature.images.cache import Cache, Wanted, is_wanted, open_cache
+import numpy as np
+
+from creature.images.cache import Cache, Records, Wanted, is_wanted, open_cache
 from creature.images.checks import Everything, check_images
+from creature.images.duplicates import LENGTH, sketch
 from creature.images.mapped import compute, keep, kept
 
 if TYPE_CHECKING:
@@ -23,30 +26,45 @@ TICK = 2 * 10**9  # nanoseconds of the coarsest clock of a file system, FAT's
 
 def known_images(
     dataset: "Dataset", known: "pa.ChunkedArray | None", title: str, kind: str, wanted: Wanted
-) -> "tuple[pa.ChunkedArray, dict[int, str], Cache | None]":
-    """Content hashes (N,), why rows cannot be decoded, and the cache of all others where `kind` wants one.
+) -> "tuple[pa.Table, dict[int, str], Cache | None]":
+    """Hash and sketch of each row, why rows cannot be decoded, and the cache of all others where `kind` wants one.
 
     They are the index's, or else check_images reads and decodes all; what a cache decodes is only hashed there. Content
-    whose hash is in `known` was decoded before. Only data without a bad row is in the index: what is wrong with a
-    picture may be mended without a trace in its file.
+    whose hash is in `known` was decoded before, and gets no sketch, for its folds are drawn. Only data without a bad
+    row is in the index: what is wrong with a picture may be mended without a trace in its file.
     """
     import pyarrow as pa
 
     name, caching = state_of_files(dataset), is_wanted(kind, wanted, len(dataset))
-    table = kept(name) if name else None
+    places = [f"{name}-sketched", *([name] if known is not None else [])] if name else []
+    table = next((found for place in places if (found := kept(place)) is not None), None)
     bad: dict[int, str] = {}
-    cache = None
+    cache, sketches = None, np.zeros((len(dataset) if table is None and known is None else 0, LENGTH), np.uint8)
     if table is None:
         decoded = Everything() if caching else frozenset(() if known is None else known.to_pylist())
-        hashes, bad = check_images(dataset, decoded, title)
+        hashes, bad = check_images(dataset, decoded, title, sketches if len(sketches) else None)
         table = pa.table({"hash": hashes})
     if caching:
         hashes = table["hash"].to_pylist()
         cache = open_cache(kind, dataset, hashes, [row for row in range(len(hashes)) if row not in bad], wanted, title)
         bad |= {row: cache.bad[content] for row, content in enumerate(hashes) if content in cache.bad}
+        good = [row for row in range(len(sketches)) if row not in bad]
+        copies = Records(cache, [hashes[row] for row in good], views=False)
+        for place, row in enumerate(good):
+            sketches[row] = np.frombuffer(sketch(copies[place].image()), np.uint8)
+    if len(sketches):
+        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LENGTH), len(sketches), [None, pa.py_buffer(sketches)])
+        table = table.append_column("sketch", column)
     if name and not bad:
-        keep(table, name)
-    return table["hash"], dict(sorted(bad.items())), cache
+        keep(table, f"{name}-sketched" if "sketch" in table.column_names else name)
+    return table, dict(sorted(bad.items())), cache
+
+
+def sketches_of(table: "pa.Table") -> np.ndarray:
+    """The column `sketch` as (N, 256), as it lies in the file."""
+    column = table["sketch"].combine_chunks()
+    levels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, LENGTH)
+    return levels[column.offset : column.offset + len(column)]
 
 
 def state_of_files(dataset: "Dataset") -> str:

@@ -21,9 +21,10 @@ from creature.disk import file_hash
 from creature.images.batches import Features, Pictures, seed_of
 from creature.images.cache import Records, Wanted
 from creature.images.checks import refuse_bad
+from creature.images.duplicates import near_duplicates
 from creature.images.evaluation import evaluation_view
 from creature.images.folds import FoldFile, assign_folds, folds_hash, map_folds, together
-from creature.images.index import known_images
+from creature.images.index import known_images, sketches_of
 from creature.images.manifest import column, fingerprint, read_images
 from creature.images.mapped import compute
 from creature.images.sources import Columns
@@ -117,12 +118,12 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     if accelerator.is_main_process:
         saved = map_folds(out / "folds.json") if (out / "folds.json").exists() else None
         known = saved.hashes if saved else None
-        hashes, bad, cache = known_images(dataset, known, field, images.cache, Wanted(*sees))
+        checked, bad, cache = known_images(dataset, known, field, images.cache, Wanted(*sees))
         refuse_bad(dataset, bad, images.max_bad, field)
         good = np.setdiff1d(np.arange(len(dataset)), list(bad))
-        kept, contents = (dataset.select(good), hashes.take(good)) if bad else (dataset, hashes)
+        kept, checked = (dataset.select(good), checked.take(good)) if bad else (dataset, checked)
         names = {dataset[row]["id"]: reason for row, reason in bad.items()}
-        folds = saved if saved and has_rows(saved, kept, contents) else part(recipe, kept, contents, names)
+        folds = saved if saved and has_rows(saved, kept, checked["hash"]) else part(recipe, kept, checked, names)
         open_run(out, recipe, weights)  # not before: what cannot be trained with must not stay as the run's recipe
         found = [(good, share_folds(out, folds), cache)]
         total = f"{len(good)} images of {len(folds.names)} classes"
@@ -188,16 +189,18 @@ def has_rows(folds: FoldFile, dataset: Any, hashes: Any) -> bool:
     )
 
 
-def part(recipe: Recipe, dataset: Any, hashes: Any, bad: dict[str, str]) -> FoldFile:
-    """The folds of the rows: stratified and grouped, or with count 1 the sources of images.validation as fold 0."""
+def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -> FoldFile:
+    """The folds of rows that were checked: stratified and grouped, or with count 1 images.validation as fold 0."""
     ids, labels, names = column(dataset, "id"), column(dataset, "label").to_numpy(), dataset.features["label"].names
+    hashes = checked["hash"]
     if len(missing := np.setdiff1d(np.arange(len(names)), labels)):
         listed = ", ".join(names[k] for k in missing[:10])
         raise UserError(f"images.train: no picture of the classes {listed}; remove their folders")
     if recipe.folds.count == 1:
         fold = np.where(column(dataset, "source").to_numpy() < len(recipe.images.train), -1, 0)
     else:
-        groups = together(column(dataset, "group"), hashes, labels, names)
+        alike = near_duplicates(sketches_of(checked)) if "sketch" in checked.column_names else None
+        groups = together(column(dataset, "group"), hashes, labels, names, alike)
         fold = assign_folds(labels, groups, recipe.folds.count, recipe.folds.seed)
     if min((fold != k).sum() for k in range(recipe.folds.count)) < 2:
         raise UserError(f"images.train: {len(fold)} images leave fewer than 2 to train on; add images, or fewer folds")

@@ -1,0 +1,149 @@
+"""Near-duplicates: copies changed a little are found, other pictures are not, and folds keep them together."""
+
+import io
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from test_train import start
+
+from creature.images import duplicates, index
+from creature.images.drawings import SPECIES, draw
+from creature.images.duplicates import LENGTH, SIDE, near_duplicates, sketch
+from creature.images.folds import together
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    image.save(out := io.BytesIO(), "JPEG", quality=quality)
+    return Image.open(out).convert("RGB")
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "half the size": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC),
+    "encoded again": lambda image: jpeg(image, 50),
+    "mirrored": lambda image: jpeg(ImageOps.mirror(image), 70),
+    "brighter": lambda image: image.point(lambda level: min(255, int(level * 1.1 + 5))),
+}
+
+
+def photo(seed: int) -> Image.Image:
+    """A picture with shapes of many sizes and soft edges, as photos have; each seed gives another."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    for n, share in ((4, 0.5), (8, 0.3), (24, 0.2)):
+        noise = Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8))
+        layers.append(share * np.asarray(noise.resize((96, 96)), np.float32))
+    return Image.fromarray(np.sum(layers, axis=0).astype(np.uint8))
+
+
+def sketches(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.frombuffer(sketch(image), np.uint8) for image in images])
+
+
+def planted(originals: int, copies: int) -> tuple[np.ndarray, set[tuple[int, int]]]:
+    """Sketches of originals and of changed copies of the first ones, and the pairs that there are."""
+    images = [photo(seed) for seed in range(originals)]
+    changes = list(CHANGES.values())
+    changed = [changes[k % len(changes)](images[k]) for k in range(copies)]
+    return sketches(images + changed), {(k, originals + k) for k in range(copies)}
+
+
+def judge(found: np.ndarray, pairs: set[tuple[int, int]]) -> tuple[float, float]:
+    """Recall and precision."""
+    told = set(map(tuple, found.tolist()))
+    return len(told & pairs) / len(pairs), len(told & pairs) / max(1, len(told))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_is_found(change):
+    images = [photo(seed) for seed in range(20)]
+    found = near_duplicates(sketches([*images, CHANGES[change](images[7])]))
+    assert found.tolist() == [[7, 20]]
+
+
+def test_planted_copies_are_found_and_nothing_else():
+    recall, precision = judge(near_duplicates((case := planted(1500, 150))[0]), case[1])
+    assert recall >= 0.99 and precision >= 0.99
+
+
+@pytest.mark.full
+def test_copies_among_ten_thousand_pictures_are_found():
+    recall, precision = judge(near_duplicates((case := planted(9000, 1000))[0]), case[1])
+    print(f"recall {recall:.4f}, precision {precision:.4f}")
+    assert recall >= 0.99 and precision >= 0.99
+
+
+def test_the_search_finds_what_comparing_all_pairs_finds():
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (400, 4, 4)).repeat(4, 1).repeat(4, 2).reshape(400, LENGTH)
+    noisy = np.clip(base[:200] + rng.normal(0, 6, (200, LENGTH)), 0, 255)
+    mirrored = base[200:250].reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(-1, LENGTH)
+    levels = np.concatenate([base, noisy, mirrored]).astype(np.uint8)
+    plain, flipped = levels, levels.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(-1, LENGTH)
+    alike = np.maximum(np.corrcoef(plain), np.corrcoef(plain, flipped)[: len(plain), len(plain) :]) >= duplicates.ALIKE
+    expected = {tuple(pair) for pair in np.argwhere(np.triu(alike, 1)).tolist()}
+    found = set(map(tuple, near_duplicates(levels).tolist()))
+    assert found <= expected and len(found) >= 0.99 * len(expected) >= 240
+
+
+def test_flat_pictures_are_no_copies_of_one_another():
+    flat = [Image.new("RGB", (50, 40), (level, level, level)) for level in (0, 40, 41, 200, 255)]
+    assert len(near_duplicates(sketches(flat))) == 0 and len(near_duplicates(np.zeros((0, LENGTH), np.uint8))) == 0
+
+
+def test_many_copies_of_one_picture_hang_together():
+    image = photo(1)
+    copies = [jpeg(image, quality) for quality in range(20, 96)]
+    found = near_duplicates(sketches(copies)).tolist()
+    alone = ([""] * len(copies), [str(k) for k in range(len(copies))], [0] * len(copies), ["a"])
+    groups = together(*alone, np.array(found))
+    assert len(set(groups.tolist())) == 1
+
+
+def test_drawn_pictures_are_no_copies_of_one_another():
+    images = [draw(sorted(SPECIES)[k % len(SPECIES)], np.random.default_rng(k), 64) for k in range(200)]
+    assert len(near_duplicates(sketches(images))) == 0
+
+
+def test_copies_are_in_one_fold_and_other_labels_are_warned_of(tiny: Path, tmp_path, capsys):
+    classes = ("cat", "dog")
+    for number in range(24):
+        folder = tmp_path / "train" / classes[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        photo(number).save(folder / f"{number}.png")
+        if number < 12:
+            jpeg(ImageOps.mirror(photo(number)), 80).save(folder / f"copy-{number}.png")
+    jpeg(photo(3), 60).save(tmp_path / "train/cat/wrong.png")  # 3 is a dog
+    words = (f"images.train=[{tmp_path}/train]", "schedule.epochs=1")
+    assert start(tiny, tmp_path / "run", *words) == 0
+    fold = {row[0]: row[2] for row in json.loads((tmp_path / "run/folds.json").read_text())["rows"]}
+    for number in range(12):
+        folder = f"train/{classes[number % 2]}"
+        assert fold[f"{folder}/{number}.png"] == fold[f"{folder}/copy-{number}.png"]
+    assert fold["train/cat/wrong.png"] == fold["train/dog/3.png"]
+    # The mirrored copy of the dog, too.
+    assert "2 pairs of pictures that look the same have different labels" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_folds_are_the_same_from_the_index_and_with_a_cache(tiny: Path, tmp_path, cache, monkeypatch):
+    folder = tmp_path / "train"
+    for number in range(12):
+        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        photo(number).save(folder / "ab"[number % 2] / f"{number}.png")
+        CHANGES["half the size"](photo(number)).save(folder / "ab"[number % 2] / f"copy-{number}.png")
+    monkeypatch.setattr(index, "TICK", -(10**12))
+    words = (f"images.train=[{folder}]", "schedule.epochs=1", f"images.cache={cache}")
+    runs = [tmp_path / name for name in ("first", "second")]
+    for out in runs:
+        assert start(tiny, out, *words) == 0
+        monkeypatch.setattr(index, "check_images", lambda *_: pytest.fail("pictures are read again"))
+    rows = [json.loads((out / "folds.json").read_text())["rows"] for out in runs]
+    fold = {row[0]: row[2] for row in rows[0]}
+    assert rows[0] == rows[1] and len(set(fold.values())) == 3
+    assert all(fold[f"train/{'ab'[n % 2]}/{n}.png"] == fold[f"train/{'ab'[n % 2]}/copy-{n}.png"] for n in range(12))
+    assert all(one != other for one, other in pairwise(sorted(fold)))
