@@ -56,6 +56,8 @@ def content_hash(data: bytes) -> str:
 class Encoded:
     """An encoded picture, to be decoded in the resolution that is needed; `size` is (width, height), upright.
 
+    `kind` names its format and Pillow's mode.
+
     Raises BadImage: unknown format, corrupt, truncated, above MAX_PIXELS or MAX_ASPECT, grey without a defined white.
     """
 
@@ -63,6 +65,7 @@ class Encoded:
         with _reasons():
             self._image = Image.open(BytesIO(data), formats=FORMATS)
             _check_header(self._image)
+            self.kind = f"{self._image.format} {self._image.mode}"
             self._decoded: Image.Image | None = None
             if self._image.format in ("JPEG", "MPO"):
                 self._turn = _turn(self._image)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 SIDE = 16
 LENGTH = SIDE * SIDE  # bytes of a sketch
@@ -25,26 +27,37 @@ def sketch(image: Image.Image) -> bytes:
 
 
 def near_duplicates(sketches: np.ndarray) -> np.ndarray:
-    """Pairs of rows (P, 2), the smaller row first, whose sketches (N, 256), uint8, are alike, mirrored ones too.
+    """For each sketch (N, 256), uint8, the first row (N,) of those that hang together by being alike, mirrored or not.
 
     Candidates share one of 28 keys, the signs of random projections (Charikar 2002), of which a pair just alike enough
     shares one 99 times in 100, and are then compared exactly. All sums are of whole numbers that float32 holds, so that
-    every machine finds the same pairs.
+    every machine finds the same.
     """
-    rows = np.flatnonzero(np.concatenate([_deviation(piece) >= FLAT for piece in _pieces(sketches)] or [[]]))
+    first = np.arange(len(sketches))
+    deviations = [_deviation(piece) for piece in _pieces(sketches)]
+    rows = np.flatnonzero(np.concatenate(deviations) >= FLAT) if deviations else first
+    if not len(rows):
+        return first
+    _, unique, same = np.unique(sketches[rows].view(f"V{LENGTH}"), return_index=True, return_inverse=True)
+    first[rows] = rows[unique[same.ravel()]]  # such as a million copies of one picture
+    rows = np.sort(rows[unique])
     keys = np.concatenate([_keys(sketches, rows, mirrored) for mirrored in (False, True)])
-    found: list[np.ndarray] = []
+    group, edges = np.arange(len(rows)), [np.empty((0, 2), dtype=np.int64)]
     for band in range(BANDS):
         order = np.argsort(keys[:, band], kind="stable")
         sorted_keys = keys[order, band]
         for step in range(1, CROWD + 1):
-            same = np.flatnonzero(sorted_keys[step:] == sorted_keys[:-step])
-            if not len(same):
+            shared = np.flatnonzero(sorted_keys[step:] == sorted_keys[:-step])
+            if not len(shared):
                 break
-            found += _alike(sketches, rows, order[same], order[same + step])
-    if not found:
-        return np.empty((0, 2), dtype=np.int64)
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+            edges += _alike(sketches, rows, order[shared], order[shared + step], group)
+        links = np.concatenate(edges)
+        graph = coo_array((np.ones(len(links), dtype=bool), links.T), shape=(len(rows), len(rows)))
+        group = connected_components(graph, directed=False)[1]
+    _, least = np.unique(group, return_index=True)
+    head = np.arange(len(sketches))
+    head[rows] = rows[least[group]]
+    return head[first]
 
 
 def _pieces(sketches: np.ndarray) -> Iterator[np.ndarray]:
@@ -75,16 +88,20 @@ def _keys(sketches: np.ndarray, rows: np.ndarray, mirrored: bool) -> np.ndarray:
     return keys
 
 
-def _alike(sketches: np.ndarray, rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> Iterator[np.ndarray]:
-    """Of pairs of places in the keys, whose latter half is mirrored, those that are alike, as rows (P, 2)."""
+def _alike(
+    sketches: np.ndarray, rows: np.ndarray, one: np.ndarray, other: np.ndarray, group: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Of pairs of places in the keys, whose latter half is mirrored, those that are alike (P, 2), as places of `rows`.
+
+    What hangs together already, by `group`, is not compared again.
+    """
     n = len(rows)
-    useful = (first % n != second % n) & ((first < n) | (second < n))
-    first, second = first[useful], second[useful]
-    for start in range(0, len(first), PIECE):
-        one, other = first[start : start + PIECE], second[start : start + PIECE]
-        a, b = (sketches[rows[places % n]].astype(np.float32) for places in (one, other))
-        b = np.where(((one < n) != (other < n))[:, None], _mirror(b), b)
+    useful = (group[one % n] != group[other % n]) & ((one < n) | (other < n))
+    one, other = one[useful], other[useful]
+    for start in range(0, len(one), PIECE):
+        pair = np.stack([one[start : start + PIECE], other[start : start + PIECE]])
+        a, b = (sketches[rows[places % n]].astype(np.float32) for places in pair)
+        b = np.where(((pair[0] < n) != (pair[1] < n))[:, None], _mirror(b), b)
         means = a.sum(1, dtype=np.float64) * b.sum(1, dtype=np.float64) / LENGTH
         covariance = (np.einsum("ij,ij->i", a, b).astype(np.float64) - means) / LENGTH
-        alike = covariance >= ALIKE * _deviation(a) * _deviation(b)
-        yield np.stack([rows[one[alike] % n], rows[other[alike] % n]], axis=1)
+        yield pair.T[covariance >= ALIKE * _deviation(a) * _deviation(b)] % n

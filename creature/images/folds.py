@@ -75,7 +75,7 @@ def together(
 ) -> np.ndarray:
     """Groups (N,) in which copies are together, too: a copy in another fold would be seen in training.
 
-    Copies are identical files and near-duplicates, `alike`: pairs of rows (P, 2).
+    Copies are identical files, and near-duplicates: `alike` (N,) has the first row of those that look the same.
     """
     labels, rows, copied = np.asarray(labels), np.arange(len(hashes)), _first(hashes)
     if (conflicts := labels[copied] != labels).any():
@@ -91,16 +91,13 @@ def together(
             row = parent[row]
         return row
 
-    if alike is not None and (differ := labels[alike[:, 0]] != labels[alike[:, 1]]).any():
-        pair = " and ".join(names[int(label)] for label in labels[alike[differ.argmax()]])
-        warn(
-            f"images.train: {differ.sum()} pairs of pictures that look the same have different labels, such as one in "
-            f"{pair}; python -m creature.images.inspect lists them"
-        )
-    for one, other in () if alike is None else alike.tolist():
-        parent[root(one)] = root(other)
-    for row in np.flatnonzero((copied != rows) | (grouped != rows)).tolist():
-        for first in (int(copied[row]), int(grouped[row])):
+    alike = rows if alike is None else alike
+    if (differ := (labels[alike] != labels) & (labels[copied] == labels)).any():
+        row = differ.argmax()
+        pair = f"{names[labels[alike[row]]]} and {names[labels[row]]}"
+        warn(f"images.train: {differ.sum()} pictures look as one with another label does, such as one in {pair}")
+    for row in np.flatnonzero((copied != rows) | (grouped != rows) | (alike != rows)).tolist():
+        for first in (int(copied[row]), int(grouped[row]), int(alike[row])):
             parent[root(row)] = root(first)
     return np.array([root(row) for row in rows.tolist()]).astype(str)
 
