@@ -16,6 +16,7 @@ from creature.judging import output
 from creature.terminal import BROKEN_IMAGES, UserError, run
 
 if TYPE_CHECKING:
+    from creature.judging.calibration import Calibration
     from creature.judging.inputs import Piece
     from creature.judging.tables import Row
 
@@ -33,6 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--embed", action="store_true", help="add the features before the classifier to --out")
     parser.add_argument("--urls", action="store_true", help="fetch pictures that are given as http(s)://")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables (%(default)s)")
+    output.add_promises(parser)
     output.add_options(parser, "full")
     return parser.parse_args(argv)
 
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if parts.process()[1] > 1 and not args.parts:
         raise UserError("several processes write parts into one folder: --out DIR/")
+    calibration = promise(args)
     predictor = load_predictor(args.model, args.members, args.device, args.embed)
     predictor = mirrored(predictor) if args.mirror else predictor
     columns = ("", "")
@@ -64,27 +67,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     def answered(some: "Sequence[Piece]") -> "Iterator[Row]":
         total = None if any(piece.size is None for piece in some) else sum(piece.size or 0 for piece in some)
         pictures = chain.from_iterable(piece.pictures() for piece in some)
-        return tables.answer_rows(ask(predictor, pictures, args.batch_size, "predicting", total), predictor, top)
+        asked = ask(predictor, pictures, args.batch_size, "predicting", total)
+        return tables.answer_rows(asked, predictor, top, calibration)
 
     if args.parts:
         broken = parts.write_parts(args.out, pieces, answered, predictor, top)
         return BROKEN_IMAGES if broken else 0
     if args.out:
-        code = output.write(args, columns, answered(pieces), top, predictor.fallback, predictor.features)
+        code = output.write(
+            args, columns, answered(pieces), top, predictor.fallback, predictor.features, bool(args.set)
+        )
         say(f"the predictions are in {args.out}; next: python predict.py {args.model} PHOTO --top 5")
         return code
     rows = list(answered(pieces))
-    heads = ("image", *(f"{k}." for k in range(1, top + 1)))
-    show_table(f"{predictor.title}: labels and probabilities", heads, map(cells, rows))
+    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.set:g}"] if args.set else []))
+    show_table(f"{predictor.title}: labels and probabilities", heads, (cells(row, top) for row in rows))
     say(f"{len(rows)} picture{'s' * (len(rows) != 1)}; next: --out FILE.csv writes them to a file")
-    return BROKEN_IMAGES if any(row.status != "ok" for row in rows) else 0
+    return BROKEN_IMAGES if any(row.broken for row in rows) else 0
 
 
-def cells(row: "Row") -> list[str]:
+def promise(args: argparse.Namespace) -> "Calibration | None":
+    """What --set and --precision ask for, fitted on the rows that the model's fold held out."""
+    if not args.set and not args.precision:
+        return None
+    if args.members or args.mirror or args.parts or args.format == "submission":
+        raise UserError(
+            "--set and --precision are for one fold, and one full file or the terminal; leave out --members, --mirror, "
+            "--format submission and --out DIR/"
+        )
+    from creature.judging.calibration import of_member
+    from creature.sharing.fetch import find_model
+
+    if args.model.endswith(".onnx"):
+        raise UserError(f"--set and --precision need the trained fold, and {args.model} is an ONNX file")
+    return of_member(find_model(args.model, all_members=False).folders[0], args.set, args.precision)
+
+
+def cells(row: "Row", top: int) -> list[str]:
     """A row of the terminal's table."""
-    return [row.id, *(f"{label} {p:.3f}" for label, p in zip(row.labels, row.probabilities, strict=True))] + (
-        [] if row.labels else [f"not read: {row.status}"]
-    )
+    if row.broken:
+        return [row.id, f"not read: {row.status}"]
+    answers = [f"{label} {p:.3f}" for label, p in zip(row.labels, row.probabilities, strict=True)] or ["unsure"]
+    return [row.id, *answers, *[""] * (top - len(answers)), *([", ".join(row.set)] if row.set else [])]
 
 
 if __name__ == "__main__":

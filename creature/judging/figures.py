@@ -20,6 +20,7 @@ from matplotlib.font_manager import get_font_names
 from scipy.stats import norm
 from sklearn.metrics import confusion_matrix
 
+from creature.judging.calibration import BINS, calibration_error
 from creature.judging.count import Count
 from creature.judging.results import in_order
 from creature.judging.study import Run
@@ -30,7 +31,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56
 LINES = [{"color": color, "linestyle": style} for style, color in product(("-", "--", ":", "-."), COLORS)]
 WIDTH = 5.2  # inches; at 9 points it can be read on a telephone
 NAMED = 40  # classes, at most, that the figure of recalls names
-BINS = 10
 CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -207,7 +207,7 @@ def _recall(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> 
 def _reliability(run: Run) -> Figure:
     sure, right = run.probabilities.max(1), run.held.right
     bins = np.array_split(np.argsort(sure, kind="stable"), min(BINS, len(sure)))
-    gap = sum(abs(sure[rows].mean() - right[rows].mean()) * len(rows) for rows in bins) / len(sure)
+    gap = calibration_error(run.probabilities, run.held.labels)
     title = f"Expected calibration error {gap:.4f} ({len(bins)} bins of equal size, n = {len(sure)})"
     with _figure(title, 3.6) as (figure, axes):
         axes.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--")

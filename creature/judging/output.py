@@ -31,6 +31,24 @@ def add_options(parser: argparse.ArgumentParser, default_format: str) -> None:
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu; auto takes the first that is there")
 
 
+def add_promises(parser: argparse.ArgumentParser) -> None:
+    """Add --set and --precision to a command line."""
+    words = {"type": share, "metavar": "SHARE"}
+    parser.add_argument("--set", **words, help="all labels that may be, with the right one among them so often")
+    parser.add_argument("--precision", **words, help="no label where answers would be right less often than that")
+
+
+def share(text: str) -> float:
+    """A number above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, got {text}")
+    return value
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Paths for what was typed; raises UserError for options that do not go together."""
     args.parts = bool(args.out) and (args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
@@ -68,6 +86,7 @@ def write(
     top: int,
     fallback: str,
     features: int | None = None,
+    sets: bool = False,
 ) -> int:
     """Write the rows as they come, as the options say; the exit code tells of pictures that could not be read."""
     from creature.judging import tables
@@ -76,7 +95,7 @@ def write(
 
     def noted() -> Iterator["Row"]:
         for row in rows:
-            if row.status != "ok":
+            if row.broken:
                 broken.append(row)
             yield row
 
@@ -85,7 +104,7 @@ def write(
         if args.zip:
             say(f"{tables.write_zip(args.out)} holds exactly prediction.csv")
     else:
-        tables.write_full(args.out, noted(), top, features)
+        tables.write_full(args.out, noted(), top, features, sets)
     if broken:
         tables.warn_of_broken(broken, fallback if args.format == "submission" else "")
     return BROKEN_IMAGES if broken else 0

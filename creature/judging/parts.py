@@ -47,7 +47,7 @@ def write_parts(
     def counted(rows: Iterator[Row]) -> Iterator[Row]:
         nonlocal broken, written
         for row in rows:
-            broken += row.status != "ok"
+            broken += row.broken
             written += 1
             yield row
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,17 +18,29 @@ from creature.judging.blend import blend
 from creature.judging.inputs import Input
 from creature.terminal import UserError, warn
 
+if TYPE_CHECKING:
+    from creature.judging.calibration import Calibration
+
 FULL_COLUMNS = ("id", "status", "label", "probability")
 
 
 class Row(NamedTuple):
-    """One answered input: `status` is ok, or why it could not be read; labels and probabilities, the best first."""
+    """One answered input: labels and probabilities, the best first.
+
+    `status` is ok, or unsure where no answer is given, or why the input could not be read.
+    """
 
     id: str
     status: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     features: np.ndarray | None = None  # (D,)
+    set: tuple[str, ...] = ()  # the labels that may be, where a set was asked for
+
+    @property
+    def broken(self) -> bool:
+        """Whether it could not be read."""
+        return self.status not in ("ok", "unsure")
 
 
 def stem(name: str) -> str:
@@ -88,10 +100,17 @@ def table_writer(path: Path) -> Iterator[Any]:
         yield csv.writer(file, lineterminator="\n")
 
 
-def answer_rows(answers: Iterable[Answers], predictor: Predictor, top: int) -> Iterator[Row]:
-    """Each picture's row, with the `top` labels of the blended members."""
+def answer_rows(
+    answers: Iterable[Answers], predictor: Predictor, top: int, calibration: "Calibration | None" = None
+) -> Iterator[Row]:
+    """Each picture's row, with the `top` labels of the blended members, or of one that is calibrated."""
     for batch in answers:
-        probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
+        if calibration:
+            probabilities = calibration.probabilities(batch.logits[0])
+        else:
+            probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
+        sets = calibration.sets(probabilities) if calibration and calibration.member is not None else None
+        sure = calibration.sure(probabilities) if calibration and calibration.answer is not None else None
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for at, name in enumerate(batch.ids):
             if at in batch.broken:
@@ -99,7 +118,13 @@ def answer_rows(answers: Iterable[Answers], predictor: Predictor, top: int) -> I
             else:
                 labels = tuple(predictor.names[k] for k in best[at])
                 features = None if batch.features is None else batch.features[at]
-                yield Row(name, "ok", labels, tuple(map(float, probabilities[at, best[at]])), features)
+                row = Row(name, "ok", labels, tuple(map(float, probabilities[at, best[at]])), features)
+                if sets is not None:
+                    order = np.argsort(-probabilities[at], kind="stable")
+                    row = row._replace(set=tuple(predictor.names[k] for k in order if sets[at, k]))
+                if sure is not None and not sure[at]:
+                    row = row._replace(status="unsure", labels=(), probabilities=())
+                yield row
 
 
 def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], fallback: str) -> None:
@@ -110,22 +135,28 @@ def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], 
             out.writerow((row.id, row.labels[0] if row.labels else fallback))
 
 
-def write_full(path: Path, rows: Iterable[Row], top: int, features: int | None = None) -> None:
+def write_full(path: Path, rows: Iterable[Row], top: int, features: int | None = None, sets: bool = False) -> None:
     """Write id, status, and the `top` labels with their probabilities; empty where the picture could not be read.
 
-    As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of so many `features`, if asked.
+    As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of so many `features`, if asked. A
+    set of labels is a list, in CSV one of JSON.
     """
     if path.suffix == ".parquet":
-        _write_parquet(path, rows, top, features)
+        _write_parquet(path, rows, top, features, sets)
     elif path.suffix == ".jsonl":
         with _whole(path) as part, part.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record(row, top, features)) + "\n" for row in rows)
+            file.writelines(json.dumps(record(row, top, features, sets)) + "\n" for row in rows)
     else:
         with table_writer(path) as out:
-            out.writerow(FULL_COLUMNS + more_columns(top))
+            out.writerow(FULL_COLUMNS + more_columns(top) + ("set",) * sets)
             for row in rows:
-                cells = record(row, top).values()
-                out.writerow("" if v is None else f"{v:.6f}" if isinstance(v, float) else v for v in cells)
+                out.writerow(map(_cell, record(row, top, sets=sets).values()))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
 
 
 def more_columns(top: int) -> tuple[str, ...]:
@@ -133,27 +164,30 @@ def more_columns(top: int) -> tuple[str, ...]:
     return tuple(name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}"))
 
 
-def record(row: Row, top: int, features: int | None = None) -> dict[str, Any]:
+def record(row: Row, top: int, features: int | None = None, sets: bool = False) -> dict[str, Any]:
     """A row by column; None where there is nothing."""
     pairs = zip(row.labels, row.probabilities, strict=True)
     cells = [cell for pair in pairs for cell in pair]
     cells += [None] * (2 * top - len(cells))
-    found = dict(zip(FULL_COLUMNS + more_columns(top), (row.id, row.status, *cells), strict=True))
+    found: dict[str, Any] = dict(zip(FULL_COLUMNS + more_columns(top), (row.id, row.status, *cells), strict=True))
     if features:
         found["embedding"] = None if row.features is None else row.features.tolist()
+    if sets:
+        found["set"] = None if row.broken else list(row.set)
     return found
 
 
-def _write_parquet(path: Path, rows: Iterable[Row], top: int, features: int | None) -> None:
+def _write_parquet(path: Path, rows: Iterable[Row], top: int, features: int | None, sets: bool) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
     kinds = {"probability": pa.float64()}
     columns = [(name, kinds.get(name.partition("_")[0], pa.string())) for name in FULL_COLUMNS + more_columns(top)]
-    schema = pa.schema(columns + ([("embedding", pa.list_(pa.float32(), features))] if features else []))
+    columns += [("embedding", pa.list_(pa.float32(), features))] if features else []
+    schema = pa.schema(columns + ([("set", pa.list_(pa.string()))] if sets else []))
     coming = iter(rows)
     with _whole(path) as part, ParquetWriter(part, schema) as file:
-        while some := [record(row, top, features) for row in islice(coming, 1024)]:
+        while some := [record(row, top, features, sets) for row in islice(coming, 1024)]:
             file.write_table(pa.Table.from_pylist(some, schema))
 
 

@@ -1,0 +1,179 @@
+"""Temperature, sets of labels and answers: what they promise holds on rows that had no part in it."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+from scipy.stats import binom
+
+import predict
+from creature.judging import calibration, members
+from creature.judging.blend import blend
+from creature.judging.calibration import (
+    calibrate,
+    calibration_error,
+    fit_temperature,
+    threshold_of_answers,
+    threshold_of_sets,
+)
+from creature.terminal import UserError
+
+
+@pytest.fixture(autouse=True)
+def forget_cached_runs():
+    members.folds_of.cache_clear()
+    members.result_of.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def few_rows_are_enough(monkeypatch):
+    """The tiny run's folds hold out 24 rows each."""
+    monkeypatch.setattr(calibration, "FEWEST", 10)
+
+
+def rows(n: int, seed: int, temperature: float = 1.0, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (n, classes) that are `temperature` times too large, and labels drawn as they say without it."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (n, classes))
+    cuts = blend(logits[None]).cumsum(1)
+    return temperature * logits, (rng.random((n, 1)) > cuts).sum(1).clip(max=classes - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_the_temperature_is_found_and_makes_answers_as_sure_as_they_are_right(temperature):
+    logits, labels = rows(20_000, 0, temperature)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+    others, truth = rows(20_000, 1, temperature)
+    found = calibrate(logits, labels)
+    assert calibration_error(found.probabilities(others), truth) < 0.02
+    if temperature != 1:
+        assert calibration_error(blend(others[None]), truth) > 0.05
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_sets_cover_as_often_as_they_say(coverage):
+    """Over many small calibrations, where one row more or less in the rank would show."""
+    inside, total = 0, 0
+    for seed in range(400):
+        logits, labels = rows(20, seed)
+        found = calibrate(logits, labels, coverage)
+        others, truth = rows(50, 10_000 + seed)
+        inside += found.sets(found.probabilities(others))[np.arange(50), truth].sum()
+        total += 50
+    # The rows of one calibration share its luck, so that a binomial of all rows is too narrow: 400 are independent.
+    spread = 3 * np.sqrt(coverage * (1 - coverage) / 20 / 400 + coverage * (1 - coverage) / total)
+    exact = np.ceil(21 * coverage) / 21
+    assert exact - spread < inside / total < exact + spread + 0.01  # the most probable label is always in
+
+
+def test_the_rank_counts_the_new_picture():
+    assert threshold_of_sets(np.arange(1, 20) / 20, 0.95) == 1 / 20  # of 19 rows the least
+    assert threshold_of_sets(np.arange(1, 40) / 40, 0.95) == 2 / 40
+    with pytest.raises(UserError, match=r"--set: 0.95 needs 19 held-out images, there are 18"):
+        threshold_of_sets(np.arange(1, 19) / 20, 0.95)
+
+
+def test_answers_are_as_often_right_as_asked_for():
+    missed = 0
+    for seed in range(100):
+        logits, labels = rows(1000, seed)
+        found = calibrate(logits, labels, precision=0.75)
+        others, truth = rows(4000, 1000 + seed)
+        probabilities = found.probabilities(others)
+        sure = found.sure(probabilities)
+        assert 0.1 < sure.mean() < 1
+        missed += (probabilities.argmax(1) == truth)[sure].mean() < 0.75
+    assert missed <= binom.ppf(0.999, 100, 0.05)
+
+
+def test_a_precision_that_no_threshold_reaches_is_refused():
+    logits, labels = rows(100, 0)
+    with pytest.raises(UserError, match=r"--precision: 0.999 is not reached .* on 100 held-out images"):
+        calibrate(logits, labels, precision=0.999)
+    sure = np.repeat([[0.9, 0.1]], 100, axis=0)
+    labels = np.array([0] * 90 + [1] * 10)  # equally sure ones are answered together, or not at all
+    assert threshold_of_answers(sure, labels, 0.8) == 0.9
+    with pytest.raises(UserError):
+        threshold_of_answers(sure, labels, 0.9)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(encoding="utf-8")))
+
+
+def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "threshold_of_answers", lambda found, *_: float(np.median(found.max(1))))
+    fold, out = str(run / "fold-0"), tmp_path / "p.csv"
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    words = [str(drawn / "test"), str(tmp_path / "broken.jpg"), "--set", "0.8", "--precision", "0.5", "--out"]
+    assert predict.main([fold, *words, str(out)]) == 3
+    found = read(out)
+    assert {row["status"] for row in found if "broken" not in row["id"]} == {"ok", "unsure"}
+    for row in found:
+        if "broken" in row["id"]:
+            assert row["set"] == "" and row["label"] == ""
+        elif row["status"] == "ok":
+            assert row["label"] == json.loads(row["set"])[0]
+        else:
+            assert (row["label"], row["probability"]) == ("", "") and len(json.loads(row["set"])) >= 1
+    for ending in (".jsonl", ".parquet"):
+        assert predict.main([fold, *words, str(out.with_suffix(ending))]) == 3
+    lines = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    table = parquet.read_table(out.with_suffix(".parquet")).to_pylist()
+    assert [line["set"] for line in lines] == [row["set"] for row in table]
+    assert [json.dumps(line["set"]) if line["set"] else "" for line in lines] == [row["set"] for row in found]
+
+
+def test_the_terminal_shows_sets(run, drawn, capsys):
+    picture = str(next((drawn / "test").iterdir()))
+    assert predict.main([str(run / "fold-0"), picture, "--set", "0.8", "--top", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "may be, 0.8" in shown and shown.count(", ") >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--members"], "for one fold"),
+        (["--mirror"], "for one fold"),
+        (["--format", "submission", "--out", "p.csv"], "for one fold"),
+    ],
+)
+def test_what_is_not_promised_is_refused(run, drawn, words, message):
+    model = str(run) if "--members" in words else str(run / "fold-0")
+    with pytest.raises(UserError, match=message):
+        predict.main([model, str(drawn / "test"), "--set", "0.8", *words])
+
+
+def test_a_model_without_its_held_out_rows_is_refused(run, drawn, tmp_path):
+    shutil.copytree(run / "fold-0", tmp_path / "fold-0")
+    with pytest.raises(UserError, match="rest on the images that a fold held out"):
+        predict.main([str(tmp_path / "fold-0"), str(drawn / "test"), "--set", "0.8"])
+
+
+def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.copy(copy / "fold-1/model.safetensors", copy / "fold-0/model.safetensors")
+    with pytest.raises(UserError, match=r"is not what its .* was measured with"):
+        predict.main([str(copy / "fold-0"), str(drawn / "test"), "--set", "0.8"])
+
+
+def test_each_row_is_judged_by_the_others(run, capsys, monkeypatch):
+    fitted, whole = [], calibrate
+    monkeypatch.setattr(calibration, "calibrate", lambda *words: fitted.append(len(words[1])) or whole(*words))
+    assert calibration.main([str(run), "--set", "0.8"]) == 0
+    assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
+    shown = capsys.readouterr().out
+    assert "in sets of 0.8" in shown and shown.count("(n = 24)") == 3
+
+
+@pytest.mark.parametrize("share", ["0", "1", "95", "x"])
+def test_a_share_is_between_0_and_1(share, capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["model", "photo.jpg", "--set", share])
+    assert "must be above 0 and below 1" in capsys.readouterr().err
