@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from creature.images.folds import FoldFile, write_folds
 from creature.judging import labels
-from creature.judging.labels import confident, suspects
-from creature.learning.predictions import load_predictions
+from creature.judging.suspects import confident, suspects
+from creature.learning.predictions import Predictions, load_predictions, save_predictions
 from creature.terminal import UserError
 
 
@@ -71,6 +73,66 @@ def test_the_table_has_every_contradicted_row_with_what_the_member_that_never_sa
     assert f"{len(rows)}; next: look at them" in capsys.readouterr().out.replace("\n", " ")
 
 
+def made_up(run: Path, folder: Path, names: tuple[str, ...], ids: list[str], given, fold, logits) -> Path:
+    """A run folder that says what it is told to: ids with labels, who holds them out, and logits of those held out."""
+    given, fold = np.array(given), np.array(fold)
+    (folder / "fold-0").mkdir(parents=True)
+    shutil.copy(run / "recipe.yaml", folder)
+    shutil.copy(run / "fold-0/result.json", folder / "fold-0")
+    rows = pa.array(ids)
+    write_folds(folder / "folds.json", FoldFile(1, 0, names, "made up", rows, given, fold, rows, {}))
+    held = tuple(name for name, of in zip(ids, fold, strict=True) if of == 0)
+    save_predictions(folder / "fold-0/held_out.safetensors", Predictions(held, np.float32(logits), names))
+    return folder
+
+
+def test_names_steer_neither_terminal_nor_spreadsheet(run: Path, tmp_path, capsys):
+    names, ids = ("=1+1", "\x1b[31mred"), ["-cmd|' /C calc'!A0", "\x1b]0;taken\x07.jpg", "[bold]x.jpg"]
+    folder = made_up(run, tmp_path / "hostile", names, ids, [0, 1, 0], [0, 0, 0], [[0, 3], [2, 0], [0, 1]])
+    assert labels.main([str(folder)]) == 0
+    rows = list(csv.reader((folder / "labels.csv").open(encoding="utf-8")))[1:]
+    assert [row[0] for row in rows] == ["'-cmd|' /C calc'!A0", "\\x1b]0;taken\\x07.jpg", "[bold]x.jpg"]
+    assert [row[1] for row in rows] == ["'=1+1", "\\x1b[31mred", "'=1+1"]
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "[bold]x.jpg" in said
+
+
+def test_what_a_row_means_and_what_comes_next_is_said(run: Path, tmp_path, capsys):
+    folder = made_up(run, tmp_path / "one", ("a", "b"), ["1", "2"], [0, 1], [0, 0], [[0, 3], [0, 3]])
+    assert labels.main([str(folder)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The model is wrong or the label" in said and "correct the wrong labels, and train again" in said
+    folder = made_up(run, tmp_path / "none", ("a", "b"), ["1", "2"], [0, 1], [0, 0], [[3, 0], [0, 3]])
+    assert labels.main([str(folder)]) == 0
+    assert "no label is contradicted" in capsys.readouterr().out
+
+
+def test_images_that_the_one_model_was_trained_on_are_said_not_to_be_judged(run: Path, tmp_path, capsys):
+    folder = made_up(run, tmp_path / "one", ("a", "b"), list("1234"), [0, 1, 0, 1], [-1, -1, 0, -1], [[0, 3]])
+    assert labels.main([str(folder)]) == 0
+    said = capsys.readouterr()
+    assert "3 images are not judged, for the one model was trained on them" in said.err
+    assert "no finished fold holds" not in said.err and "of 1 images" in said.out
+
+
+def test_planted_errors_stand_first_in_the_table_and_their_classes_in_the_summary(run: Path, tmp_path, capsys):
+    """Of five classes the rows of one are mislabelled, as the last class; the logits are of models of some skill."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 5, 400)
+    wrong = (truth == 0) & (rng.random(400) < 0.3)
+    ids, given, logits = [f"{k}.jpg" for k in range(400)], np.where(wrong, 4, truth), rng.normal(size=(400, 5))
+    logits[np.arange(400), truth] += 4
+    folder = made_up(run, tmp_path / "planted", tuple("abcde"), ids, given, np.zeros(400, int), logits)
+    assert labels.main([str(folder), "--top", "3"]) == 0
+    rows = list(csv.DictReader((folder / "labels.csv").open(encoding="utf-8")))
+    first = [wrong[ids.index(row["image"])] for row in rows[: wrong.sum()]]
+    assert np.mean(first) > 0.8 and {row["surely"] for row in rows if row["label"] == "e"} == {"yes", "no"}
+    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    classes = [[cell.strip() for cell in line] for line in lines if len(line) == 5]
+    assert classes[0][:2] == ["e", str((given == 4).sum())] and classes[0][4] == "a"
+    assert sum(len(line) == 4 for line in lines) == 3
+
+
 def test_folds_that_are_not_finished_are_said(run: Path, tmp_path, capsys):
     part = tmp_path / "part"
     shutil.copytree(run, part)
@@ -88,3 +150,5 @@ def test_a_folder_without_a_finished_fold_is_refused(run: Path, tmp_path):
         labels.main([str(bare)])
     with pytest.raises(UserError):
         labels.main([str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match="--top must be 1 or more"):
+        labels.main([str(bare), "--top", "0"])

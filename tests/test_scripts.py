@@ -16,7 +16,7 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 HEAVY = "import sys; heavy = {'torch', 'timm', 'datasets', 'accelerate', 'numpy', 'sklearn'} & set(sys.modules); "
 
 
-@pytest.mark.parametrize("script", ["train", "predict", "ensemble"])
+@pytest.mark.parametrize("script", ["train", "predict", "ensemble", "creature.judging.labels"])
 def test_help_imports_nothing_heavy(script: str):
     done = python(
         "-c",

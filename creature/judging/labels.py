@@ -2,8 +2,6 @@
 
 python -m creature.judging.labels runs/laptop
 python -m creature.judging.labels runs/laptop --top 50 --out suspects.csv
-
-N rows, K classes.
 """
 
 import argparse
@@ -11,14 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from creature.terminal import UserError, run, say, show_table, warn
 
 if TYPE_CHECKING:
     from creature.judging.study import Run
 
 COLUMNS = ("image", "label", "probability", "member_says", "its_probability", "surely")
+NOTE = (
+    "Each row: the member that never saw the picture puts it into another class than its label says. The model is "
+    "wrong or the label; only a look at the picture tells which. surely: as sure as of that class's own pictures on "
+    "average."
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,67 +38,59 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Show and write the labels that a run's members contradict."""
     args = parse(argv)
-    from creature.judging.members import folds_of
+    if args.top < 1:
+        raise UserError(f"--top must be 1 or more, got {args.top}")
+    from creature.judging.results import harmless
     from creature.judging.study import read_runs
+    from creature.judging.suspects import CLASS_COLUMNS, by_class
     from creature.judging.tables import table_writer
 
     (found,) = read_runs([args.run], None)
-    out = args.out or found.folder / "labels.csv"
     if not found.folds:
         raise UserError(f"{args.run}: no finished fold, and so no prediction of an image that it never saw")
-    held, probabilities = found.held, found.probabilities
-    if missing := int((folds_of(found.folder).fold >= 0).sum()) - len(held.ids):
-        warn(f"{missing} images are not judged, for no finished fold holds them out; train.py --resume goes on")
-    rows, sure = suspects(probabilities, held.labels), confident(probabilities, held.labels)
-    show_table("Labels that the members contradict, by class", CLASS_COLUMNS, by_class(found, rows, sure))
-    lines = []
-    for row in rows.tolist():
-        label, said = held.labels[row], held.predicted[row]
-        likely, surest = (f"{probabilities[row, k]:.4f}" for k in (label, said))
-        lines.append((held.ids[row], held.names[label], likely, held.names[said], surest, "yes" if sure[row] else "no"))
+    warn_of_unjudged(found)
+    lines = contradicted(found)
     if lines:
+        classes = by_class(found.probabilities, found.held.labels, found.held.names)
+        show_table("Labels that the members contradict, by class", CLASS_COLUMNS, classes)
         cells = [(name, f"{label} {p}", f"{said} {q}", surely) for name, label, p, said, q, surely in lines[: args.top]]
-        show_table(f"The least likely labels of {len(held.ids)} images", ("image", "label", "member", "surely"), cells)
+        title = f"The least likely labels of {len(found.held.ids)} images"
+        show_table(title, ("image", "label", "member says", "surely"), cells)
+        say(NOTE, style="dim")
+    out = args.out or found.folder / "labels.csv"
     with table_writer(out) as table:
         table.writerow(COLUMNS)
-        table.writerows(lines)
-    say(f"{out} lists all {len(lines)}; next: look at them from the top, correct the wrong labels, and train anew")
+        table.writerows(map(harmless, line) for line in lines)
+    if lines:
+        say(f"{out} lists all {len(lines)}; next: look at them from the top, correct the wrong labels, and train again")
+    else:
+        say("no label is contradicted; there is nothing to look at")
     return 0
 
 
-def suspects(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rows whose most probable class is another than their label, the least probable label first.
+def warn_of_unjudged(found: "Run") -> None:
+    """Say how many images no finished fold held out, and what would judge them."""
+    from creature.judging.members import folds_of
 
-    `probabilities` (N, K) are of models that never saw the row. Self-confidence, the ranking of Northcutt et al. 2021
-    (Confident Learning).
-    """
-    contradicted = np.flatnonzero(probabilities.argmax(1) != labels)
-    return contradicted[np.argsort(probabilities[contradicted, labels[contradicted]], kind="stable")]
-
-
-def confident(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether each row (N,) is put into another class as surely as that class's own rows are on average.
-
-    The threshold of Northcutt et al. 2021, by which the confident joint counts wrong labels.
-    """
-    classes = np.arange(probabilities.shape[1])
-    usual = np.array([probabilities[labels == k, k].mean() if (labels == k).any() else np.inf for k in classes])
-    reached = np.where(probabilities >= usual, probabilities, 0.0)
-    return reached.any(1) & (reached.argmax(1) != labels)
+    folds = folds_of(found.folder).fold
+    always = int((folds < 0).sum())
+    if pending := len(folds) - always - len(found.held.ids):
+        warn(f"{pending} images are not judged, for no finished fold holds them out; train.py --resume goes on")
+    if always:
+        warn(f"{always} images are not judged, for the one model was trained on them; with folds.count=5 all would be")
 
 
-CLASS_COLUMNS = ("class", "images", "contradicted", "surely", "most often put into")
+def contradicted(found: "Run") -> list[tuple[str, ...]]:
+    """A line of COLUMNS for each row whose label its member contradicts, the least likely label first."""
+    from creature.judging.suspects import confident, suspects
 
-
-def by_class(found: "Run", rows: np.ndarray, sure: np.ndarray) -> list[tuple[str, ...]]:
-    """A line for each class with contradicted labels, those with the largest share first."""
-    held, lines = found.held, []
-    for k, name in enumerate(held.names):
-        own, total = rows[held.labels[rows] == k], int((held.labels == k).sum())
-        if len(own):
-            into = held.names[np.bincount(held.predicted[own]).argmax()]
-            lines.append((len(own) / total, (name, str(total), str(len(own)), str(int(sure[own].sum())), into)))
-    return [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
+    held, probabilities, lines = found.held, found.probabilities, []
+    sure = confident(probabilities, held.labels)
+    for row in suspects(probabilities, held.labels).tolist():
+        label, said = held.labels[row], held.predicted[row]
+        likely, surest = (f"{probabilities[row, k]:.4f}" for k in (label, said))
+        lines.append((held.ids[row], held.names[label], likely, held.names[said], surest, "yes" if sure[row] else "no"))
+    return lines
 
 
 if __name__ == "__main__":

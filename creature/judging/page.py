@@ -17,9 +17,9 @@ from creature.images.manifest import read_images
 from creature.images.sources import Columns
 from creature.judging.count import Count
 from creature.judging.figures import confused_pairs
-from creature.judging.labels import suspects
 from creature.judging.results import Table
 from creature.judging.study import Run
+from creature.judging.suspects import suspects
 from creature.terminal import UserError, printable
 
 SHOWN = 24  # pictures in a gallery
@@ -39,9 +39,10 @@ class Mistake(NamedTuple):
     """A wrong answer, with the picture."""
 
     id: str
-    truth: str
+    label: str
     said: str
-    probability: str
+    likely: str  # the probability of the label
+    sure: str  # and of what was said
     source: str
 
 
@@ -90,8 +91,8 @@ def class_cells(records: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, fl
 
 def gallery(run: Run) -> tuple[list[Mistake], str]:
     """The held-out rows whose label is the least likely, be it the model or the label that is wrong; and what lacks."""
-    held, sure = run.held, run.probabilities.max(1)
-    worst = suspects(run.probabilities, held.labels)[:SHOWN]
+    held, probabilities = run.held, run.probabilities
+    worst = suspects(probabilities, held.labels)[:SHOWN]
     if not len(worst):
         return [], "No held-out row is wrong."
     images = run.recipe.images
@@ -106,8 +107,9 @@ def gallery(run: Run) -> tuple[list[Mistake], str]:
         if source is None:
             absent += 1
             continue
-        truth, said = held.names[held.labels[row]], held.names[held.predicted[row]]
-        shown.append(Mistake(held.ids[row], truth, said, f"{sure[row]:.3f}", source))
+        label, said = held.labels[row], held.predicted[row]
+        likely, sure = (f"{probabilities[row, k]:.4f}" for k in (label, said))
+        shown.append(Mistake(held.ids[row], held.names[label], held.names[said], likely, sure, source))
     return shown, f"{absent} more are gone, or are no longer the pictures that were trained on." if absent else ""
 
 

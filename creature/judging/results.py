@@ -321,11 +321,11 @@ def to_csv(records: Iterable[dict[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, keys, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _harmless(value) for key, value in record.items()} for record in every)
+    writer.writerows({key: harmless(value) for key, value in record.items()} for record in every)
     return out.getvalue()
 
 
-def _harmless(value: Any) -> Any:
+def harmless(value: Any) -> Any:
     """A name that a spreadsheet would compute is led by an apostrophe, as spreadsheets do themselves."""
     if not isinstance(value, str):
         return value
