@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.terminal import say, show_table
 
     cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
-    title = f"{recipe.name}: {len(results)} of {recipe.folds.count} folds"
+    title = f"{recipe.name}: {len(results)} of {recipe.folds.members} folds"
     show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), cells)
     accelerator.end_training()
     if terms:
@@ -116,8 +116,8 @@ def train_fold(
     from creature.terminal import say
 
     folds, epochs, main = data.folds, recipe.schedule.epochs, accelerator.is_main_process
-    parts = (folds.fold != fold, folds.fold == fold)
-    rows, held_out = (np.flatnonzero(part).astype(np.int32) for part in parts)  # of which there may be millions
+    held_out = folds.held_out(fold)
+    rows, held_out = (np.flatnonzero(part).astype(np.int32) for part in (~held_out, held_out))  # of which there may be millions
     learner = setup.build_learner(accelerator, recipe, data, fold, folder)
     model, position = learner.model, learner.position
     sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]

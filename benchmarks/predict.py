@@ -73,7 +73,7 @@ def write_run(run: Path, architecture: str) -> None:
     rows = np.arange(5 * len(NAMES))
     ids = tuple(f"{row:02d}" for row in rows)
     hashes = tuple(f"{row:032x}" for row in rows)
-    folds = FoldFile(MEMBERS, 0, NAMES, "benchmark", ids, rows % len(NAMES), rows % MEMBERS, hashes, {})
+    folds = FoldFile(MEMBERS, 0, NAMES, "benchmark", ids, rows % len(NAMES), (rows % MEMBERS,), hashes, {})
     open_run(run, recipe, None)
     share_folds(run, folds)
     for fold in range(MEMBERS):

@@ -65,7 +65,7 @@ def ready_batches(size: int, rows: int, steps: int, seed: int = 0) -> list[Batch
 def new_learner(recipe: Recipe) -> tuple[setup.Accelerator, loop.Learner]:
     labels = np.arange(2 * CLASSES) % CLASSES
     ids = tuple(map(str, range(len(labels))))
-    folds = FoldFile(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, np.repeat((0, 1), CLASSES), ids, {})
+    folds = FoldFile(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, (np.repeat((0, 1), CLASSES),), ids, {})
     data = setup.Data(folds, None, None, 0)  # type: ignore[arg-type]  # no picture is decoded
     with TemporaryDirectory() as name:
         accelerator = setup.start(recipe, Path(name))

@@ -94,6 +94,15 @@ class Folds(_Settings):
     count: int = Field(
         default=5, ge=1, le=100, description="K; 1: no folds, one model that is held out on images.validation"
     )
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        le=20,
+        description=(
+            "R; how often the rows are parted into K folds anew, for R x K members, of which R have never seen a row: "
+            "their ensemble is scored without a holdout"
+        ),
+    )
     train: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, min_length=1, json_schema_extra=FREE, description="which folds this start trains; null: all"
     )
@@ -102,6 +111,11 @@ class Folds(_Settings):
         default=None,
         description="keeps rows together: a column, or a pattern with one (group) that is searched in each image's id",
     )
+
+    @property
+    def members(self) -> int:
+        """How many models there are when all folds of all repeats are trained."""
+        return self.count * self.repeats
 
 
 class Backbone(_Settings):
@@ -286,11 +300,14 @@ class Recipe(_Settings):
     @property
     def train_folds(self) -> tuple[int, ...]:
         """The folds that this start trains."""
-        return self.folds.train or tuple(range(self.folds.count))
+        return self.folds.train or tuple(range(self.folds.members))
 
     def identity(self) -> str:
         """Hash of what changes the run's result; data and weights are hashed by content elsewhere."""
-        return hashlib.sha256(json.dumps(_identity(self), sort_keys=True).encode()).hexdigest()
+        settings = _identity(self)
+        if self.folds.repeats == 1:
+            del settings["folds"]["repeats"]  # as it was before there were repeats
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
@@ -302,9 +319,18 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             f"images.validation: only used with folds.count 1, got folds.count {folds.count}; "
             "add it to images.train, where folds hold it out in turn, or set folds.count to 1"
         )
+    if folds.count == 1 and folds.repeats > 1:
+        yield (
+            f"folds.repeats: only used with folds.count of 2 or more, got {folds.repeats}: one model has no folds to draw "
+            "again; set it to 1"
+        )
+    repeats = f" and folds.repeats {folds.repeats}" if folds.repeats > 1 else ""
     for fold in sorted(set(recipe.train_folds)):
-        if fold >= folds.count:
-            yield f"folds.train: {fold} is no fold; with folds.count {folds.count} they are 0 to {folds.count - 1}"
+        if fold >= folds.members:
+            yield (
+                f"folds.train: {fold} is no fold; with folds.count {folds.count}{repeats} they are 0 to "
+                f"{folds.members - 1}"
+            )
     if len(set(recipe.train_folds)) < len(recipe.train_folds):
         yield f"folds.train: names a fold twice, got {list(recipe.train_folds)}"
     if schedule.warmup_epochs >= schedule.epochs:

@@ -1,6 +1,7 @@
 """Stratified, grouped folds, and the fold file that every process and machine of a run shares.
 
-N rows, K folds. Row r is held out of fold `fold[r]` and trained on by all others; -1: trained on by all.
+N rows, K folds, R repeats. The rows are parted into K folds R times, for R * K members: member `fold` holds out those
+of fold `fold % K` of partition `fold // K`, and is trained on all others. Fold -1: trained on by all.
 """
 
 import hashlib
@@ -30,23 +31,33 @@ class FoldFile:
     fingerprint: str
     ids: "pa.ChunkedArray"  # (N,) strings, as are the hashes: Python's own would take 150 bytes a row
     labels: np.ndarray  # (N,)
-    fold: np.ndarray  # (N,)
+    partitions: tuple[np.ndarray, ...]  # R of (N,), the fold of each row
     hashes: "pa.ChunkedArray"
     bad: dict[str, str]  # id -> why it cannot be decoded; these rows are in no fold
 
     @property
+    def members(self) -> int:
+        """How many models are trained on the rows: K of each partition."""
+        return self.count * len(self.partitions)
+
+    @property
     def table(self) -> "pa.Table":
-        """The rows: id, label, fold, hash."""
-        import pyarrow as pa
+        """The rows: id, label, fold in each partition, hash."""
+        return _as_table(self.ids, self.labels, self.partitions, self.hashes)
 
-        return pa.table({"id": self.ids, "label": self.labels, "fold": self.fold, "hash": self.hashes})
+    def held_out(self, fold: int) -> np.ndarray:
+        """Which rows (N,) a member holds out."""
+        return self.partitions[fold // self.count] == fold % self.count
 
 
-def assign_folds(labels: np.ndarray, groups: Sequence[str] | np.ndarray, count: int, seed: int) -> np.ndarray:
+def assign_folds(
+    labels: np.ndarray, groups: Sequence[str] | np.ndarray, count: int, seed: int, repeat: int = 0
+) -> np.ndarray:
     """A fold for each row (N,): groups stay together, each class is spread evenly, sizes differ little.
 
     Greedy: groups from the largest to the smallest, ties in random order, each to the fold that holds the least of
-    its classes. Without groups this is stratified K-fold, and a class rarer than K is spread over some folds.
+    its classes. Without groups this is stratified K-fold, and a class rarer than K is spread over some folds. A repeat
+    takes groups of half to twice a size for ties: by their exact sizes it would draw the same folds again.
     """
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     sizes, totals = np.bincount(group), np.bincount(labels)
@@ -57,8 +68,9 @@ def assign_folds(labels: np.ndarray, groups: Sequence[str] | np.ndarray, count: 
     pairs, n = np.unique(group * len(totals) + labels, return_counts=True)  # each group's classes, and rows of each
     cuts = np.searchsorted(pairs, np.arange(len(sizes) + 1) * len(totals)).tolist()
     classes, share = pairs % len(totals), n / totals[pairs % len(totals)]
-    shuffled = np.random.default_rng(seed).permutation(len(sizes))
-    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    shuffled = np.random.default_rng([seed, repeat] if repeat else seed).permutation(len(sizes))
+    size = np.log2(sizes).astype(int) if repeat else sizes
+    order = shuffled[np.argsort(-size[shuffled], kind="stable")]
     held, rows = np.zeros((count, len(totals))), np.zeros(count)  # rows of each class in each fold, and in all
     chosen = np.empty(len(sizes), dtype=np.int64)
     for g in order.tolist():
@@ -110,7 +122,8 @@ def _first(values: Any) -> np.ndarray:
 
 
 def _head(folds: FoldFile) -> dict[str, Any]:
-    return {name: getattr(folds, name) for name in ("count", "seed", "fingerprint", "names", "bad")}
+    repeats = {"repeats": len(folds.partitions)} if len(folds.partitions) > 1 else {}  # what has none says nothing
+    return {name: getattr(folds, name) for name in ("count", "seed", "fingerprint", "names", "bad")} | repeats
 
 
 def write_folds(path: Path, folds: FoldFile) -> None:
@@ -122,8 +135,9 @@ def write_folds(path: Path, folds: FoldFile) -> None:
             digest.update(text.encode())
             file.write(text)
 
-        write(json.dumps(_head(folds), indent=1)[:-2] + f',\n "columns": ["id", "label", "fold", "hash"],\n{_ROWS}')
-        for number, rows in enumerate(rows_of(folds.table)):
+        table = folds.table
+        write(json.dumps(_head(folds), indent=1)[:-2] + f',\n "columns": {json.dumps(table.column_names)},\n{_ROWS}')
+        for number, rows in enumerate(rows_of(table)):
             write((",\n" if number else "") + ",\n".join(map(json.dumps, rows)))
         write("\n]")
         file.write(f'{_SEAL}"{digest.hexdigest()}"}}\n')
@@ -146,7 +160,7 @@ def read_folds(path: Path) -> FoldFile:
             raise ValueError("its content is not what its hash names")
         if len(table["id"].unique()) < len(table):
             raise ValueError("two rows have one id")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(
             f"{path}: cannot be read as a fold file ({reason}); restore it from a copy of the run"
@@ -172,7 +186,7 @@ def _fold_file(head: dict[str, Any], table: "pa.Table") -> FoldFile:
         fingerprint=head["fingerprint"],
         ids=table["id"],
         labels=table["label"].to_numpy(),
-        fold=table["fold"].to_numpy(),
+        partitions=tuple(column.to_numpy() for column in table.columns[2:-1]),
         hashes=table["hash"],
         bad=head["bad"],
     )
@@ -199,16 +213,25 @@ def _pieces(lines: str) -> Iterator[str]:
 
 def _table(rows: Any, head: dict[str, Any]) -> "pa.Table":
     """Rows as columns; raises ValueError where they are not what write_folds writes."""
+    repeats, wrong = head.get("repeats", 1), "a row is not id, label, fold, hash, or lacks the fold of a repeat"
+    if type(rows) is not list or {type(row) for row in rows} != {list} or {len(row) for row in rows} != {3 + repeats}:
+        raise ValueError(wrong)
+    ids, labels, *partitions, hashes = columns = list(zip(*rows, strict=True))
+    if [set(map(type, column)) for column in columns] != [{str}, *[{int}] * (1 + repeats), {str}]:
+        raise ValueError(wrong)
+    known = all(min(fold) >= -1 and max(fold) < head["count"] for fold in partitions)
+    if not (known and min(labels) >= 0 and max(labels) < len(head["names"])):
+        raise ValueError("a row has a label or fold that does not exist")
+    return _as_table(ids, labels, partitions, hashes)
+
+
+def _as_table(ids: Any, labels: Any, partitions: Sequence[Any], hashes: Any) -> "pa.Table":
+    """Columns of rows; folds take a byte each, for recipe.py allows no more than 100 of them."""
     import pyarrow as pa
 
-    if type(rows) is not list or {type(row) for row in rows} != {list} or {len(row) for row in rows} != {4}:
-        raise ValueError("a row is not id, label, fold, hash")
-    ids, labels, fold, hashes = columns = list(zip(*rows, strict=True))
-    if [set(map(type, column)) for column in columns] != [{str}, {int}, {int}, {str}]:
-        raise ValueError("a row is not id, label, fold, hash")
-    if not (min(labels) >= 0 and max(labels) < len(head["names"]) and min(fold) >= -1 and max(fold) < head["count"]):
-        raise ValueError("a row has a label or fold that does not exist")
-    return pa.table({"id": ids, "label": labels, "fold": fold, "hash": hashes})
+    names = ("fold", *(f"repeat_{repeat}" for repeat in range(1, len(partitions))))
+    folds = {name: pa.array(fold, pa.int8()) for name, fold in zip(names, partitions, strict=True)}
+    return pa.table({"id": ids, "label": labels, **folds, "hash": hashes})
 
 
 def _hash(text: str) -> str:
@@ -217,17 +240,19 @@ def _hash(text: str) -> str:
 
 def _check_head(data: Any) -> None:
     """Raises ValueError where JSON is not what write_folds writes."""
-    names, count = data["names"], data["count"]
-    if type(count) is not int or type(data["seed"]) is not int or type(data["fingerprint"]) is not str:
-        raise ValueError("count, seed or fingerprint is of another type")
+    names, repeats = data["names"], data.get("repeats", 1)
+    if {type(data["count"]), type(data["seed"]), type(repeats)} != {int} or type(data["fingerprint"]) is not str:
+        raise ValueError("count, seed, repeats or fingerprint is of another type")
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}, and at least 1")
     if type(names) is not list or {type(name) for name in names} != {str} or type(data["bad"]) is not dict:
         raise ValueError("names or bad is of another type")
 
 
 def folds_hash(folds: FoldFile) -> str:
-    """Hash of the partition: the data's fingerprint and each row's fold; equal for members that may be combined."""
+    """Hash of the partitions: the data's fingerprint and each row's folds; equal for members that may be combined."""
     digest = hashlib.sha256(f"{json.dumps([folds.fingerprint, folds.count])[:-1]}, [".encode())
-    for number, rows in enumerate(rows_of(folds.table.select(["id", "fold"]).sort_by("id"))):
+    for number, rows in enumerate(rows_of(folds.table.drop_columns(["label", "hash"]).sort_by("id"))):
         digest.update(((", " if number else "") + json.dumps(rows)[1:-1]).encode())
     digest.update(b"]]")
     return digest.hexdigest()

@@ -1,4 +1,7 @@
-"""Weights of runs, chosen greedily on out-of-fold predictions. R runs, N rows, K classes."""
+"""Weights of runs, chosen greedily on out-of-fold predictions. R runs, N rows, K classes.
+
+A run whose folds were drawn several times speaks for a row by the ensemble of the members that never saw it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +11,7 @@ import numpy as np
 from creature.judging.blend import blend
 from creature.judging.compare import Pair, pair, shown_p
 from creature.judging.count import Count
-from creature.judging.honest import held_out
+from creature.judging.honest import never_saw
 from creature.judging.members import folds_of, result_of
 from creature.terminal import UserError, warn
 
@@ -37,20 +40,21 @@ def _worth(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]
     return float((probabilities.argmax(1) == labels).mean()), round(float(likelihood), 9)
 
 
-def out_of_fold_logits(folders: Sequence[Path]) -> tuple[list[Path], np.ndarray, np.ndarray, np.ndarray]:
-    """Runs, and of the rows that each of them held out: logits (R, N, K), labels (N,) and folds (N,)."""
+def out_of_fold_logits(folders: Sequence[Path], strategy: str) -> tuple[list[Path], np.ndarray, np.ndarray, np.ndarray]:
+    """Runs, and of the rows that each of them held out: logits (R, N, K), labels (N,) and first folds (N,)."""
     runs = list(dict.fromkeys(folder.parent for folder in folders))
     tables: list[dict[str, np.ndarray]] = []
     for run in runs:
-        held = [held_out(folder)[0] for folder in folders if folder.parent == run]
-        tables.append({name: row for each in held for name, row in zip(each.ids, each.logits, strict=True)})
+        rows, logits = never_saw([folder for folder in folders if folder.parent == run])
+        said = logits[0] if len(logits) == 1 else np.log(blend(logits, strategy).clip(np.finfo(np.float32).tiny))
+        tables.append(dict(zip(folds_of(run).ids.take(rows).to_pylist(), said, strict=True)))
     folds = folds_of(runs[0])
     ids = folds.ids.to_pylist()
     shared = [row for row, name in enumerate(ids) if all(name in table for table in tables)]
     if not shared:
         raise UserError("--weights: the runs have no finished fold in common; train the same folds of each")
     logits = np.stack([[table[ids[row]] for row in shared] for table in tables])
-    return runs, logits, folds.labels[shared], folds.fold[shared]
+    return runs, logits, folds.labels[shared], folds.partitions[0][shared]
 
 
 def weigh_runs(folders: Sequence[Path], strategy: str) -> tuple[np.ndarray, tuple[str, ...], list[tuple[str, ...]]]:
@@ -58,7 +62,7 @@ def weigh_runs(folders: Sequence[Path], strategy: str) -> tuple[np.ndarray, tupl
 
     The blend is scored with weights that were chosen on the other folds' rows.
     """
-    runs, logits, labels, fold = out_of_fold_logits(folders)
+    runs, logits, labels, fold = out_of_fold_logits(folders, strategy)
     if len(runs) < 2:
         raise UserError("--weights: weights are chosen among runs; name two or more, or give a number for each member")
     if strategy == "vote":

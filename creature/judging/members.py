@@ -52,7 +52,7 @@ def find_folds(paths: Sequence[str]) -> list[Path]:
         found += inside or [path]
     if len({fold.resolve() for fold in found}) < len(found):
         raise UserError("a fold is given twice; a run folder stands for all of its folds")
-    return sorted(found, key=str)
+    return sorted(found, key=lambda fold: (str(fold.parent), len(fold.name), fold.name))  # fold-10 after fold-9
 
 
 def weigh(paths: Sequence[str], weights: Sequence[float] | None) -> tuple[list[Path], np.ndarray]:
@@ -218,22 +218,30 @@ def folds_of(run: Path) -> FoldFile:
 
 
 @cache
-def _folds_by_content(run: Path) -> dict[str, set[int]]:
-    folds, found = folds_of(run), {}
-    for content, fold in zip(folds.hashes.to_pylist(), folds.fold.tolist(), strict=True):
-        found.setdefault(content, set()).add(fold)
+def _rows_by_content(run: Path) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for row, content in enumerate(folds_of(run).hashes.to_pylist()):
+        found.setdefault(content, []).append(row)
     return found
+
+
+@cache
+def held_by(folder: Path) -> np.ndarray:
+    """Which rows (N,) of its run's fold file a member held out; raises UserError where they have no such fold."""
+    folds, fold = folds_of(folder.parent), result_of(folder)["fold"]
+    if fold >= folds.members:
+        raise UserError(f"{folder / 'result.json'}: fold: {fold} is none of the run's folds")
+    return folds.held_out(fold)
 
 
 def relation(folders: Sequence[Path], content: str) -> str:
     """How members know a picture: `seen` if one was trained on it, `selected` if an epoch was, `unseen`."""
     found = "unseen"
     for folder in folders:
-        result = result_of(folder)
-        folds = _folds_by_content(folder.parent).get(content, set())
-        if folds - {result["fold"]}:
+        rows = _rows_by_content(folder.parent).get(content)
+        if rows and not held_by(folder)[rows].all():
             return "seen"
-        if folds and result["selected"]:
+        if rows and result_of(folder)["selected"]:
             found = "selected"
     return found
 
@@ -256,8 +264,7 @@ def check_members(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 f"{folder / 'model.safetensors'} is not what its result.json was measured with; restore it, or train "
                 "the fold again"
             )
-        if result["fold"] >= folds_of(folder.parent).count:
-            raise UserError(f"{folder / 'result.json'}: fold: {result['fold']} is none of the run's folds")
+        held_by(folder)
         if own != names[0]:
             odd = sorted(set(own) ^ set(names[0])) or ["the order"]
             raise UserError(
@@ -266,7 +273,7 @@ def check_members(folders: Sequence[Path]) -> list[dict[str, Any]]:
         if result["folds"] != results[0]["folds"]:
             raise UserError(
                 f"{folder} and {folders[0]} hold out different images; members must share one fold file "
-                "(same images, folds.count, folds.seed and folds.group)"
+                "(same images, folds.count, folds.repeats, folds.seed and folds.group)"
             )
     return results
 

@@ -127,7 +127,8 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         open_run(out, recipe, weights)  # not before: what cannot be trained with must not stay as the run's recipe
         found = [(good, share_folds(out, folds), cache)]
         total = f"{len(good)} images of {len(folds.names)} classes"
-        say(f"{total}, {recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}, on {accelerator.device}")
+        repeats = f", drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
+        say(f"{total}, {recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}{repeats}, on {accelerator.device}")
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     good, folds, cache = found[0]
@@ -197,24 +198,26 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
         listed = ", ".join(names[k] for k in missing[:10])
         raise UserError(f"images.train: no picture of the classes {listed}; remove their folders")
     if recipe.folds.count == 1:
-        fold = np.where(column(dataset, "source").to_numpy() < len(recipe.images.train), -1, 0)
+        partitions = (np.where(column(dataset, "source").to_numpy() < len(recipe.images.train), -1, 0),)
     else:
         alike = near_duplicates(sketches_of(checked)) if "sketch" in checked.column_names else None
         groups = together(column(dataset, "group"), hashes, labels, names, alike)
-        fold = assign_folds(labels, groups, recipe.folds.count, recipe.folds.seed)
-    if min((fold != k).sum() for k in range(recipe.folds.count)) < 2:
-        raise UserError(f"images.train: {len(fold)} images leave fewer than 2 to train on; add images, or fewer folds")
-    return FoldFile(
+        words = (labels, groups, recipe.folds.count, recipe.folds.seed)
+        partitions = tuple(assign_folds(*words, repeat) for repeat in range(recipe.folds.repeats))
+    folds = FoldFile(
         count=recipe.folds.count,
         seed=recipe.folds.seed,
         names=tuple(names),
         fingerprint=fingerprint(ids, labels, hashes, names),
         ids=ids,
         labels=labels,
-        fold=fold,
+        partitions=partitions,
         hashes=hashes,
         bad=bad,
     )
+    if min((~folds.held_out(fold)).sum() for fold in range(folds.members)) < 2:
+        raise UserError(f"images.train: {len(ids)} images leave fewer than 2 to train on; add images, or fewer folds")
+    return folds
 
 
 def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: int, folder: Path) -> Learner:
@@ -238,10 +241,10 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
     position = load_state(folder, model, optimizer, accelerator.scaler, average)
     if not position.rows and position.batch > position.skipped:  # an older resume point, which did not count them
-        position.rows = min(position.batch * recipe.batch_size, int((data.folds.fold != fold).sum()))
+        position.rows = min(position.batch * recipe.batch_size, int((~data.folds.held_out(fold)).sum()))
     if backbone.head_start == "probe" and position == Position():
         start_at_probe(recipe, data, fold, whole, average, position)
-    counts = np.bincount(data.folds.labels[data.folds.fold != fold], minlength=classes)
+    counts = np.bincount(data.folds.labels[~data.folds.held_out(fold)], minlength=classes)
     keep_memory(accelerator.device)
     return Learner(
         accelerator.prepare(model),
@@ -266,7 +269,7 @@ def start_at_probe(
 ) -> None:
     """Solve the classifier on the features of a fold's training rows; the position notes what it then scores."""
     assert data.features is not None
-    held, labels = data.folds.fold == fold, data.folds.labels
+    held, labels = data.folds.held_out(fold), data.folds.labels
     start_classifier(whole, data.features[~held], labels[~held], seed_of(recipe.seed, fold, "probe") % 2**32)
     if average:
         average.set(whole)
@@ -279,7 +282,7 @@ def start_at_probe(
 def warn_of_parameters(recipe: Recipe, model: nn.Module) -> None:
     """Warn where the members of the ensemble together exceed the recipe's parameters_limit."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    members, limit = recipe.folds.count, recipe.parameters_limit
+    members, limit = recipe.folds.members, recipe.parameters_limit
     if limit and members * parameters > limit:
         warn(
             f"parameters_limit: {members} members of {parameters / 1e6:.1f} M parameters are "
@@ -319,7 +322,7 @@ def finish(
         "last": scores(last),
         "start": position.start,
         "epochs": recipe.schedule.epochs,
-        "images_trained": int((folds.fold != fold).sum()),
+        "images_trained": int((~folds.held_out(fold)).sum()),
         "class_counts": np.bincount(folds.labels, minlength=len(folds.names)).tolist(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(sum(row["seconds"] for row in position.history), 3),
