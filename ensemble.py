@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     folds, weights = members.weigh(args.members, args.weights or None)
     members.check_members(folds)
-    show_table("Out of fold: each image scored by the member that never saw it", *honest.out_of_fold_table(folds, args.strategy))
+    columns, lines = honest.out_of_fold_table(folds, args.strategy)
+    show_table("Out of fold: each image scored by the member that never saw it", columns, lines)
     for sentence in honest.stand_ins(folds, args.strategy):
         say(sentence, style="dim")
     if args.weights == []:

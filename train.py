@@ -116,8 +116,8 @@ def train_fold(
     from creature.terminal import say
 
     folds, epochs, main = data.folds, recipe.schedule.epochs, accelerator.is_main_process
-    held_out = folds.held_out(fold)
-    rows, held_out = (np.flatnonzero(part).astype(np.int32) for part in (~held_out, held_out))  # of which there may be millions
+    parts = (~folds.held_out(fold), folds.held_out(fold))
+    rows, held_out = (np.flatnonzero(part).astype(np.int32) for part in parts)  # of which there may be millions
     learner = setup.build_learner(accelerator, recipe, data, fold, folder)
     model, position = learner.model, learner.position
     sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]

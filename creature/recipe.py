@@ -321,8 +321,8 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         )
     if folds.count == 1 and folds.repeats > 1:
         yield (
-            f"folds.repeats: only used with folds.count of 2 or more, got {folds.repeats}: one model has no folds to draw "
-            "again; set it to 1"
+            f"folds.repeats: one model has no folds that could be drawn again, got {folds.repeats} with folds.count 1; "
+            "set it to 1, or folds.count to 5"
         )
     repeats = f" and folds.repeats {folds.repeats}" if folds.repeats > 1 else ""
     for fold in sorted(set(recipe.train_folds)):

@@ -28,7 +28,7 @@ def a_run(folder: Path, selected: bool = False) -> list[Path]:
         fingerprint="",
         ids=tuple(rows),
         labels=np.zeros(3, dtype=np.int64),
-        fold=np.array(list(rows.values())),
+        partitions=(np.array(list(rows.values())),),
         hashes=tuple(CONTENTS[name] for name in rows),
         bad={},
     )

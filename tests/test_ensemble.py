@@ -27,7 +27,8 @@ from creature.terminal import BROKEN_IMAGES, UserError
 @pytest.fixture(autouse=True)
 def forget_cached_runs():
     members.folds_of.cache_clear()
-    members._folds_by_content.cache_clear()
+    members._rows_by_content.cache_clear()
+    members.held_by.cache_clear()
     members.result_of.cache_clear()
 
 

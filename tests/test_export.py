@@ -220,7 +220,7 @@ def test_the_recipe_keeps_names_and_no_paths(tiny, tmp_path):
 def test_the_fold_file_keeps_contents_and_no_names(run):
     folds = read_folds(run / "folds.json")
     told = anonymous(folds)
-    assert told.hashes == folds.hashes and np.array_equal(told.fold, folds.fold)
+    assert told.hashes == folds.hashes and np.array_equal(told.partitions, folds.partitions)
     assert len(set(told.ids.to_pylist()) - set(folds.ids.to_pylist())) == len(folds.ids)
 
 

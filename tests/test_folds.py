@@ -214,7 +214,7 @@ def many_rows(rows: int) -> FoldFile:
     return fold_file(
         ids=pa.chunked_array([ids]),
         labels=np.arange(rows) % 3,
-        fold=np.arange(rows) % 2,
+        partitions=(np.arange(rows) % 2,),
         hashes=pa.chunked_array([[f"{row:032x}" for row in range(rows)]]),
     )
 
@@ -224,11 +224,12 @@ def test_files_and_hashes_of_many_rows_are_those_of_every_version(tmp_path):
     ids, hashes = folds.ids.to_pylist(), folds.hashes.to_pylist()
     write_folds(tmp_path / "folds.json", folds)
     text = (tmp_path / "folds.json").read_text()
-    rows = [list(row) for row in zip(ids, folds.labels.tolist(), folds.fold.tolist(), hashes, strict=True)]
+    rows = [list(row) for row in zip(ids, folds.labels.tolist(), folds.partitions[0].tolist(), hashes, strict=True)]
     assert json.loads(text)["rows"] == rows
     assert [line.rstrip(",") for line in text.split("\n") if line.startswith("[")] == [json.dumps(row) for row in rows]
     assert f'"sha256": "{hashlib.sha256(text.rpartition(",")[0].encode()).hexdigest()}"' in text
-    partition = json.dumps([folds.fingerprint, folds.count, sorted(zip(ids, folds.fold.tolist(), strict=True))])
+    fold = folds.partitions[0].tolist()
+    partition = json.dumps([folds.fingerprint, folds.count, sorted(zip(ids, fold, strict=True))])
     assert folds_hash(folds) == hashlib.sha256(partition.encode()).hexdigest()
     for again in (read_folds(tmp_path / "folds.json"), map_folds(tmp_path / "folds.json")):
         assert again.table.equals(folds.table) and (again.names, again.bad) == (folds.names, folds.bad)
@@ -249,7 +250,7 @@ def test_a_mapped_fold_file_is_parsed_once_and_again_when_it_is_another(tmp_path
     write_folds(path, many_rows(10))
     assert map_folds(path).ids.equals(many_rows(10).ids)
     monkeypatch.setattr("creature.images.folds.read_folds", None)
-    assert map_folds(path).fold.tolist() == many_rows(10).fold.tolist()
+    assert map_folds(path).partitions[0].tolist() == many_rows(10).partitions[0].tolist()
     monkeypatch.undo()
     write_folds(path, many_rows(11))
     assert map_folds(path).ids.equals(many_rows(11).ids)
@@ -263,7 +264,7 @@ def test_a_mapped_fold_file_that_has_rotted_in_the_cache_is_parsed_again(tmp_pat
     whole = stored.read_bytes()
     for rotten in (whole[:9], whole[:-1], whole.replace(b"\x01", b"\x00"), b""):
         stored.write_bytes(rotten)
-        assert map_folds(path).fold.tolist() == many_rows(12).fold.tolist()
+        assert map_folds(path).partitions[0].tolist() == many_rows(12).partitions[0].tolist()
         assert stored.read_bytes() == whole
 
 
@@ -282,7 +283,7 @@ def fold_file(**changes: Any) -> FoldFile:
         fingerprint="f" * 64,
         ids=pa.chunked_array([["x/1.png", 'x/"2",\n.png', "x/猫.png", "x/\\4]}.png"]]),
         labels=np.array([0, 1, 2, 0]),
-        fold=np.array([0, 1, -1, 1]),
+        partitions=(np.array([0, 1, -1, 1]),),
         hashes=pa.chunked_array([["a", "b", "c", "d"]]),
         bad={'x/"bad"\n.png': "empty file", "x/%E9.png": "not a picture: \x00\udce9"},
     )  # fmt: skip
@@ -295,8 +296,9 @@ def test_a_fold_file_is_read_as_it_was_written(tmp_path):
     again = read_folds(tmp_path / "folds.json")
     for name in ("count", "seed", "names", "fingerprint", "ids", "hashes", "bad"):
         assert getattr(again, name) == getattr(folds, name)
-    assert (again.labels.tolist(), again.fold.tolist()) == (folds.labels.tolist(), folds.fold.tolist())
-    assert again.labels.dtype == again.fold.dtype == np.int64
+    assert again.labels.tolist() == folds.labels.tolist()
+    assert [fold.tolist() for fold in again.partitions] == [fold.tolist() for fold in folds.partitions]
+    assert (again.labels.dtype, again.partitions[0].dtype) == (np.int64, np.int8)
     assert [path.name for path in tmp_path.iterdir()] == ["folds.json"]
 
 
@@ -400,7 +402,7 @@ def test_equal_partitions_have_one_hash_whatever_their_order_seed_and_unreadable
         folds,
         ids=folds.ids[::-1],
         labels=folds.labels[::-1],
-        fold=folds.fold[::-1],
+        partitions=(folds.partitions[0][::-1],),
         hashes=folds.hashes[::-1],
         seed=9,
         bad={},
@@ -413,8 +415,8 @@ def test_equal_partitions_have_one_hash_whatever_their_order_seed_and_unreadable
 @pytest.mark.parametrize(
     "changes",
     [
-        {"fold": np.array([0, 1, -1, 0])},
-        {"fold": np.array([1, 0, -1, 0])},
+        {"partitions": (np.array([0, 1, -1, 0]),)},
+        {"partitions": (np.array([1, 0, -1, 0]),)},
         {"count": 3},
         {"fingerprint": "0" * 64},
         {"ids": pa.chunked_array([["x/1.png", "x/2.png", "x/猫.png", "x/\\4]}.png"]])},

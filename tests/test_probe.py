@@ -106,7 +106,7 @@ def test_held_out_rows_take_no_part(tiny, weights, tmp_path, monkeypatch):
     solve_for, spoiled = setup.start_at_probe, []
 
     def spoil(recipe, data, fold, *others):
-        held = data.folds.fold == fold
+        held = data.folds.held_out(fold)
         data.features[held] = 99.0
         spoiled.append(held.sum())
         solve_for(recipe, data, fold, *others)

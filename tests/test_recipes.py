@@ -80,7 +80,7 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
     data = setup.prepare_run(accelerator, recipe, tmp_path / "run", resume=False)
     data = setup.embed(accelerator, recipe, data) if frozen else data
     learner = setup.build_learner(accelerator, recipe, data, 0, tmp_path / "run/fold-0")
-    rows = (data.folds.fold != 0).nonzero()[0][:2]
+    rows = (~data.folds.held_out(0)).nonzero()[0][:2]
     batch = next(load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0))
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]

@@ -62,7 +62,7 @@ def by_repeat(folders: Sequence[Path]) -> dict[int, list[Path]]:
 
 
 def full_repeats(folders: Sequence[Path]) -> list[list[Path]]:
-    """The members of one run by repeat, without repeats that have fewer finished folds, and so fewer rows, than others."""
+    """The members of one run by repeat, without the repeats that have fewer finished folds, and so rows, than others."""
     repeats = by_repeat(folders).values()
     return [members for members in repeats if len(members) == max(map(len, repeats))]
 
@@ -84,8 +84,10 @@ def ensemble_of_repeats(folders: Sequence[Path], strategy: str, last: bool = Fal
 
     None where fewer than two members never saw any row.
     """
+    if len(full_repeats(folders)) < 2:
+        return None
     rows, logits = never_saw(folders, last)
-    if len(logits) < 2 or not len(rows):
+    if not len(rows):
         return None
     labels = folds_of(folders[0].parent).labels[rows]
     return len(logits), count_correct(blend(logits, strategy).argmax(1), labels)
@@ -135,8 +137,8 @@ def stand_ins(folders: Sequence[Path], strategy: str) -> Iterator[str]:
             continue
         if found := ensemble_of_repeats(own, strategy):
             yield (
-                f"The ensemble of {found[0]} (by {strategy}, equal weights) stands in for that of all {len(own)} members, "
-                "which is larger and cannot be scored on these images: each was trained on by some of its members"
+                f"The ensemble of {found[0]} (by {strategy}, equal weights) stands in for that of all {len(own)}, "
+                "which is larger and can't be scored on these images: some of its members were trained on each of them"
             )
         else:
             yield f"{run}: an ensemble that never saw an image needs finished folds of two repeats that hold it out"

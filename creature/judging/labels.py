@@ -50,12 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{args.run}: no finished fold, and so no prediction of an image that it never saw")
     warn_of_unjudged(found)
     lines = contradicted(found)
+    models, held, probabilities = found.judged
     if lines:
-        classes = by_class(found.probabilities, found.held.labels, found.held.names)
+        classes = by_class(probabilities, held.labels, held.names)
         show_table("Labels that the members contradict, by class", CLASS_COLUMNS, classes)
         cells = [(name, f"{label} {p}", f"{said} {q}", surely) for name, label, p, said, q, surely in lines[: args.top]]
-        title = f"The least likely labels of {len(found.held.ids)} images"
-        show_table(title, ("image", "label", "member says", "surely"), cells)
+        judges = "member says" if models == 1 else f"{models} members say"
+        show_table(f"The least likely labels of {len(held.ids)} images", ("image", "label", judges, "surely"), cells)
         say(NOTE, style="dim")
     out = args.out or found.folder / "labels.csv"
     with table_writer(out) as table:
@@ -72,9 +73,9 @@ def warn_of_unjudged(found: "Run") -> None:
     """Say how many images no finished fold held out, and what would judge them."""
     from creature.judging.members import folds_of
 
-    folds = folds_of(found.folder).fold
+    folds = folds_of(found.folder).partitions[0]
     always = int((folds < 0).sum())
-    if pending := len(folds) - always - len(found.held.ids):
+    if pending := len(folds) - always - len(found.judged[1].ids):
         warn(f"{pending} images are not judged, for no finished fold holds them out; train.py --resume goes on")
     if always:
         warn(f"{always} images are not judged, for the one model was trained on them; with folds.count=5 all would be")
@@ -84,7 +85,7 @@ def contradicted(found: "Run") -> list[tuple[str, ...]]:
     """A line of COLUMNS for each row whose label its member contradicts, the least likely label first."""
     from creature.judging.suspects import confident, suspects
 
-    held, probabilities, lines = found.held, found.probabilities, []
+    (_, held, probabilities), lines = found.judged, []
     sure = confident(probabilities, held.labels)
     for row in suspects(probabilities, held.labels).tolist():
         label, said = held.labels[row], held.predicted[row]

@@ -91,7 +91,7 @@ def class_cells(records: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, fl
 
 def gallery(run: Run) -> tuple[list[Mistake], str]:
     """The held-out rows whose label is the least likely, be it the model or the label that is wrong; and what lacks."""
-    held, probabilities = run.held, run.probabilities
+    models, held, probabilities = run.judged
     worst = suspects(probabilities, held.labels)[:SHOWN]
     if not len(worst):
         return [], "No held-out row is wrong."
@@ -110,7 +110,9 @@ def gallery(run: Run) -> tuple[list[Mistake], str]:
         label, said = held.labels[row], held.predicted[row]
         likely, sure = (f"{probabilities[row, k]:.4f}" for k in (label, said))
         shown.append(Mistake(held.ids[row], held.names[label], held.names[said], likely, sure, source))
-    return shown, f"{absent} more are gone, or are no longer the pictures that were trained on." if absent else ""
+    judges = f"Judged by the {models} members that never saw the picture. " if models > 1 else ""
+    gone = f"{absent} more are gone, or are no longer the pictures that were trained on." if absent else ""
+    return shown, f"{judges}{gone}"
 
 
 class _Pictures(NamedTuple):

@@ -82,10 +82,12 @@ def scores_table(runs: Sequence[Run]) -> Table:
     splits = [split for split in SPLITS if any(split in run.answered for run in runs)]
     selected, repeats = any(run.folds and run.selected for run in runs), bool(missing(runs))
     repeats = repeats or any(in_report(run) in REPORT for run in runs)
+    ensembles = any(run.folds and run.judged[0] > 1 for run in runs)
     columns = [
         "run",
         "held out",
         *(["held out, last epoch"] if selected else []),
+        *(["held out, ensemble of repeats"] if ensembles else []),
         *(CALLED[split] for split in splits),
         "cost",
         *(["the report: val, public, private"] if repeats else []),
@@ -101,6 +103,11 @@ def scores_table(runs: Sequence[Run]) -> Table:
             if selected:
                 cells.append(Cell(str(run.last)))
                 records.append(_record(run, "held_out_last_epoch", run.last, "scored"))
+            if ensembles:
+                cells.append(_ensemble_score(run))
+                if run.judged[0] > 1:
+                    split, status = f"held_out_ensemble_of_{run.judged[0]}", "selected" if run.selected else "scored"
+                    records.append(_record(run, split, run.judged[1].count, status))
             for split in splits:
                 cell, record = _split_score(run, split)
                 cells.append(cell)
@@ -117,6 +124,12 @@ def scores_table(runs: Sequence[Run]) -> Table:
         "Held out: rows that the answering member never saw, pooled over its folds. Intervals: Wilson, 95 %. "
         "selected: the epoch was chosen on these rows. seen: a member was trained on the picture, which is no accuracy."
     )
+    if ensembles:
+        note += (
+            " Of a run whose folds were drawn several times, held out is one repeat, for each row counts once; its "
+            "ensemble is the mean of the logits of members, one of each repeat, that never saw the row. The ensemble "
+            "of all members is larger and cannot be scored on these rows: some of them were trained on each."
+        )
     if repeats:
         note += (
             " The report: a course report's own numbers, on other pictures; val n = 300, public and private 1172 each."
@@ -235,8 +248,8 @@ def seeds_table(runs: Sequence[Run], baseline: Run) -> Table | None:
 
 
 def _name(run: Run) -> Cell:
-    folds = len(run.folds)
-    return Cell(run.name if run.recipe.folds.count == 1 else f"{run.name} ({folds} of {run.recipe.folds.count} folds)")
+    folds, of = len(run.folds), run.recipe.folds.members
+    return Cell(run.name if of == 1 else f"{run.name} ({folds} of {of} folds)")
 
 
 def _cost(run: Run) -> str:
@@ -244,6 +257,11 @@ def _cost(run: Run) -> str:
     minutes = sum(result["seconds"] for result in run.results) / 60
     size = " and ".join(f"{number / 1e6:.1f} M" for number in sorted(parameters))
     return f"{len(run.folds)} x {size}, {minutes:.1f} min"
+
+
+def _ensemble_score(run: Run) -> Cell:
+    models, rows, _ = run.judged
+    return Cell(f"{rows.count} by {models} members{' selected' * run.selected}") if models > 1 else Cell("")
 
 
 def _split_score(run: Run, split: str) -> tuple[Cell, dict[str, Any]]:

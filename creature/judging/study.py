@@ -12,9 +12,10 @@ from scipy.special import softmax
 
 from creature.images.sources import short_names
 from creature.judging.answers import Answered, load_answers, read_truth, standing
+from creature.judging.blend import blend
 from creature.judging.compare import Pair, pair
 from creature.judging.count import Count, count_correct
-from creature.judging.honest import held_out, out_of_fold, pooled
+from creature.judging.honest import full_repeats, held_out, never_saw, out_of_fold, pooled
 from creature.judging.members import folds_of, result_of
 from creature.recipe import Recipe, load_recipe, recipe_changes
 from creature.terminal import UserError, say, warn
@@ -58,20 +59,38 @@ class Run:
         return [result_of(fold) for fold in self.folds]
 
     @cached_property
+    def once(self) -> list[Path]:
+        """The finished folds of one repeat, which hold out no row twice: what all repeats say of it is no more rows."""
+        return full_repeats(self.folds)[0]
+
+    @cached_property
     def probabilities(self) -> np.ndarray:
         """Of the held-out rows (N, K), in the order of `held`."""
-        return softmax(np.concatenate([held_out(fold)[0].logits for fold in self.folds]).astype(np.float64), axis=1)
+        return softmax(np.concatenate([held_out(fold)[0].logits for fold in self.once]).astype(np.float64), axis=1)
 
     @cached_property
     def held(self) -> Rows:
         """Every row that a finished fold held out, as the one member says that never saw it."""
         folds = folds_of(self.folder)
         content = dict(zip(folds.ids.to_pylist(), folds.hashes.to_pylist(), strict=True))
-        tables = [held_out(fold) for fold in self.folds]
+        tables = [held_out(fold) for fold in self.once]
         ids = tuple(name for table, _ in tables for name in table.ids)
         labels = np.concatenate([labels for _, labels in tables])
         hashes = tuple(content[name] for name in ids)
         return Rows(ids, hashes, labels, self.probabilities.argmax(1), folds.names)
+
+    @cached_property
+    def judged(self) -> tuple[int, Rows, np.ndarray]:
+        """R, and as `held` and `probabilities` what R members that never saw a row say together, one of each repeat."""
+        alone = 1, self.held, self.probabilities
+        if len(full_repeats(self.folds)) < 2:
+            return alone
+        rows, logits = never_saw(self.folds)
+        if len(rows) < len(self.held.ids):
+            return alone
+        folds, said = folds_of(self.folder), blend(logits)
+        ids, hashes = (tuple(column.take(rows).to_pylist()) for column in (folds.ids, folds.hashes))
+        return len(logits), Rows(ids, hashes, folds.labels[rows], said.argmax(1), folds.names), said
 
     @property
     def selected(self) -> bool:
@@ -81,7 +100,7 @@ class Run:
     @property
     def last(self) -> Count:
         """The held-out score of the last epoch."""
-        return pooled(out_of_fold(fold, last=True) for fold in self.folds)
+        return pooled(out_of_fold(fold, last=True) for fold in self.once)
 
     @cached_property
     def stands(self) -> dict[str, np.ndarray]:

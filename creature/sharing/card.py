@@ -44,8 +44,12 @@ def measured(run: Run) -> list[Score]:
     first = run.results[0]
     scores = []
     if several:
-        who = f"{len(run.folds)} members, each picture by the one that never saw it"
+        who = f"{len(run.once)} members, each picture by the one that never saw it"
         scores.append(Score(who, "out of fold", "train", run.held.count, run.selected))
+    models, rows, _ = run.judged
+    if models > 1:
+        who = f"ensemble of {models} members, for each picture those that never saw it"
+        scores.append(Score(who, "out of fold", "train", rows.count, run.selected))
     scores.append(Score(f"{main} alone", "held out of it", "train", Count(first["correct"], first["n"]), run.selected))
     if run.selected:
         who, pictures = ("the members", "out of fold") if several else (f"{main} alone", "held out of it")
@@ -132,7 +136,8 @@ def _main_card(run: Run, repo: str, terms: Terms, captions: dict[str, str], onnx
     if len(run.folds) > 1:
         yield (
             f"\n`main` is one model, {run.folds[0].name} of {len(run.folds)}. The others are the branches "
-            f"{', '.join(f'`{fold.name}`' for fold in run.folds)}; together they are the ensemble that is scored below."
+            f"{', '.join(f'`{fold.name}`' for fold in run.folds)}; together they are the ensemble"
+            + (" that is scored below." if run.judged[0] == 1 else ".")
         )
     yield "\n## How good it is\n"
     yield from _table(
@@ -140,6 +145,12 @@ def _main_card(run: Run, repo: str, terms: Terms, captions: dict[str, str], onnx
         [(s.who, s.pictures, f"{s.right}{' selected' * s.selected}") for s in scores],
     )
     yield "\nNo score is of pictures that the answering model was trained on; intervals are Wilson's."
+    if run.judged[0] > 1:
+        yield (
+            f"The folds were drawn {run.recipe.folds.repeats} times, so that each picture has members that never saw "
+            f"it, one of each repeat. Their ensemble stands in for that of all {len(run.folds)}, which is larger and "
+            "cannot be scored on these pictures."
+        )
     if run.selected:
         yield "`selected`: the epoch was chosen on these pictures, so the score flatters; the last epoch's does not."
     yield "\n## How to use it\n"
@@ -208,7 +219,8 @@ def _training(run: Run, base: str | None) -> Iterator[tuple[str, str]]:
     yield "pretraining", f"{base}" if base else "none"
     images = recipe.images
     yield "evaluation view", f"{images.size} x {images.size} pixels, {images.fit}, normalization: {images.normalize}"
-    yield "folds", f"{len(run.folds)} of {recipe.folds.count}, seed {recipe.folds.seed}"
+    repeats = f", {recipe.folds.count} drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
+    yield "folds", f"{len(run.folds)} of {recipe.folds.members}{repeats}, seed {recipe.folds.seed}"
     yield "schedule", f"{recipe.schedule.epochs} epochs, {recipe.schedule.name}, batch size {recipe.batch_size}"
     yield "optimizer", f"{recipe.optimizer.name}, learning rate {recipe.optimizer.lr:g}, seed {recipe.seed}"
     yield "augmentation", f"mix {recipe.augment.mix}, policy {recipe.augment.policy}"
