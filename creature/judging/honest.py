@@ -62,7 +62,7 @@ def by_repeat(folders: Sequence[Path]) -> dict[int, list[Path]]:
 
 
 def full_repeats(folders: Sequence[Path]) -> list[list[Path]]:
-    """The members of one run by repeat, without the repeats that have fewer finished folds, and so rows, than others."""
+    """The members of one run by repeat, but for repeats that have fewer finished folds, and so rows, than others."""
     repeats = by_repeat(folders).values()
     return [members for members in repeats if len(members) == max(map(len, repeats))]
 
@@ -135,13 +135,14 @@ def stand_ins(folders: Sequence[Path], strategy: str) -> Iterator[str]:
         own = [folder for folder in folders if folder.parent == run]
         if len(folds_of(run).partitions) == 1:
             continue
-        if found := ensemble_of_repeats(own, strategy):
+        found = ensemble_of_repeats(own, strategy)
+        if found is None:
+            yield f"{run}: an ensemble that never saw an image needs finished folds of two repeats that hold it out"
+        elif found[0] < len(own):
             yield (
                 f"The ensemble of {found[0]} (by {strategy}, equal weights) stands in for that of all {len(own)}, "
                 "which is larger and can't be scored on these images: some of its members were trained on each of them"
             )
-        else:
-            yield f"{run}: an ensemble that never saw an image needs finished folds of two repeats that hold it out"
 
 
 def pooled(counts: Iterator[Count]) -> Count:
