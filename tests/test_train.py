@@ -239,7 +239,7 @@ def test_the_best_epoch_is_marked_selected_and_the_last_one_stands_beside_it(tin
     assert kept == {2, 4, best["epoch"]}
 
 
-def test_one_model_is_held_out_on_its_validation_images(drawn, tiny, tmp_path):
+def test_one_model_is_held_out_on_its_validation_images(drawn, tiny, tmp_path, capsys):
     validation = tmp_path / "val"
     for species in sorted((drawn / "train").iterdir()):
         (validation / species.name).mkdir(parents=True)
@@ -250,6 +250,7 @@ def test_one_model_is_held_out_on_its_validation_images(drawn, tiny, tmp_path):
     held = load_predictions(tmp_path / "one/fold-0/held_out.safetensors")
     assert len(held.ids) == 12 and all(name.startswith("val/") for name in held.ids)
     assert json.loads((tmp_path / "one/fold-0/result.json").read_text())["images_trained"] == 72
+    assert "images.validation: it shares 12 pictures that look the same" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_it_has_no_rows(drawn, tiny, tmp_path):

@@ -197,10 +197,16 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
     if len(missing := np.setdiff1d(np.arange(len(names)), labels)):
         listed = ", ".join(names[k] for k in missing[:10])
         raise UserError(f"images.train: no picture of the classes {listed}; remove their folders")
+    alike = near_duplicates(sketches_of(checked)) if "sketch" in checked.column_names else np.arange(len(ids))
     if recipe.folds.count == 1:
-        partitions = (np.where(column(dataset, "source").to_numpy() < len(recipe.images.train), -1, 0),)
+        fold = np.where(column(dataset, "source").to_numpy() < len(recipe.images.train), -1, 0)
+        partitions = (fold,)
+        if n := int((fold[alike] != fold).sum()):
+            warn(
+                f"images.validation: it shares {n} pictures that look the same with images.train, so its score "
+                "flatters; python -m creature.images.inspect lists them"
+            )
     else:
-        alike = near_duplicates(sketches_of(checked)) if "sketch" in checked.column_names else None
         groups = together(column(dataset, "group"), hashes, labels, names, alike)
         words = (labels, groups, recipe.folds.count, recipe.folds.seed)
         partitions = tuple(assign_folds(*words, repeat) for repeat in range(recipe.folds.repeats))
