@@ -225,6 +225,8 @@ def test_every_row_has_as_many_members_as_repeats_that_no_step_showed_it_to(trai
     for fold, names in unseen.items():
         assert set(load_predictions(run / f"fold-{fold}/held_out.safetensors").ids) == names
     assert all(sum(name in names for names in unseen.values()) == 2 for name in ids)
+    for name, _, *drawn, _ in json.loads((run / "folds.json").read_text())["rows"]:
+        assert {fold for fold, names in unseen.items() if name in names} == {drawn[0], 3 + drawn[1]}
 
 
 def test_the_ensemble_of_a_row_is_of_the_members_that_no_step_showed_it_to(trained):
