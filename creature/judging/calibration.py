@@ -155,17 +155,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.judging.honest import held_out
     from creature.judging.members import find_folds, result_of
 
-    head = ["member", "temperature", "error before", "after"]
-    head += [f"in sets of {args.set:g} [95 %]", "labels a set"] if args.set else []
+    head = ["member", "T", "ECE", "after"]
+    head += [f"in sets of {args.set:g} [95 %]", "size"] if args.set else []
     head += [f"right, of {args.precision:g} [95 %]", "answered"] if args.precision else []
     rows = []
     for folder in find_folds(args.members):
         held, labels = held_out(folder)
         whole = calibrate(held.logits, labels, args.set, args.precision)
         mark = " selected" if result_of(folder)["selected"] else ""
-        rows.append((f"{folder}{mark}", f"{whole.temperature:.3f}", *judged(held.logits, labels, args)))
+        rows.append((f"{folder}{mark}", f"{whole.temperature:.2f}", *judged(held.logits, labels, args)))
     show_table("Calibration, each row judged by what the other rows of its fold gave", head, rows)
-    say("error: expected calibration error of the answers; sets and answers are of the calibrated probabilities")
+    say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")
     return 0
 
 
@@ -187,7 +187,7 @@ def judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> 
         cells += [str(Count(int(covered.sum()), len(labels))), f"{sizes.mean():.2f}"]
     if args.precision:
         right, answered = (after.argmax(1) == labels)[sure > 0], int(sure.sum())
-        cells += [str(Count(int(right.sum()), answered)) if answered else "none", f"{answered} of {len(labels)}"]
+        cells += [str(Count(int(right.sum()), answered)) if answered else "none", f"{answered / len(labels):.0%}"]
     return cells
 
 
