@@ -80,7 +80,7 @@ def made_up(run: Path, folder: Path, names: tuple[str, ...], ids: list[str], giv
     shutil.copy(run / "recipe.yaml", folder)
     shutil.copy(run / "fold-0/result.json", folder / "fold-0")
     rows = pa.array(ids)
-    write_folds(folder / "folds.json", FoldFile(1, 0, names, "made up", rows, given, fold, rows, {}))
+    write_folds(folder / "folds.json", FoldFile(1, 0, names, "made up", rows, given, (fold,), rows, {}))
     held = tuple(name for name, of in zip(ids, fold, strict=True) if of == 0)
     save_predictions(folder / "fold-0/held_out.safetensors", Predictions(held, np.float32(logits), names))
     return folder
