@@ -34,7 +34,7 @@ def near_duplicates(sketches: np.ndarray) -> np.ndarray:
     every machine finds the same.
     """
     first = np.arange(len(sketches))
-    deviations = [_deviation(piece) for piece in _pieces(sketches)]
+    deviations = [_moments(sketches[k : k + PIECE])[:, 1] for k in range(0, len(sketches), PIECE)]
     rows = np.flatnonzero(np.concatenate(deviations) >= FLAT) if deviations else first
     if not len(rows):
         return first
@@ -42,6 +42,7 @@ def near_duplicates(sketches: np.ndarray) -> np.ndarray:
     first[rows] = rows[unique[same.ravel()]]  # such as a million copies of one picture
     rows = np.sort(rows[unique])
     keys = np.concatenate([_keys(sketches, rows, mirrored) for mirrored in (False, True)])
+    moments = np.concatenate([_moments(sketches[rows[k : k + PIECE]]) for k in range(0, len(rows), PIECE)])
     group, edges = np.arange(len(rows)), [np.empty((0, 2), dtype=np.int64)]
     for band in range(BANDS):
         order = np.argsort(keys[:, band], kind="stable")
@@ -50,7 +51,7 @@ def near_duplicates(sketches: np.ndarray) -> np.ndarray:
             shared = np.flatnonzero(sorted_keys[step:] == sorted_keys[:-step])
             if not len(shared):
                 break
-            edges += _alike(sketches, rows, order[shared], order[shared + step], group)
+            edges += _alike(sketches, rows, order[shared], order[shared + step], group, moments)
         links = np.concatenate(edges)
         graph = coo_array((np.ones(len(links), dtype=bool), links.T), shape=(len(rows), len(rows)))
         group = connected_components(graph, directed=False)[1]
@@ -60,15 +61,11 @@ def near_duplicates(sketches: np.ndarray) -> np.ndarray:
     return head[first]
 
 
-def _pieces(sketches: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(sketches), PIECE):
-        yield sketches[start : start + PIECE].astype(np.float32)
-
-
-def _deviation(levels: np.ndarray) -> np.ndarray:
-    """Standard deviation of each row (N,)."""
+def _moments(sketches: np.ndarray) -> np.ndarray:
+    """Sum and standard deviation of each row (N, 2)."""
+    levels = sketches.astype(np.float32)
     total, squares = (values.sum(1, dtype=np.float64) for values in (levels, levels * levels))
-    return np.sqrt(np.maximum(squares / LENGTH - (total / LENGTH) ** 2, 0))
+    return np.stack([total, np.sqrt(np.maximum(squares / LENGTH - (total / LENGTH) ** 2, 0))], axis=1)
 
 
 def _mirror(levels: np.ndarray) -> np.ndarray:
@@ -89,11 +86,16 @@ def _keys(sketches: np.ndarray, rows: np.ndarray, mirrored: bool) -> np.ndarray:
 
 
 def _alike(
-    sketches: np.ndarray, rows: np.ndarray, one: np.ndarray, other: np.ndarray, group: np.ndarray
+    sketches: np.ndarray,
+    rows: np.ndarray,
+    one: np.ndarray,
+    other: np.ndarray,
+    group: np.ndarray,
+    moments: np.ndarray,
 ) -> Iterator[np.ndarray]:
     """Of pairs of places in the keys, whose latter half is mirrored, those that are alike (P, 2), as places of `rows`.
 
-    What hangs together already, by `group`, is not compared again.
+    `moments` are those of the rows. What hangs together already, by `group`, is not compared again.
     """
     n = len(rows)
     useful = (group[one % n] != group[other % n]) & ((one < n) | (other < n))
@@ -102,6 +104,6 @@ def _alike(
         pair = np.stack([one[start : start + PIECE], other[start : start + PIECE]])
         a, b = (sketches[rows[places % n]].astype(np.float32) for places in pair)
         b = np.where(((pair[0] < n) != (pair[1] < n))[:, None], _mirror(b), b)
-        means = a.sum(1, dtype=np.float64) * b.sum(1, dtype=np.float64) / LENGTH
-        covariance = (np.einsum("ij,ij->i", a, b).astype(np.float64) - means) / LENGTH
-        yield pair.T[covariance >= ALIKE * _deviation(a) * _deviation(b)] % n
+        (sums, deviations), (others, theirs) = (moments[places % n].T for places in pair)
+        covariance = (np.einsum("ij,ij->i", a, b) - sums * others / LENGTH) / LENGTH
+        yield pair.T[covariance >= ALIKE * deviations * theirs] % n
