@@ -18,7 +18,7 @@ ALIKE = 0.97
 FLAT = 4.0  # levels of grey; a picture that deviates less is like any other such, and has no near-duplicates
 BANDS, BITS = 28, 23
 CROWD = 32  # rows of one key that each row is compared with; longer chains of copies hang together by their links
-PIECE = 65_536  # rows or pairs at a time
+PIECE = 4096  # rows or pairs at a time; more would leave the processor's cache, and take longer
 
 
 def sketch(image: Image.Image) -> bytes:
