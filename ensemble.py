@@ -3,6 +3,7 @@
 python ensemble.py runs/all --images data/test --out prediction.csv
 python ensemble.py runs/all --images data/test --labels labels.csv --compare
 python ensemble.py runs/all runs/other --strategy softmax --weights 2 1 --images data/test --out prediction.csv
+python ensemble.py runs/all --soup --distill recipes/student.yaml --images data/test --labels labels.csv
 """
 
 import argparse
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from creature.judging.answers import Answered
+    from creature.judging.single import Pictures
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,6 +39,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="one weight for each of the given members; without numbers, chosen for runs on out-of-fold predictions",
     )
     parser.add_argument("--compare", action="store_true", help="score every strategy and member beside each other")
+    parser.add_argument(
+        "--soup",
+        nargs="?",
+        const="greedy",
+        choices=("greedy", "uniform"),
+        help="make RUN/soup, one model with the mean of the members' weights, and score it beside them (%(const)s)",
+    )
+    parser.add_argument(
+        "--distill",
+        metavar="RECIPE",
+        help="train RUN/student, one model that learns what the members said of pictures that they never saw",
+    )
     output.add_options(parser, "submission")
     return parser.parse_args(argv)
 
@@ -56,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     folds, weights = members.weigh(args.members, args.weights or None)
     members.check_members(folds)
+    one = args.soup or args.distill
+    if one and (len(args.members) > 1 or not members.is_whole_run(folds) or args.weights is not None):
+        raise UserError(
+            "--soup and --distill are of all finished folds of one run, which count the same: ensemble.py RUN --soup"
+        )
     columns, lines = honest.out_of_fold_table(folds, args.strategy)
     show_table("Out of fold: each image scored by the member that never saw it", columns, lines)
     for sentence in honest.stand_ins(folds, args.strategy):
@@ -63,11 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.weights == []:
         weights, head, lines = weigh_runs(folds, args.strategy)
         show_table("Weights, chosen greedily on the out-of-fold predictions", head, lines)
-    found, rows, code = answer(args, folds, weights)
-    conclude(args, folds, weights, found)
+    found, sources, code = answer(args, folds, weights)
+    stands = conclude(args, folds, weights, found)
+    if one:
+        make_one(args, folds, found, stands, sources)
     if args.out:
+        rows = len(found["images"].ids)
         say(f"{rows} rows are in {args.out}; next: hand it in, or python predict.py {folds[0]} PHOTO --top 5")
-    else:
+    elif not one:
         where = " ".join(args.members)
         say(f"{len(folds)} members scored; next: python ensemble.py {where} --images DIR --out FILE.csv")
     return code
@@ -75,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def answer(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray"
-) -> "tuple[dict[str, Answered], int, int]":
-    """What all members say of the holdout and of --images, whose rows are written; their number, and the exit code."""
+) -> "tuple[dict[str, Answered], dict[str, Pictures], int]":
+    """What all members say of the holdout and of --images, whose rows are written; the pictures, and the exit code."""
     from creature.judging import answers, honest, inputs, members, tables
     from creature.judging.asking import ask, mirrored
     from creature.learning.device import keep_memory, share_cores
@@ -90,20 +112,30 @@ def answer(
     holdout = honest.read_holdout(folds, names)
     if args.compare and not wanted and holdout is None:
         raise UserError("--compare needs pictures: --images DIR --labels FILE.csv, or a recipe with images.holdout")
+    if (args.soup == "greedy" or args.distill) and not args.labels and holdout is None:
+        raise UserError(
+            "--soup and --distill are scored on labelled pictures that no fold saw, and there are none: --images DIR "
+            "--labels FILE.csv, or a recipe with images.holdout; --soup uniform makes a soup without a score"
+        )
     device = members.choose_device(args.device)
     share_cores()
     keep_memory(device)
     loaded = [members.load_member(fold, device, fused=True) for fold in folds] if wanted or holdout else []
     called, see = members.short_names(folds), mirrored if args.mirror else lambda predictor: predictor
-    code, found = 0, {}
+    models = [members.result_of(fold)["sha256"]["model.safetensors"] for fold in folds]
+    kept = None if args.strategy == "vote" else args.strategy  # for calibration, which votes have no use for
+    code, found, sources = 0, {}, {}
     if holdout is not None:
-        record = answers.Record(called, weights, args.mirror)
+        sources["holdout"] = lambda rows: inputs.rows_of(holdout.select(rows))
+        record = answers.Record(called, weights, args.mirror, kept)
         predictor = see(members.predictor(loaded))
         asked = ask(predictor, inputs.rows_of(holdout), args.batch_size, "holdout", len(holdout))
         deque(record.watch(asked), maxlen=0)
-        found["holdout"] = record.answered(holdout["id"], holdout["label"], args.strategy, names)
+        found["holdout"] = record.answered(holdout["id"], holdout["label"], args.strategy, names, models)
     if wanted:
-        record, top = answers.Record(called, weights, args.mirror), min(args.top, len(names))
+        sources["images"] = lambda rows: inputs.pictures_of([wanted[row] for row in rows])
+        record = answers.Record(called, weights, args.mirror, kept if args.labels else None)
+        top = min(args.top, len(names))
         predictor = see(members.predictor(loaded, weights, args.strategy))
         asked = ask(predictor, inputs.pictures_of(wanted), args.batch_size, "predicting", len(wanted))
         rows = tables.answer_rows(record.watch(asked), predictor, top)
@@ -111,14 +143,14 @@ def answer(
             code = output.write(args, columns, rows, top, members.most_frequent(folds))
         else:
             deque(rows, maxlen=0)
-        found["images"] = record.answered(ids, labels, args.strategy, names)
-    return found, len(wanted), code
+        found["images"] = record.answered(ids, labels, args.strategy, names, models)
+    return found, sources, code
 
 
 def conclude(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray", found: "Mapping[str, Answered]"
-) -> None:
-    """Show the scores and comparisons; what all folds of a run said is kept in its folder."""
+) -> "dict[str, np.ndarray]":
+    """Show the scores and comparisons, and keep what all folds of a run said; how each picture may be scored."""
     from creature.disk import write_json
     from creature.judging import answers, compare, honest, members
     from creature.terminal import show_table
@@ -141,6 +173,53 @@ def conclude(
         for name, answered in found.items():
             answers.save_answers(store / f"{name}.safetensors", answered)
         write_json(store / "result.json", honest.summary(folds, weights, args.strategy, scores, args.mirror))
+    return stands
+
+
+def make_one(
+    args: argparse.Namespace,
+    folds: Sequence[Path],
+    found: "Mapping[str, Answered]",
+    stands: "Mapping[str, np.ndarray]",
+    sources: "Mapping[str, Pictures]",
+) -> None:
+    """Make one model of the members, or several, and show each beside them and the ensemble."""
+    from creature.judging import members, single
+    from creature.judging.asking import mirrored
+    from creature.judging.distill import judge_student
+    from creature.judging.soup import make_soup
+
+    run, kind, title = folds[0].parent, "holdout", "images.holdout"
+    if args.labels:
+        kind, title = "images", args.labels
+    unseen = single.find_unseen(title, found[kind], stands[kind], sources[kind], folds) if kind in found else None
+    see = mirrored if args.mirror else lambda predictor: predictor
+    device, models, made = members.choose_device(args.device), [], {}
+    if args.soup:
+        models, made[run / "soup"] = make_soup(folds, args.soup, unseen, device, args.batch_size, see)
+    if args.distill:
+        train_student(args.distill, run)
+        assert unseen  # distillation is refused without
+        student, made[run / "student/fold-0"] = judge_student(run / "student", unseen, device, args.batch_size, see)
+        models.append(student)
+    if unseen:
+        single.show(unseen, models)
+    for folder, accepted in made.items():
+        single.advise(folder, run, accepted)
+
+
+def train_student(recipe: str, run: Path) -> None:
+    """Train a run's student, or go on with it; as train.py does."""
+    import train
+    from creature.judging.distill import student_recipe
+    from creature.learning.signals import listen
+    from creature.terminal import say
+
+    say(f"a student of {run}, by {recipe}, on all of its pictures")
+    with listen() as stop:
+        args = train.parse(["--recipe", recipe, "--resume"])
+        accelerator, *_ = train.train(args, student_recipe(recipe, run), run / "student", stop)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

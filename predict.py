@@ -10,13 +10,14 @@ import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.judging import output
 from creature.terminal import BROKEN_IMAGES, UserError, run
 
 if TYPE_CHECKING:
-    from creature.judging.calibration import Calibration
+    from creature.judging.confidence import Calibration
     from creature.judging.inputs import Piece
     from creature.judging.tables import Row
 
@@ -32,6 +33,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--members", action="store_true", help="ask every member of the run or repository, as ensemble")
     parser.add_argument("--embed", action="store_true", help="add the features before the classifier to --out")
+    parser.add_argument(
+        "--explain", type=Path, metavar="DIR", help="draw into DIR what in each picture speaks for its label"
+    )
     parser.add_argument("--urls", action="store_true", help="fetch pictures that are given as http(s)://")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables (%(default)s)")
     output.add_promises(parser)
@@ -45,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     output.check_options(args)
     if args.embed and not (args.parts or (args.out and args.out.suffix in (".jsonl", ".parquet"))):
         raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
+    if args.explain and (args.members or args.embed or args.mirror):
+        raise UserError("--explain shows what one answer rests on; leave out --members, --embed and --mirror")
 
-    from creature.judging import inputs, parts, tables
+    from creature.judging import inputs, overlays, parts, tables
     from creature.judging.asking import ask, mirrored
     from creature.sharing.fetch import load_predictor
     from creature.terminal import say, show_table
@@ -54,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parts.process()[1] > 1 and not args.parts:
         raise UserError("several processes write parts into one folder: --out DIR/")
     calibration = promise(args)
-    predictor = load_predictor(args.model, args.members, args.device, args.embed)
+    predictor = load_predictor(args.model, args.members, args.device, args.embed, bool(args.explain))
     predictor = mirrored(predictor) if args.mirror else predictor
     columns = ("", "")
     if args.format == "submission":
@@ -68,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         total = None if any(piece.size is None for piece in some) else sum(piece.size or 0 for piece in some)
         pictures = chain.from_iterable(piece.pictures() for piece in some)
         asked = ask(predictor, pictures, args.batch_size, "predicting", total)
-        return tables.answer_rows(asked, predictor, top, calibration)
+        rows = tables.answer_rows(asked, predictor, top, calibration)
+        return overlays.save(rows, args.explain) if args.explain else rows
+
+    if args.explain:
+        say(f"{args.explain} gets each picture: what speaks for its first label in orange, against it in blue")
 
     if args.parts:
         broken = parts.write_parts(args.out, pieces, answered, predictor, top)
@@ -87,20 +97,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def promise(args: argparse.Namespace) -> "Calibration | None":
-    """What --set and --precision ask for, fitted on the rows that the model's fold held out."""
+    """What --set and --precision ask for, fitted on rows that the model never saw."""
     if not args.set and not args.precision:
         return None
-    if args.members or args.mirror or args.parts or args.format == "submission":
-        raise UserError(
-            "--set and --precision are for one fold, and one full file or the terminal; leave out --members, --mirror, "
-            "--format submission and --out DIR/"
-        )
-    from creature.judging.calibration import of_member
-    from creature.sharing.fetch import find_model
-
+    if args.parts or args.format == "submission":
+        raise UserError("--set and --precision are for a full file or the terminal, not for submissions or parts")
     if args.model.endswith(".onnx"):
         raise UserError(f"--set and --precision need the trained fold, and {args.model} is an ONNX file")
-    return of_member(find_model(args.model, all_members=False).folders[0], args.set, args.precision)
+
+    from creature.judging import calibration, confidence
+    from creature.sharing.fetch import find_model
+    from creature.terminal import warn
+
+    found = find_model(args.model, args.members)
+    if len(found.folders) > 1:
+        words = (found.folders, found.weights, found.strategy, args.mirror)
+        fitted = calibration.of_ensemble(found.home, *words)
+    else:
+        fitted = calibration.of_member(found.folders[0])
+    if fitted.mirror != args.mirror:
+        raise UserError(f"--mirror: calibration was made {'with' if fitted.mirror else 'without'} it; ask as that did")
+    if fitted.selected:
+        warn(
+            f"{args.model}: its epoch was chosen on the images that this is fitted on, so it promises a little too much"
+        )
+    return confidence.promise(fitted, args.set, args.precision)
 
 
 def cells(row: "Row", top: int) -> list[str]:

@@ -87,6 +87,10 @@ def train(
         data = setup.prepare_run(accelerator, recipe, out, args.resume or processes.attempt() > 0)
         if setup.needs_features(recipe, out):
             data = setup.embed(accelerator, recipe, data)
+        if recipe.loss.teacher:
+            from creature.judging.distill import soft_targets
+
+            data.training.targets = soft_targets(Path(recipe.loss.teacher), data.folds)
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"
             if runs.fold_state(folder) == "finished":

@@ -199,6 +199,14 @@ class Loss(_Settings):
             "the class's share to the logits in training"
         ),
     )
+    teacher: str | None = Field(
+        default=None,
+        json_schema_extra=FREE,
+        description=(
+            "distillation: a finished run on the same pictures; half of each target is then what its members that "
+            "never saw the picture say; their answers are part of this run"
+        ),
+    )
 
 
 class Optimizer(_Settings):
@@ -342,6 +350,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"augment.crop_scale: must be [smallest, largest] with 0 < smallest <= largest, got {list(low_high)}"
     if (sizes := recipe.augment.sizes) and len(sizes) > schedule.epochs:
         yield f"augment.sizes: {len(sizes)} sizes need as many epochs, schedule.epochs is {schedule.epochs}"
+    if recipe.loss.teacher and folds.count > 1:
+        yield (
+            f"loss.teacher: its members were trained on what each fold would hold out, got folds.count {folds.count}; "
+            "set folds.count to 1, with images.validation, or loss.teacher to null"
+        )
     if recipe.backbone.frozen:
         yield from _useless_if_frozen(recipe)
     if recipe.backbone.head_start == "probe" and not recipe.backbone.pretrained and not recipe.backbone.weights:

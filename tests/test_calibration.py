@@ -10,29 +10,34 @@ import pytest
 from pyarrow import parquet
 from scipy.stats import binom
 
+import ensemble
 import predict
-from creature.judging import calibration, members
+from creature.judging import calibration, confidence, members
 from creature.judging.blend import blend
-from creature.judging.calibration import (
+from creature.judging.confidence import (
     calibrate,
     calibration_error,
     fit_temperature,
     threshold_of_answers,
     threshold_of_sets,
 )
+from creature.judging.study import read_runs
+from creature.sharing.export import export
 from creature.terminal import UserError
 
 
 @pytest.fixture(autouse=True)
 def forget_cached_runs():
     members.folds_of.cache_clear()
+    members._rows_by_content.cache_clear()
+    members.held_by.cache_clear()
     members.result_of.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def few_rows_are_enough(monkeypatch):
     """The tiny run's folds hold out 24 rows each."""
-    monkeypatch.setattr(calibration, "FEWEST", 10)
+    monkeypatch.setattr(confidence, "FEWEST", 10)
 
 
 def rows(n: int, seed: int, temperature: float = 1.0, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -94,11 +99,10 @@ def test_a_precision_that_no_threshold_reaches_is_refused():
     logits, labels = rows(100, 0)
     with pytest.raises(UserError, match=r"--precision: 0.999 is not reached .* on 100 held-out images"):
         calibrate(logits, labels, precision=0.999)
-    sure = np.repeat([[0.9, 0.1]], 100, axis=0)
-    labels = np.array([0] * 90 + [1] * 10)  # equally sure ones are answered together, or not at all
-    assert threshold_of_answers(sure, labels, 0.8) == 0.9
+    sure, right = np.full(100, 0.9), np.arange(100) < 90  # equally sure ones are answered together, or not at all
+    assert threshold_of_answers(sure, right, 0.8) == 0.9
     with pytest.raises(UserError):
-        threshold_of_answers(sure, labels, 0.9)
+        threshold_of_answers(sure, right, 0.9)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -106,7 +110,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "threshold_of_answers", lambda found, *_: float(np.median(found.max(1))))
+    monkeypatch.setattr(confidence, "threshold_of_answers", lambda sure, *_: float(np.median(sure)))
     fold, out = str(run / "fold-0"), tmp_path / "p.csv"
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     words = [str(drawn / "test"), str(tmp_path / "broken.jpg"), "--set", "0.8", "--precision", "0.5", "--out"]
@@ -138,13 +142,16 @@ def test_the_terminal_shows_sets(run, drawn, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--members"], "for one fold"),
-        (["--mirror"], "for one fold"),
-        (["--format", "submission", "--out", "p.csv"], "for one fold"),
+        (["--members"], "none; first: python ensemble.py .* --images DIR --labels FILE.csv, or"),
+        (["--members", "--mirror"], "--labels FILE.csv --mirror, or"),
+        (["--mirror"], "--mirror: calibration was made without it"),
+        (["--format", "submission", "--out", "p.csv"], "not for submissions or parts"),
     ],
 )
-def test_what_is_not_promised_is_refused(run, drawn, words, message):
-    model = str(run) if "--members" in words else str(run / "fold-0")
+def test_what_is_not_promised_is_refused(run, drawn, tmp_path, words, message):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/ensemble", ignore_errors=True)
+    model = str(tmp_path / "run") if "--members" in words else str(run / "fold-0")
     with pytest.raises(UserError, match=message):
         predict.main([model, str(drawn / "test"), "--set", "0.8", *words])
 
@@ -170,6 +177,89 @@ def test_each_row_is_judged_by_the_others(run, capsys, monkeypatch):
     assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
     shown = capsys.readouterr().out
     assert "in sets of 0.8" in shown and shown.count("(n = 24)") == 3
+
+
+def asked(run: Path, drawn: Path, *more: str) -> list[str]:
+    return [str(run), "--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), *more]
+
+
+@pytest.fixture
+def own(run, tmp_path) -> Path:
+    """The trained run, to be changed; without what other tests asked its ensemble."""
+    shutil.copytree(run, tmp_path / "own")
+    shutil.rmtree(tmp_path / "own/ensemble", ignore_errors=True)
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("mirror", [[], ["--mirror"]])
+def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn, tmp_path, mirror):
+    assert ensemble.main(asked(own, drawn, *mirror)) == 0
+    plain, out = tmp_path / "plain.csv", tmp_path / "sets.csv"
+    words = [str(own), str(drawn / "test"), "--members", "--top", "12", *mirror, "--out"]
+    assert predict.main([*words, str(plain)]) == 0
+    assert predict.main([*words, str(out), "--set", "0.8"]) == 0
+    truth = dict(list(csv.reader((drawn / "test_labels.csv").open()))[1:])
+    names = sorted({label for label in truth.values()})
+    given = read(plain)
+    said = [
+        {row[f"label_{k}" if k > 1 else "label"]: float(row[f"probability_{k}" if k > 1 else "probability"])
+         for k in range(1, 13)}
+        for row in given
+    ]  # fmt: skip
+    names = sorted(said[0])
+    logits = np.log(np.array([[row[name] for name in names] for row in said]))
+    labels = np.array([names.index(truth[Path(row["id"]).stem]) for row in given])
+    expected = calibrate(logits, labels, 0.8)
+    for row, p in zip(read(out), expected.probabilities(logits), strict=True):
+        assert float(row["probability"]) == pytest.approx(p.max(), abs=2e-3)  # files round to six digits
+    inside = sum(truth[Path(row["id"]).stem] in json.loads(row["set"]) for row in read(out))
+    assert inside in (19, 20)  # of 24, the very pictures that it was fitted on, of which one is the threshold
+
+
+def test_answers_of_other_members_or_of_another_strategy_are_not_what_is_served(own, drawn):
+    words = [str(own), str(drawn / "test"), "--members", "--set", "0.8"]
+    ensemble.main(asked(own, drawn, "--strategy", "softmax"))
+    with pytest.raises(UserError, match="rest on its answers to labelled pictures"):
+        predict.main(words)
+    ensemble.main(asked(own, drawn, "--weights", "2"))
+    assert predict.main(words) == 0  # the same for all
+    shutil.rmtree(own / "fold-2")
+    with pytest.raises(UserError, match="rest on its answers to labelled pictures"):
+        predict.main(words)
+
+
+def test_pictures_that_a_member_was_trained_on_calibrate_nothing(own, drawn, tmp_path):
+    seen = drawn / "train/fish"
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image_name,label\n" + "".join(f"{path.stem},fish\n" for path in seen.iterdir()))
+    ensemble.main([str(own), "--images", str(seen), "--labels", str(labels)])
+    with pytest.raises(UserError, match="rest on its answers to labelled pictures"):
+        predict.main([str(own), str(drawn / "test"), "--members", "--set", "0.8"])
+
+
+def test_the_ensemble_s_row_is_cross_fitted_too(own, drawn, capsys):
+    assert calibration.main([str(own)]) == 0
+    assert "for that of an ensemble, first: python ensemble.py" in capsys.readouterr().out
+    ensemble.main(asked(own, drawn))
+    capsys.readouterr()
+    assert calibration.main([str(own), "--set", "0.8"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ensemble of 3, images" in shown and shown.count("(n = 24)") == 4
+
+
+def test_a_published_model_and_ensemble_promise_what_the_run_does(own, drawn, tmp_path):
+    """The same labels in every set, without the pictures or their names."""
+    ensemble.main(asked(own, drawn))
+    (read_run,) = read_runs([str(own)], None)
+    branches = export(read_run, own / "export")
+    for folder, model, more in ((branches["main"], own / "fold-0", []), (branches["main"], own, ["--members"])):
+        for source, name in ((model, "run.csv"), (folder, "published.csv")):
+            words = [str(source), str(drawn / "test"), "--set", "0.8", *more, "--out", str(tmp_path / name)]
+            assert predict.main(words) == 0
+        assert (tmp_path / "run.csv").read_bytes() == (tmp_path / "published.csv").read_bytes()
+    (branches["main"] / calibration.OF_MODEL).write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read as a calibration"):
+        predict.main([str(branches["main"]), str(drawn / "test"), "--set", "0.8"])
 
 
 @pytest.mark.parametrize("share", ["0", "1", "95", "x"])

@@ -47,6 +47,7 @@ def test_all_recipes_are_tested():
         "paper/resnext.yaml",
         "paper/trivial_augment.yaml",
         "quickstart.yaml",
+        "student.yaml",
     ]
 
 
@@ -55,7 +56,7 @@ def test_a_recipe_s_header_says_command_cost_and_expectation(path: Path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(header)
     assert all(re.search(rf"^# {word}:", text, re.M) for word in ("Run", "Needs", "Expect"))
-    assert f"--recipe {path.relative_to(ROOT)}" in text
+    assert f"{'--distill' if path.stem == 'student' else '--recipe'} {path.relative_to(ROOT)}" in text
     assert load_recipe(path).name == ("fair_" if "fair" in path.parts else "") + path.stem
 
 

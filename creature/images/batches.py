@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """Pictures with the rows that they came from; a picture that cannot be decoded keeps its place, black."""
 
     pixels: torch.Tensor  # uint8 (B, 3, H, W)
-    labels: torch.Tensor  # (B,)
+    labels: torch.Tensor  # (B,), or soft ones (B, K)
     rows: torch.Tensor  # (B,)
     ids: list[str]
     bad: dict[str, str]  # id -> reason
@@ -66,8 +66,11 @@ def share_of(batch: np.ndarray, process: int, processes: int) -> np.ndarray:
 class Pictures:
     """Rows of the table as batches; an item is (row, epoch), so that each epoch sees another random view.
 
-    `views`: one, or one an epoch. Of pictures that are cached, the table needs id and label alone.
+    `views`: one, or one an epoch. Of pictures that are cached, the table needs id and label alone. Where there are soft
+    `targets` (N, K), these are the labels.
     """
+
+    targets: torch.Tensor | None = None
 
     def __init__(self, dataset: "Dataset", *views: View, seed: int = 0, cached: "Records | None" = None):
         self.dataset, self.views, self.seed, self.cached = dataset, views, seed, cached
@@ -86,7 +89,7 @@ class Pictures:
         return Batch(
             # In the memory order of pictures, channels last, which convolutions prefer.
             torch.stack([pixels.permute(1, 2, 0) for pixels, _ in seen]).permute(0, 3, 1, 2),
-            torch.tensor(table["label"]),
+            torch.tensor(table["label"]) if self.targets is None else self.targets[rows],
             torch.tensor(rows),
             table["id"],
             {name: reason for name, (_, reason) in zip(table["id"], seen, strict=True) if reason},
@@ -106,7 +109,12 @@ class Pictures:
 
 
 class Features:
-    """Rows as batches of what a frozen backbone made of their pictures: `pixels` are features (B, D)."""
+    """Rows as batches of what a frozen backbone made of their pictures: `pixels` are features (B, D).
+
+    Where there are soft `targets` (N, K), these are the labels.
+    """
+
+    targets: torch.Tensor | None = None
 
     def __init__(self, dataset: "Dataset", features: torch.Tensor):
         self.dataset, self.features = dataset, features
@@ -115,7 +123,8 @@ class Features:
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
         rows = [row for row, _ in items]
         table = self.dataset[rows]
-        return Batch(self.features[rows], torch.tensor(table["label"]), torch.tensor(rows), table["id"], {})
+        labels = torch.tensor(table["label"]) if self.targets is None else self.targets[rows]
+        return Batch(self.features[rows], labels, torch.tensor(rows), table["id"], {})
 
 
 def load_batches(pictures: Any, batches: Iterable[Sequence[Any]], workers: int) -> Iterator[Any]:

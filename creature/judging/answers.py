@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from creature.images.files import label_of, read_labels
 from creature.judging.asking import Answers
-from creature.judging.blend import STRATEGIES, blend
+from creature.judging.blend import STRATEGIES, blend, log
 from creature.judging.count import Count, count_correct
 from creature.judging.members import relation
 from creature.terminal import UserError
@@ -31,6 +31,9 @@ class Answered:
     strategy: str  # the decider that the ensemble went by
     names: tuple[str, ...]
     mirror: bool = False  # whether mirror images were asked about, too
+    models: tuple[str, ...] = ()  # SHA-256 of the members' weights
+    weights: tuple[float, ...] = ()  # of the members
+    scores: np.ndarray | None = None  # (N, K), logs of the ensemble's probabilities, where they were kept
 
     @property
     def members(self) -> list[str]:
@@ -40,29 +43,46 @@ class Answered:
 
 @dataclass
 class Record:
-    """Decisions as they are made, of the strategies and of `members`."""
+    """Decisions as they are made, of the strategies and of `members`; of `keep`, a strategy, the probabilities, too."""
 
     members: Sequence[str]
     weights: np.ndarray  # (M,)
     mirror: bool = False
+    keep: str | None = None
     hashes: list[str] = field(default_factory=list)
     decisions: list[np.ndarray] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
 
     def watch(self, answers: Iterable[Answers]) -> Iterator[Answers]:
         """Pass the answers on."""
         for batch in answers:
-            blends = [blend(batch.logits, strategy, self.weights).argmax(1) for strategy in STRATEGIES]
-            self.decisions.append(np.stack([*blends, *batch.logits.argmax(2)]))
+            blends = {strategy: blend(batch.logits, strategy, self.weights) for strategy in STRATEGIES}
+            self.decisions.append(np.stack([*(p.argmax(1) for p in blends.values()), *batch.logits.argmax(2)]))
+            if self.keep:
+                self.scores.append(log(blends[self.keep]).astype(np.float32))
             self.hashes += ["" if at in batch.broken else content for at, content in enumerate(batch.hashes)]
             yield batch
 
     def answered(
-        self, ids: Sequence[str], labels: Sequence[int] | np.ndarray, strategy: str, names: Sequence[str]
+        self,
+        ids: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        strategy: str,
+        names: Sequence[str],
+        models: Sequence[str] = (),
     ) -> Answered:
-        """The table, once all answers have passed."""
-        decisions = dict(zip((*STRATEGIES, *self.members), np.concatenate(self.decisions, axis=1), strict=True))
+        """The table, once all answers have passed; `models` are the hashes of the members' weights."""
         return Answered(
-            tuple(ids), tuple(self.hashes), np.asarray(labels), decisions, strategy, tuple(names), self.mirror
+            ids=tuple(ids),
+            hashes=tuple(self.hashes),
+            labels=np.asarray(labels),
+            decisions=dict(zip((*STRATEGIES, *self.members), np.concatenate(self.decisions, axis=1), strict=True)),
+            strategy=strategy,
+            names=tuple(names),
+            mirror=self.mirror,
+            models=tuple(models),
+            weights=tuple(self.weights.tolist()),
+            scores=np.concatenate(self.scores) if self.keep else None,
         )
 
 
@@ -77,7 +97,9 @@ def save_answers(path: Path, answered: Answered) -> None:
         "decisions": np.stack(list(answered.decisions.values())).astype(np.int32),
     }
     words = {"deciders": list(answered.decisions), "names": answered.names, "strategy": answered.strategy}
-    words["mirror"] = answered.mirror
+    words |= {"mirror": answered.mirror, "models": answered.models, "weights": answered.weights}
+    if answered.scores is not None:
+        tensors["scores"] = answered.scores
     path.parent.mkdir(exist_ok=True)
     save_file(tensors, path, metadata={key: json.dumps(value) for key, value in words.items()})
 
@@ -93,10 +115,22 @@ def load_answers(path: Path) -> Answered:
         )
         ids = tuple(tensors["ids"].tobytes().decode().split("\n"))
         decisions = dict(zip(words["deciders"], tensors["decisions"], strict=True))
-        mirror = bool(words.get("mirror", False))  # older tables do not say
-        answered = Answered(ids, hashes, tensors["labels"], decisions, words["strategy"], tuple(words["names"]), mirror)
+        answered = Answered(
+            ids=ids,
+            hashes=hashes,
+            labels=tensors["labels"],
+            decisions=decisions,
+            strategy=words["strategy"],
+            names=tuple(words["names"]),
+            mirror=bool(words.get("mirror", False)),  # older tables do not say, nor what follows
+            models=tuple(words.get("models", ())),
+            weights=tuple(words.get("weights", ())),
+            scores=tensors.get("scores"),
+        )
         if {len(hashes), len(answered.labels), *map(len, decisions.values())} != {len(ids)}:
             raise ValueError("its columns differ in length")
+        if answered.scores is not None and answered.scores.shape != (len(ids), len(answered.names)):
+            raise ValueError("its scores are not of its classes")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run ensemble.py with --images again") from None
     return answered

@@ -28,6 +28,11 @@ def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | No
     return total / total.sum(-1, keepdims=True)
 
 
+def log(probabilities: np.ndarray) -> np.ndarray:
+    """Logs of probabilities, which are logits of the same probabilities; finite, too, where one is 0."""
+    return np.log(probabilities.clip(1e-300))
+
+
 def _ordered_sum(terms: np.ndarray) -> np.ndarray:
     return np.sort(terms, axis=0).sum(0)
 

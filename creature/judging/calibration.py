@@ -2,129 +2,40 @@
 
 python -m creature.judging.calibration runs/laptop --set 0.95 --precision 0.9
 
-All is fitted for one member, on the rows that it held out. What this command shows is cross-fitted: each row is judged
-by what the other rows gave. `predict.py RUN/fold-0 PHOTOS --set 0.95` then uses all of them. N rows, K classes.
+All is fitted for what answers: for one member, on the rows that it held out; for an ensemble, on labelled pictures that
+none of its members saw, or on repeated folds. What this command shows is cross-fitted: each row is judged by what the
+other rows gave. `predict.py RUN/fold-0 PHOTOS --set 0.95` then uses all of them. N rows, K classes, M members.
 """
 
 import argparse
-import math
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from creature.judging.blend import blend
+from creature.judging.blend import blend, log
+from creature.judging.confidence import Fitted, calibrate, calibration_error, fit
 from creature.judging.count import Count
 from creature.judging.output import add_promises
-from creature.terminal import UserError, run, say, show_table, warn
+from creature.terminal import UserError, run, say, show_table
 
 PARTS = 5  # of the rows, each judged by what the others gave
-BINS = 10
-FEWEST = 30  # rows
+OF_MODEL, OF_ENSEMBLE = "calibration.safetensors", "ensemble_calibration.safetensors"  # in what is published
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What was fitted on held-out rows: a temperature, and the probabilities from which on a label counts."""
+def of_member(folder: Path) -> Fitted:
+    """What was fitted for one model: a trained fold, on the rows that it held out, or a published one.
 
-    temperature: float
-    member: float | None = None  # in a set, whose coverage was asked for
-    answer: float | None = None  # as an answer, whose precision was asked for
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities (N, K) of one member's logits (N, K)."""
-        return blend(logits[None] / self.temperature)
-
-    def sets(self, probabilities: np.ndarray) -> np.ndarray:
-        """Whether each label is in the row's set (N, K); the most probable one always is."""
-        assert self.member is not None
-        return (probabilities >= self.member) | np.eye(probabilities.shape[1], dtype=bool)[probabilities.argmax(1)]
-
-    def sure(self, probabilities: np.ndarray) -> np.ndarray:
-        """Whether each row's answer counts (N,)."""
-        assert self.answer is not None
-        return probabilities.max(1) >= self.answer
-
-
-def calibrate(
-    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, precision: float | None = None
-) -> Calibration:
-    """Fit on a member's logits (N, K) of rows that it never saw, with their labels (N,).
-
-    Raises UserError where the rows are too few for the coverage, or no threshold reaches the precision.
+    Raises UserError where these rows are not at hand.
     """
-    if len(labels) < FEWEST:
-        raise UserError(f"calibration needs {FEWEST} held-out images or more, there are {len(labels)}")
-    temperature = fit_temperature(logits, labels)
-    probabilities = blend(logits[None] / temperature)
-    return Calibration(
-        temperature,
-        None if coverage is None else threshold_of_sets(probabilities[np.arange(len(labels)), labels], coverage),
-        None if precision is None else threshold_of_answers(probabilities, labels, precision),
-    )
-
-
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of least log loss (Guo et al. 2017), from 0.05 to 20."""
-    from scipy.optimize import minimize_scalar
-
-    def loss(log_temperature: float) -> float:
-        probabilities = blend(logits[None] / math.exp(log_temperature))
-        return -float(np.log(probabilities[np.arange(len(labels)), labels].clip(1e-300)).mean())
-
-    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
-    return math.exp(found.x)  # type: ignore[attr-defined]
-
-
-def threshold_of_sets(of_label: np.ndarray, coverage: float) -> float:
-    """The probability from which on labels are in the set, by those (N,) that the true labels had.
-
-    Split conformal prediction with the least ambiguous sets (Sadinle et al. 2019): a new picture's label, from the same
-    source, is in its set with at least that probability. Raises UserError where the rows are too few to promise it.
-    """
-    n = len(of_label)
-    rank = math.ceil(round((n + 1) * coverage, 9))  # one more than rows, for the new picture is one of n + 1
-    if rank > n:
-        needed = math.ceil(round(coverage / (1 - coverage), 9))
-        raise UserError(f"--set: {coverage:g} needs {needed} held-out images, there are {n}; take a lower coverage")
-    return float(np.sort(of_label)[n - rank])
-
-
-def threshold_of_answers(probabilities: np.ndarray, labels: np.ndarray, precision: float) -> float:
-    """The lowest probability from which on answers are right so often, by the lower end of the 95 % interval.
-
-    Raises UserError where no threshold reaches the precision.
-    """
-    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
-    order = np.argsort(-sure, kind="stable")
-    correct, best = np.cumsum(right[order]), None
-    for n in range(1, len(order) + 1):
-        if n < len(order) and sure[order[n]] == sure[order[n - 1]]:
-            continue  # equal ones count together
-        if Count(int(correct[n - 1]), n).interval[0] >= precision:
-            best = float(sure[order[n - 1]])
-    if best is None:
-        highest = max(Count(int(correct[n - 1]), n).interval[0] for n in range(1, len(order) + 1))
-        raise UserError(
-            f"--precision: {precision:g} is not reached by any threshold on {len(labels)} held-out images; the lower "
-            f"end of the 95 % interval is {highest:.4f} at most"
-        )
-    return best
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error: how far how sure answers are is from how often right, in bins of equal size."""
-    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
-    bins = np.array_split(np.argsort(sure, kind="stable"), min(BINS, len(sure)))
-    return float(sum(len(rows) * abs(sure[rows].mean() - right[rows].mean()) for rows in bins) / len(sure))
-
-
-def of_member(folder: Path, coverage: float | None = None, precision: float | None = None) -> Calibration:
-    """The calibration of a trained fold, on the rows that it held out; raises UserError where they are not at hand."""
     from creature.judging.honest import held_out
     from creature.judging.members import check_members, result_of
 
+    if (folder / OF_MODEL).exists():
+        return load_fitted(folder / OF_MODEL)
     if not (folder / "held_out.safetensors").exists() or not (folder.parent / "folds.json").exists():
         raise UserError(
             f"--set and --precision rest on the images that a fold held out, and {folder} has none of them; give a "
@@ -132,9 +43,82 @@ def of_member(folder: Path, coverage: float | None = None, precision: float | No
         )
     check_members([folder])  # the weights are those that the rows were answered with
     held, labels = held_out(folder)
-    if result_of(folder)["selected"]:
-        warn(f"{folder}: its epoch was chosen on the images that this is fitted on, so it promises a little too much")
-    return calibrate(held.logits, labels, coverage, precision)
+    return fit(held.logits, labels, result_of(folder)["selected"])
+
+
+def of_ensemble(home: Path, folders: Sequence[Path], weights: np.ndarray, strategy: str, mirror: bool) -> Fitted:
+    """What was fitted for the ensemble of a run, or of a published one whose main folder is `home`.
+
+    Raises UserError where no answers to pictures that no member saw are at hand.
+    """
+    if (home / OF_ENSEMBLE).exists():
+        return load_fitted(home / OF_ENSEMBLE)
+    found = rows_of_ensemble(home, folders, weights, strategy, mirror) if (home / "folds.json").exists() else None
+    if found is None:
+        how = f" --strategy {strategy}" * (strategy != "logits") + " --mirror" * mirror
+        raise UserError(
+            f"--set and --precision of an ensemble rest on its answers to labelled pictures that no member was trained "
+            f"on, and {home} has none; first: python ensemble.py {home} --images DIR --labels FILE.csv{how}, or train "
+            "with images.holdout or folds.repeats, or ask one fold"
+        )
+    logits, labels, _ = found
+    return fit(logits, labels, mirror=mirror)
+
+
+def rows_of_ensemble(
+    run: Path, folders: Sequence[Path], weights: np.ndarray, strategy: str, mirror: bool
+) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """Pictures that no member of a run's ensemble saw: logs of its probabilities (N, K), labels (N,), what they are.
+
+    Its answers to the holdout, or else to labelled images, as ensemble.py has kept them; or else repeated folds, where
+    the members that never saw a row stand in for the larger ensemble. None where there is neither.
+    """
+    from creature.judging.answers import load_answers, standing
+    from creature.judging.honest import full_repeats, never_saw
+    from creature.judging.members import check_members, folds_of
+
+    models = tuple(result["sha256"]["model.safetensors"] for result in check_members(folders))
+    for name in ("holdout", "images"):
+        if not (path := run / "ensemble" / f"{name}.safetensors").exists():
+            continue
+        answered = load_answers(path)
+        if answered.scores is None or (answered.models, answered.strategy, answered.mirror) != (
+            models,
+            strategy,
+            mirror,
+        ):
+            continue
+        unseen = standing(answered, folders) == "unseen"
+        if unseen.any() and np.allclose(np.array(answered.weights) / sum(answered.weights), weights / weights.sum()):
+            return answered.scores[unseen], answered.labels[unseen], f"ensemble of {len(folders)}, {name}"
+    if mirror or len(full_repeats(folders)) < 2 or len(set(weights.tolist())) > 1:
+        return None
+    rows, logits = never_saw(folders)
+    what = f"ensembles of {len(logits)}, for that of {len(folders)}"
+    return log(blend(logits, strategy)), folds_of(run).labels[rows], what
+
+
+def save_fitted(path: Path, fitted: Fitted) -> None:
+    """Write it as safetensors."""
+    words = {name: getattr(fitted, name) for name in ("temperature", "selected", "mirror")}
+    tensors = {name: getattr(fitted, name) for name in ("of_label", "sure", "right")}
+    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in words.items()})
+
+
+def load_fitted(path: Path) -> Fitted:
+    """Read it; raises UserError where the file is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            words = {key: json.loads(value) for key, value in file.metadata().items()}
+            found = Fitted(**words, **{name: file.get_tensor(name) for name in ("of_label", "sure", "right")})
+        rows = [found.of_label, found.sure, found.right]
+        if {array.shape for array in rows} != {(len(found.right),)} or found.right.dtype != bool:
+            raise ValueError("its rows are no columns")
+        if not (0 < found.temperature < 1000 and all(((p >= 0) & (p <= 1)).all() for p in rows[:2])):
+            raise ValueError("its numbers are no probabilities")
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as a calibration ({error}); fetch it again") from None
+    return found
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -158,19 +142,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = ["member", "T", "ECE", "after"]
     head += [f"in sets of {args.set:g} [95 %]", "size"] if args.set else []
     head += [f"right, of {args.precision:g} [95 %]", "answered"] if args.precision else []
-    rows = []
-    for folder in find_folds(args.members):
+    rows, lacking, folds = [], [], find_folds(args.members)
+    for folder in folds:
         held, labels = held_out(folder)
-        whole = calibrate(held.logits, labels, args.set, args.precision)
         mark = " selected" if result_of(folder)["selected"] else ""
-        rows.append((f"{folder}{mark}", f"{whole.temperature:.2f}", *judged(held.logits, labels, args)))
-    show_table("Calibration, each row judged by what the other rows of its fold gave", head, rows)
+        rows.append((f"{folder}{mark}", *judged(held.logits, labels, args)))
+    for home in dict.fromkeys(folder.parent for folder in folds):
+        members = find_folds([str(home)])
+        if len(members) == 1 or not set(members) <= set(folds):
+            continue
+        words = (home, members, np.ones(len(members)), "logits")
+        found = {mirror: rows_of_ensemble(*words, mirror) for mirror in (False, True)}
+        for mirror, (logits, labels, what) in ((mirror, each) for mirror, each in found.items() if each):
+            rows.append((f"{home}, {what}{', mirrored' * mirror}", *judged(logits, labels, args)))
+        lacking += [] if any(found.values()) else [home]
+    show_table("Calibration, each row judged by what the other rows gave", head, rows)
     say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")
+    for home in lacking:
+        say(f"for that of an ensemble, first: python ensemble.py {home} --images DIR --labels FILE.csv")
     return 0
 
 
 def judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> list[str]:
-    """The cells of a member's row, cross-fitted."""
+    """The cells of a model's row, cross-fitted, for its logits (N, K) of rows with labels (N,)."""
+    whole = calibrate(logits, labels, args.set, args.precision)
     part = np.random.default_rng(0).permutation(len(labels)) % PARTS
     after, covered, sizes, sure = np.empty(logits.shape), *(np.zeros(len(labels)) for _ in range(3))
     for k in range(PARTS):
@@ -182,7 +177,8 @@ def judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> 
             covered[own], sizes[own] = sets[np.arange(own.sum()), labels[own]], sets.sum(1)
         if args.precision:
             sure[own] = fitted.sure(after[own])
-    cells = [f"{calibration_error(p, labels):.4f}" for p in (blend(logits[None]), after)]
+    cells = [f"{whole.temperature:.2f}"]
+    cells += [f"{calibration_error(p, labels):.4f}" for p in (blend(logits[None]), after)]
     if args.set:
         cells += [str(Count(int(covered.sum()), len(labels))), f"{sizes.mean():.2f}"]
     if args.precision:

@@ -1,5 +1,6 @@
 """Comparisons of two models on the same rows, and of many at once. N rows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,26 @@ def shown_p(p: float) -> str:
 def pair(first: np.ndarray, second: np.ndarray) -> Pair:
     """Compare two models by whether each row (N,) is right."""
     return Pair(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
+
+
+def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the difference of two accuracies on the same rows, of which each (N,) says what is right.
+
+    Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10: Wilson's intervals of both, less what they share.
+    """
+    n, both = len(first), int((first & second).sum())
+    counts = Count(int(first.sum()), n), Count(int(second.sum()), n)
+    (p, q), ((low_p, high_p), (low_q, high_q)) = (c.accuracy for c in counts), (c.interval for c in counts)
+    margins = math.prod(c.correct * (n - c.correct) for c in counts)
+    agreement = both * (n - counts[0].correct - counts[1].correct + both)
+    shared = agreement - (counts[0].correct - both) * (counts[1].correct - both)
+    shared = max(shared - n / 2, 0) if shared > 0 else shared  # the correction for continuity
+    correlation = shared / math.sqrt(margins) if margins else 0.0
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(one**2 - 2 * correlation * one * other + other**2)
+
+    return p - q - reach(p - low_p, high_q - q), p - q + reach(high_p - p, q - low_q)
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -20,7 +20,7 @@ from matplotlib.font_manager import get_font_names
 from scipy.stats import norm
 from sklearn.metrics import confusion_matrix
 
-from creature.judging.calibration import BINS, calibration_error
+from creature.judging.confidence import BINS, calibration_error
 from creature.judging.count import Count
 from creature.judging.results import in_order
 from creature.judging.study import Run

@@ -14,12 +14,12 @@ import numpy as np
 
 from creature.disk import whole
 from creature.judging.asking import Answers, Predictor
-from creature.judging.blend import blend
+from creature.judging.blend import blend, log
 from creature.judging.inputs import Input
 from creature.terminal import UserError, warn
 
 if TYPE_CHECKING:
-    from creature.judging.calibration import Calibration
+    from creature.judging.confidence import Calibration
 
 FULL_COLUMNS = ("id", "status", "label", "probability")
 
@@ -103,12 +103,11 @@ def table_writer(path: Path) -> Iterator[Any]:
 def answer_rows(
     answers: Iterable[Answers], predictor: Predictor, top: int, calibration: "Calibration | None" = None
 ) -> Iterator[Row]:
-    """Each picture's row, with the `top` labels of the blended members, or of one that is calibrated."""
+    """Each picture's row, with the `top` labels of the blended members, calibrated where that is asked for."""
     for batch in answers:
+        probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
         if calibration:
-            probabilities = calibration.probabilities(batch.logits[0])
-        else:
-            probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
+            probabilities = calibration.probabilities(log(probabilities))
         sets = calibration.sets(probabilities) if calibration and calibration.member is not None else None
         sure = calibration.sure(probabilities) if calibration and calibration.answer is not None else None
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]

@@ -62,7 +62,7 @@ class Learner:
 
 
 def make_see(normalize: nn.Module, mix: Mix | None) -> See:
-    """uint8 pixels and labels (B,) -> the network's input, and labels (B,) or mixed targets (B, K)."""
+    """uint8 pixels and labels (B,) or (B, K) -> the network's input, and labels or mixed targets (B, K)."""
 
     def see(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return mix(normalize(pixels), labels) if mix else (normalize(pixels), labels)

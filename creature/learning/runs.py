@@ -19,22 +19,25 @@ from creature.images.folds import FoldFile, map_folds, write_folds
 from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
 from creature.terminal import UserError
 
+CONTENTS = {"weights": "backbone.weights", "teacher": "loss.teacher"}  # what run.json has a hash of, by setting
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "pillow", "numpy")
 
 
-def open_run(run: Path, recipe: Recipe, weights_hash: str | None) -> None:
-    """Create the run's folder with its recipe, or check that the one there is the same but for free settings."""
+def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None:
+    """Create the run's folder with its recipe, or check that the one there is the same but for free settings.
+
+    `contents`: hashes of what the recipe names, by the names of CONTENTS; None where it names nothing.
+    """
     run.mkdir(parents=True, exist_ok=True)
     with _locked(run / "run.lock"):
         saved = run / "recipe.yaml"
-        mark = {"identity": recipe.identity(), "weights": weights_hash}
         if not saved.exists():
-            write_json(run / "run.json", mark)
+            write_json(run / "run.json", {"identity": recipe.identity(), **contents})
             write_text(saved, dump_recipe(recipe))
             return
         changes = recipe_changes(load_recipe(saved), recipe)
-        if _weights_hash(run / "run.json") != weights_hash:
-            changes.append("backbone.weights: the file's content")
+        before = _contents(run / "run.json")
+        changes += [f"{CONTENTS[key]}: its content" for key in CONTENTS if before[key] != contents[key]]
         if changes:
             raise UserError(
                 f"{run} was made with another recipe; these settings differ:\n  " + "\n  ".join(changes) + "\n"
@@ -42,9 +45,11 @@ def open_run(run: Path, recipe: Recipe, weights_hash: str | None) -> None:
             )
 
 
-def _weights_hash(mark: Path) -> str | None:
+def _contents(mark: Path) -> dict[str, str | None]:
+    """The hashes that a run was begun with; older ones had no teacher."""
     try:
-        return json.loads(mark.read_text())["weights"]
+        said = json.loads(mark.read_text())
+        return {"weights": said["weights"], "teacher": said.get("teacher")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from None
 

@@ -1,5 +1,6 @@
 """What stands before the first step: device and checks, the run's images and folds, a fold's model and optimizer."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -106,9 +107,9 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
             f"{out / f'fold-{begun[0]}'} exists and is never overwritten; --resume goes on with it, "
             "--out DIR or another name starts a new run"
         )
-    weights = file_hash(recipe.backbone.weights) if recipe.backbone.weights and accelerator.is_main_process else None
+    contents = hash_contents(recipe) if accelerator.is_main_process else {}
     if accelerator.is_main_process and (out / "recipe.yaml").exists():
-        open_run(out, recipe, weights)  # before the images are read: a changed recipe is refused at once
+        open_run(out, recipe, contents)  # before the images are read: a changed recipe is refused at once
     images = recipe.images
     columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
     field = "images.train and images.validation" if images.validation else "images.train"
@@ -124,7 +125,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         kept, checked = (dataset.select(good), checked.take(good)) if bad else (dataset, checked)
         names = {dataset[row]["id"]: reason for row, reason in bad.items()}
         folds = saved if saved and has_rows(saved, kept, checked["hash"]) else part(recipe, kept, checked, names)
-        open_run(out, recipe, weights)  # not before: what cannot be trained with must not stay as the run's recipe
+        open_run(out, recipe, contents)  # not before: what cannot be trained with must not stay as the run's recipe
         found = [(good, share_folds(out, folds), cache)]
         total = f"{len(good)} images of {len(folds.names)} classes"
         repeats = f", drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
@@ -141,6 +142,22 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     rows = rows.select_columns(["id", "label"])
     seen = Pictures(rows, *train, seed=recipe.seed, cached=copies), Pictures(rows, whole_view, cached=views)
     return Data(folds, *seen, images.workers)
+
+
+def hash_contents(recipe: Recipe) -> dict[str, str | None]:
+    """Hashes of what the recipe names and a training's result rests on: the starting weights, the teacher's answers.
+
+    Raises UserError for a teacher without answers.
+    """
+    weights, teacher = recipe.backbone.weights, recipe.loss.teacher
+    answers = sorted(Path(teacher).glob("fold-*/held_out.safetensors")) if teacher else []
+    if teacher and not answers:
+        raise UserError(f"loss.teacher: {teacher} is no run with a finished fold; train it, or set it to null")
+    listed = [f"{path.parent.name} {file_hash(path)}\n" for path in answers]
+    return {
+        "weights": file_hash(weights) if weights else None,
+        "teacher": hashlib.sha256("".join(listed).encode()).hexdigest() if teacher else None,
+    }
 
 
 def training_views(recipe: Recipe) -> list[View]:

@@ -20,8 +20,9 @@ from creature.disk import file_hash, write_json
 from creature.images.drawings import draw
 from creature.images.folds import FoldFile, read_folds, write_folds
 from creature.images.sources import short_names
-from creature.judging import honest
+from creature.judging import confidence, honest
 from creature.judging.asking import Picture, ask
+from creature.judging.calibration import OF_ENSEMBLE, OF_MODEL, of_member, rows_of_ensemble, save_fitted
 from creature.judging.members import load_member, predictor
 from creature.judging.study import Run
 from creature.learning.checkpoint import place
@@ -49,8 +50,25 @@ def export(run: Run, out: Path) -> dict[str, Path]:
         (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")
         write_golden(folder)
     write_folds(out / "main" / "folds.json", anonymous(read_folds(run.folder / "folds.json")))
-    write_json(out / "main" / "ensemble.json", ensemble(run))
+    said = ensemble(run)
+    write_json(out / "main" / "ensemble.json", said)
+    write_calibrations(run, out, branches, said)
     return {branch: out / branch for branch in branches}
+
+
+def write_calibrations(run: Run, out: Path, branches: dict[str, Path], said: dict[str, Any]) -> None:
+    """What calibration rests on, for each model that held out enough rows, and for the ensemble if it was asked.
+
+    A table of probabilities that names no picture.
+    """
+    for branch, fold in branches.items():
+        if honest.out_of_fold(fold).n >= confidence.FEWEST:
+            save_fitted(out / branch / OF_MODEL, of_member(fold))
+    if len(run.folds) > 1:
+        weights, mirror = np.array([member["weight"] for member in said["members"]]), bool(said.get("mirror", False))
+        found = rows_of_ensemble(run.folder, run.folds, weights, said["strategy"], mirror)
+        if found and len(found[1]) >= confidence.FEWEST:
+            save_fitted(out / "main" / OF_ENSEMBLE, confidence.fit(*found[:2], mirror=mirror))
 
 
 def portable(recipe: Recipe) -> Recipe:
@@ -62,7 +80,7 @@ def portable(recipe: Recipe) -> Recipe:
         images[field] = [
             path if path.startswith("hub:") else name for path, name in zip(images[field], names, strict=True)
         ]
-    for group, field in (("images", "labels"), ("backbone", "weights")):
+    for group, field in (("images", "labels"), ("backbone", "weights"), ("loss", "teacher")):
         if path := settings[group][field]:
             settings[group][field] = Path(path).name
     return check_recipe(settings, "the recipe")

@@ -11,22 +11,29 @@ import numpy as np
 from creature.disk import file_hash
 from creature.judging.asking import Predictor
 from creature.judging.blend import STRATEGIES
+from creature.judging.calibration import OF_ENSEMBLE, OF_MODEL
 from creature.terminal import UserError
 
 HUB = "hf-hub:"
-FILES = ("config.json", "model.safetensors", "recipe.yaml", "result.json", "ensemble.json")
+FILES = ("config.json", "model.safetensors", "recipe.yaml", "result.json", "ensemble.json", OF_MODEL, OF_ENSEMBLE)
 
 
-def load_predictor(model: str, all_members: bool, device: str, features: bool = False) -> Predictor:
+def load_predictor(
+    model: str, all_members: bool, device: str, features: bool = False, explain: bool = False
+) -> Predictor:
     """What answers: an ONNX file, the one model of a folder or repository, or all members of it.
+
+    `features` asks for what the classifier sees, too, `explain` for a drawing of each picture with its activation map.
 
     Raises UserError where there is no model, or where it cannot give what is asked of it.
     """
     if model.endswith(".onnx"):
         from creature.judging.session import open_session
 
-        if all_members or features:
-            raise UserError(f"{model} is one model without features; --members and --embed need the trained folder")
+        if all_members or features or explain:
+            raise UserError(
+                f"{model} is one model without features; --members, --embed and --explain need the trained folder"
+            )
         return open_session(model)
     from creature.judging import members
     from creature.learning.device import keep_memory, share_cores
@@ -41,16 +48,22 @@ def load_predictor(model: str, all_members: bool, device: str, features: bool = 
     if len({member.names for member in loaded}) > 1:
         raise UserError(f"{model}: its members know different classes")
     title = f"{model}, {len(loaded)} members" if all_members else model
-    return members.predictor(loaded, found.weights, found.strategy, features, title, found.names)
+    predictor = members.predictor(loaded, found.weights, found.strategy, features, title, found.names)
+    if explain:
+        from creature.judging.explain import explained
+
+        return explained(predictor, loaded[0])
+    return predictor
 
 
 class Found(NamedTuple):
-    """Folders of the members, with their names, weights and the strategy that blends them."""
+    """Folders of the members, with their names, weights and the strategy that blends them; `home` is of all of them."""
 
     folders: list[Path]
     names: tuple[str, ...]
     weights: np.ndarray
     strategy: str
+    home: Path
 
 
 def find_model(model: str, all_members: bool) -> Found:
@@ -69,11 +82,13 @@ def find_model(model: str, all_members: bool) -> Found:
             raise UserError(
                 f"{model} has {len(folders)} folds; --members asks all of them, {folders[0]} is one of them"
             )
-        return Found(folders, tuple(folder.name for folder in folders), np.ones(len(folders)), "logits")
+        return Found(
+            folders, tuple(folder.name for folder in folders), np.ones(len(folders)), "logits", folders[0].parent
+        )
     else:
         folder = Path(model)
     if not all_members:
-        return Found([folder], (model,), np.ones(1), "logits")
+        return Found([folder], (model,), np.ones(1), "logits", folder)
     return _members(model, folder)
 
 
@@ -97,7 +112,7 @@ def _members(model: str, main: Path) -> Found:
                 "publish the run again, or predict without --members"
             )
         folders.append(folder)
-    return Found(folders, tuple(name for name, *_ in listed), weights, strategy)
+    return Found(folders, tuple(name for name, *_ in listed), weights, strategy, main)
 
 
 def download(model: str) -> Path:

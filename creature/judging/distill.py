@@ -1,0 +1,97 @@
+"""Distillation: one network that learns what members said of pictures that they never saw. N rows, K classes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from creature.disk import write_json
+from creature.images.folds import FoldFile
+from creature.judging.asking import Predictor
+from creature.judging.blend import blend
+from creature.judging.honest import never_saw
+from creature.judging.members import check_members, find_folds, folds_of, load_member, predictor, result_of
+from creature.judging.single import Model, Unseen, record
+from creature.recipe import Recipe, load_recipe
+from creature.terminal import UserError
+
+SHARE = 0.5  # of a target that is the teacher's
+DOUBT = "it has not learned what they know: train it for longer, or take another recipe"
+
+
+def soft_targets(teacher: Path, folds: FoldFile) -> torch.Tensor:
+    """Targets (N, K) for a student's rows: half the label, half what members said that never saw the picture.
+
+    Hinton et al. 2015; here each answer is out of fold, for of what it was trained on a member would only repeat the
+    label. Held-out rows have their label alone. Raises UserError unless teacher and student are trained on the same
+    pictures with the same labels: the student is scored on what it holds out, and no teacher may have seen that either.
+    """
+    members = find_folds([str(teacher)])
+    check_members(members)
+    own = folds_of(teacher)
+    if own.names != folds.names:
+        raise UserError(f"loss.teacher: {teacher} was trained on other classes; name a run on the same pictures")
+    rows, logits = never_saw(members)
+    answers = dict(zip(own.hashes.take(rows).to_pylist(), blend(logits).astype(np.float32), strict=True))
+    contents, held = folds.hashes.to_pylist(), folds.held_out(0)
+    known, trained = set(own.hashes.to_pylist()), {contents[row] for row in np.flatnonzero(~held)}
+    if both := known & {contents[row] for row in np.flatnonzero(held)}:
+        raise UserError(
+            f"images.validation: {teacher} was trained on {len(both)} of these pictures, so they cannot score its "
+            "student; name pictures that no fold saw"
+        )
+    if trained != known:
+        raise UserError(
+            f"loss.teacher: {teacher} is a run on other pictures: {len(known - trained)} of its own are not in "
+            f"images.train, and {len(trained - known)} there are none of its own; name the same pictures"
+        )
+    if without := trained - answers.keys():
+        raise UserError(
+            f"loss.teacher: for {len(without)} pictures {teacher} has no member that never saw them; train all of its "
+            "folds"
+        )
+    targets = np.eye(len(folds.names), dtype=np.float32)[folds.labels]
+    for row in np.flatnonzero(~held).tolist():
+        targets[row] = (1 - SHARE) * targets[row] + SHARE * answers[contents[row]]
+    return torch.from_numpy(targets)
+
+
+def student_recipe(path: str, run: Path) -> Recipe:
+    """The recipe of a run's student: another's settings, with the run's pictures, its holdout held out.
+
+    Raises UserError where there are no pictures to hold out.
+    """
+    teacher, wanted = load_recipe(run / "recipe.yaml").images, load_recipe(path)
+    held_out = wanted.images.validation or wanted.images.holdout or teacher.holdout
+    if not held_out:
+        raise UserError(
+            f"--distill: a student holds out pictures that no fold saw, and neither {run} nor {path} names any; set "
+            f"images.holdout in {path}"
+        )
+    if wanted.checkpoint.select == "best":
+        raise UserError(f"--distill: checkpoint.select in {path} must be last, or a selected epoch would be scored")
+    changes = {
+        "folds.count": 1,
+        "folds.repeats": 1,
+        "folds.train": None,
+        "loss.teacher": str(run),
+        "images.train": teacher.train,
+        "images.validation": held_out,
+        **{f"images.{name}": getattr(teacher, name) for name in ("labels", "image_column", "label_column", "max_bad")},
+    }
+    return load_recipe(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+
+
+def judge_student(
+    student: Path, unseen: Unseen, device: torch.device, batch_size: int, see: Callable[[Predictor], Predictor]
+) -> tuple[Model, bool]:
+    """What a trained student says of pictures that no fold saw, and whether it is accepted; noted in its folder."""
+    fold = student / "fold-0"
+    check_members([fold])
+    asked = see(predictor([load_member(fold, device, fused=True)]))
+    model = Model("student", int(result_of(fold)["parameters"]), unseen.classes(asked, batch_size, "student"), DOUBT)
+    words = record(unseen, [model], model.name)
+    write_json(student / "result.json", words)
+    return model, words["accepted"]
