@@ -215,6 +215,8 @@ def test_the_recipe_keeps_names_and_no_paths(tiny, tmp_path):
     assert images.train == ("a/train", "b/train", "hub:me/birds:train") and images.holdout == ("holdout",)
     assert images.labels == "labels.csv" and portable(recipe).backbone.weights == "r.safetensors"
     assert portable(recipe).identity() == recipe.identity()
+    student = ["folds.count=1", "images.validation=[/mnt/x/val]", "loss.teacher=/home/someone/runs/all"]
+    assert portable(load_recipe(tiny, student)).loss.teacher == "all"
 
 
 def test_the_fold_file_keeps_contents_and_no_names(run):
