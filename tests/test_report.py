@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 
 import ensemble
 import train
-from creature.judging import report, results
+from creature.judging import explain, report, results
 from creature.judging.compare import Pair, holm
+from creature.judging.page import gallery
 from creature.judging.study import read_runs
 from creature.terminal import UserError
 
@@ -208,6 +209,32 @@ def test_figures_need_no_picture_and_the_gallery_says_so(study, page, tmp_path, 
     assert "The pictures are not at hand" in (run / "report/index.html").read_text()
     for name in ("confusion", "recall", "reliability", "coverage"):
         assert (run / f"report/resnext-{name}.svg").read_bytes() == (page / f"resnext-{name}.svg").read_bytes()
+
+
+def test_the_gallery_explains_each_answer_by_a_member_that_never_saw_the_picture(study, monkeypatch):
+    asked, real = [], explain.explain
+
+    def listening(member, picture, label):
+        asked.append((member, label))
+        return real(member, picture, label)
+
+    monkeypatch.setattr(explain, "explain", listening)
+    run = read_runs([str(study / "all")], None)[0]
+    shown, note = gallery(run, explain=True)
+    assert len(shown) > 10 and len({member.folder for member, _ in asked}) == 3 and "orange speaks for" in note
+    for mistake, (member, label) in zip(shown, asked, strict=True):
+        assert mistake.id in held_out(study / "all", int(member.folder.name[-1]))[0]
+        assert member.names[label] == mistake.said and len(set(mistake.sources)) == 2
+    plain, quiet = gallery(run)
+    assert [each.sources for each in plain] == [each.sources[:1] for each in shown] and "orange" not in quiet
+
+
+def test_a_network_without_maps_keeps_its_gallery_and_says_why(study, tmp_path):
+    assert report.main([str(study / "vit"), "--explain", "--out", str(tmp_path / "report")]) == 0
+    text = (tmp_path / "report/index.html").read_text()
+    assert (
+        text.count("data:image/jpeg") > 10 and "fold-0: the answers of this VisionTransformer are no averages" in text
+    )
 
 
 def test_an_unfinished_run_is_named_and_a_report_passed_over(study, page, tmp_path, capsys):

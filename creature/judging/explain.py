@@ -1,4 +1,4 @@
-"""Why this answer: which places of a picture speak for a network's first label, and which against it.
+"""Why this answer: which places of a picture speak for a label that a network gives it, and which against it.
 
 The class activation map of Zhou et al. 2016 (Learning Deep Features for Discriminative Localization). Where a network
 averages its last feature maps over all places before a linear classifier, a logit is the mean of such a map plus the
@@ -13,31 +13,40 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from creature.images.evaluation import evaluation_view
 from creature.judging.asking import Predictor, Sees
-from creature.judging.members import Member
+from creature.judging.members import Member, predictor
 from creature.judging.overlays import overlay
 from creature.terminal import UserError
 
 
-def explained(predictor: Predictor, member: Member) -> Predictor:
-    """The predictor of one member, with an overlay (D, D, 3) of each picture for its features.
+def explained(asked: Predictor, member: Member) -> Predictor:
+    """The predictor of one member, with an overlay (D, D, 3) of each picture, for its first label, for its features.
 
     When asked, it raises UserError for a network whose logits are no means of maps.
     """
 
     def compute(pixels: Mapping[Sees, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        logits, _ = predictor.compute(pixels)
-        views = pixels[member.sees]
-        drawn = [overlay(view, activation_map(member, view, own)) for view, own in zip(views, logits[0], strict=True)]
-        return logits, np.stack(drawn)
+        logits, _ = asked.compute(pixels)
+        views, own = pixels[member.sees], logits[0]
+        maps = [activation_map(member, *each) for each in zip(views, own, own.argmax(1).tolist(), strict=True)]
+        return logits, np.stack([overlay(view, places) for view, places in zip(views, maps, strict=True)])
 
-    return replace(predictor, compute=compute)
+    return replace(asked, compute=compute)
+
+
+def explain(member: Member, picture: Image.Image, label: int) -> np.ndarray:
+    """The overlay (D, D, 3) of a picture, for one label; raises UserError as activation_map does."""
+    view = evaluation_view(*member.sees)(picture)
+    logits, _ = predictor([member]).compute({member.sees: view[None]})
+    return overlay(view, activation_map(member, view, logits[0, 0], label))
 
 
 @torch.inference_mode()
-def activation_map(member: Member, view: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """What each place (h, w) of a view (3, S, S) adds to the largest of its logits (K,).
+def activation_map(member: Member, view: np.ndarray, logits: np.ndarray, label: int) -> np.ndarray:
+    """What each place (h, w) of a view (3, S, S) adds to the logit of a label, one of its logits (K,).
 
     Raises UserError where the means of the maps of all classes, with the biases, are not the logits.
     """
@@ -53,7 +62,7 @@ def activation_map(member: Member, view: np.ndarray, logits: np.ndarray) -> np.n
     apart = np.abs(means.cpu().numpy() - logits).max()
     if apart > (0.01 if member.dtype == torch.float32 else 0.05) * np.abs(logits).max():  # 16 bits round as coarsely
         raise _refusal(member)
-    return maps[int(logits.argmax())].cpu().numpy()
+    return maps[label].cpu().numpy()
 
 
 def _refusal(member: Member) -> UserError:

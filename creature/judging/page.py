@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 
 from creature.images.decode import BadImage, content_hash, decode, read
@@ -17,6 +18,8 @@ from creature.images.manifest import read_images
 from creature.images.sources import Columns
 from creature.judging.count import Count
 from creature.judging.figures import confused_pairs
+from creature.judging.honest import held_out
+from creature.judging.members import choose_device, load_member
 from creature.judging.results import Table
 from creature.judging.study import Run
 from creature.judging.suspects import suspects
@@ -43,7 +46,7 @@ class Mistake(NamedTuple):
     said: str
     likely: str  # the probability of the label
     sure: str  # and of what was said
-    source: str
+    sources: tuple[str, ...]  # the picture; and what in it speaks for what was said, where that was asked for
 
 
 def data_url(content: bytes, kind: str) -> str:
@@ -89,7 +92,7 @@ def class_cells(records: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, fl
     return [[cell(value) for value in record.values()] for record in records]
 
 
-def gallery(run: Run) -> tuple[list[Mistake], str]:
+def gallery(run: Run, explain: bool = False) -> tuple[list[Mistake], str]:
     """The held-out rows whose label is the least likely, be it the model or the label that is wrong; and what lacks."""
     models, held, probabilities = run.judged
     worst = suspects(probabilities, held.labels)[:SHOWN]
@@ -101,36 +104,57 @@ def gallery(run: Run) -> tuple[list[Mistake], str]:
         pictures = _pictures((*images.train, *images.validation), columns)
     except UserError as error:
         return [], f"The pictures are not at hand: {error}"
+    notes = [f"Judged by the {models} members that never saw the picture."] if models > 1 else []
+    draw, refused = _overlays(run) if explain else None, ""
     shown, absent = [], 0
     for row in worst:
-        source = pictures.thumbnail(held.ids[row], held.hashes[row])
-        if source is None:
+        picture = pictures.find(held.ids[row], held.hashes[row])
+        if picture is None:
             absent += 1
             continue
-        label, said = held.labels[row], held.predicted[row]
+        label, said = int(held.labels[row]), int(held.predicted[row])
         likely, sure = (f"{probabilities[row, k]:.4f}" for k in (label, said))
-        shown.append(Mistake(held.ids[row], held.names[label], held.names[said], likely, sure, source))
-    judges = f"Judged by the {models} members that never saw the picture. " if models > 1 else ""
-    gone = f"{absent} more are gone, or are no longer the pictures that were trained on." if absent else ""
-    return shown, f"{judges}{gone}"
+        names, sources = (held.names[label], held.names[said]), [_thumbnail(picture)]
+        if draw and not refused:
+            try:
+                sources.append(_thumbnail(Image.fromarray(draw(held.ids[row], picture, said))))
+            except UserError as error:
+                refused = str(error)
+        shown.append(Mistake(held.ids[row], *names, likely, sure, tuple(sources)))
+    if absent:
+        notes.append(f"{absent} more are gone, or are no longer the pictures that were trained on.")
+    if draw and shown:
+        notes.append(refused or "To the right: orange speaks for what it was taken for, blue against that.")
+    return shown, " ".join(notes)
+
+
+def _overlays(run: Run) -> Callable[[str, Image.Image, int], np.ndarray]:
+    """What draws the overlay of a held-out row for a label: by a member that never saw it."""
+    from creature.judging.explain import explain  # here, for a page without overlays needs no model
+
+    holders = {name: fold for fold in run.once for name in held_out(fold)[0].ids}
+    load = cache(lambda fold: load_member(fold, choose_device("auto")))
+    return lambda name, picture, label: explain(load(holders[name]), picture, label)
 
 
 class _Pictures(NamedTuple):
     dataset: Any
     place: dict[str, int]  # id -> row
 
-    def thumbnail(self, name: str, content: str) -> str | None:
-        """The picture within a URL; None where it is not there with that content."""
+    def find(self, name: str, content: str) -> Image.Image | None:
+        """The picture; None where it is not there with that content."""
         try:
             data = read(self.dataset[self.place[name]]["image"])
-            if content_hash(data) != content:
-                return None
-            picture = decode(data)
+            return decode(data) if content_hash(data) == content else None
         except (KeyError, BadImage):
             return None
-        picture.thumbnail((SIDE, SIDE))
-        picture.save(out := io.BytesIO(), "JPEG", quality=85)
-        return data_url(out.getvalue(), "jpeg")
+
+
+def _thumbnail(picture: Image.Image) -> str:
+    small = picture.copy()
+    small.thumbnail((SIDE, SIDE))
+    small.save(out := io.BytesIO(), "JPEG", quality=85)
+    return data_url(out.getvalue(), "jpeg")
 
 
 @cache

@@ -33,6 +33,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", metavar="RUN", help="compare with this run; else the report's baseline, or the first"
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="beside each picture of the gallery, what in it speaks for the answer"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="else RUN/report; for several runs, report beside them")
     return parser.parse_args(argv)
 
@@ -61,14 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for table in shown:
         show_cells(table.title, table.note, table.columns, [[(c.text, c.tone) for c in row] for row in table.rows])
     try:
-        write_report(runs, baseline, shown, out)
+        write_report(runs, baseline, shown, out, args.explain)
     except OSError as error:
         raise UserError(f"--out: cannot write to {out}: {error.strerror or error}; name another folder") from None
     say(f"{out} holds the tables (.md, .csv), the figures (.png, .svg) and the page; next: open {out / 'index.html'}")
     return 0
 
 
-def write_report(runs: "Sequence[Run]", baseline: "Run", tables: "Sequence[Table]", out: Path) -> None:
+def write_report(
+    runs: "Sequence[Run]", baseline: "Run", tables: "Sequence[Table]", out: Path, explain: bool = False
+) -> None:
     """Write tables, figures and the page."""
     from creature.judging import page, results
 
@@ -76,7 +81,7 @@ def write_report(runs: "Sequence[Run]", baseline: "Run", tables: "Sequence[Table
     for table in tables:
         write(out / f"{table.name}.md", results.to_markdown(table))
         write(out / f"{table.name}.csv", results.to_csv(table.records))
-    curves, sections = draw(runs, baseline, out)
+    curves, sections = draw(runs, baseline, out, explain)
     title = f"Report on {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}"
     finished = sum(bool(each.folds) for each in runs)
     lead = (
@@ -104,7 +109,9 @@ def default_folder(runs: "Sequence[Run]") -> Path:
     return within.relative_to(Path.cwd()) if within.is_relative_to(Path.cwd()) else within
 
 
-def draw(runs: "Sequence[Run]", baseline: "Run", out: Path) -> tuple[list["Figure"], list[dict[str, Any]]]:
+def draw(
+    runs: "Sequence[Run]", baseline: "Run", out: Path, explain: bool
+) -> tuple[list["Figure"], list[dict[str, Any]]]:
     """Write all figures and class tables; the page's curves, and its section on each run with rows."""
     from creature.judging import figures, page, results
     from creature.terminal import progress
@@ -123,7 +130,7 @@ def draw(runs: "Sequence[Run]", baseline: "Run", out: Path) -> tuple[list["Figur
             prefix = urllib.parse.quote(each.name, safe="")
             classes = page.class_table(each)
             write(out / f"{prefix}-classes.csv", results.to_csv(classes))
-            mistakes, note = page.gallery(each)
+            mistakes, note = page.gallery(each, explain)
             sections.append(
                 {
                     "name": each.name,
