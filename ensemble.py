@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from creature.judging.answers import Answered
     from creature.judging.single import Pictures
+    from creature.recipe import Recipe
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.images and not (args.out or args.labels or args.compare):
         raise UserError("--images needs --out FILE.csv for predictions, or --labels FILE.csv for a score")
 
-    from creature.judging import honest, members
+    from creature.judging import distill, honest, members
     from creature.judging.greedy import weigh_runs
     from creature.terminal import say, show_table
 
@@ -75,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             "--soup and --distill are of all finished folds of one run, which count the same: ensemble.py RUN --soup"
         )
+    if one and len(folds) < 2:
+        raise UserError(f"--soup and --distill make one model of several, and {folds[0].parent} has one finished fold")
+    student = distill.student_recipe(args.distill, folds[0].parent) if args.distill else None
     columns, lines = honest.out_of_fold_table(folds, args.strategy)
     show_table("Out of fold: each image scored by the member that never saw it", columns, lines)
     for sentence in honest.stand_ins(folds, args.strategy):
@@ -85,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found, sources, code = answer(args, folds, weights)
     stands = conclude(args, folds, weights, found)
     if one:
-        make_one(args, folds, found, stands, sources)
+        make_one(args, student, folds, found, stands, sources)
     if args.out:
         rows = len(found["images"].ids)
         say(f"{rows} rows are in {args.out}; next: hand it in, or python predict.py {folds[0]} PHOTO --top 5")
@@ -178,6 +182,7 @@ def conclude(
 
 def make_one(
     args: argparse.Namespace,
+    student: "Recipe | None",
     folds: Sequence[Path],
     found: "Mapping[str, Answered]",
     stands: "Mapping[str, np.ndarray]",
@@ -197,28 +202,27 @@ def make_one(
     device, models, made = members.choose_device(args.device), [], {}
     if args.soup:
         models, made[run / "soup"] = make_soup(folds, args.soup, unseen, device, args.batch_size, see)
-    if args.distill:
-        train_student(args.distill, run)
+    if student:
+        train_student(args.distill, student, run)
         assert unseen  # distillation is refused without
-        student, made[run / "student/fold-0"] = judge_student(run / "student", unseen, device, args.batch_size, see)
-        models.append(student)
+        model, made[run / "student/fold-0"] = judge_student(run / "student", unseen, device, args.batch_size, see)
+        models.append(model)
     if unseen:
         single.show(unseen, models)
     for folder, accepted in made.items():
         single.advise(folder, run, accepted)
 
 
-def train_student(recipe: str, run: Path) -> None:
+def train_student(path: str, recipe: "Recipe", run: Path) -> None:
     """Train a run's student, or go on with it; as train.py does."""
     import train
-    from creature.judging.distill import student_recipe
     from creature.learning.signals import listen
     from creature.terminal import say
 
-    say(f"a student of {run}, by {recipe}, on all of its pictures")
+    say(f"a student of {run}, by {path}, on all of its pictures")
     with listen() as stop:
-        args = train.parse(["--recipe", recipe, "--resume"])
-        accelerator, *_ = train.train(args, student_recipe(recipe, run), run / "student", stop)
+        args = train.parse(["--recipe", path, "--resume"])
+        accelerator, *_ = train.train(args, recipe, run / "student", stop)
     accelerator.end_training()
 
 

@@ -22,6 +22,8 @@ from pictures import jpegs, lay_out
 from safetensors.torch import save_file
 from sides import ROOT, in_turns, judge
 
+from creature.terminal import run
+
 K = 5
 
 
@@ -37,7 +39,7 @@ def trained(recipe: dict[str, Any], folds: list[int], work: Path) -> float:
         return time.perf_counter() - began
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="?", type=Path, default=ROOT.parent / "shared/data/photos")
     parser.add_argument("--rounds", type=int, default=3)
@@ -66,7 +68,8 @@ def main() -> None:
         sides = {"five folds": lambda: trained(frozen, every, work), "one fold": lambda: trained(frozen, [0], work)}
         title = "a frozen backbone, ten epochs"
         judge("P4", title, "five folds", in_turns(sides, args.rounds, warm=False), {"one fold": 1.3})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -29,7 +29,7 @@ from creature.images.manifest import read_images
 from creature.images.sources import Columns
 from creature.images.views import training_view
 from creature.recipe import Augment
-from creature.terminal import say
+from creature.terminal import UserError, run, say
 
 BATCH, SIZE = 64, 224
 LARGE = 1280  # pixels of the longer side
@@ -149,7 +149,7 @@ def difference(photos: list[Path]) -> float:
     return float(np.mean(found))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT.parent / "shared/data/photos")
     parser.add_argument("--rounds", type=int, default=15)
@@ -157,6 +157,8 @@ def main() -> None:
     torch.set_num_threads(1)
     photos, cores = jpegs(args.folder), os.sched_getaffinity(0)
     large = [path for path in photos if max(Image.open(path).size) >= LARGE]
+    if not large:
+        raise UserError(f"{args.folder}: no photo has {LARGE} pixels; add some, for P2 is of large ones, too")
     for title, some, count, limit in (("all photos", photos, 256, 1 / 1.4), (f"{LARGE} px and more", large, 64, 1 / 2)):
         grey = round(difference(some), 3)
         say(f"{title}: {len(some)} photos; mean difference to the exact path {grey} of 255")
@@ -174,7 +176,8 @@ def main() -> None:
                     sides = {"making the cache": making(folder), "one cold epoch": passes[OURS]}
                     judge("P2", title, "making the cache", in_turns(sides, args.rounds), {"one cold epoch": 1.1})
     os.sched_setaffinity(0, cores)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

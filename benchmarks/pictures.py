@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from creature.terminal import UserError
+
 CLASSES = 100
 
 
@@ -27,8 +29,11 @@ def write_table(path: Path, rows: int) -> None:
 
 
 def jpegs(folder: Path) -> list[Path]:
-    """The JPEG files below a folder."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+    """The JPEG files below a folder; raises UserError where there are none."""
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+    if not found:
+        raise UserError(f"{folder}: no JPEG is there; name a folder of photos")
+    return found
 
 
 def lay_out(photos: Sequence[Path], out: Path, count: int) -> Path:

@@ -42,7 +42,7 @@ from creature.learning.runs import open_run, share_folds
 from creature.recipe import check_recipe
 from creature.sharing.fetch import load_predictor
 from creature.sharing.onnx import export_onnx
-from creature.terminal import say
+from creature.terminal import run, say
 
 MODELS = ("tf_efficientnet_lite0", "mobilenetv3_small_100")
 NAMES = ("beetle", "bird", "butterfly", "cat", "deer", "dog", "fish", "fox", "frog", "horse", "owl", "snake")
@@ -74,7 +74,7 @@ def write_run(run: Path, architecture: str) -> None:
     ids = tuple(f"{row:02d}" for row in rows)
     hashes = tuple(f"{row:032x}" for row in rows)
     folds = FoldFile(MEMBERS, 0, NAMES, "benchmark", ids, rows % len(NAMES), (rows % MEMBERS,), hashes, {})
-    open_run(run, recipe, None)
+    open_run(run, recipe, {"weights": None, "teacher": None})
     share_folds(run, folds)
     for fold in range(MEMBERS):
         torch.manual_seed(fold)
@@ -257,7 +257,7 @@ def start(words: list[object], code: int) -> Callable[[], None]:
     return side
 
 
-def main() -> None:
+def main() -> int:
     """Measure one goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("goal", choices=sorted(ROUNDS))
@@ -280,7 +280,8 @@ def main() -> None:
     for case in cases[args.goal]:
         with tempfile.TemporaryDirectory() as name:
             case(Path(name))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -107,7 +107,7 @@ def main() -> None:
         )
         stops = [time_to_stop(recipe, work / f"stopped-{number}") for number in range(5)]
     share, found = saving / wall, ratio(seconds["resumed"], seconds["fresh"])
-    record("P11", "saving over a training at the default interval", 0.02, Ratio(share, share, share, 1))
+    record("P11", "saving over a training of three epochs", 0.02, Ratio(share, share, share, 1))
     record("R4", "time to the first step, resumed over fresh", 1.05, found)
     print(f"torch {version('torch')}, timm {version('timm')}, {torch.get_num_threads()} threads")
     print(f"saving: {share:.2%} of {wall:.0f} s (goal: at most 2 %)")

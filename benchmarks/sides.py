@@ -61,8 +61,11 @@ def in_turns(sides: Mapping[str, Side], rounds: int, warm: bool = True) -> dict[
     return seconds
 
 
-def record(goal: str, case: str, limit: float, found: Ratio, unit: str = "time", **more: Any) -> None:
-    """Append a result to results.jsonl; it is met unless the whole interval misses the limit (at most) of the goal."""
+def record(goal: str, case: str, limit: float | None, found: Ratio, unit: str = "time", **more: Any) -> None:
+    """Append a result to results.jsonl; it is met unless the whole interval misses the limit (at most) of the goal.
+
+    Without a limit no goal names this peer.
+    """
     line = {
         "goal": goal,
         "case": case,
@@ -71,7 +74,7 @@ def record(goal: str, case: str, limit: float, found: Ratio, unit: str = "time",
         "ratio": round(found.median, 4),
         "interval": [round(found.low, 4), round(found.high, 4)],
         "pairs": found.pairs,
-        "met": found.low <= limit,
+        "met": limit is None or found.low <= limit,
         "threads": torch.get_num_threads(),
         "cores": usable_cores(),
         "machine": platform.machine(),
@@ -87,15 +90,14 @@ def record(goal: str, case: str, limit: float, found: Ratio, unit: str = "time",
 def judge(
     goal: str, title: str, ours: str, seconds: Mapping[str, Sequence[float]], limits: Mapping[str, float], **more: Any
 ) -> None:
-    """Compare `ours` with every other side, show the table and record a line for each that has a limit."""
+    """Compare `ours` with every other side, show the table and record a line for each; `limits` are the goal's."""
     rows = []
     for name, theirs in seconds.items():
         if name == ours:
             continue
         found = ratio(seconds[ours], theirs)
         limit = limits.get(name)
-        if limit is not None:
-            record(goal, f"{title}: {ours} over {name}", limit, found, **more)
+        record(goal, f"{title}: {ours} over {name}", limit, found, **more)
         said = "" if limit is None else f"{limit:.2f} {'met' if found.low <= limit else 'missed'}"
         rows.append((name, f"{np.median(theirs):.4f}", str(found), said))
     show_table(

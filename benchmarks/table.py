@@ -30,7 +30,7 @@ GOALS = {
     "R4": "resumed start",
 }
 RATIOS = ("time", "memory")  # units of a ratio to a peer; any other is an amount of ours alone
-MET, MISSED, GOAL = "#0072b2", "#d55e00", "#444444"  # colours that the colour-blind can tell apart
+MET, MISSED, OTHER, GOAL = "#0072b2", "#d55e00", "#999999", "#444444"  # colours that the colour-blind can tell apart
 
 Line = dict[str, Any]
 
@@ -45,11 +45,18 @@ def latest(results: Path) -> list[Line]:
 
 
 def verdict(line: Line) -> str:
-    """Whether the goal is met, and by how much of its limit."""
+    """Whether the goal is met, and by how much of its limit; a dash for a peer that no goal names."""
+    if line["limit"] is None:
+        return "-"
     apart = line["ratio"] / line["limit"] - 1
     if apart <= 0:
         return f"met by {-apart:.0%}"
     return f"met within the interval, {apart:.0%} above" if line["met"] else f"**missed by {apart:.0%}**"
+
+
+def limit_of(line: Line) -> str:
+    """What the goal allows at most."""
+    return "-" if line["limit"] is None else f"{line['limit']:.3g}"
 
 
 def measured(line: Line) -> str:
@@ -70,7 +77,7 @@ def result_table(lines: Sequence[Line]) -> str:
         mine = [line for line in lines if line["goal"] == goal]
         for line in mine:
             note = f" ({line['note']})" if line.get("note") else ""
-            found = measured(line), str(line["pairs"]), f"{line['limit']:.3g}", verdict(line)
+            found = measured(line), str(line["pairs"]), limit_of(line), verdict(line)
             cells = f"{goal} {title}", line["case"] + note, *found, str(line["threads"]), line["date"]
             rows.append(f"| {' | '.join(cells)} |")
         if not mine:
@@ -110,17 +117,19 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     figure = Figure(figsize=(9, 1 + 0.36 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for at, line in enumerate(shown):
-        colour = MET if line["met"] else MISSED
+        colour = OTHER if line["limit"] is None else MET if line["met"] else MISSED
         axes.plot(line["interval"], [at, at], color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot(line["ratio"], at, "o", color=colour, markersize=6)
-        axes.plot(line["limit"], at, "|", color=GOAL, markersize=14, markeredgewidth=2)
+        if line["limit"] is not None:
+            axes.plot(line["limit"], at, "|", color=GOAL, markersize=14, markeredgewidth=2)
         value = f"{line['ratio']:.{2 if line['ratio'] >= 0.1 else 3}f}"
         axes.annotate(value, (1.01, at), xycoords=("axes fraction", "data"), va="center", color=colour)
     axes.axvline(1, color=GOAL, linewidth=1, linestyle=":")
-    least = min(min(line["interval"][0], line["limit"]) for line in shown)
-    most = max(max(line["interval"][1], line["limit"]) for line in shown)
+    limits = [line["limit"] for line in shown if line["limit"] is not None]
+    least = min(limits + [line["interval"][0] for line in shown])
+    most = max(limits + [line["interval"][1] for line in shown])
     axes.set(xscale="log", xlim=(least / 1.25, max(1, most) * 1.25), ylim=(-0.7, len(shown) - 0.3))
-    ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1, 1.5, 2, 3, 5) if least / 1.25 <= tick]
+    ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1, 1.5, 2, 3, 5) if least / 1.25 <= tick]
     axes.set_xticks([tick for tick in ticks if tick <= max(1, most) * 1.25], minor=False)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.minorticks_off()
@@ -129,7 +138,7 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_xlabel("ours over the peer (dotted: the peer); left is better; | is the goal, at most")
+    axes.set_xlabel("ours over the peer (dotted: the peer); left is better; | is the goal, at most; grey: no goal")
     figure.savefig(path, dpi=150)
 
 

@@ -7,10 +7,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pyarrow import parquet
 
 from creature.images.decode import decode
+from creature.judging import members
+from creature.sharing.fetch import load_predictor
 from creature.terminal import UserError
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -46,6 +49,29 @@ def test_a_program_says_how_it_is_used(path: Path, monkeypatch: pytest.MonkeyPat
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
     assert f"python benchmarks/{path.name}" in capsys.readouterr().out
+
+
+def test_the_run_that_predictions_are_measured_with_answers(tmp_path: Path):
+    runpy.run_path(str(FOLDER / "predict.py"))["write_run"](tmp_path / "run", "test_resnet")
+    members.check_members(members.find_folds([str(tmp_path / "run")]))
+    asked = load_predictor(str(tmp_path / "run/fold-4"), False, "cpu")
+    logits, _ = asked.compute({sees: np.zeros((2, 3, sees[0], sees[0]), dtype=np.uint8) for sees in asked.views})
+    assert logits.shape == (1, 2, len(asked.names)) and np.isfinite(logits).all()
+
+
+def test_a_folder_without_photos_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="no JPEG is there"):
+        import_module("pictures").jpegs(tmp_path)
+
+
+def test_every_peer_is_recorded_and_only_a_goal_s_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sides, table = import_module("sides"), import_module("table")
+    monkeypatch.setattr(sides, "RESULTS", tmp_path / "results.jsonl")
+    sides.judge("P1", "photos", "ours", {"ours": [1.0] * 3, "slow": [2.0] * 3, "quick": [0.5] * 3}, {"quick": 0.7})
+    slow, quick = table.latest(tmp_path / "results.jsonl")
+    assert (slow["ratio"], quick["ratio"]) == (0.5, 2.0)
+    assert (table.verdict(slow), table.verdict(quick)) == ("-", "**missed by 186%**")
+    assert "| 3 | - | - |" in table.result_table([slow])
 
 
 def written(folder: Path, *lines: dict[str, Any]) -> Path:
@@ -101,7 +127,15 @@ def test_the_page_has_a_place_for_the_tables_and_names_every_program_of_its_fold
 def test_the_figures_are_drawn(tmp_path: Path):
     table, growth = import_module("table"), import_module("growth")
     amount = {"goal": "P8", "unit": "bytes a row", "ratio": 48, "limit": 60, "interval": [48, 48]}
-    table.draw([LINE, LINE | {"goal": "P6", "ratio": 1.2, "met": False}, LINE | amount], tmp_path / "figure.png")
+    table.draw(
+        [
+            LINE,
+            LINE | {"case": "another", "limit": None},
+            LINE | {"goal": "P6", "ratio": 1.2, "met": False},
+            LINE | amount,
+        ],
+        tmp_path / "figure.png",
+    )
     points = [growth.Point(panel, "curve", x, 3 + 0.5 * x) for panel in growth.PANELS for x in (1, 2, 4)]
     growth.draw(points, tmp_path / "growth.png")
     assert min(path.stat().st_size for path in tmp_path.glob("*.png")) > 10_000

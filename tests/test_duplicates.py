@@ -14,6 +14,7 @@ from test_train import start
 from creature.images import duplicates, index
 from creature.images.drawings import SPECIES, draw
 from creature.images.duplicates import LENGTH, SIDE, near_duplicates, sketch
+from creature.terminal import UserError
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -155,3 +156,22 @@ def test_folds_are_the_same_from_the_index_and_with_a_cache(tiny: Path, tmp_path
     assert rows[0] == rows[1] and len(set(fold.values())) == 3
     assert all(fold[f"train/{'ab'[n % 2]}/{n}.png"] == fold[f"train/{'ab'[n % 2]}/copy-{n}.png"] for n in range(12))
     assert all(one != other for one, other in pairwise(sorted(fold)))
+
+
+def test_a_holdout_that_looks_like_what_is_trained_on_is_warned_of(tiny: Path, drawn, tmp_path, capsys):
+    pictures = [(path.parent.name, path) for path in sorted((drawn / "train").glob("*/*.jpg"))[::6]]
+    for number, (label, path) in enumerate(pictures):
+        (held := tmp_path / "held" / label).mkdir(parents=True, exist_ok=True)
+        if number < 3:
+            (held / f"{number}.jpg").write_bytes(path.read_bytes())
+        else:
+            ImageOps.mirror(Image.open(path)).save(held / f"{number}.jpg", quality=80)
+    words = ("folds.train=[0]", "schedule.epochs=1")
+    start(tiny, tmp_path / "run", f"images.holdout=[{tmp_path / 'held'}]", *words)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"images.holdout: 3 of its {len(pictures)} pictures are trained on, too, and will not be scored" in said
+    assert f"images.holdout: {len(pictures) - 3} of its {len(pictures)} pictures look the same as one" in said
+    with pytest.raises(UserError, match=r"images\.holdout: no such folder"):
+        start(tiny, tmp_path / "other", f"images.holdout=[{tmp_path / 'none'}]", *words)
+    start(tiny, tmp_path / "clean", *words)
+    assert "images.holdout" not in capsys.readouterr().err

@@ -37,8 +37,21 @@ def test_the_places_of_a_map_have_the_logit_for_their_mean(run, name):
     for label in (int(logits.argmax()), int(logits.argmin())):
         found = activation_map(asked, view(), logits, label)
         assert found.shape[0] > 1
-        bias = model.get_classifier().bias[label].item()  # type: ignore[operator, union-attr, index]
-        assert found.mean() + bias == pytest.approx(logits[label], abs=1e-3)
+        bias = model.get_classifier().bias.detach().numpy()  # type: ignore[operator, union-attr]
+        own = logits - bias
+        assert found.mean() == pytest.approx(own[label] - own.mean(), abs=1e-3)
+
+
+def test_what_is_added_to_all_classes_alike_changes_no_map(run):
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=12)
+    asked, maps = member(model, run), []
+    for added in (0.0, 0.5):
+        with torch.inference_mode():
+            model.get_classifier().weight += added  # type: ignore[operator, union-attr]
+            logits = asked.model(asked.normalize(torch.from_numpy(view())[None]))[0].numpy()
+        maps.append(activation_map(asked, view(), logits, 3))
+    assert maps[1] == pytest.approx(maps[0], abs=1e-4) and np.abs(maps[0]).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext"])

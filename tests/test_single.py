@@ -16,11 +16,11 @@ import predict
 from creature.images.folds import read_folds
 from creature.judging import members, single, soup
 from creature.judging.compare import difference_interval
-from creature.judging.distill import SHARE, soft_targets
+from creature.judging.distill import SHARE, soft_targets, student_recipe
 from creature.judging.single import MARGIN, Beside, Model, beside, verdict
 from creature.judging.soup import average, choose, greedy, norms
 from creature.learning.predictions import load_predictions
-from creature.recipe import load_recipe
+from creature.recipe import dump_recipe, load_recipe
 from creature.terminal import UserError
 
 
@@ -273,3 +273,31 @@ def test_a_student_without_pictures_to_hold_out_is_refused(own, tiny, student, d
     student.write_text(json.dumps(json.loads(student.read_text()) | {"checkpoint": {"select": "best"}}))
     with pytest.raises(UserError, match=r"checkpoint\.select in .* must be last"):
         ensemble.main([str(own), "--distill", str(student), *words(drawn)])
+
+
+def test_a_student_s_recipe_is_refused_before_anything_is_asked(own, student, drawn, tmp_path, monkeypatch):
+    start_of = tmp_path / "start.safetensors"
+    shutil.copyfile(own / "fold-0/model.safetensors", start_of)
+    saved = own / "recipe.yaml"
+    saved.write_text(saved.read_text().replace("weights: null", f"weights: {start_of}"))
+    recipe = student_recipe(str(student), own)
+    assert recipe.backbone.weights == str(start_of)  # the run's, for the same backbone
+    settings = json.loads(student.read_text())
+    student.write_text(json.dumps(settings | {"backbone": settings["backbone"] | {"name": "test_efficientnet"}}))
+    assert student_recipe(str(student), own).backbone.weights is None
+    (own / "student").mkdir()
+    (own / "student/recipe.yaml").write_text(dump_recipe(recipe))
+    monkeypatch.setattr(ensemble, "answer", None)
+    with pytest.raises(
+        UserError, match=r"student is by another recipe; remove it for a new student.*\n.*backbone\.name"
+    ):
+        ensemble.main([str(own), "--distill", str(student), *words(drawn)])
+    with pytest.raises(UserError, match=r"--distill: .*none\.yaml is no file"):
+        ensemble.main([str(own), "--distill", str(tmp_path / "none.yaml"), *words(drawn)])
+
+
+def test_one_fold_makes_no_soup(own, drawn):
+    for fold in (1, 2):
+        shutil.rmtree(own / f"fold-{fold}")
+    with pytest.raises(UserError, match=r"make one model of several, and .* has one finished fold"):
+        ensemble.main([str(own), "--soup", *words(drawn)])

@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in folds:
         held, labels = held_out(folder)
         mark = " selected" if result_of(folder)["selected"] else ""
-        rows.append((f"{folder}{mark}", *judged(held.logits, labels, args)))
+        rows.append((f"{folder}{mark}", *judged(str(folder), held.logits, labels, args)))
     for home in dict.fromkeys(folder.parent for folder in folds):
         members = find_folds([str(home)])
         if len(members) == 1 or not set(members) <= set(folds):
@@ -154,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = (home, members, np.ones(len(members)), "logits")
         found = {mirror: rows_of_ensemble(*words, mirror) for mirror in (False, True)}
         for mirror, (logits, labels, what) in ((mirror, each) for mirror, each in found.items() if each):
-            rows.append((f"{home}, {what}{', mirrored' * mirror}", *judged(logits, labels, args)))
+            name = f"{home}, {what}{', mirrored' * mirror}"
+            rows.append((name, *judged(name, logits, labels, args)))
         lacking += [] if any(found.values()) else [home]
     show_table("Calibration, each row judged by what the other rows gave", head, rows)
     say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")
@@ -163,8 +164,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> list[str]:
-    """The cells of a model's row, cross-fitted, for its logits (N, K) of rows with labels (N,)."""
+def judged(name: str, logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> list[str]:
+    """The cells of a model's row, cross-fitted, for its logits (N, K) of rows with labels (N,).
+
+    Raises UserError where it cannot promise what is asked for.
+    """
+    try:
+        return _judged(logits, labels, args)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> list[str]:
     whole = calibrate(logits, labels, args.set, args.precision)
     part = np.random.default_rng(0).permutation(len(labels)) % PARTS
     after, covered, sizes, sure = np.empty(logits.shape), *(np.zeros(len(labels)) for _ in range(3))

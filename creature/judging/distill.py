@@ -14,7 +14,7 @@ from creature.judging.blend import blend
 from creature.judging.honest import never_saw
 from creature.judging.members import check_members, find_folds, folds_of, load_member, predictor, result_of
 from creature.judging.single import Model, Unseen, record
-from creature.recipe import Recipe, load_recipe
+from creature.recipe import Recipe, load_recipe, recipe_changes
 from creature.terminal import UserError
 
 SHARE = 0.5  # of a target that is the teacher's
@@ -61,9 +61,13 @@ def soft_targets(teacher: Path, folds: FoldFile) -> torch.Tensor:
 def student_recipe(path: str, run: Path) -> Recipe:
     """The recipe of a run's student: another's settings, with the run's pictures, its holdout held out.
 
-    Raises UserError where there are no pictures to hold out.
+    Of the same backbone it starts from the run's file of weights, unless it names its own. Raises UserError where there
+    are no pictures to hold out, or the run has a student of another recipe.
     """
-    teacher, wanted = load_recipe(run / "recipe.yaml").images, load_recipe(path)
+    if not Path(path).is_file():
+        raise UserError(f"--distill: {path} is no file; name the recipe of a student, such as recipes/student.yaml")
+    of_run, wanted = load_recipe(run / "recipe.yaml"), load_recipe(path)
+    teacher, same = of_run.images, of_run.backbone.name == wanted.backbone.name
     held_out = wanted.images.validation or wanted.images.holdout or teacher.holdout
     if not held_out:
         raise UserError(
@@ -77,11 +81,19 @@ def student_recipe(path: str, run: Path) -> Recipe:
         "folds.repeats": 1,
         "folds.train": None,
         "loss.teacher": str(run),
+        "backbone.weights": wanted.backbone.weights or (of_run.backbone.weights if same else None),
         "images.train": teacher.train,
         "images.validation": held_out,
         **{f"images.{name}": getattr(teacher, name) for name in ("labels", "image_column", "label_column", "max_bad")},
     }
-    return load_recipe(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    recipe = load_recipe(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    saved = run / "student/recipe.yaml"
+    if saved.exists() and (found := recipe_changes(load_recipe(saved), recipe)):
+        raise UserError(
+            f"--distill: {saved.parent} is by another recipe; remove it for a new student. These settings differ:\n  "
+            + "\n  ".join(found)
+        )
+    return recipe
 
 
 def judge_student(

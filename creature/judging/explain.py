@@ -3,6 +3,7 @@
 The class activation map of Zhou et al. 2016 (Learning Deep Features for Discriminative Localization). Where a network
 averages its last feature maps over all places before a linear classifier, a logit is the mean of such a map plus the
 bias: the map is the answer, place by place, without any gradient. No map is drawn unless that holds for the picture.
+What all classes share changes no probability and says nothing, so a map is what a label has beyond their mean.
 
 K classes, C channels, h w places of the last feature maps, S side of the evaluation view, D of the overlay.
 """
@@ -46,7 +47,7 @@ def explain(member: Member, picture: Image.Image, label: int) -> np.ndarray:
 
 @torch.inference_mode()
 def activation_map(member: Member, view: np.ndarray, logits: np.ndarray, label: int) -> np.ndarray:
-    """What each place (h, w) of a view (3, S, S) adds to the logit of a label, one of its logits (K,).
+    """What each place (h, w) of a view (3, S, S) adds to the logit of a label beyond the mean of its logits (K,).
 
     Raises UserError where the means of the maps of all classes, with the biases, are not the logits.
     """
@@ -62,7 +63,7 @@ def activation_map(member: Member, view: np.ndarray, logits: np.ndarray, label: 
     apart = np.abs(means.cpu().numpy() - logits).max()
     if apart > (0.01 if member.dtype == torch.float32 else 0.05) * np.abs(logits).max():  # 16 bits round as coarsely
         raise _refusal(member)
-    return maps[label].cpu().numpy()
+    return (maps[label] - maps.mean(0)).cpu().numpy()
 
 
 def _refusal(member: Member) -> UserError:

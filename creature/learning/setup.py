@@ -51,7 +51,7 @@ from creature.learning.probe import start_classifier
 from creature.learning.processes import MEETING, WAIT, check_processes
 from creature.learning.runs import environment, fold_state, open_run, share_folds
 from creature.learning.schedule import lr_factor
-from creature.recipe import Recipe
+from creature.recipe import Images, Recipe
 from creature.terminal import UserError, console, say, warn
 
 
@@ -124,7 +124,11 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         good = np.setdiff1d(np.arange(len(dataset)), list(bad))
         kept, checked = (dataset.select(good), checked.take(good)) if bad else (dataset, checked)
         names = {dataset[row]["id"]: reason for row, reason in bad.items()}
-        folds = saved if saved and has_rows(saved, kept, checked["hash"]) else part(recipe, kept, checked, names)
+        if saved and has_rows(saved, kept, checked["hash"]):
+            folds = saved
+        else:
+            folds = part(recipe, kept, checked, names)
+            compare_holdout(images, folds, checked, Wanted(*sees))
         open_run(out, recipe, contents)  # not before: what cannot be trained with must not stay as the run's recipe
         found = [(good, share_folds(out, folds), cache)]
         total = f"{len(good)} images of {len(folds.names)} classes"
@@ -241,6 +245,24 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
     if min((~folds.held_out(fold)).sum() for fold in range(folds.members)) < 2:
         raise UserError(f"images.train: {len(ids)} images leave fewer than 2 to train on; add images, or fewer folds")
     return folds
+
+
+def compare_holdout(images: Images, folds: FoldFile, checked: pa.Table, wanted: Wanted) -> None:
+    """Warn of pictures of images.holdout that are the run's own, or look like one of them: they are no fair score."""
+    if not images.holdout or "sketch" not in checked.column_names:
+        return
+    columns = Columns(images.image_column, images.label_column, images.labels)
+    holdout = read_images(images.holdout, columns, "images.holdout", folds.names)
+    held, *_ = known_images(holdout, None, "images.holdout", "off", wanted)
+    same = np.isin(held["hash"].to_numpy(), checked["hash"].to_numpy())
+    head = near_duplicates(np.concatenate([sketches_of(checked), sketches_of(held)]))[len(checked) :]
+    if same.any():
+        warn(f"images.holdout: {same.sum()} of its {len(held)} pictures are trained on, too, and will not be scored")
+    if n := int((~same & (head < len(checked))).sum()):
+        warn(
+            f"images.holdout: {n} of its {len(held)} pictures look the same as one that is trained on, so its score "
+            "flatters; python -m creature.images.inspect lists them"
+        )
 
 
 def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: int, folder: Path) -> Learner:
