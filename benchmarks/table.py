@@ -138,7 +138,7 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_xlabel("ours over the peer (dotted: the peer); left is better; | is the goal, at most; grey: no goal")
+    axes.set_xlabel("ours over the peer (dotted)\nleft is better; | the goal, at most; grey: no goal")
     figure.savefig(path, dpi=150)
 
 
