@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 
 import ensemble
 import train
-from creature.judging import explain, report, results
+from creature.judging import page as page_of_runs
+from creature.judging import report, results
 from creature.judging.compare import Pair, holm
-from creature.judging.page import gallery
 from creature.judging.study import read_runs
 from creature.terminal import UserError
 
@@ -212,20 +212,20 @@ def test_figures_need_no_picture_and_the_gallery_says_so(study, page, tmp_path, 
 
 
 def test_the_gallery_explains_each_answer_by_a_member_that_never_saw_the_picture(study, monkeypatch):
-    asked, real = [], explain.explain
+    asked, real = [], page_of_runs.draw_overlay
 
     def listening(member, picture, label):
         asked.append((member, label))
         return real(member, picture, label)
 
-    monkeypatch.setattr(explain, "explain", listening)
+    monkeypatch.setattr(page_of_runs, "draw_overlay", listening)
     run = read_runs([str(study / "all")], None)[0]
-    shown, note = gallery(run, explain=True)
+    shown, note = page_of_runs.gallery(run, explain=True)
     assert len(shown) > 10 and len({member.folder for member, _ in asked}) == 3 and "orange speaks for" in note
     for mistake, (member, label) in zip(shown, asked, strict=True):
         assert mistake.id in held_out(study / "all", int(member.folder.name[-1]))[0]
         assert member.names[label] == mistake.said and len(set(mistake.sources)) == 2
-    plain, quiet = gallery(run)
+    plain, quiet = page_of_runs.gallery(run)
     assert [each.sources for each in plain] == [each.sources[:1] for each in shown] and "orange" not in quiet
 
 

@@ -38,7 +38,7 @@ def explained(asked: Predictor, member: Member) -> Predictor:
     return replace(asked, compute=compute)
 
 
-def explain(member: Member, picture: Image.Image, label: int) -> np.ndarray:
+def draw_overlay(member: Member, picture: Image.Image, label: int) -> np.ndarray:
     """The overlay (D, D, 3) of a picture, for one label; raises UserError as activation_map does."""
     view = evaluation_view(*member.sees)(picture)
     logits, _ = predictor([member]).compute({member.sees: view[None]})

@@ -17,6 +17,7 @@ from creature.images.decode import BadImage, content_hash, decode, read
 from creature.images.manifest import read_images
 from creature.images.sources import Columns
 from creature.judging.count import Count
+from creature.judging.explain import draw_overlay
 from creature.judging.figures import confused_pairs
 from creature.judging.honest import held_out
 from creature.judging.members import choose_device, load_member
@@ -130,11 +131,9 @@ def gallery(run: Run, explain: bool = False) -> tuple[list[Mistake], str]:
 
 def _overlays(run: Run) -> Callable[[str, Image.Image, int], np.ndarray]:
     """What draws the overlay of a held-out row for a label: by a member that never saw it."""
-    from creature.judging.explain import explain  # here, for a page without overlays needs no model
-
     holders = {name: fold for fold in run.once for name in held_out(fold)[0].ids}
     load = cache(lambda fold: load_member(fold, choose_device("auto")))
-    return lambda name, picture, label: explain(load(holders[name]), picture, label)
+    return lambda name, picture, label: draw_overlay(load(holders[name]), picture, label)
 
 
 class _Pictures(NamedTuple):
