@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pyarrow import parquet
+from scipy.special import softmax
 from scipy.stats import binom
 
 import ensemble
 import predict
-from creature.judging import calibration, confidence, members
+from creature.judging import calibration, confidence, figures, members
 from creature.judging.blend import blend
 from creature.judging.confidence import (
     calibrate,
@@ -21,6 +22,7 @@ from creature.judging.confidence import (
     threshold_of_answers,
     threshold_of_sets,
 )
+from creature.judging.honest import held_out
 from creature.judging.study import read_runs
 from creature.sharing.export import export
 from creature.terminal import UserError
@@ -172,11 +174,35 @@ def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path
 
 def test_each_row_is_judged_by_the_others(run, capsys, monkeypatch):
     fitted, whole = [], calibrate
-    monkeypatch.setattr(calibration, "calibrate", lambda *words: fitted.append(len(words[1])) or whole(*words))
+    for module in (calibration, confidence):
+        monkeypatch.setattr(module, "calibrate", lambda *words: fitted.append(len(words[1])) or whole(*words))
     assert calibration.main([str(run), "--set", "0.8"]) == 0
     assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
     shown = capsys.readouterr().out
     assert "in sets of 0.8" in shown and shown.count("(n = 24)") == 3
+
+
+def test_the_reliability_figure_shows_each_row_by_the_temperature_of_its_member_s_other_rows(run, monkeypatch):
+    study = read_runs([str(run)], None)[0]
+    expected = []
+    for fold in study.folds:
+        held, labels = held_out(fold)
+        part = np.random.default_rng(0).permutation(len(labels)) % 5
+        warm = [fit_temperature(held.logits[part != k], labels[part != k]) for k in range(5)]
+        expected.append(softmax(held.logits / np.array(warm)[part][:, None], axis=1))
+    assert study.calibrated == pytest.approx(np.concatenate(expected))
+
+    def legend() -> list[str]:
+        _, figure = figures.run_figures(read_runs([str(run)], None)[0])["reliability"]
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    before, after = (calibration_error(each, study.held.labels) for each in (study.probabilities, study.calibrated))
+    assert legend() == [
+        f"as it is: expected calibration error {before:.4f}",
+        f"calibrated, each row by the fold's others: expected calibration error {after:.4f}",
+    ]
+    monkeypatch.setattr(confidence, "FEWEST", 20)  # of the 24, 19 are left
+    assert legend() == [f"as it is, with too few rows a fold to calibrate: expected calibration error {before:.4f}"]
 
 
 def asked(run: Path, drawn: Path, *more: str) -> list[str]:

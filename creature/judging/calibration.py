@@ -17,12 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from creature.judging.blend import blend, log
-from creature.judging.confidence import Fitted, calibrate, calibration_error, fit
+from creature.judging.confidence import Fitted, calibrate, calibration_error, cross_fit, fit
 from creature.judging.count import Count
 from creature.judging.output import add_promises
 from creature.terminal import UserError, run, say, show_table
 
-PARTS = 5  # of the rows, each judged by what the others gave
 OF_MODEL, OF_ENSEMBLE = "calibration.safetensors", "ensemble_calibration.safetensors"  # in what is published
 
 
@@ -177,11 +176,8 @@ def judged(name: str, logits: np.ndarray, labels: np.ndarray, args: argparse.Nam
 
 def _judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> list[str]:
     whole = calibrate(logits, labels, args.set, args.precision)
-    part = np.random.default_rng(0).permutation(len(labels)) % PARTS
     after, covered, sizes, sure = np.empty(logits.shape), *(np.zeros(len(labels)) for _ in range(3))
-    for k in range(PARTS):
-        own = part == k
-        fitted = calibrate(logits[~own], labels[~own], args.set, args.precision)
+    for own, fitted in cross_fit(logits, labels, args.set, args.precision):
         after[own] = fitted.probabilities(logits[own])
         if args.set:
             sets = fitted.sets(after[own])

@@ -4,6 +4,7 @@ N rows that the model never saw, K classes. Logits are those of a member, or log
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from creature.terminal import UserError
 
 BINS = 10
 FEWEST = 30  # rows
+PARTS = 5  # of the rows, each judged by what the others gave
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,20 @@ def fit(logits: np.ndarray, labels: np.ndarray, selected: bool = False, mirror: 
     found = blend(logits[None] / temperature)
     own = found[np.arange(len(labels)), labels]
     return Fitted(temperature, own, found.max(1), found.argmax(1) == labels, selected, mirror)
+
+
+def cross_fit(
+    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, precision: float | None = None
+) -> Iterator[tuple[np.ndarray, Calibration]]:
+    """Each part of the rows (N,), with what the other parts give, to be judged by; raises what `calibrate` does."""
+    part = np.random.default_rng(0).permutation(len(labels)) % PARTS
+    for k in range(PARTS):
+        yield part == k, calibrate(logits[part != k], labels[part != k], coverage, precision)
+
+
+def enough_to_cross_fit(n: int) -> bool:
+    """Whether what is left of n rows without a part suffices for a calibration."""
+    return n - math.ceil(n / PARTS) >= FEWEST
 
 
 def promise(fitted: Fitted, coverage: float | None = None, precision: float | None = None) -> Calibration:

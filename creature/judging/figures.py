@@ -205,17 +205,26 @@ def _recall(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> 
 
 
 def _reliability(run: Run) -> Figure:
-    sure, right = run.probabilities.max(1), run.held.right
-    bins = np.array_split(np.argsort(sure, kind="stable"), min(BINS, len(sure)))
-    gap = calibration_error(run.probabilities, run.held.labels)
-    title = f"Expected calibration error {gap:.4f} ({len(bins)} bins of equal size, n = {len(sure)})"
-    with _figure(title, 3.6) as (figure, axes):
+    held, n = run.held, len(run.held.labels)
+    drawn = {"as it is": run.probabilities}
+    if run.calibrated is None:
+        drawn = {"as it is, with too few rows a fold to calibrate": run.probabilities}
+    else:
+        drawn["calibrated, each row by the fold's others"] = run.calibrated
+    with _figure(f"n = {n}, {min(BINS, n)} bins of equal size; bars: 95 % intervals", 3.9) as (figure, axes):
         axes.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--")
-        for rows in bins:
-            found = Count(int(right[rows].sum()), len(rows))
-            axes.plot([sure[rows].mean()] * 2, found.interval, color="#777777", linewidth=1.2)
-            axes.plot(sure[rows].mean(), found.accuracy, "o", color=COLORS[0], markersize=4)
+        for (name, probabilities), color, marker in zip(drawn.items(), COLORS, "os", strict=False):
+            sure = probabilities.max(1)
+            counts, at = [], []
+            for rows in np.array_split(np.argsort(sure, kind="stable"), min(BINS, n)):
+                counts.append(Count(int(held.right[rows].sum()), len(rows)))
+                at.append(sure[rows].mean())
+            low, high = zip(*(found.interval for found in counts), strict=True)
+            axes.vlines(at, low, high, color=color, alpha=0.4, linewidth=1.2)
+            label = f"{name}: expected calibration error {calibration_error(probabilities, held.labels):.4f}"
+            axes.plot(at, [found.accuracy for found in counts], marker, color=color, markersize=4, label=label)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="mean probability of the predicted class", ylabel="accuracy")
+        figure.legend(loc="outside lower center", fontsize=8)
     return figure
 
 

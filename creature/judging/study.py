@@ -14,6 +14,7 @@ from creature.images.sources import short_names
 from creature.judging.answers import Answered, load_answers, read_truth, standing
 from creature.judging.blend import blend
 from creature.judging.compare import Pair, pair
+from creature.judging.confidence import cross_fit, enough_to_cross_fit
 from creature.judging.count import Count, count_correct
 from creature.judging.honest import full_repeats, held_out, never_saw, out_of_fold, pooled
 from creature.judging.members import folds_of, result_of
@@ -67,6 +68,18 @@ class Run:
     def probabilities(self) -> np.ndarray:
         """Of the held-out rows (N, K), in the order of `held`."""
         return softmax(np.concatenate([held_out(fold)[0].logits for fold in self.once]).astype(np.float64), axis=1)
+
+    @cached_property
+    def calibrated(self) -> np.ndarray | None:
+        """As `probabilities`, each row by the temperature of its member's other rows; None where these are too few."""
+        tables = [held_out(fold) for fold in self.once]
+        if not all(enough_to_cross_fit(len(labels)) for _, labels in tables):
+            return None
+        after = [np.empty(held.logits.shape) for held, _ in tables]
+        for found, (held, labels) in zip(after, tables, strict=True):
+            for own, fitted in cross_fit(held.logits, labels):
+                found[own] = fitted.probabilities(held.logits[own])
+        return np.concatenate(after)
 
     @cached_property
     def held(self) -> Rows:

@@ -241,7 +241,10 @@ def _limits(run: Run) -> Iterator[str]:
         f"- Classes have from {min(counts)} ({escape(held.names[rare])}) to {max(counts)} pictures; the table above "
         "shows which are told apart poorly."
     )
-    yield "- Probabilities are not calibrated; the reliability figure shows how far they can be taken at their word."
+    yield (
+        "- Probabilities are not calibrated; the reliability figure shows how far they can be taken at their word, and "
+        "what a temperature mends, which `predict.py --set 0.95` divides by where one was fitted."
+    )
     yield "- Not for decisions about people, nor where a wrong label harms someone, without a person who checks."
 
 
