@@ -580,6 +580,8 @@ def _explain(problem: dict[str, Any]) -> list[str]:
             return [f"{key}: must hold settings, indented below it, got {shown}"]
         case "tuple_type":
             return [f"{key}: must be a list, such as [a, b], got {shown}"]
+        case "too_short" if not given:
+            return [f"{key}: must hold one value or more, such as [a, b], got {shown}"]
         case "string_type":
             return [f"{key}: must be text, in quotes where it looks like a number, got {shown}"]
         case _:

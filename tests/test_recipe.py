@@ -151,7 +151,7 @@ def test_a_misspelt_choice_is_told_the_nearest_one(tmp_path):
         ("tracking: tensorboard", 'tracking: must be a list, such as [a, b], got "tensorboard"'),
         ("tracking: [7]", "tracking.0: must be text, in quotes where it looks like a number, got 7"),
         ("schedule:", "schedule: must hold settings, indented below it, got null"),
-        ("folds: {train: []}", "folds.train: tuple should have at least 1 item"),
+        ("folds: {train: []}", "folds.train: must hold one value or more, such as [a, b], got []"),
     ],
 )
 def test_a_wrong_value_is_refused_with_setting_rule_and_value(tmp_path, more, line):

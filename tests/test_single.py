@@ -1,5 +1,6 @@
 """One model in the ensemble's place: soups of weights, students of out-of-fold answers, and how they are judged."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +15,8 @@ from test_train import start, weights_hash
 import ensemble
 import predict
 from creature.images.folds import read_folds
-from creature.judging import members, single, soup
-from creature.judging.compare import difference_interval
+from creature.judging import members, report, single, soup
+from creature.judging.compare import difference_interval, holm
 from creature.judging.distill import SHARE, soft_targets, student_recipe
 from creature.judging.single import MARGIN, Beside, Model, beside, verdict
 from creature.judging.soup import average, choose, greedy, norms
@@ -261,10 +262,32 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
     assert fold["images_trained"] == 72 and fold["n"] == 24  # all of the run's pictures; the holdout is held out
     assert said["scores"]["student"]["correct"] == fold["correct"]  # the same pictures by another way
     assert load_recipe(own / "student/recipe.yaml").loss.teacher == str(own)
+    assert report.main([str(own)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Table 4. One model in the ensemble's place" in shown
+    rows = {row["who"]: row for row in csv.DictReader((own / "report/single.csv").open())}
+    assert list(rows) == ["ensemble of 3", "fold-0", "fold-1", "fold-2", "uniform soup", "greedy soup", "student"]
+    for name, row in rows.items():
+        kept = json.loads((own / ("student" if name == "student" else "soup") / "result.json").read_text())["scores"]
+        assert int(row["correct"]) == kept[name]["correct"] and row["n"] == "24"
+    p = holm([float(row["p"]) for row in list(rows.values())[1:]])
+    assert [float(row["p_holm"]) for row in list(rows.values())[1:]] == pytest.approx(p)
+    assert [row["accepted"] for row in rows.values()][-3:] == ["no"] * 3  # 24 pictures show no point
     before = weights_hash(own / "student/fold-0")
     assert ensemble.main(asked) == 0 and weights_hash(own / "student/fold-0") == before
     assert "is finished" in capsys.readouterr().out
     assert members.find_folds([str(own)]) == [own / f"fold-{k}" for k in range(3)]  # it is no member
+
+
+def test_a_report_leaves_out_a_soup_of_other_members(own, drawn, capsys):
+    assert ensemble.main([str(own), "--soup", "uniform", *words(drawn)]) == 0
+    (path := own / "soup/result.json").write_text(path.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    assert report.main([str(own)]) == 0
+    assert "was made of other members than there are" in " ".join(capsys.readouterr().err.split())
+    assert not (own / "report/single.csv").exists()
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"soup/result\.json: cannot be read .*; make .*soup again"):
+        report.main([str(own)])
 
 
 def test_a_student_without_pictures_to_hold_out_is_refused(own, tiny, student, drawn):

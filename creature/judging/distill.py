@@ -13,7 +13,7 @@ from creature.judging.asking import Predictor
 from creature.judging.blend import blend
 from creature.judging.honest import never_saw
 from creature.judging.members import check_members, find_folds, folds_of, load_member, predictor, result_of
-from creature.judging.single import Model, Unseen, record
+from creature.judging.single import Model, Unseen, ingredients, record
 from creature.recipe import Recipe, load_recipe, recipe_changes
 from creature.terminal import UserError
 
@@ -104,6 +104,7 @@ def judge_student(
     check_members([fold])
     asked = see(predictor([load_member(fold, device, fused=True)]))
     model = Model("student", int(result_of(fold)["parameters"]), unseen.classes(asked, batch_size, "student"), DOUBT)
-    words = record(unseen, [model], model.name)
+    teachers = find_folds([str(student.parent)])
+    words = {"members": ingredients(teachers), **record(unseen, [model], model.name)}
     write_json(student / "result.json", words)
     return model, words["accepted"]

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.scores_table(runs),
         *([results.tricks_table(runs, baseline)] if len(runs) > 1 else []),
         results.strategies_table(runs),
+        results.single_table(runs),
         results.seeds_table(runs, baseline),
     ]
     shown = [table for table in tables if table]

@@ -10,6 +10,7 @@ from typing import Any
 
 from creature.judging.compare import Pair, compare_deciders, holm, shown_p
 from creature.judging.count import Count
+from creature.judging.single import MARGIN
 from creature.judging.study import Rows, Run, changes, same_rows, seed_groups
 from creature.terminal import printable
 
@@ -219,6 +220,57 @@ def strategies_table(runs: Sequence[Run]) -> Table | None:
     if repeats:
         note += " The report's last row is one sub-model; here it stands beside the first."
     return Table("strategies", "Table 3. Ensemble strategies", note, columns, rows, records)
+
+
+def single_table(runs: Sequence[Run]) -> Table | None:
+    """Table 4: what may stand in an ensemble's place, beside it and its members, on pictures that none of them saw."""
+    rows, records = [], []
+    for run in in_order(runs):
+        for source, scores in _scored_together(run):
+            whole, *names = scores
+            p = holm([scores[name]["against_ensemble"]["p"] for name in names])
+            for name, corrected in zip((whole, *names), (None, *p), strict=True):
+                said = scores[name]
+                count, beside = Count(said["correct"], said["n"]), said["against_ensemble"]
+                difference, low, high = (100 * beside[key] for key in ("difference", "low", "high"))
+                record = {"run": run.name, "rows": source, "who": name, "parameters": said["parameters"]}
+                record |= count.figures()
+                cells = [_name(run), Cell(source), Cell(name), Cell(f"{said['parameters'] / 1e6:.1f} M")]
+                cells += [Cell(str(count))]
+                if corrected is None:
+                    cells += [Cell("")] * 3
+                else:
+                    accepted = "" if name.startswith("fold-") else "yes" if beside["low"] > -MARGIN else "no"
+                    tone = "up" if difference > 0 else "down" if difference < 0 else ""
+                    text = f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+                    cells += [Cell(text, f"{tone} sure" if corrected < 0.05 else tone)]
+                    cells += [Cell(shown_p(corrected)), Cell(accepted)]
+                    record |= {"difference": beside["difference"], "difference_low": beside["low"]}
+                    record |= {"difference_high": beside["high"], "p": beside["p"], "p_holm": corrected}
+                    record |= {"accepted": accepted}
+                rows.append(tuple(cells))
+                records.append(record)
+    if not rows:
+        return None
+    beside = ("points above the ensemble [95 %]", "p", "accepted")
+    columns = ("run", "pictures", "model", "parameters", "accuracy", *beside)
+    note = (
+        "Soups and students that ensemble.py made, on pictures that no member was trained on. Differences: Newcombe's "
+        "interval. p: McNemar's, corrected by Holm. Accepted: surely less than a point worse than the ensemble."
+    )
+    return Table("single", "Table 4. One model in the ensemble's place", note, columns, rows, records)
+
+
+def _scored_together(run: Run) -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    """What was scored on the same pictures, beside an ensemble with the same answers: where these are from, scores."""
+    found: list[tuple[str, dict[str, dict[str, Any]]]] = []
+    for said in run.made:
+        source, scores = said["images"]["source"], said["scores"]
+        if found and found[-1][0] == source and all(found[-1][1].get(name, new) == new for name, new in scores.items()):
+            found[-1][1].update(scores)
+        else:
+            found.append((source, dict(scores)))
+    return found
 
 
 def seeds_table(runs: Sequence[Run], baseline: Run) -> Table | None:

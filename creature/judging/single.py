@@ -93,6 +93,11 @@ def beside(unseen: Unseen, model: Model) -> Beside:
     return Beside(model, Count(int(right.sum()), len(right)), pair(right, theirs), low, high)
 
 
+def ingredients(folds: Sequence[Path]) -> list[dict[str, Any]]:
+    """What one model was made of: each fold with its weights' hash."""
+    return [{"fold": fold.name, "sha256": result_of(fold)["sha256"]["model.safetensors"]} for fold in folds]
+
+
 def record(unseen: Unseen | None, models: Sequence[Model], chosen: str) -> dict[str, Any]:
     """What one model's result.json says of its score: all that it stands beside, and whether it is accepted."""
     if unseen is None:

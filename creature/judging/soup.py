@@ -20,7 +20,7 @@ from creature.images.mapped import compute
 from creature.images.sources import Columns
 from creature.judging.asking import Predictor
 from creature.judging.members import Member, folds_of, load_member, predictor, result_of, short_names
-from creature.judging.single import Model, Unseen, record
+from creature.judging.single import Model, Unseen, ingredients, record
 from creature.learning.checkpoint import save_weights
 from creature.learning.runs import environment
 from creature.learning.setup import training_views
@@ -160,22 +160,13 @@ def make_soup(
         alone = ", to which no other is of use" * (len(chosen[0]) == 1)
         say(f"greedy soup: {listed[0]}{alone}; one half of the pictures chooses {listed[1]}, the other {listed[2]}")
         say("its score is cross-fitted: each half is answered by the soup that the other half chose", style="dim")
-    words = {"soup": kind, "members": ingredients(folds, chosen), **record(unseen, models, f"{kind} soup")}
+    members = [
+        {**fold, "chosen": member in chosen[0], "chosen_by_halves": [member in some for some in chosen[1:]]}
+        for member, fold in enumerate(ingredients(folds))
+    ]
+    words = {"soup": kind, "members": members, **record(unseen, models, f"{kind} soup")}
     write_soup(run / "soup", folds[0], of(chosen[0]), words)
     return models, words["accepted"]
-
-
-def ingredients(folds: Sequence[Path], chosen: Sequence[Ingredients]) -> list[dict[str, Any]]:
-    """Each fold with its weights' hash, whether it is in the soup, and whether each half of the pictures chose it."""
-    return [
-        {
-            "fold": fold.name,
-            "sha256": result_of(fold)["sha256"]["model.safetensors"],
-            "chosen": member in chosen[0],
-            "chosen_by_halves": [member in some for some in chosen[1:]],
-        }
-        for member, fold in enumerate(folds)
-    ]
 
 
 def write_soup(folder: Path, fold: Path, soup: Member, words: dict[str, Any]) -> None:

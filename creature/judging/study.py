@@ -105,6 +105,23 @@ class Run:
         ids, hashes = (tuple(column.take(rows).to_pylist()) for column in (folds.ids, folds.hashes))
         return len(logits), Rows(ids, hashes, folds.labels[rows], said.argmax(1), folds.names), said
 
+    @cached_property
+    def made(self) -> list[dict[str, Any]]:
+        """What the run's soup and student say of themselves, beside the members that there are."""
+        weights, found = {result["sha256"]["model.safetensors"] for result in self.results}, []
+        for path in (self.folder / name / "result.json" for name in ("soup", "student")):
+            if not path.exists():
+                continue
+            try:
+                said = json.loads(path.read_text(encoding="utf-8"))
+                if said["scores"] and {member["sha256"] for member in said["members"]} == weights:
+                    found.append(said)
+                elif said["scores"]:
+                    warn(f"{path.parent} was made of other members than there are, and is left out; make it again")
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}: cannot be read ({error}); make {path.parent} again") from None
+        return found
+
     @property
     def selected(self) -> bool:
         """Whether an epoch was chosen on the held-out rows."""
