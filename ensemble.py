@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.judging import output
-from creature.terminal import UserError, run
+from creature.terminal import BROKEN_IMAGES, UserError, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score the members on what they never saw, and predict with all of them."""
     args = parse(argv)
     output.check_options(args)
+    if args.parts:
+        raise UserError(
+            f"--out: writes one file, such as predictions.csv, got the folder {args.out}; parts are written by "
+            "python predict.py RUN PHOTOS --members --out DIR/"
+        )
     if (args.out or args.labels) and not args.images:
         raise UserError("--out and --labels need --images FOLDER")
     if args.images and not (args.out or args.labels or args.compare):
@@ -147,6 +152,7 @@ def answer(
             code = output.write(args, columns, rows, top, members.most_frequent(folds))
         else:
             deque(rows, maxlen=0)
+            code = BROKEN_IMAGES if "" in record.hashes else 0
         found["images"] = record.answered(ids, labels, args.strategy, names, models)
     return found, sources, code
 
@@ -175,6 +181,7 @@ def conclude(
     if store:
         store.mkdir(exist_ok=True)
         for name, answered in found.items():
+            answers.warn_of_lost_labels(store / f"{name}.safetensors", answered)
             answers.save_answers(store / f"{name}.safetensors", answered)
         write_json(store / "result.json", honest.summary(folds, weights, args.strategy, scores, args.mirror))
     return stands

@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--urls", action="store_true", help="fetch pictures that are given as http(s)://")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables (%(default)s)")
     output.add_promises(parser)
-    output.add_options(parser, "full")
+    output.add_options(parser, "full", parts=True)
     return parser.parse_args(argv)
 
 

@@ -21,7 +21,7 @@ from creature.images.sources import Columns
 from creature.judging.count import Count
 from creature.judging.study import read_runs
 from creature.judging.suspects import suspects
-from creature.terminal import run
+from creature.terminal import UserError, run
 
 SHARE = 0.05
 RANKINGS = {
@@ -65,8 +65,9 @@ def main() -> int:
             words = [word for setting in settings for word in ("--set", setting)]
             train.main(["--recipe", str(args.recipe), "--out", f"{name}/run", *words])
             _, held, probabilities = read_runs([f"{name}/run"], None)[0].judged
-            flipped = np.array([held_id.split("data/")[-1] in wrong for held_id in held.ids])
-            assert flipped.sum() == len(wrong), "a flipped row is not held out"
+            flipped = np.array([held_id.removeprefix("data/") in wrong for held_id in held.ids])
+            if flipped.sum() != len(wrong):
+                raise UserError(f"{args.data}: pictures with flipped labels were left out; mend or remove broken ones")
             orders = {"ours": suspects(probabilities, held.labels)}
             for ranking, how in RANKINGS.items():
                 scores = get_label_quality_scores(held.labels, probabilities, **how)

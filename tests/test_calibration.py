@@ -202,7 +202,9 @@ def test_the_reliability_figure_shows_each_row_by_the_temperature_of_its_member_
         f"calibrated, each row by the fold's others: expected calibration error {after:.4f}",
     ]
     monkeypatch.setattr(confidence, "FEWEST", 20)  # of the 24, 19 are left
-    assert legend() == [f"as it is, with too few rows a fold to calibrate: expected calibration error {before:.4f}"]
+    assert legend() == [
+        f"as it is, with too few rows a fold to show it calibrated: expected calibration error {before:.4f}"
+    ]
 
 
 def asked(run: Path, drawn: Path, *more: str) -> list[str]:
@@ -293,3 +295,9 @@ def test_a_share_is_between_0_and_1(share, capsys):
     with pytest.raises(SystemExit):
         predict.main(["model", "photo.jpg", "--set", share])
     assert "must be above 0 and below 1" in capsys.readouterr().err
+
+
+def test_too_few_rows_to_judge_a_calibration_are_counted(run, monkeypatch):
+    monkeypatch.setattr(confidence, "FEWEST", 20)
+    with pytest.raises(UserError, match=r"fold-0: 24 held-out images are too few to judge each by the others"):
+        calibration.main([str(run)])

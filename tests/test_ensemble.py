@@ -342,3 +342,27 @@ def test_mirror_images_are_named_beside_the_scores(run, drawn, tmp_path):
     assert ensemble.main(words) == 0
     assert report.main([str(copy), "--out", str(tmp_path / "report")]) == 0
     assert "mirror" not in (tmp_path / "report/scores.md").read_text()
+
+
+def test_a_score_alone_tells_of_broken_pictures_too(run, drawn, tmp_path):
+    shutil.copytree(drawn / "test", tmp_path / "test")
+    (tmp_path / "test/broken.jpg").write_bytes(b"no picture")
+    labels = str(drawn / "test_labels.csv")
+    assert ensemble.main([str(run), "--images", str(tmp_path / "test"), "--labels", labels]) == BROKEN_IMAGES
+
+
+def test_an_ensemble_writes_no_parts(run, drawn, tmp_path):
+    with pytest.raises(UserError, match=r"--out: writes one file, such as predictions\.csv, got the folder"):
+        ensemble.main([str(run), "--images", str(drawn / "test"), "--out", f"{tmp_path}/", "--format", "full"])
+
+
+def test_answers_with_labels_do_not_go_unsaid(run, drawn, tmp_path, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    shutil.rmtree(own / "ensemble", ignore_errors=True)
+    test, labels = ["--images", str(drawn / "test")], ["--labels", str(drawn / "test_labels.csv")]
+    ensemble.main([str(own), *test, *labels])
+    ensemble.main([str(own), *test, *labels])
+    assert "without labels" not in capsys.readouterr().err
+    ensemble.main([str(own), *test, "--out", str(tmp_path / "p.csv")])
+    assert "these answers, without labels, replace those with labels" in " ".join(capsys.readouterr().err.split())

@@ -23,7 +23,7 @@ from creature.learning.checkpoint import verifies
 from creature.recipe import load_recipe
 from creature.sharing import check, hub
 from creature.sharing.card import Terms, base_model, measured
-from creature.sharing.export import anonymous, export, portable
+from creature.sharing.export import anonymous, as_published, export, portable
 from creature.sharing.fetch import find_model
 from creature.sharing.verify import scan, verify
 from creature.terminal import UserError
@@ -351,3 +351,18 @@ def test_a_holdout_of_the_hub_gets_an_eval_result(tiny, drawn, tmp_path):
     assert entry["dataset"] == {"id": "me/birds", "task_id": "test"}
     assert entry["value"] == round(scored["accuracy"], 4) and "(n = 24)" in entry["notes"]
     assert ModelCard.load(branches["main"] / "README.md").data.datasets == ["me/birds"]
+
+
+def test_no_score_is_published_of_another_blend_than_what_is(built, tmp_path, drawn, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(built, own)
+    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--strategy", "softmax"]
+    ensemble.main([str(own), *words])
+    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    ensemble.main([str(own)])  # by logits, from now on
+    capsys.readouterr()
+    assert not as_published(*read_runs([str(own)], None)).answered
+    assert "its score is left out, for it was asked in another way (softmax)" in " ".join(
+        capsys.readouterr().err.split()
+    )

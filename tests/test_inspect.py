@@ -104,3 +104,14 @@ def test_mistakes_get_one_sentence(tmp_path):
 def test_it_does_not_wait_for_torch():
     code = "import sys, creature.images.inspect; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_folders_of_one_name_are_two_splits(data, tmp_path, capsys):
+    for year in ("2023", "2024"):
+        (tmp_path / year / "images/cat").mkdir(parents=True)
+        for number in (1, 2, 3 if year == "2023" else 4):
+            photo(number).save(tmp_path / year / f"images/cat/{number}.png")
+    out = " ".join(said(capsys, *(str(tmp_path / year / "images") for year in ("2023", "2024"))).split())
+    assert "2024/images has copies of pictures in 2023/images (2)" in out
+    out = said(capsys, str(data), str(tmp_path / "2023"))
+    assert cells(out, f"{data.name}/train") and cells(out, "2023")

@@ -25,6 +25,7 @@ from creature.images.folds import FoldFile, assign_folds, folds_hash, map_folds,
 from creature.judging import honest, labels, report
 from creature.judging.answers import load_answers
 from creature.judging.blend import blend
+from creature.judging.calibration import rows_of_ensemble
 from creature.judging.count import Count
 from creature.judging.members import find_folds
 from creature.judging.study import read_runs
@@ -443,3 +444,16 @@ def test_on_random_labels_the_ensemble_of_repeats_is_chance_and_naive_scoring_is
     assert binomtest(naive, 72).pvalue < 1e-4  # what members say of rows that they were trained on is no score
     refused = shown.partition("Ensemble of 6")[2]
     assert "72 images, trained on" in refused and "seen" in refused and "(n =" not in refused
+
+
+def test_promises_of_repeats_are_marked_where_an_epoch_was_selected_and_are_none_of_votes(twice, tmp_path):
+    shutil.copytree(twice, best := tmp_path / "best")
+    for fold in find_folds([str(best)]):
+        result = json.loads((fold / "result.json").read_text()) | {"selected": True}
+        (fold / "result.json").write_text(json.dumps(result))
+    for run, selected in ((twice, False), (best, True)):
+        found = find_folds([str(run)])
+        words = run, found, np.ones(len(found))
+        rows = rows_of_ensemble(*words, "logits", False)
+        assert rows and (rows.selected, len(rows.labels)) == (selected, 72)
+        assert rows_of_ensemble(*words, "vote", False) is None

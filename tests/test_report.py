@@ -355,3 +355,25 @@ def test_hostile_names_are_text(browser, tiny, drawn, tmp_path):
             assert "\x1b" not in path.read_text()
     with Image.open(run / "report/%3Cb%3Erun-confusion.png") as figure:
         assert figure.size[0] > 500
+
+
+def test_answers_of_other_weights_are_left_out(study, tmp_path, capsys):
+    run = tmp_path / "resnext"
+    shutil.copytree(study / "resnext", run)
+    for name in ("model.safetensors", "result.json", "held_out.safetensors"):
+        shutil.copyfile(study / "focal/fold-0" / name, run / "fold-0" / name)
+    (found,) = read_runs([str(run)], None)
+    assert not found.answered and "has answers of other weights, which are left out" in capsys.readouterr().err
+
+
+def test_runs_that_were_asked_in_different_ways_are_not_compared(study, drawn, tmp_path):
+    run = tmp_path / "focal"
+    shutil.copytree(study / "focal", run)
+    words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--mirror"]
+    ensemble.main([str(run), *words])
+    baseline, mirrored = read_runs([str(study / "resnext"), str(run)], None)
+    table = results.tricks_table([baseline, mirrored], baseline)
+    assert [record["status"] for record in table.records if record["run"] == "focal"] == [
+        "compared",
+        "resnext was asked in another way: one model",
+    ]

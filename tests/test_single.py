@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_ensemble import forget_cached_runs, read  # noqa: F401 - a fixture that these tests need, too
 from test_train import start, weights_hash
@@ -18,8 +20,10 @@ from creature.images.folds import read_folds
 from creature.judging import members, report, single, soup
 from creature.judging.compare import difference_interval, holm
 from creature.judging.distill import SHARE, soft_targets, student_recipe
+from creature.judging.results import single_table
 from creature.judging.single import MARGIN, Beside, Model, beside, verdict
 from creature.judging.soup import average, choose, greedy, norms
+from creature.judging.study import read_runs
 from creature.learning.predictions import load_predictions
 from creature.recipe import dump_recipe, load_recipe
 from creature.terminal import UserError
@@ -49,6 +53,11 @@ def student(tiny: Path, held: Path, tmp_path: Path) -> Path:
     settings["images"]["holdout"] = [str(held)]
     (path := tmp_path / "student.yaml").write_text(json.dumps(settings))
     return path
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata()
 
 
 def words(drawn: Path) -> list[str]:
@@ -106,7 +115,7 @@ def judged(right: int, alone: int, theirs: int, n: int) -> Beside:
     model, all_of_them = np.ones((2, n), dtype=np.int64)
     model[: right + alone] = 0
     all_of_them[:right] = all_of_them[right + alone : right + alone + theirs] = 0
-    unseen = single.Unseen("t", np.arange(n), labels, Model("e", 2, all_of_them), (), lambda: ())
+    unseen = single.Unseen("t", np.arange(n), labels, Model("e", 2, all_of_them), (), lambda: (), "logits", False)
     return beside(unseen, Model("m", 1, model))
 
 
@@ -254,7 +263,9 @@ def test_a_student_does_not_go_on_with_another_teacher_s_answers(own, tiny, held
 def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, capsys):
     asked = [str(own), "--soup", "--distill", str(student), *words(drawn)]
     assert ensemble.main(asked) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    out, warned = capsys.readouterr()
+    shown = " ".join(out.split())
+    assert "images.holdout" not in warned  # its holdout is what it holds out
     for name in ("ensemble of 3", "fold-2", "uniform soup", "greedy soup", "student"):
         assert name in shown.split("One model in the ensemble's place")[1]
     said = json.loads((own / "student/result.json").read_text())
@@ -277,6 +288,11 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
     assert ensemble.main(asked) == 0 and weights_hash(own / "student/fold-0") == before
     assert "is finished" in capsys.readouterr().out
     assert members.find_folds([str(own)]) == [own / f"fold-{k}" for k in range(3)]  # it is no member
+    path = own / "fold-0/held_out.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "logits": tensors["logits"] + 1}, path, load_metadata(path))
+    with pytest.raises(UserError, match=r"--distill: .*student learned from other answers than those that .* has now"):
+        ensemble.main(asked)
 
 
 def test_a_report_leaves_out_a_soup_of_other_members(own, drawn, capsys):
@@ -285,9 +301,20 @@ def test_a_report_leaves_out_a_soup_of_other_members(own, drawn, capsys):
     assert report.main([str(own)]) == 0
     assert "was made of other members than there are" in " ".join(capsys.readouterr().err.split())
     assert not (own / "report/single.csv").exists()
-    path.write_text("{}")
-    with pytest.raises(UserError, match=r"soup/result\.json: cannot be read .*; make .*soup again"):
-        report.main([str(own)])
+    path.write_text('{"scores": {"x": 1}, "members": []}')
+    assert report.main([str(own)]) == 0
+    assert "soup was made of other members" in " ".join(capsys.readouterr().err.split())
+    said = {"strategy": "logits", "mirror": False, "images": {"source": "x"}, "scores": {"x": 1}}
+    hashes = [{"sha256": members.result_of(own / f"fold-{k}")["sha256"]["model.safetensors"]} for k in range(3)]
+    path.write_text(json.dumps({**said, "members": hashes}))
+    assert report.main([str(own)]) == 0
+    assert re.search(r"soup/result\.json cannot be read .*make .*soup again", " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_soup_says_how_it_was_asked(own, drawn):
+    assert ensemble.main([str(own), "--soup", "uniform", "--strategy", "vote", "--mirror", *words(drawn)]) == 0
+    table = single_table(read_runs([str(own)], None))
+    assert table and {row[-1].text for row in table.rows} == {"own, test_labels.csv by vote, with mirror images"}
 
 
 def test_a_student_without_pictures_to_hold_out_is_refused(own, tiny, student, drawn):

@@ -373,3 +373,37 @@ def test_without_a_compiler_compile_says_so(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/c++"))
     with pytest.raises(UserError, match=r"^backbone.compile: .*compiler.*; set it to false"):
         start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=true")
+
+
+def test_validation_pictures_that_are_trained_on_are_no_score(drawn, tiny, tmp_path, capsys):
+    """By content, and whatever they look like: two flat pictures are copies as well."""
+    held, flat = tmp_path / "held", tmp_path / "flat"
+    for path in sorted((drawn / "train").glob("*/*.jpg"))[::9]:
+        (held / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, held / path.parent.name / f"copy-{path.name}")
+    for folder in (drawn / "train").iterdir():
+        (held / folder.name).mkdir(exist_ok=True)
+    one, label = ["folds.count=1", "schedule.epochs=1"], sorted(path.name for path in held.iterdir())[0]
+    with pytest.raises(UserError, match=r"images\.validation: it has no picture that can be decoded and is not in"):
+        start(tiny, tmp_path / "none", *one, f"images.validation=[{held}]")
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(held / label / "flat.png")
+    shutil.copytree(drawn / "train", flat)
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(flat / label / "flat.png")
+    for test in sorted((drawn / "test").iterdir())[:2]:
+        shutil.copyfile(test, held / label / test.name)
+    start(tiny, tmp_path / "run", *one, f"images.train=[{flat}]", f"images.validation=[{held}]")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "images.validation: 9 of its pictures are in images.train, too, and will not be scored" in said
+    assert json.loads((tmp_path / "run/fold-0/result.json").read_text())["n"] == 2
+
+
+def test_a_class_of_which_nothing_is_trained_on_is_refused(drawn, tiny, tmp_path):
+    train_on, held = tmp_path / "train", tmp_path / "held"
+    shutil.copytree(drawn / "train", train_on)
+    (train_on / "lynx").mkdir()
+    for folder in train_on.iterdir():
+        (held / folder.name).mkdir(parents=True)
+    shutil.copyfile(next((drawn / "test").iterdir()), held / "lynx/one.jpg")
+    words = ["folds.count=1", f"images.train=[{train_on}]", f"images.validation=[{held}]"]
+    with pytest.raises(UserError, match=r"images\.train: no picture of the classes lynx; add some, or remove"):
+        start(tiny, tmp_path / "run", *words)

@@ -23,6 +23,7 @@ from creature.cores import usable_cores
 from creature.images.decode import BadImage, Encoded, content_hash, read
 from creature.images.duplicates import LENGTH, near_duplicates, sketch
 from creature.images.files import file_id, label_of, list_pictures, natural, read_labels
+from creature.images.sources import short_names
 from creature.terminal import UserError, progress, run, say, show_table
 
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -61,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     labels = read_labels(args.labels) if args.labels else {}
     alone = len(args.folders) == 1
-    found = list(look([picture for folder in args.folders for picture in find(folder, labels, alone)]))
+    names = [""] if alone else short_names(args.folders, "folders")
+    named = zip(args.folders, names, strict=True)
+    found = list(look([picture for folder, name in named for picture in find(folder, labels, name)]))
     show_table("Splits", SPLIT_COLUMNS, splits_table(found))
     if classes := classes_table(found):
         more = f" (the rarest {SHOWN} of {len(classes)})" if len(classes) > SHOWN else ""
@@ -83,24 +86,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def find(folder: str, labels: dict[str, str], alone: bool) -> Iterator[Picture]:
+def find(folder: str, labels: dict[str, str], name: str) -> Iterator[Picture]:
     """The pictures of a folder, by split, with the label that their class folder or the CSV gives them.
 
-    Of a folder that stands alone, they are called by their path within it.
+    Of several folders each has a name, by which its splits are told apart; of one that stands alone, which has none,
+    pictures are called by their path within it.
 
     Raises UserError for a folder that is not there, or holds none.
     """
     inside = [name for name in SPLITS if os.path.isdir(os.path.join(folder, name))]
     roots = [os.path.join(folder, name) for name in inside] or [folder]
     for root in roots:
-        split = os.path.basename(os.path.normpath(root))
+        own = os.path.basename(os.path.normpath(root))
+        split = own if not name else f"{name}/{own}" if inside else name
         if not (paths := list_pictures(root)):
             raise UserError(f"{root}: holds no pictures")
         for path in sorted(paths):
-            name = os.path.relpath(path, root)
-            top, separator, _ = name.partition(os.sep)
-            label = top if separator else label_of(labels, name) or ""
-            yield Picture(file_id(os.path.relpath(path, folder) if alone else path), path, split, file_id(label))
+            within = os.path.relpath(path, root)
+            top, separator, _ = within.partition(os.sep)
+            label = top if separator else label_of(labels, within) or ""
+            yield Picture(file_id(path if name else os.path.relpath(path, folder)), path, split, file_id(label))
 
 
 def look(pictures: Sequence[Picture]) -> Iterator[Picture]:
@@ -207,11 +212,12 @@ def advice(found: Sequence[Picture], copies: Sequence[tuple[Picture, Picture, st
         yield f"copies with another label than their first: {n}; correct the labels"
     if n := sum(bool(picture.bad) for picture in found):
         yield f"files that cannot be decoded: {n}; mend or remove them, or images.max_bad says how many may be left out"
-    labelled = Counter(picture.label for picture in found if picture.label and picture.split != "test")
+    trainable = [picture for picture in found if picture.label and picture.split.rpartition("/")[2] != "test"]
+    labelled = Counter(picture.label for picture in trainable)
     if not labelled:
         return
     rarest, n = min(labelled.items(), key=lambda item: item[1])
-    sources = sorted({p.split for p in found if p.label and p.split != "test"}, key=splits_of(found).index)
+    sources = sorted({picture.split for picture in trainable}, key=splits_of(found).index)
     if n < 2:
         yield f"suggested: more pictures of {rarest}, which has one: no fold can train on it and hold it out"
     elif n < 5:

@@ -17,7 +17,7 @@ from creature.judging.asking import Answers
 from creature.judging.blend import STRATEGIES, blend, log
 from creature.judging.count import Count, count_correct
 from creature.judging.members import relation
-from creature.terminal import UserError
+from creature.terminal import UserError, warn
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,16 @@ class Answered:
     models: tuple[str, ...] = ()  # SHA-256 of the members' weights
     weights: tuple[float, ...] = ()  # of the members
     scores: np.ndarray | None = None  # (N, K), logs of the ensemble's probabilities, where they were kept
+
+    @property
+    def how(self) -> str:
+        """The way in which the ensemble, or one model, was asked; its weights apart."""
+        return ("one model" if len(self.members) == 1 else self.strategy) + ", with mirror images" * self.mirror
+
+    def asked_as(self, other: "Answered") -> bool:
+        """Whether another ensemble, or one model, was asked in the same way, so that the models alone are compared."""
+        alone = min(len(self.members), len(other.members)) == 1
+        return self.mirror == other.mirror and (alone or self.strategy == other.strategy)
 
     @property
     def members(self) -> list[str]:
@@ -102,6 +112,15 @@ def save_answers(path: Path, answered: Answered) -> None:
         tensors["scores"] = answered.scores
     path.parent.mkdir(exist_ok=True)
     save_file(tensors, path, metadata={key: json.dumps(value) for key, value in words.items()})
+
+
+def warn_of_lost_labels(path: Path, answered: Answered) -> None:
+    """Warn where answers without labels take the place of answers with them."""
+    if path.exists() and (answered.labels < 0).all() and (load_answers(path).labels >= 0).any():
+        warn(
+            f"{path}: these answers, without labels, replace those with labels, on which a score and --set rest; to "
+            "have them again, run ensemble.py with --labels again"
+        )
 
 
 def load_answers(path: Path) -> Answered:

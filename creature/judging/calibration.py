@@ -11,13 +11,23 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from creature.judging.blend import blend, log
-from creature.judging.confidence import Fitted, calibrate, calibration_error, cross_fit, fit
+from creature.judging.confidence import (
+    FEWEST,
+    PARTS,
+    Fitted,
+    calibrate,
+    calibration_error,
+    cross_fit,
+    enough_to_cross_fit,
+    fit,
+)
 from creature.judging.count import Count
 from creature.judging.output import add_promises
 from creature.terminal import UserError, run, say, show_table
@@ -60,21 +70,29 @@ def of_ensemble(home: Path, folders: Sequence[Path], weights: np.ndarray, strate
             f"on, and {home} has none; first: python ensemble.py {home} --images DIR --labels FILE.csv{how}, or train "
             "with images.holdout or folds.repeats, or ask one fold"
         )
-    logits, labels, _ = found
-    return fit(logits, labels, mirror=mirror)
+    return fit(found.logits, found.labels, found.selected, mirror)
+
+
+class Unseen(NamedTuple):
+    """Pictures that no member of an ensemble saw."""
+
+    logits: np.ndarray  # (N, K), logs of its probabilities
+    labels: np.ndarray  # (N,)
+    what: str
+    selected: bool = False  # an epoch was chosen on them
 
 
 def rows_of_ensemble(
     run: Path, folders: Sequence[Path], weights: np.ndarray, strategy: str, mirror: bool
-) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """Pictures that no member of a run's ensemble saw: logs of its probabilities (N, K), labels (N,), what they are.
+) -> Unseen | None:
+    """Pictures that no member of a run's ensemble saw, with what it says of them.
 
     Its answers to the holdout, or else to labelled images, as ensemble.py has kept them; or else repeated folds, where
     the members that never saw a row stand in for the larger ensemble. None where there is neither.
     """
     from creature.judging.answers import load_answers, standing
     from creature.judging.honest import full_repeats, never_saw
-    from creature.judging.members import check_members, folds_of
+    from creature.judging.members import check_members, folds_of, result_of
 
     models = tuple(result["sha256"]["model.safetensors"] for result in check_members(folders))
     for name in ("holdout", "images"):
@@ -89,12 +107,13 @@ def rows_of_ensemble(
             continue
         unseen = standing(answered, folders) == "unseen"
         if unseen.any() and np.allclose(np.array(answered.weights) / sum(answered.weights), weights / weights.sum()):
-            return answered.scores[unseen], answered.labels[unseen], f"ensemble of {len(folders)}, {name}"
-    if mirror or len(full_repeats(folders)) < 2 or len(set(weights.tolist())) > 1:
+            return Unseen(answered.scores[unseen], answered.labels[unseen], f"ensemble of {len(folders)}, {name}")
+    if strategy == "vote" or mirror or len(full_repeats(folders)) < 2 or len(set(weights.tolist())) > 1:
         return None
     rows, logits = never_saw(folders)
     what = f"ensembles of {len(logits)}, for that of {len(folders)}"
-    return log(blend(logits, strategy)), folds_of(run).labels[rows], what
+    selected = any(result_of(folder)["selected"] for folder in folders)
+    return Unseen(log(blend(logits, strategy)), folds_of(run).labels[rows], what, selected)
 
 
 def save_fitted(path: Path, fitted: Fitted) -> None:
@@ -152,9 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         words = (home, members, np.ones(len(members)), "logits")
         found = {mirror: rows_of_ensemble(*words, mirror) for mirror in (False, True)}
-        for mirror, (logits, labels, what) in ((mirror, each) for mirror, each in found.items() if each):
-            name = f"{home}, {what}{', mirrored' * mirror}"
-            rows.append((name, *judged(name, logits, labels, args)))
+        for mirror, unseen in ((mirror, each) for mirror, each in found.items() if each):
+            name = f"{home}, {unseen.what}{', mirrored' * mirror}{' selected' * unseen.selected}"
+            rows.append((name, *judged(name, unseen.logits, unseen.labels, args)))
         lacking += [] if any(found.values()) else [home]
     show_table("Calibration, each row judged by what the other rows gave", head, rows)
     say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")
@@ -175,6 +194,11 @@ def judged(name: str, logits: np.ndarray, labels: np.ndarray, args: argparse.Nam
 
 
 def _judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> list[str]:
+    if not enough_to_cross_fit(len(labels)):
+        raise UserError(
+            f"{len(labels)} held-out images are too few to judge each by the others: {FEWEST} must be left without any "
+            f"of {PARTS} parts"
+        )
     whole = calibrate(logits, labels, args.set, args.precision)
     after, covered, sizes, sure = np.empty(logits.shape), *(np.zeros(len(labels)) for _ in range(3))
     for own, fitted in cross_fit(logits, labels, args.set, args.precision):

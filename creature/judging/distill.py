@@ -14,6 +14,8 @@ from creature.judging.blend import blend
 from creature.judging.honest import never_saw
 from creature.judging.members import check_members, find_folds, folds_of, load_member, predictor, result_of
 from creature.judging.single import Model, Unseen, ingredients, record
+from creature.learning.runs import contents_of
+from creature.learning.setup import hash_contents
 from creature.recipe import Recipe, load_recipe, recipe_changes
 from creature.terminal import UserError
 
@@ -92,6 +94,11 @@ def student_recipe(path: str, run: Path) -> Recipe:
         raise UserError(
             f"--distill: {saved.parent} is by another recipe; remove it for a new student. These settings differ:\n  "
             + "\n  ".join(found)
+        )
+    if saved.exists() and contents_of(saved.parent)["teacher"] != hash_contents(recipe)["teacher"]:
+        raise UserError(
+            f"--distill: {saved.parent} learned from other answers than those that {run} has now; remove it for a new "
+            "student"
         )
     return recipe
 

@@ -131,7 +131,7 @@ def _curves(runs: Sequence[Run], key: str, label: str, names: Sequence[str]) -> 
 def run_figures(run: Run) -> dict[str, tuple[str, Figure]]:
     """Figures of a run's held-out rows as name -> (what it shows, figure)."""
     held, count = run.held, run.held.count
-    of = f"held-out rows, accuracy {count}"
+    of = f"held-out rows, accuracy {count}{' selected' * run.selected}"
     return {
         "confusion": (f"Confusion matrix of {of}", _confusion(held.labels, held.predicted, held.names)),
         "confused": ("The most confused pairs of classes", _confused(held.labels, held.predicted, held.names)),
@@ -208,7 +208,7 @@ def _reliability(run: Run) -> Figure:
     held, n = run.held, len(run.held.labels)
     drawn = {"as it is": run.probabilities}
     if run.calibrated is None:
-        drawn = {"as it is, with too few rows a fold to calibrate": run.probabilities}
+        drawn = {"as it is, with too few rows a fold to show it calibrated": run.probabilities}
     else:
         drawn["calibrated, each row by the fold's others"] = run.calibrated
     with _figure(f"n = {n}, {min(BINS, n)} bins of equal size; bars: 95 % intervals", 3.9) as (figure, axes):

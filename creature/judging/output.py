@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from creature.judging.tables import Input, Row
 
 
-def add_options(parser: argparse.ArgumentParser, default_format: str) -> None:
-    """Add the options to a script's command line."""
-    parser.add_argument("--out", metavar="FILE", help="write a .csv, .jsonl or .parquet file, or parts into a DIR/")
+def add_options(parser: argparse.ArgumentParser, default_format: str, parts: bool = False) -> None:
+    """Add the options to a script's command line; with `parts`, --out may be a folder."""
+    parser.add_argument(
+        "--out", metavar="FILE", help=f"write a .csv, .jsonl or .parquet file{', or parts into a DIR/' * parts}"
+    )
     parser.add_argument(
         "--format", choices=("full", "submission"), default=default_format, help="columns of --out (%(default)s)"
     )

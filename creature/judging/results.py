@@ -6,12 +6,13 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from creature.judging.compare import Pair, compare_deciders, holm, shown_p
 from creature.judging.count import Count
 from creature.judging.single import MARGIN
-from creature.judging.study import Rows, Run, changes, same_rows, seed_groups
+from creature.judging.study import Rows, Run, Scored, changes, same_rows, seed_groups
 from creature.terminal import printable
 
 # The course report's own accuracies on its 100 classes: validation (n = 300; None: its members had seen the images),
@@ -161,7 +162,8 @@ def tricks_table(runs: Sequence[Run], baseline: Run) -> Table:
             record = dict.fromkeys(COMPARED) | {"run": run.name, "baseline": baseline.name, "rows": called[split]}
             if isinstance(found, Pair):
                 corrected = p[run.name, split]
-                cells.append(_difference(found, corrected))
+                mark = " selected" * (split == "held" and (run.selected or baseline.selected))
+                cells.append(_difference(found, corrected, mark))
                 record |= {"n": found.n, "run_alone_right": found.first, "baseline_alone_right": found.second}
                 record |= {"difference": found.difference, "p": found.p, "p_holm": corrected, "status": "compared"}
             else:
@@ -228,44 +230,35 @@ def single_table(runs: Sequence[Run]) -> Table | None:
     for run in in_order(runs):
         for source, scores in _scored_together(run):
             whole, *names = scores
-            p = holm([scores[name]["against_ensemble"]["p"] for name in names])
-            for name, corrected in zip((whole, *names), (None, *p), strict=True):
-                said = scores[name]
-                count, beside = Count(said["correct"], said["n"]), said["against_ensemble"]
-                difference, low, high = (100 * beside[key] for key in ("difference", "low", "high"))
-                record = {"run": run.name, "rows": source, "who": name, "parameters": said["parameters"]}
-                record |= count.figures()
-                cells = [_name(run), Cell(source), Cell(name), Cell(f"{said['parameters'] / 1e6:.1f} M")]
-                cells += [Cell(str(count))]
-                if corrected is None:
-                    cells += [Cell("")] * 3
-                else:
-                    accepted = "" if name.startswith("fold-") else "yes" if beside["low"] > -MARGIN else "no"
-                    tone = "up" if difference > 0 else "down" if difference < 0 else ""
-                    text = f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"
-                    cells += [Cell(text, f"{tone} sure" if corrected < 0.05 else tone)]
-                    cells += [Cell(shown_p(corrected)), Cell(accepted)]
-                    record |= {"difference": beside["difference"], "difference_low": beside["low"]}
-                    record |= {"difference_high": beside["high"], "p": beside["p"], "p_holm": corrected}
-                    record |= {"accepted": accepted}
-                rows.append(tuple(cells))
+            p = dict(zip(names, holm([scores[name].p for name in names]), strict=True))
+            for name, said in scores.items():
+                above, accepted, record = Cell(""), "", {"run": run.name, "rows": source, "who": name}
+                record |= {"parameters": said.parameters, **said.count.figures()}
+                if name != whole:
+                    text = f"{100 * said.difference:+.2f} [{100 * said.low:+.2f}, {100 * said.high:+.2f}], Holm"
+                    above = _toned(said.difference, text, p[name])
+                    accepted = "" if name.startswith("fold-") else "yes" if said.low > -MARGIN else "no"
+                    record |= {"difference": said.difference, "difference_low": said.low, "difference_high": said.high}
+                    record |= {"p": said.p, "p_holm": p[name], "accepted": accepted}
+                model, of = Cell(f"{name}, {said.parameters / 1e6:.1f} M"), Cell(f"{run.name}, {source}")
+                rows.append((model, Cell(str(said.count)), above, Cell(accepted), of))
                 records.append(record)
     if not rows:
         return None
-    beside = ("points above the ensemble [95 %]", "p", "accepted")
-    columns = ("run", "pictures", "model", "parameters", "accuracy", *beside)
+    columns = ("model, parameters", "accuracy", "points above the ensemble", "accepted", "run, pictures")
     note = (
-        "Soups and students that ensemble.py made, on pictures that no member was trained on. Differences: Newcombe's "
-        "interval. p: McNemar's, corrected by Holm. Accepted: surely less than a point worse than the ensemble."
+        "Soups and students as ensemble.py made and scored them, on pictures that no member was trained on. "
+        "Differences: Newcombe's interval, and McNemar's p, corrected by Holm. Accepted: surely less than a point "
+        "worse than the ensemble. The greedy soup's score is cross-fitted: of the soups that each half of the pictures "
+        "chose for the other. RUN/soup holds the kind that was asked for last."
     )
     return Table("single", "Table 4. One model in the ensemble's place", note, columns, rows, records)
 
 
-def _scored_together(run: Run) -> list[tuple[str, dict[str, dict[str, Any]]]]:
-    """What was scored on the same pictures, beside an ensemble with the same answers: where these are from, scores."""
-    found: list[tuple[str, dict[str, dict[str, Any]]]] = []
-    for said in run.made:
-        source, scores = said["images"]["source"], said["scores"]
+def _scored_together(run: Run) -> list[tuple[str, dict[str, Scored]]]:
+    """Models that were scored on the same pictures, beside an ensemble with the same answers; where these are from."""
+    found: list[tuple[str, dict[str, Scored]]] = []
+    for source, scores in run.made:
         if found and found[-1][0] == source and all(found[-1][1].get(name, new) == new for name, new in scores.items()):
             found[-1][1].update(scores)
         else:
@@ -289,9 +282,15 @@ def seeds_table(runs: Sequence[Run], baseline: Run) -> Table | None:
             if len(scores) < 2:
                 cells.append(Cell("fewer than two scores", "weak"))
                 continue
+            asked = [run.answered[split] for run in (*group, *base) if split in run.answered]
+            if not all(one.asked_as(other) for one, other in pairwise(asked)):
+                ways = sorted({each.how for each in asked})
+                cells.append(Cell(f"asked in different ways: {', '.join(ways)}", "weak"))
+                continue
             mean, spread = statistics.mean(scores), statistics.stdev(scores)
+            mark = " selected" if split == "held" and any(run.selected for run in (*group, *base)) else ""
             beside = f", {100 * (mean - statistics.mean(bases)):+.2f} points" if bases and group is not base else ""
-            cells.append(Cell(f"{mean:.4f} ± {spread:.4f} (n = {len(scores)} runs){beside}"))
+            cells.append(Cell(f"{mean:.4f} ± {spread:.4f} (n = {len(scores)} runs){beside}{mark}"))
             records.append({"runs": cells[0].text, "rows": split, "mean": mean, "deviation": spread, "n": len(scores)})
         rows.append(tuple(cells))
     columns = ("runs", "seeds", "held out", *(CALLED[split] for split in splits))
@@ -345,13 +344,19 @@ def _pair(run: Run, baseline: Run, split: str) -> Pair | str:
     first, second = _rows(run, split), _rows(baseline, split)
     if first is None or second is None:
         return "not scored" if first is None else f"{baseline.name} is not scored"
+    if split != "held" and not run.answered[split].asked_as(baseline.answered[split]):
+        return f"{baseline.name} was asked in another way: {baseline.answered[split].how}"
     return same_rows(first, second) or "the rows differ"
 
 
-def _difference(found: Pair, p: float) -> Cell:
-    tone, mark = ("", "") if not found.difference else ("up", "▲ ") if found.difference > 0 else ("down", "▼ ")
-    text = f"{mark}{found}, n = {found.n}, p {shown_p(found.p)}, Holm {shown_p(p)}"
-    return Cell(text, f"{tone} sure" if tone and p < 0.05 else tone)
+def _difference(found: Pair, p: float, mark: str = "") -> Cell:
+    return _toned(found.difference, f"{found}{mark}, n = {found.n}, p {shown_p(found.p)}, Holm", p)
+
+
+def _toned(difference: float, text: str, p: float) -> Cell:
+    """What is said of a difference, and p after the correction; with its direction, and whether that is sure."""
+    tone, mark = ("", "") if not difference else ("up", "▲ ") if difference > 0 else ("down", "▼ ")
+    return Cell(f"{mark}{text} {shown_p(p)}", f"{tone} sure" if tone and p < 0.05 else tone)
 
 
 def _report_says(name: str) -> str:

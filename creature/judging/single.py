@@ -38,6 +38,8 @@ class Unseen:
     ensemble: Model
     members: tuple[Model, ...]
     pictures: Callable[[], Iterable[Picture]]
+    strategy: str
+    mirror: bool
 
     def classes(self, predictor: Predictor, batch_size: int, title: str) -> np.ndarray:
         """What one more model says of them (N,)."""
@@ -62,7 +64,8 @@ def find_unseen(
     names = short_names(folds)
     members = [Model(name, size, answered.decisions[name][rows]) for name, size in zip(names, sizes, strict=True)]
     ensemble = Model(f"ensemble of {len(folds)}", sum(sizes), answered.decisions[answered.strategy][rows])
-    return Unseen(title, hashes, answered.labels[rows], ensemble, tuple(members), lambda: pictures(rows))
+    how = answered.strategy, answered.mirror
+    return Unseen(title, hashes, answered.labels[rows], ensemble, tuple(members), lambda: pictures(rows), *how)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ def record(unseen: Unseen | None, models: Sequence[Model], chosen: str) -> dict[
     found = {each.name: beside(unseen, each) for each in (unseen.ensemble, *unseen.members, *models)}
     return {
         "images": {"source": Path(unseen.title).name, "n": len(unseen.labels)},
+        "strategy": unseen.strategy,
+        "mirror": unseen.mirror,
         "scores": {name: line.figures() for name, line in found.items()},
         "accepted": found[chosen].accepted,
     }

@@ -44,6 +44,24 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """What the file of a soup or student says of a model: its score, and its difference to the ensemble's accuracy."""
+
+    parameters: int
+    count: Count
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    @classmethod
+    def read(cls, figures: dict[str, Any]) -> "Scored":
+        """From a file's figures; raises what a damaged one does."""
+        against = (float(figures["against_ensemble"][key]) for key in ("difference", "low", "high", "p"))
+        return cls(int(figures["parameters"]), Count(int(figures["correct"]), int(figures["n"])), *against)
+
+
+@dataclass(frozen=True)
 class Run:
     """One run of a study; `folds` are the finished ones, and without any there are no rows."""
 
@@ -106,20 +124,24 @@ class Run:
         return len(logits), Rows(ids, hashes, folds.labels[rows], said.argmax(1), folds.names), said
 
     @cached_property
-    def made(self) -> list[dict[str, Any]]:
-        """What the run's soup and student say of themselves, beside the members that there are."""
+    def made(self) -> list[tuple[str, dict[str, Scored]]]:
+        """What the run's soup and student were scored on, and the scores of all that they stood beside, by name."""
         weights, found = {result["sha256"]["model.safetensors"] for result in self.results}, []
         for path in (self.folder / name / "result.json" for name in ("soup", "student")):
             if not path.exists():
                 continue
             try:
                 said = json.loads(path.read_text(encoding="utf-8"))
-                if said["scores"] and {member["sha256"] for member in said["members"]} == weights:
-                    found.append(said)
-                elif said["scores"]:
+                if not said["scores"]:
+                    continue
+                if {member["sha256"] for member in said["members"]} != weights:
                     warn(f"{path.parent} was made of other members than there are, and is left out; make it again")
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: cannot be read ({error}); make {path.parent} again") from None
+                    continue
+                way = f" by {said['strategy']}" * (said["strategy"] != "logits")
+                source = f"{said['images']['source']}{way}{', with mirror images' * said['mirror']}"
+                found.append((source, {name: Scored.read(figures) for name, figures in said["scores"].items()}))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                warn(f"{path} cannot be read ({error}), and is left out; make {path.parent} again")
         return found
 
     @property
@@ -177,8 +199,10 @@ def _read_run(name: str, folder: Path, labels: str | None) -> Run:
     }
     answered = {}
     for kind in ("images", "holdout"):
-        if finished and (path := folder / "ensemble" / f"{kind}.safetensors").exists():
-            answered[kind] = _checked(load_answers(path), folder, finished, labels if kind == "images" else None)
+        path = folder / "ensemble" / f"{kind}.safetensors"
+        table = load_answers(path) if finished and path.exists() else None
+        if table and (checked := _checked(table, folder, finished, labels if kind == "images" else None)):
+            answered[kind] = checked
     if labels and finished and "images" not in answered:
         warn(f"{folder} has no predictions to score; run python ensemble.py {folder} --images DIR --labels {labels}")
     return Run(name, folder, load_recipe(folder / "recipe.yaml"), finished, histories, answered)
@@ -196,9 +220,14 @@ def _number(fold: Path) -> int:
     return int(fold.name.removeprefix("fold-"))
 
 
-def _checked(table: Answered, folder: Path, finished: Sequence[Path], labels: str | None) -> Answered:
+def _checked(table: Answered, folder: Path, finished: Sequence[Path], labels: str | None) -> Answered | None:
+    """The table with the labels of a file, if one is given; None where other weights gave the answers."""
     if gone := [member for member in table.members if folder / member not in finished]:
         raise UserError(f"{folder}/ensemble was made with {gone[0]}, which is not there; run ensemble.py again")
+    now = tuple(result_of(folder / member)["sha256"]["model.safetensors"] for member in table.members)
+    if table.models not in ((), now):  # older tables do not say
+        warn(f"{folder}/ensemble has answers of other weights, which are left out; run ensemble.py again")
+        return None
     if len(table.members) < len(finished):
         warn(f"{folder}/ensemble was made with {len(table.members)} of {len(finished)} finished folds")
     if labels is None:

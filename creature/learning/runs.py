@@ -36,7 +36,7 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
             write_text(saved, dump_recipe(recipe))
             return
         changes = recipe_changes(load_recipe(saved), recipe)
-        before = _contents(run / "run.json")
+        before = contents_of(run)
         changes += [f"{CONTENTS[key]}: its content" for key in CONTENTS if before[key] != contents[key]]
         if changes:
             raise UserError(
@@ -45,8 +45,9 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
             )
 
 
-def _contents(mark: Path) -> dict[str, str | None]:
+def contents_of(run: Path) -> dict[str, str | None]:
     """The hashes that a run was begun with; older ones had no teacher."""
+    mark = run / "run.json"
     try:
         said = json.loads(mark.read_text())
         return {"weights": said["weights"], "teacher": said.get("teacher")}

@@ -215,12 +215,17 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
     """The folds of rows that were checked: stratified and grouped, or with count 1 images.validation as fold 0."""
     ids, labels, names = column(dataset, "id"), column(dataset, "label").to_numpy(), dataset.features["label"].names
     hashes = checked["hash"]
-    if len(missing := np.setdiff1d(np.arange(len(names)), labels)):
-        listed = ", ".join(names[k] for k in missing[:10])
-        raise UserError(f"images.train: no picture of the classes {listed}; remove their folders")
     alike = near_duplicates(sketches_of(checked)) if "sketch" in checked.column_names else np.arange(len(ids))
     if recipe.folds.count == 1:
         fold = np.where(column(dataset, "source").to_numpy() < len(recipe.images.train), -1, 0)
+        contents = hashes.to_numpy()
+        if n := int((seen := (fold == 0) & np.isin(contents, contents[fold < 0])).sum()):
+            fold[seen] = -1
+            warn(f"images.validation: {n} of its pictures are in images.train, too, and will not be scored")
+        if not (fold == 0).any():
+            raise UserError(
+                "images.validation: it has no picture that can be decoded and is not in images.train, too; name others"
+            )
         partitions = (fold,)
         if n := int((fold[alike] != fold).sum()):
             warn(
@@ -231,6 +236,10 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
         groups = together(column(dataset, "group"), hashes, labels, names, alike)
         words = (labels, groups, recipe.folds.count, recipe.folds.seed)
         partitions = tuple(assign_folds(*words, repeat) for repeat in range(recipe.folds.repeats))
+    trained = labels[partitions[0] < 0] if recipe.folds.count == 1 else labels
+    if len(missing := np.setdiff1d(np.arange(len(names)), trained)):
+        listed = ", ".join(names[k] for k in missing[:10])
+        raise UserError(f"images.train: no picture of the classes {listed}; add some, or remove their folders")
     folds = FoldFile(
         count=recipe.folds.count,
         seed=recipe.folds.seed,
@@ -254,6 +263,7 @@ def compare_holdout(images: Images, folds: FoldFile, checked: pa.Table, wanted: 
     columns = Columns(images.image_column, images.label_column, images.labels)
     holdout = read_images(images.holdout, columns, "images.holdout", folds.names)
     held, *_ = known_images(holdout, None, "images.holdout", "off", wanted)
+    checked = checked.filter(folds.partitions[0] < 0) if folds.count == 1 else checked
     same = np.isin(held["hash"].to_numpy(), checked["hash"].to_numpy())
     head = near_duplicates(np.concatenate([sketches_of(checked), sketches_of(held)]))[len(checked) :]
     if same.any():

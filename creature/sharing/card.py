@@ -242,8 +242,12 @@ def _limits(run: Run) -> Iterator[str]:
         "shows which are told apart poorly."
     )
     yield (
-        "- Probabilities are not calibrated; the reliability figure shows how far they can be taken at their word, and "
-        "what a temperature mends, which `predict.py --set 0.95` divides by where one was fitted."
+        "- Probabilities are not calibrated; the reliability figure shows how far they can be taken at their word"
+        + (
+            "."
+            if run.calibrated is None
+            else ", and what a temperature mends, by which `predict.py --set 0.95` divides."
+        )
     )
     yield "- Not for decisions about people, nor where a wrong label harms someone, without a person who checks."
 

@@ -27,7 +27,7 @@ from creature.judging.members import load_member, predictor
 from creature.judging.study import Run
 from creature.learning.checkpoint import place
 from creature.recipe import Recipe, check_recipe, dump_recipe
-from creature.terminal import UserError
+from creature.terminal import UserError, warn
 
 GOLDEN_SIZE = (160, 120)  # not square, so that a wrong fit cannot hide
 
@@ -56,6 +56,25 @@ def export(run: Run, out: Path) -> dict[str, Path]:
     return {branch: out / branch for branch in branches}
 
 
+def as_published(run: Run) -> Run:
+    """The run without answers that were blended in another way than what is published of it."""
+    said = ensemble(run)
+    weights = [member["weight"] for member in said["members"]]
+    kept = {}
+    for kind, table in run.answered.items():
+        shares = np.array(table.weights or weights) / sum(table.weights or weights)  # older tables have none
+        same = len(shares) == len(weights) and np.allclose(shares, weights)
+        way = said["strategy"], said.get("mirror", False)
+        if len(run.folds) == 1 or (same and (table.strategy, table.mirror) == way):
+            kept[kind] = table
+        else:
+            warn(
+                f"{run.folder}/ensemble/{kind}.safetensors: its score is left out, for it was asked in another way "
+                f"({table.how}) than ensemble.py asked last, which is published; ask as it is to be published"
+            )
+    return replace(run, answered=kept)
+
+
 def write_calibrations(run: Run, out: Path, branches: dict[str, Path], said: dict[str, Any]) -> None:
     """What calibration rests on, for each model that held out enough rows, and for the ensemble if it was asked.
 
@@ -67,8 +86,9 @@ def write_calibrations(run: Run, out: Path, branches: dict[str, Path], said: dic
     if len(run.folds) > 1:
         weights, mirror = np.array([member["weight"] for member in said["members"]]), bool(said.get("mirror", False))
         found = rows_of_ensemble(run.folder, run.folds, weights, said["strategy"], mirror)
-        if found and len(found[1]) >= confidence.FEWEST:
-            save_fitted(out / "main" / OF_ENSEMBLE, confidence.fit(*found[:2], mirror=mirror))
+        if found and len(found.labels) >= confidence.FEWEST:
+            fitted = confidence.fit(found.logits, found.labels, found.selected, mirror)
+            save_fitted(out / "main" / OF_ENSEMBLE, fitted)
 
 
 def portable(recipe: Recipe) -> Recipe:
@@ -104,9 +124,12 @@ def ensemble(run: Run) -> dict[str, Any]:
         said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
         raise UserError(f"{path}: cannot be read: {error}; run python ensemble.py {run.folder} again") from None
-    names = [fold.name for fold in run.folds]
-    if said is None or [member["fold"] for member in said["members"]] != names:
-        said = honest.summary(run.folds, np.ones(len(names)), "logits", {})
+    now = {
+        fold.name: result["sha256"]["model.safetensors"] for fold, result in zip(run.folds, run.results, strict=True)
+    }
+    # Older ones have no hashes.
+    if said is None or [(m["fold"], m.get("sha256", now.get(m["fold"]))) for m in said["members"]] != [*now.items()]:
+        said = honest.summary(run.folds, np.ones(len(now)), "logits", {})
     members = [
         {**member, "name": fold.name, "sha256": file_hash(fold / "model.safetensors")}
         for member, fold in zip(said["members"], run.folds, strict=True)

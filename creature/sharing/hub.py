@@ -147,10 +147,10 @@ def build(folder: Path, repo: str, terms: "Terms", onnx: bool = False) -> dict[s
     from creature.disk import write_json, write_manifest
     from creature.judging.study import read_runs
     from creature.sharing.card import write_cards
-    from creature.sharing.export import export
+    from creature.sharing.export import as_published, export
     from creature.sharing.verify import verify
 
-    (read,) = read_runs([str(folder)], None)
+    read = as_published(*read_runs([str(folder)], None))
     write_json(folder / TERMS, terms._asdict())
     branches = export(read, folder / "export")
     if onnx:
