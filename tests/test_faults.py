@@ -152,10 +152,16 @@ def test_a_failure_while_predicting_loses_no_step(tiny, run, tmp_path):
 # Numbers
 
 
+def hold_out(picture: Path, folder: Path) -> None:
+    """The picture in a file of other content, for what is trained on is not held out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / picture.name).write_bytes(picture.read_bytes() + b"\0")
+
+
 def test_every_number_of_images_trains_and_one_alone_is_refused(tiny, drawn, tmp_path):
     pictures = [sorted((drawn / "train" / species).iterdir()) for species in ("fish", "bird")]
-    for species in pictures:
-        shutil.copytree(species[0].parent, tmp_path / "validation" / species[0].parent.name)
+    for picture in (picture for species in pictures for picture in species):
+        hold_out(picture, tmp_path / "validation" / picture.parent.name)
     for n in range(2, 10):  # batches of 4: a last one of 1 joins the one before it
         folder = tmp_path / f"{n}/train"
         for picture in [*pictures[0][: n - n // 2], *pictures[1][: n // 2]]:
@@ -168,7 +174,7 @@ def test_every_number_of_images_trains_and_one_alone_is_refused(tiny, drawn, tmp
     one = tmp_path / "one/train/fish"
     one.mkdir(parents=True)
     shutil.copyfile(pictures[0][0], one / "1.jpg")
-    shutil.copytree(one.parent, tmp_path / "one/validation")
+    hold_out(one / "1.jpg", tmp_path / "one/validation/fish")
     alone = (f"images.train=[{one.parent}]", f"images.validation=[{tmp_path / 'one/validation'}]", "folds.count=1")
     with pytest.raises(UserError, match="fewer than 2 to train on; add images"):
         start(tiny, tmp_path / "run-1", *alone)
