@@ -115,3 +115,9 @@ def test_folders_of_one_name_are_two_splits(data, tmp_path, capsys):
     assert "2024/images has copies of pictures in 2023/images (2)" in out
     out = said(capsys, str(data), str(tmp_path / "2023"))
     assert cells(out, f"{data.name}/train") and cells(out, "2023")
+
+
+def test_a_csv_that_names_no_picture_is_refused(data, tmp_path):
+    (labels := tmp_path / "labels.csv").write_text("image_name,label\nzzz,cat\n")
+    with pytest.raises(UserError, match=r"--labels: .*labels\.csv names none of the pictures; its first is zzz"):
+        inspect.main([str(data), "--labels", str(labels)])

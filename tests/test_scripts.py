@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,17 @@ def test_predict_needs_nothing_that_only_posix_has():
         "-c", code + "import predict, creature.images.decode, creature.images.batches, creature.judging.blend"
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in sorted((ROOT / "creature").rglob("*.py"))
+        if "def parse(" in path.read_text() and "ArgumentParser(" in path.read_text()
+    ],
+)
+def test_every_program_of_the_package_has_help(module: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        import_module(module).parse(["--help"])
+    assert ended.value.code == 0 and "usage:" in capsys.readouterr().out

@@ -123,7 +123,9 @@ def test_a_model_is_accepted_where_the_lower_bound_is_above_minus_a_point():
     assert judged(right=9_000, alone=100, theirs=110, n=10_000).accepted
     few = judged(right=900, alone=10, theirs=11, n=1000)
     assert not few.accepted and few.low < -MARGIN < few.high
-    assert verdict(few, few.count, 500).startswith("not accepted: it may be a point worse")
+    told = verdict(few, few.count, 500)
+    assert told.startswith("not accepted: it may be a point worse")
+    assert few.count.n < int(re.search(r"some ([\d,]+) labelled", told)[1].replace(",", ""))  # type: ignore[index]
     worse = judged(right=9_000, alone=100, theirs=400, n=10_000)
     assert not worse.accepted and verdict(worse, worse.count, 500).startswith("not accepted: a point worse")
     chance = judged(right=240, alone=10, theirs=500, n=1000)

@@ -407,3 +407,21 @@ def test_a_class_of_which_nothing_is_trained_on_is_refused(drawn, tiny, tmp_path
     words = ["folds.count=1", f"images.train=[{train_on}]", f"images.validation=[{held}]"]
     with pytest.raises(UserError, match=r"images\.train: no picture of the classes lynx; add some, or remove"):
         start(tiny, tmp_path / "run", *words)
+
+
+def test_splits_are_no_classes(drawn, tiny, tmp_path):
+    for split in ("train", "val"):
+        shutil.copytree(drawn / "train/fish", tmp_path / "data" / split / "fish")
+    with pytest.raises(UserError, match=r"images\.train: .*data holds train, val, which are splits, not classes; name"):
+        start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'data'}]")
+
+
+def test_a_run_that_was_begun_by_mistake_may_be_removed(drawn, tiny, tmp_path):
+    shutil.copytree(drawn / "train/fish", tmp_path / "other/a")
+    shutil.copytree(drawn / "train/bird", tmp_path / "other/b")
+    (broken := tmp_path / "w.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError):
+        start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'other'}]", f"backbone.weights={broken}")
+    assert (tmp_path / "run/recipe.yaml").exists()
+    with pytest.raises(UserError, match=r"or remove .*run, where no fold has been trained yet"):
+        start(tiny, tmp_path / "run")

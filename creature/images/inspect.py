@@ -23,10 +23,9 @@ from creature.cores import usable_cores
 from creature.images.decode import BadImage, Encoded, content_hash, read
 from creature.images.duplicates import LENGTH, near_duplicates, sketch
 from creature.images.files import file_id, label_of, list_pictures, natural, read_labels
-from creature.images.sources import short_names
+from creature.images.sources import SPLITS, short_names
 from creature.terminal import UserError, progress, run, say, show_table
 
-SPLITS = ("train", "val", "valid", "validation", "test")
 SHOWN = 20  # rows of a table
 
 
@@ -64,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     alone = len(args.folders) == 1
     names = [""] if alone else short_names(args.folders, "folders")
     named = zip(args.folders, names, strict=True)
-    found = list(look([picture for folder, name in named for picture in find(folder, labels, name)]))
+    pictures = [picture for folder, name in named for picture in find(folder, labels, name)]
+    if labels and not any(label_of(labels, os.path.basename(picture.path)) for picture in pictures):
+        raise UserError(f"--labels: {args.labels} names none of the pictures; its first is {next(iter(labels))}")
+    found = list(look(pictures))
     show_table("Splits", SPLIT_COLUMNS, splits_table(found))
     if classes := classes_table(found):
         more = f" (the rarest {SHOWN} of {len(classes)})" if len(classes) > SHOWN else ""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TABLES = (".parquet", ".arrow")
+SPLITS = ("train", "val", "valid", "validation", "test")  # what folders of splits are called
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def _read_class_folders(source: str, root: str, pictures: list[str], columns: Co
             f"({len(beside)} such); move it into its class, or name a CSV in images.labels"
         )
     classes = {file_id(entry.name) for entry in os.scandir(source) if is_folder(entry) and entry.name[0] != "."}
+    if "train" in classes and len(classes) > 1 and classes <= set(SPLITS):
+        named = ", ".join(os.path.join(source, name) for name in SPLITS if name in classes and name != "test")
+        raise UserError(
+            f"{field}: {source} holds {', '.join(sorted(classes))}, which are splits, not classes; name those to train "
+            f"on, such as [{named}]"
+        )
     labels = {path: file_id(path.split(os.sep)[0]) for path in relative}
     return Source(*_table(source, root, labels, {}, columns, field), classes, complete=True)
 

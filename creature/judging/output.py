@@ -68,6 +68,10 @@ def check_options(args: argparse.Namespace) -> None:
     kinds = (".csv", ".jsonl", ".parquet", "")
     if args.out and args.out.suffix not in kinds and args.format == "full" and not args.parts:
         raise UserError(f"--out: must end in .csv, .jsonl or .parquet, got {args.out}")
+    if args.out and args.out.suffix not in (".csv", "") and args.format == "submission":
+        raise UserError(
+            f"--out: a submission must end in .csv, got {args.out}; --format full writes .jsonl and .parquet"
+        )
     if args.top < 1 or args.batch_size < 1:
         raise UserError("--top and --batch-size must be 1 or more")
 

@@ -53,6 +53,8 @@ def save(rows: Iterable[Row], folder: Path) -> Iterator[Row]:
 def file_name(name: str) -> str:
     """A picture's id as the name of one PNG in one folder, which no id leaves; another id gives another name."""
     safe = re.sub(r'[%/\\:*?"<>|\x00-\x1f\x7f]', lambda found: f"%{ord(found.group()):02X}", name)
+    if safe.startswith("."):
+        safe = f"%2E{safe[1:]}"  # which file managers would hide
     if len(safe.encode()) > LONGEST:
         start = safe.encode()[: LONGEST - 40].decode(errors="ignore")
         safe = f"{start}%{hashlib.sha256(name.encode()).hexdigest()[:32]}"

@@ -85,9 +85,7 @@ def write_report(
     curves, sections = draw(runs, baseline, out, explain)
     title = f"Report on {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}"
     finished = sum(bool(each.folds) for each in runs)
-    lead = (
-        f"{finished} of {len(runs)} runs have finished folds. Every accuracy stands with its n and its 95 % interval."
-    )
+    lead = f"{finished} of {len(runs)} runs have finished folds. Accuracies in tables have their n and 95 % interval."
     write(out / "index.html", page.render(title, lead, tables, curves, sections))
 
 

@@ -124,7 +124,8 @@ def scores_table(runs: Sequence[Run]) -> Table:
         records.append(dict.fromkeys(SCORED) | {"run": name, "split": "held_out", "status": "missing"})
     note = (
         "Held out: rows that the answering member never saw, pooled over its folds. Intervals: Wilson, 95 %. "
-        "selected: the epoch was chosen on these rows. seen: a member was trained on the picture, which is no accuracy."
+        "selected: the epoch was chosen on these rows. seen: a member was trained on the picture, which is no "
+        "accuracy. Cost: members, parameters and minutes of training steps, without reading, features and answers."
     )
     if ensembles:
         note += (

@@ -1,5 +1,6 @@
 """One model in an ensemble's place: scored beside it, and accepted or not. N pictures that no member was trained on."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,9 +153,10 @@ def verdict(line: Beside, worst: Count, frequent: int) -> str:
     if line.against.difference <= -MARGIN:
         return f"not accepted: a point worse than the ensemble, or more; {bound}"
     needed = line.count.n * ((line.against.difference - line.low) / (line.against.difference + MARGIN)) ** 2
+    digit = 10 ** math.floor(math.log10(needed))
     return (
-        f"not accepted: it may be a point worse than the ensemble, for {bound}; were all else equal, about "
-        f"{float(f'{needed:.1g}'):,.0f} labelled pictures could tell"
+        f"not accepted: it may be a point worse than the ensemble, for {bound}; were all else equal, some "
+        f"{digit * math.ceil(needed / digit):,} labelled pictures could tell"
     )
 
 

@@ -41,7 +41,7 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
         if changes:
             raise UserError(
                 f"{run} was made with another recipe; these settings differ:\n  " + "\n  ".join(changes) + "\n"
-                "undo the change, or start another run with --out DIR"
+                f"undo the change, or start another run with --out DIR{_untrained(run)}"
             )
 
 
@@ -73,9 +73,15 @@ def share_folds(run: Path, folds: FoldFile) -> FoldFile:
         ]
         raise UserError(
             f"{path}: the images are not those that this run was parted on: {', '.join(counts) or 'labels differ'}\n"
-            "restore the images, or start another run with --out DIR"
+            f"restore the images, or start another run with --out DIR{_untrained(run)}"
         )
     return saved
+
+
+def _untrained(run: Path) -> str:
+    """The way out of a run that was begun by mistake."""
+    begun = any(fold_state(folder) != "missing" for folder in run.glob("fold-*"))
+    return "" if begun else f"; or remove {run}, where no fold has been trained yet"
 
 
 def fold_state(folder: Path) -> str:

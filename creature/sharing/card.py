@@ -224,7 +224,7 @@ def _training(run: Run, base: str | None) -> Iterator[tuple[str, str]]:
     yield "schedule", f"{recipe.schedule.epochs} epochs, {recipe.schedule.name}, batch size {recipe.batch_size}"
     yield "optimizer", f"{recipe.optimizer.name}, learning rate {recipe.optimizer.lr:g}, seed {recipe.seed}"
     yield "augmentation", f"mix {recipe.augment.mix}, policy {recipe.augment.policy}"
-    yield "cost", f"{seconds / 60:.1f} minutes in all on {first['device']}, {recipe.precision}"
+    yield "cost", f"{seconds / 60:.1f} minutes of training steps on {first['device']}, {recipe.precision}"
     versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("torch", "timm", "accelerate"))
     yield "software", f"creature {__version__}, {versions}"
 
@@ -232,15 +232,14 @@ def _training(run: Run, base: str | None) -> Iterator[tuple[str, str]]:
 def _limits(run: Run) -> Iterator[str]:
     held, counts = run.held, run.results[0]["class_counts"]
     rare = min(range(len(counts)), key=counts.__getitem__)
+    amount = f"Classes have from {min(counts)} ({escape(held.names[rare])}) to {max(counts)} pictures"
+    amount = amount if min(counts) < max(counts) else f"Each class has {max(counts)} pictures"
     yield (
         f"- It knows {len(held.names)} classes and no others: a picture of anything else gets one of these labels, "
         "often with a high probability."
     )
     yield "- The scores hold for pictures like those that it was scored on: the same cameras, places and seasons."
-    yield (
-        f"- Classes have from {min(counts)} ({escape(held.names[rare])}) to {max(counts)} pictures; the table above "
-        "shows which are told apart poorly."
-    )
+    yield (f"- {amount}; the table above shows which are told apart poorly.")
     yield (
         "- Probabilities are not calibrated; the reliability figure shows how far they can be taken at their word"
         + (

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--quantize",
         metavar="DIR",
         help=f"write FILE.int8.onnx, too, calibrated and judged on this folder of at least {CALIBRATION + JUDGED} "
-        f"pictures, if it is {FASTER} times faster and agrees on {AGREEMENT:.1%} of them",
+        f"pictures, if it is {FASTER} times faster and agrees on {100 * AGREEMENT:.1f} %% of them",
     )
     return parser.parse_args(argv)
 
