@@ -218,7 +218,7 @@ def test_predict_shows_a_table_of_pictures_and_folders(run, drawn, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{run}", "x.jpg"], r"has 3 folds; name one, such as .*; predict\.py --members asks all of them"),
+        (["{run}", "x.jpg"], r"has 3 folds; name one, such as .*; predict\.py --members asks all"),
         (["{run}/nothing", "x.jpg"], "no finished fold here"),
         (["{run}/fold-0", "nothing.jpg"], "nothing.jpg: no such file or folder"),
         (["{run}/fold-0", "{run}", "--zip"], "--zip and --template need --out"),

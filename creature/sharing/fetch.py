@@ -80,7 +80,7 @@ def find_model(model: str, all_members: bool) -> Found:
         folders = find_folds([model])
         if len(folders) > 1 and not all_members:
             raise UserError(
-                f"{model} has {len(folders)} folds; name one, such as {folders[0]}; predict.py --members asks all of them"
+                f"{model} has {len(folders)} folds; name one, such as {folders[0]}; predict.py --members asks all"
             )
         return Found(
             folders, tuple(folder.name for folder in folders), np.ones(len(folders)), "logits", folders[0].parent
