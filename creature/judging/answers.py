@@ -40,6 +40,12 @@ class Answered:
         """The way in which the ensemble, or one model, was asked; its weights apart."""
         return ("one model" if len(self.members) == 1 else self.strategy) + ", with mirror images" * self.mirror
 
+    def blended_by(self, weights: np.ndarray, strategy: str, mirror: bool) -> bool:
+        """Whether the ensemble's answers are by these weights (M,) and in this way; older tables have no weights."""
+        own = np.array(self.weights or weights)
+        same = len(own) == len(weights) and np.allclose(own / own.sum(), weights / weights.sum())
+        return bool(same) and (self.strategy, self.mirror) == (strategy, mirror)
+
     def asked_as(self, other: "Answered") -> bool:
         """Whether another ensemble, or one model, was asked in the same way, so that the models alone are compared."""
         alone = min(len(self.members), len(other.members)) == 1

@@ -73,8 +73,8 @@ def of_ensemble(home: Path, folders: Sequence[Path], weights: np.ndarray, strate
     return fit(found.logits, found.labels, found.selected, mirror)
 
 
-class Unseen(NamedTuple):
-    """Pictures that no member of an ensemble saw."""
+class Basis(NamedTuple):
+    """What an ensemble's calibration rests on: pictures that no member saw."""
 
     logits: np.ndarray  # (N, K), logs of its probabilities
     labels: np.ndarray  # (N,)
@@ -84,7 +84,7 @@ class Unseen(NamedTuple):
 
 def rows_of_ensemble(
     run: Path, folders: Sequence[Path], weights: np.ndarray, strategy: str, mirror: bool
-) -> Unseen | None:
+) -> Basis | None:
     """Pictures that no member of a run's ensemble saw, with what it says of them.
 
     Its answers to the holdout, or else to labelled images, as ensemble.py has kept them; or else repeated folds, where
@@ -99,21 +99,18 @@ def rows_of_ensemble(
         if not (path := run / "ensemble" / f"{name}.safetensors").exists():
             continue
         answered = load_answers(path)
-        if answered.scores is None or (answered.models, answered.strategy, answered.mirror) != (
-            models,
-            strategy,
-            mirror,
-        ):
+        asked = answered.models == models and answered.blended_by(weights, strategy, mirror)
+        if answered.scores is None or not asked:
             continue
         unseen = standing(answered, folders) == "unseen"
-        if unseen.any() and np.allclose(np.array(answered.weights) / sum(answered.weights), weights / weights.sum()):
-            return Unseen(answered.scores[unseen], answered.labels[unseen], f"ensemble of {len(folders)}, {name}")
+        if unseen.any():
+            return Basis(answered.scores[unseen], answered.labels[unseen], f"ensemble of {len(folders)}, {name}")
     if strategy == "vote" or mirror or len(full_repeats(folders)) < 2 or len(set(weights.tolist())) > 1:
         return None
     rows, logits = never_saw(folders)
     what = f"ensembles of {len(logits)}, for that of {len(folders)}"
     selected = any(result_of(folder)["selected"] for folder in folders)
-    return Unseen(log(blend(logits, strategy)), folds_of(run).labels[rows], what, selected)
+    return Basis(log(blend(logits, strategy)), folds_of(run).labels[rows], what, selected)
 
 
 def save_fitted(path: Path, fitted: Fitted) -> None:
@@ -171,9 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         words = (home, members, np.ones(len(members)), "logits")
         found = {mirror: rows_of_ensemble(*words, mirror) for mirror in (False, True)}
-        for mirror, unseen in ((mirror, each) for mirror, each in found.items() if each):
-            name = f"{home}, {unseen.what}{', mirrored' * mirror}{' selected' * unseen.selected}"
-            rows.append((name, *judged(name, unseen.logits, unseen.labels, args)))
+        for mirror, basis in ((mirror, each) for mirror, each in found.items() if each):
+            name = f"{home}, {basis.what}{', mirrored' * mirror}{' selected' * basis.selected}"
+            rows.append((name, *judged(name, basis.logits, basis.labels, args)))
         lacking += [] if any(found.values()) else [home]
     show_table("Calibration, each row judged by what the other rows gave", head, rows)
     say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")

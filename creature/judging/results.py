@@ -6,7 +6,7 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations
 from typing import Any
 
 from creature.judging.compare import Pair, compare_deciders, holm, shown_p
@@ -284,7 +284,7 @@ def seeds_table(runs: Sequence[Run], baseline: Run) -> Table | None:
                 cells.append(Cell("fewer than two scores", "weak"))
                 continue
             asked = [run.answered[split] for run in (*group, *base) if split in run.answered]
-            if not all(one.asked_as(other) for one, other in pairwise(asked)):
+            if not all(one.asked_as(other) for one, other in combinations(asked, 2)):
                 ways = sorted({each.how for each in asked})
                 cells.append(Cell(f"asked in different ways: {', '.join(ways)}", "weak"))
                 continue

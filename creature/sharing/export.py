@@ -59,13 +59,10 @@ def export(run: Run, out: Path) -> dict[str, Path]:
 def as_published(run: Run) -> Run:
     """The run without answers that were blended in another way than what is published of it."""
     said = ensemble(run)
-    weights = [member["weight"] for member in said["members"]]
+    way = np.array([member["weight"] for member in said["members"]]), said["strategy"], said.get("mirror", False)
     kept = {}
     for kind, table in run.answered.items():
-        shares = np.array(table.weights or weights) / sum(table.weights or weights)  # older tables have none
-        same = len(shares) == len(weights) and np.allclose(shares, weights)
-        way = said["strategy"], said.get("mirror", False)
-        if len(run.folds) == 1 or (same and (table.strategy, table.mirror) == way):
+        if len(run.folds) == 1 or table.blended_by(*way):
             kept[kind] = table
         else:
             warn(
