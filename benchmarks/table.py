@@ -27,6 +27,7 @@ GOALS = {
     "P9": "two processes",
     "P10": "time to accuracy",
     "P11": "checkpoints",
+    "P12": "compiled",
     "R4": "resumed start",
 }
 RATIOS = ("time", "memory")  # units of a ratio to a peer; any other is an amount of ours alone

@@ -553,7 +553,8 @@ def wrong_settings(
         yield f"{key}{name[-1]}", 7, ["no such setting", f"did you mean {key}?"]
         rule = next((one for one in rule.get("anyOf", ()) if one.get("type") != "null"), rule)
         if choices := rule.get("enum"):
-            yield key, "nonsense", [f"{key}: must be one of {', '.join(choices)}", 'got "nonsense"']
+            named = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
+            yield key, "nonsense", [f"{key}: must be one of {', '.join(named)}", 'got "nonsense"']
             continue
         other, rule_said = {
             "string": (7, "must be text"),

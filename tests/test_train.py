@@ -3,18 +3,23 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 
 import train
-from creature.learning import loop, runs, setup
+from creature.learning import compiling, loop, runs, setup
 from creature.learning.predictions import load_predictions
+from creature.recipe import load_recipe
 from creature.terminal import UserError
 
 
@@ -366,13 +371,61 @@ def test_a_compiled_training_has_the_same_losses_and_goes_on_bitwise(tiny, tmp_p
     assert timm.create_model(f"local-dir:{tmp_path / 'whole/fold-0'}", pretrained=True)
 
 
-def test_without_a_compiler_compile_says_so(tiny, tmp_path, monkeypatch):
+@pytest.fixture
+def no_compiler() -> Iterator[None]:
     from torch._inductor import config
 
-    monkeypatch.setattr(config, "force_disable_caches", True)
-    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/c++"))
+    with config.patch({"force_disable_caches": True, "cpp.cxx": (None, "/nowhere/c++")}):
+        yield
+
+
+def test_without_a_compiler_compile_says_so(tiny, tmp_path, no_compiler):
     with pytest.raises(UserError, match=r"^backbone.compile: .*compiler.*; set it to false"):
         start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=true")
+
+
+def test_auto_compiles_no_short_training_and_says_so(tiny, tmp_path, capsys):
+    start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=auto")
+    said = json.loads((tmp_path / "run/compile.json").read_text())
+    assert said["compile"] is False and said["reason"] in capsys.readouterr().out.replace("\n", " ")
+    assert re.fullmatch(r"a fold's passes take \d+ s, and it is tried from 600 s on", said["reason"])
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_auto_compiles_where_a_trial_saves_time_and_keeps_to_it(tiny, tmp_path, monkeypatch, saves):
+    recipe, model = load_recipe(tiny, ["backbone.compile=auto"]), timm.create_model("test_resnet")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    accelerator = Accelerator(cpu=True)
+
+    def hours(call: object) -> float:
+        return 3600.0 if isinstance(call, nn.Module) is saves else 7200.0  # a module is the compiled one
+
+    monkeypatch.setattr(compiling, "timer", lambda *_: hours)
+    assert compiling.compiles(accelerator, recipe, model, 48, tmp_path) is saves
+    monkeypatch.setattr(compiling, "timer", lambda *_: pytest.fail("a run's second fold is not tried again"))
+    assert compiling.compiles(accelerator, recipe, model, 48, tmp_path) is saves
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_trial_times_the_compiled_network_and_the_one_that_is_not():
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    found = compiling.trial(model, compiling.timer(Accelerator(cpu=True), torch.rand(4, 3, 2, 2)), rounds=3)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert len(found.plain) == len(found.compiled) == 3 and min(*found.plain, *found.compiled, found.compiling) > 0
+
+
+def test_what_compiling_saves_is_less_what_it_costs():
+    assert compiling.Trial([2.0, 3.0, 9.0], [1.0, 1.0, 5.0], 10.0).saves(passes=20, graphs=2) == 20 * 2 - 2 * 10
+
+
+def test_without_a_compiler_auto_goes_on_and_says_so(tiny, tmp_path, monkeypatch, no_compiler):
+    monkeypatch.setattr(compiling, "SHORT", 0.0)
+    assert start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=auto") == 0
+    said = json.loads((tmp_path / "run/compile.json").read_text())
+    assert said["compile"] is False and re.match("its trial failed: .*compiler", said["reason"])
 
 
 def test_validation_pictures_that_are_trained_on_are_no_score(drawn, tiny, tmp_path, capsys):

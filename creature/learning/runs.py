@@ -55,6 +55,23 @@ def contents_of(run: Path) -> dict[str, str | None]:
         raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from None
 
 
+def tried(run: Path) -> dict[str, Any] | None:
+    """What a trial of backbone.compile=auto found, if this run has had one."""
+    path = run / "compile.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or start another run with --out DIR") from None
+
+
+def share_trial(run: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The run's trial: the first one's, by whichever process came first."""
+    with _locked(run / "run.lock"):
+        if tried(run) is None:
+            write_json(run / "compile.json", found)
+    return tried(run) or found
+
+
 def share_folds(run: Path, folds: FoldFile) -> FoldFile:
     """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
     path = run / "folds.json"

@@ -42,6 +42,7 @@ from creature.learning.backbone import (
     timm_config,
 )
 from creature.learning.checkpoint import Position, finish_fold, has_state, kept_epoch, load_state, prune_epochs
+from creature.learning.compiling import compiles
 from creature.learning.device import device_precision, keep_memory, share_cores
 from creature.learning.loop import Learner, make_see
 from creature.learning.losses import make_loss
@@ -286,7 +287,8 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         check_size(whole, backbone.name, size, "augment.sizes")
     whole = whole.to(accelerator.device)
     average = ModelEmaV3(whole, recipe.optimizer.average, use_warmup=True) if recipe.optimizer.average else None
-    if backbone.compile:
+    rows = int((~data.folds.held_out(fold)).sum())
+    if compiles(accelerator, recipe, whole, rows, folder.parent):
         torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
         whole.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
     if fold == recipe.train_folds[0]:
@@ -296,7 +298,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     optimizer = build_optimizer(parameter_groups(model, recipe.optimizer), recipe.optimizer)
     position = load_state(folder, model, optimizer, accelerator.scaler, average)
     if not position.rows and position.batch > position.skipped:  # an older resume point, which did not count them
-        position.rows = min(position.batch * recipe.batch_size, int((~data.folds.held_out(fold)).sum()))
+        position.rows = min(position.batch * recipe.batch_size, rows)
     if backbone.head_start == "probe" and position == Position():
         start_at_probe(recipe, data, fold, whole, average, position)
     counts = np.bincount(data.folds.labels[~data.folds.held_out(fold)], minlength=classes)
