@@ -3,7 +3,8 @@
 python ensemble.py runs/all --images data/test --out prediction.csv
 python ensemble.py runs/all --images data/test --labels labels.csv --compare
 python ensemble.py runs/all runs/other --strategy softmax --weights 2 1 --images data/test --out prediction.csv
-python ensemble.py runs/all --soup --distill recipes/student.yaml --images data/test --labels labels.csv
+python ensemble.py runs/all --soup --images data/test --labels labels.csv
+python ensemble.py runs/all --distill recipes/student.yaml      # of a run with images.holdout
 """
 
 import argparse

@@ -155,9 +155,10 @@ class Backbone(_Settings):
     compile: Literal[True, False, "auto"] = Field(
         default=False,
         description=(
-            "torch.compile for training, which costs a minute or so at each fold's start; auto times both before the "
-            "first fold, where its steps take ten minutes or more, and compiles where that saves time; on a CPU steps "
-            "became 11 % shorter to 3 % longer, by the network; on a GPU it was never measured"
+            "torch.compile for training, which costs a minute or so at each fold's start; auto times steps with and "
+            "without it before the first fold, if that computes for ten minutes or more, and compiles where it surely "
+            "saves time; on a CPU steps became 11 % shorter to 3 % longer, by the network; on a GPU it was never "
+            "measured"
         ),
     )
 
@@ -291,7 +292,7 @@ class Recipe(_Settings):
         default="auto", json_schema_extra=FREE, description="auto: a GPU where there is one"
     )
     parameters_limit: int | None = Field(
-        default=None, ge=1, json_schema_extra=FREE, description="warn where the ensemble's parameters exceed this"
+        default=None, ge=1, json_schema_extra=FREE, description="warn where all folds' models together exceed this"
     )
     checkpoint: Checkpoint = Checkpoint()
     tracking: tuple[str, ...] = Field(
@@ -342,6 +343,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             )
     if len(set(recipe.train_folds)) < len(recipe.train_folds):
         yield f"folds.train: names a fold twice, got {list(recipe.train_folds)}"
+    if recipe.backbone.compile == "auto" and recipe.backbone.sync_batchnorm:
+        yield (
+            "backbone.compile: auto is a trial in one process, where backbone.sync_batchnorm would wait for others; "
+            "set it to true or false"
+        )
     if schedule.warmup_epochs >= schedule.epochs:
         yield (
             f"schedule.warmup_epochs: must be less than schedule.epochs ({schedule.epochs}), "

@@ -25,8 +25,8 @@ class UserError(ValueError):
     """A mistake that the user can mend; its message names the field, the rule, the value and the way out."""
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and stands saved where its message says."""
+class Interrupted(BaseException):
+    """The run was asked to stop, and stands saved where its message says; no `except Exception` may eat it."""
 
 
 def printable(text: object) -> str:

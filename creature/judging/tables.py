@@ -58,7 +58,8 @@ def order_for_submission(inputs: Sequence[Input], template: str | None) -> tuple
         other = by_stem.setdefault(stem(item.id), item)
         if other is not item:
             raise UserError(
-                f"{other.id} and {item.id} would both be {stem(item.id)} in a submission; rename one of them"
+                f"{other.id} and {item.id} would both be {stem(item.id)} in a submission; rename one of them, "
+                "or take --format full"
             )
     if template is None:
         return [by_stem[name]._replace(id=name) for name in sorted(by_stem)], ("image_name", "pred_label")

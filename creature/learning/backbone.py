@@ -58,9 +58,9 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         if isinstance(error, TypeError) and "drop_path_rate" in str(error):
             raise UserError(f"backbone.drop_path: {backbone.name} has no such blocks; set it to 0") from None
         if not download:
-            raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {_reason(error)}") from None
+            raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {reason_of(error)}") from None
         raise UserError(
-            f"backbone.pretrained: the weights of {backbone.name} are neither cached nor to be had: {_reason(error)}\n"
+            f"backbone.pretrained: weights of {backbone.name} are neither cached nor to be had: {reason_of(error)}\n"
             "give a local file with backbone.weights=FILE.safetensors, or start from scratch: backbone.pretrained=false"
         ) from None
     check_size(model, backbone.name, size, "images.size")
@@ -80,7 +80,8 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     return model
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What a library's error says, in a line."""
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
@@ -102,7 +103,7 @@ def check_size(model: nn.Module, name: str, size: int, field: str) -> None:
     try:
         model.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
-        raise UserError(f"{field}: {name} cannot see {size} x {size} pixels: {_reason(error)}") from None
+        raise UserError(f"{field}: {name} cannot see {size} x {size} pixels: {reason_of(error)}") from None
     model.train()
 
 

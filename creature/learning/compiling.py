@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from creature.learning.backbone import reason_of
+from creature.learning.device import keep_memory
 from creature.learning.loop import train_mode
-from creature.learning.runs import share_trial, tried
+from creature.learning.runs import share_trial, trial_of
 from creature.recipe import Recipe
 from creature.terminal import say
 
@@ -32,58 +34,71 @@ class Trial:
     compiled: Sequence[float]
     compiling: float
 
-    def saves(self, passes: int, graphs: int) -> float:
-        """The seconds that it saves so many passes, less those of compiling so many graphs."""
-        return passes * (median(self.plain) - median(self.compiled)) - graphs * self.compiling
+    def saves(self, passes: float, graphs: int) -> float:
+        """Seconds that so many passes are shorter by, by the worst pair, less those of compiling so many graphs."""
+        gain = min(plain - compiled for plain, compiled in zip(self.plain, self.compiled, strict=True))
+        return passes * gain - graphs * self.compiling
 
 
 def compiles(accelerator: Accelerator, recipe: Recipe, model: nn.Module, rows: int, run: Path) -> bool:
     """Whether to compile the training of a fold with so many rows: the recipe's word, or for auto a trial's.
 
-    The first trial is kept in the run, for the folds after it and for a resumed one: a compiled step rounds otherwise.
+    What a trial found is kept in the run, for the folds after it and for a resumed one: a compiled step rounds
+    otherwise. One that failed is not: the next start may have a compiler, or more memory.
     """
     if recipe.backbone.compile != "auto":
         return recipe.backbone.compile
-    found: list[Any] = [tried(run) if accelerator.is_main_process else None]
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        found = [trial_of(run) or decide(accelerator, recipe, model, rows)]
+        if not found[0].pop("failed", False):
+            found = [share_trial(run, found[0])]
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
-    if found[0] is None:
-        found = [decide(accelerator, recipe, model, rows)]  # all processes at once, as in training
-        if accelerator.is_main_process:
-            found = [share_trial(run, found[0])]
-        if accelerator.num_processes > 1:
-            broadcast_object_list(found)
-    say(f"backbone.compile: auto is {str(found[0]['compile']).lower()}; {found[0]['reason']}")
+    say(f"backbone.compile: auto is {str(found[0]['compile']).lower()}: {found[0]['reason']}")
     return found[0]["compile"]
 
 
+def count_work(recipe: Recipe, rows: int, processes: int) -> tuple[int, float, int]:
+    """A process's pictures in a pass, and of a fold the passes, as if all were of the last size, and the graphs."""
+    sizes, pieces = recipe.augment.sizes or (recipe.images.size,), processes * recipe.accumulate
+    batches = {min(recipe.batch_size, rows), rows % recipe.batch_size} - {0}
+    parts = {max(1, n) for batch in batches for n in (batch // pieces, -(-batch // pieces))}
+    share = mean(size**2 for size in sizes) / sizes[-1] ** 2
+    passes = share * recipe.schedule.epochs * recipe.accumulate * -(-rows // recipe.batch_size)
+    return max(parts), passes, len(set(sizes)) * len(parts)
+
+
 def decide(accelerator: Accelerator, recipe: Recipe, model: nn.Module, rows: int) -> dict[str, Any]:
-    """Whether compiling pays for a fold of so many rows, and what was measured."""
-    sizes = recipe.augment.sizes or (recipe.images.size,)
-    batch = min(recipe.batch_size, rows)
-    share = max(1, batch // accelerator.num_processes // recipe.accumulate)
+    """Whether compiling pays for a fold of so many rows, why, and what was measured; or that it failed."""
+    size = (recipe.augment.sizes or (recipe.images.size,))[-1]
+    pictures, passes, graphs = count_work(recipe, rows, accelerator.num_processes)
     layout = torch.channels_last if recipe.backbone.channels_last else torch.contiguous_format
-    images = torch.rand(share, 3, sizes[-1], sizes[-1], device=accelerator.device).to(memory_format=layout)
-    passes = recipe.schedule.epochs * recipe.accumulate * -(-rows // recipe.batch_size)
-    copy = deepcopy(model)
+    copy = deepcopy(model)  # its statistics and gradients are not the fold's
     train_mode(copy, recipe.backbone.freeze_batch_stats)
-    seconds = timer(accelerator, images)
+    keep_memory(accelerator.device)  # as in training
     try:
+        images = torch.rand(pictures, 3, size, size, device=accelerator.device).to(memory_format=layout)
+        seconds = timer(accelerator, images)
         seconds(copy.forward)  # warms up
-        if (all_of_it := passes * seconds(copy.forward)) < SHORT:
-            reason = f"a fold's passes take {all_of_it:.0f} s, and it is tried from {SHORT:.0f} s on"
+        if (whole := passes * seconds(copy.forward)) < SHORT:
+            reason = f"a fold computes for {whole:.0f} s, and a trial of torch.compile is for {SHORT:.0f} s and more"
             return {"compile": False, "reason": reason}
+        say("backbone.compile: trying torch.compile, which takes minutes")
         found = trial(copy, seconds)
-    except RuntimeError as error:  # no compiler, what it cannot compile, or too little memory
-        return {"compile": False, "reason": f"its trial failed: {str(error).splitlines()[0][:200]}"}
-    graphs = len(sizes) * (1 + (rows % recipe.batch_size > 0))
+    except RuntimeError as error:  # no compiler, a network that it cannot compile, or too little memory
+        why = reason_of(getattr(error, "inner_exception", error))  # torch's own first line names its backend
+        return {"compile": False, "reason": f"the trial failed: {why}", "failed": True}
+    finally:
+        copy.to("meta")  # gives its memory back now; what was compiled and the copy refer to each other
+        torch.compiler.reset()
     saved = found.saves(passes, graphs)
     reason = (
-        f"a step's passes took {median(found.plain):.3g} s and compiled {median(found.compiled):.3g} s, and compiling "
-        f"{found.compiling:.0f} s: in a fold's {passes} passes of {graphs} graph{'s' * (graphs > 1)} it "
-        f"{'saves' if saved > 0 else 'loses'} {abs(saved):.0f} s"
+        f"a forward and backward pass takes {median(found.plain):.3g} s, compiled {median(found.compiled):.3g} s, and "
+        f"compiling {found.compiling:.0f} s for each of {graphs} shape{'s' * (graphs > 1)} of a batch: by the trial's "
+        f"worst pair a fold's {passes:.0f} passes take {abs(saved):.0f} s {'less' if saved > 0 else 'more'}"
     )
-    return {"compile": saved > 0, "reason": reason, "plain": found.plain, "compiled": found.compiled}
+    return {"compile": saved > 0, "reason": reason, **asdict(found)}
 
 
 def timer(accelerator: Accelerator, images: torch.Tensor) -> Timer:

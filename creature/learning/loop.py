@@ -221,7 +221,8 @@ def train_step(
         _backward(accelerator, learner, batch, weight, min(parts, len(batch.labels)), total)
     except RuntimeError as error:  # which torch.OutOfMemoryError is, and which a CPU's allocator raises plain
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise UserError(f"backbone.compile: {str(error).splitlines()[0][:200]}; set it to false") from None
+            said = str(error).splitlines()[0][:200]
+            raise UserError(f"backbone.compile: {said}; start another run, with it set to false") from None
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(

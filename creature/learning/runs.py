@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from creature.disk import write_json, write_text
 from creature.images.folds import FoldFile, map_folds, write_folds
 from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
-from creature.terminal import UserError
+from creature.terminal import UserError, warn
 
 CONTENTS = {"weights": "backbone.weights", "teacher": "loss.teacher"}  # what run.json has a hash of, by setting
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "pillow", "numpy")
@@ -45,6 +45,14 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
             )
 
 
+def warn_of_places(run: Path, recipe: Recipe) -> None:
+    """Warn of pictures in other places than a run's recipe says: that is where later programs look for them."""
+    begun = load_recipe(run / "recipe.yaml").images
+    for name in ("train", "validation", "holdout", "labels"):
+        if getattr(begun, name) != getattr(recipe.images, name):
+            warn(f"images.{name}: not as in {run / 'recipe.yaml'}, by which ensemble.py goes; change it there, too")
+
+
 def contents_of(run: Path) -> dict[str, str | None]:
     """The hashes that a run was begun with; older ones had no teacher."""
     mark = run / "run.json"
@@ -55,21 +63,24 @@ def contents_of(run: Path) -> dict[str, str | None]:
         raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from None
 
 
-def tried(run: Path) -> dict[str, Any] | None:
+def trial_of(run: Path) -> dict[str, Any] | None:
     """What a trial of backbone.compile=auto found, if this run has had one."""
     path = run / "compile.json"
+    if not path.exists():
+        return None
     try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
+        found = json.loads(path.read_text())
+        return {"compile": bool(found["compile"]), "reason": str(found["reason"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or start another run with --out DIR") from None
 
 
 def share_trial(run: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """The run's trial: the first one's, by whichever process came first."""
+    """The run's trial: the first one's, by whoever came first."""
     with _locked(run / "run.lock"):
-        if tried(run) is None:
+        if (before := trial_of(run)) is None:
             write_json(run / "compile.json", found)
-    return tried(run) or found
+    return before or found
 
 
 def share_folds(run: Path, folds: FoldFile) -> FoldFile:

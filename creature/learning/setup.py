@@ -50,7 +50,7 @@ from creature.learning.normalize import Normalize
 from creature.learning.predictions import load_predictions
 from creature.learning.probe import start_classifier
 from creature.learning.processes import MEETING, WAIT, check_processes
-from creature.learning.runs import environment, fold_state, open_run, share_folds
+from creature.learning.runs import environment, fold_state, open_run, share_folds, warn_of_places
 from creature.learning.schedule import lr_factor
 from creature.recipe import Images, Recipe
 from creature.terminal import UserError, console, say, warn
@@ -111,6 +111,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     contents = hash_contents(recipe) if accelerator.is_main_process else {}
     if accelerator.is_main_process and (out / "recipe.yaml").exists():
         open_run(out, recipe, contents)  # before the images are read: a changed recipe is refused at once
+        warn_of_places(out, recipe)
     images = recipe.images
     columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
     field = "images.train and images.validation" if images.validation else "images.train"
