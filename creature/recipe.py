@@ -157,7 +157,7 @@ class Backbone(_Settings):
         description=(
             "torch.compile for training, which costs a minute or so at each fold's start; auto times steps with and "
             "without it before the first fold, if that computes for ten minutes or more, and compiles where it surely "
-            "saves time; on a CPU steps became 11 % shorter to 3 % longer, by the network; on a GPU it was never "
+            "saves time; on a CPU steps became 3 % shorter to 13 % longer, by the network; on a GPU it was never "
             "measured"
         ),
     )

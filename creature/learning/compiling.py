@@ -20,7 +20,7 @@ from creature.learning.runs import share_trial, trial_of
 from creature.recipe import Recipe
 from creature.terminal import say
 
-# Compiling takes a minute or so, and a tenth of the time was the most that it saved on a CPU.
+# Compiling takes a minute or so, and a few percent of the time were the most that it saved on a CPU.
 SHORT = 600.0
 
 Timer = Callable[[Callable[[torch.Tensor], torch.Tensor]], float]
