@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = output.write(
             args, columns, answered(pieces), top, predictor.fallback, predictor.features, bool(args.set)
         )
-        say(f"the predictions are in {args.out}; next: python predict.py {args.model} PHOTO --top 5")
+        words = f"{args.model} --members" if args.members else args.model
+        say(f"the predictions are in {args.out}; next: python predict.py {words} PHOTO --top 5")
         return code
     rows = list(answered(pieces))
     heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.set:g}"] if args.set else []))

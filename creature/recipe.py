@@ -351,7 +351,7 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
     if schedule.warmup_epochs >= schedule.epochs:
         yield (
             f"schedule.warmup_epochs: must be less than schedule.epochs ({schedule.epochs}), "
-            f"got {schedule.warmup_epochs:g}"
+            f"got {schedule.warmup_epochs:g}; lower it, too"
         )
     if not 0 < low_high[0] <= low_high[1]:
         yield f"augment.crop_scale: must be [smallest, largest] with 0 < smallest <= largest, got {list(low_high)}"

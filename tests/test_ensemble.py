@@ -363,6 +363,11 @@ def test_answers_with_labels_do_not_go_unsaid(run, drawn, tmp_path, capsys):
     test, labels = ["--images", str(drawn / "test")], ["--labels", str(drawn / "test_labels.csv")]
     ensemble.main([str(own), *test, *labels])
     ensemble.main([str(own), *test, *labels])
-    assert "without labels" not in capsys.readouterr().err
+    assert "with a label" not in capsys.readouterr().err
+    few = tmp_path / "few.csv"
+    few.write_text("".join((drawn / "test_labels.csv").read_text().splitlines(keepends=True)[:6]))
+    ensemble.main([str(own), *test, "--labels", str(few)])
+    assert "these answers, 5 with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())
+    ensemble.main([str(own), *test, *labels])
     ensemble.main([str(own), *test, "--out", str(tmp_path / "p.csv")])
-    assert "these answers, without labels, replace those with labels" in " ".join(capsys.readouterr().err.split())
+    assert "these answers, none with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())

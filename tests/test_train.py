@@ -159,6 +159,25 @@ def test_another_recipe_is_refused_with_the_difference(run, tiny, tmp_path):
         start(tiny, tmp_path / "run", "optimizer.lr=0.01", resume=True)
 
 
+def test_weights_that_are_not_to_be_had_leave_no_run_behind(tiny, tmp_path, monkeypatch):
+    """Or the way out that is named, another setting, would be refused as a change of the run."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"backbone.pretrained: weights of test_resnet are neither .*\n.*backbone.weights"
+    ):
+        start(tiny, tmp_path / "run", "backbone.pretrained=true")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_names_its_folder_and_says_where_there_was_nothing_to_resume(tiny, tmp_path, capsys):
+    start(tiny, tmp_path / "run", "folds.train=[0]", "schedule.epochs=1", resume=True)
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'run'}: nothing is there to go on with; a new run begins" in said
+    assert f"{tmp_path / 'run'}: 72 images of 12 classes, 3 folds" in said
+    start(tiny, tmp_path / "run", "folds.train=[0]", "schedule.epochs=1", resume=True)
+    assert "nothing is there" not in capsys.readouterr().out
+
+
 def test_a_holdout_that_comes_later_is_said_not_to_be_the_run_s(run, drawn, tiny, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     start(tiny, tmp_path / "run", f"images.holdout=[{drawn / 'train'}]", resume=True)

@@ -108,7 +108,10 @@ def read_labels(path: str, label_column: str = "label") -> dict[str, str]:
         if len(row) != len(header[1]):
             raise UserError(f"{path}, line {line}: {len(row)} cells under a header of {len(header[1])}")
         if row[0] in labels:
-            raise UserError(f"{path}, line {line}: {row[0]} has a label already; remove one of the two lines")
+            raise UserError(
+                f"{path}, line {line}: {row[0]} has a label already; remove one of the two lines, "
+                "or name their folders, as in a/b.jpg"
+            )
         labels[row[0]] = row[at]
     return labels
 

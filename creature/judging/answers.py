@@ -121,11 +121,13 @@ def save_answers(path: Path, answered: Answered) -> None:
 
 
 def warn_of_lost_labels(path: Path, answered: Answered) -> None:
-    """Warn where answers without labels take the place of answers with them."""
-    if path.exists() and (answered.labels < 0).all() and (load_answers(path).labels >= 0).any():
+    """Warn where answers with fewer labels take the place of answers with more."""
+    before = int((load_answers(path).labels >= 0).sum()) if path.exists() else 0
+    now = int((answered.labels >= 0).sum())
+    if now < before:
         warn(
-            f"{path}: these answers, without labels, replace those with labels, on which a score and --set rest; to "
-            "have them again, run ensemble.py with --labels again"
+            f"{path}: these answers, {now or 'none'} with a label, replace {before} with one, on which a score and "
+            "--set rest; to have them again, run ensemble.py with the same --images and --labels again"
         )
 
 

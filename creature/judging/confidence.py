@@ -141,7 +141,7 @@ def threshold_of_answers(sure: np.ndarray, right: np.ndarray, precision: float) 
         highest = max(Count(int(correct[n - 1]), n).interval[0] for n in range(1, len(order) + 1))
         raise UserError(
             f"--precision: {precision:g} is not reached by any threshold on {len(right)} held-out images; the lower "
-            f"end of the 95 % interval is {highest:.4f} at most"
+            f"end of the 95 % interval is {highest:.4f} at most, so ask for less, or judge by more labelled pictures"
         )
     return best
 

@@ -50,19 +50,15 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     if backbone.drop_path:
         arguments["drop_path_rate"] = backbone.drop_path
     download = backbone.pretrained and not backbone.weights
+    reach_weights(backbone)
     try:
-        if download:
-            _reach_weights(fixed)
         model = timm.create_model(backbone.name, pretrained=download, **arguments)
     except Exception as error:
         if isinstance(error, TypeError) and "drop_path_rate" in str(error):
             raise UserError(f"backbone.drop_path: {backbone.name} has no such blocks; set it to 0") from None
         if not download:
             raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {reason_of(error)}") from None
-        raise UserError(
-            f"backbone.pretrained: weights of {backbone.name} are neither cached nor to be had: {reason_of(error)}\n"
-            "give a local file with backbone.weights=FILE.safetensors, or start from scratch: backbone.pretrained=false"
-        ) from None
+        raise _no_weights(backbone, error) from None
     check_size(model, backbone.name, size, "images.size")
     if backbone.weights:
         _load_weights(model, backbone.weights)
@@ -85,16 +81,30 @@ def reason_of(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
-def _reach_weights(config: Any) -> None:
-    """Ask the Hub once for weights that are not cached: without a network, its downloads would try for minutes."""
-    if config is None or not config.hf_hub_id:
+def _no_weights(backbone: Backbone, error: Exception) -> UserError:
+    return UserError(
+        f"backbone.pretrained: weights of {backbone.name} are neither cached nor to be had: {reason_of(error)}\n"
+        "give a local file with backbone.weights=FILE.safetensors, or start from scratch: backbone.pretrained=false"
+    )
+
+
+def reach_weights(backbone: Backbone) -> None:
+    """Ask the Hub once for weights that are not cached: without a network, its downloads would try for minutes.
+
+    Raises UserError where it does not answer.
+    """
+    config: Any = timm.get_pretrained_cfg(backbone.name)
+    if not backbone.pretrained or backbone.weights or config is None or not config.hf_hub_id:
         return
     repository, _, revision = config.hf_hub_id.partition("@")
     for name in {"model.safetensors", "open_clip_model.safetensors", config.hf_hub_filename or "pytorch_model.bin"}:
         if isinstance(try_to_load_from_cache(repository, name, revision=revision or None), str):
             return
-    with suppress(HfHubHTTPError):  # any answer is one
-        get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None), timeout=10)
+    try:
+        with suppress(HfHubHTTPError):  # any answer is one
+            get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None), timeout=10)
+    except Exception as error:  # whatever the network raises
+        raise _no_weights(backbone, error) from None
 
 
 @torch.no_grad()

@@ -41,7 +41,8 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
         if changes:
             raise UserError(
                 f"{run} was made with another recipe; these settings differ:\n  " + "\n  ".join(changes) + "\n"
-                f"undo the change, or start another run with --out DIR{_untrained(run)}"
+                f"undo the change (--recipe {saved} --out {run} is as it was begun), or start another run with --out "
+                f"DIR{_untrained(run)}"
             )
 
 

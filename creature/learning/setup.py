@@ -39,6 +39,7 @@ from creature.learning.backbone import (
     check_size,
     mean_and_std,
     parameter_groups,
+    reach_weights,
     timm_config,
 )
 from creature.learning.checkpoint import Position, finish_fold, has_state, kept_epoch, load_state, prune_epochs
@@ -112,6 +113,10 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     if accelerator.is_main_process and (out / "recipe.yaml").exists():
         open_run(out, recipe, contents)  # before the images are read: a changed recipe is refused at once
         warn_of_places(out, recipe)
+    elif accelerator.is_main_process:
+        reach_weights(recipe.backbone)
+        if resume:
+            say(f"{out}: nothing is there to go on with; a new run begins")
     images = recipe.images
     columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
     field = "images.train and images.validation" if images.validation else "images.train"
@@ -135,7 +140,8 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         found = [(good, share_folds(out, folds), cache)]
         total = f"{len(good)} images of {len(folds.names)} classes"
         repeats = f", drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
-        say(f"{total}, {recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}{repeats}, on {accelerator.device}")
+        parts = f"{recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}{repeats}"
+        say(f"{out}: {total}, {parts}, on {accelerator.device}")
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     good, folds, cache = found[0]
