@@ -50,9 +50,11 @@ def compiles(accelerator: Accelerator, recipe: Recipe, model: nn.Module, rows: i
         return recipe.backbone.compile
     found: list[Any] = [None]
     if accelerator.is_main_process:
-        found = [trial_of(run) or decide(accelerator, recipe, model, rows)]
-        if not found[0].pop("failed", False):
-            found = [share_trial(run, found[0])]
+        try:
+            found = [trial_of(run) or share_trial(run, decide(accelerator, recipe, model, rows))]
+        except RuntimeError as error:  # no compiler, a network that it cannot compile, or too little memory
+            why = reason_of(getattr(error, "inner_exception", error))  # torch's own first line names its backend
+            found = [{"compile": False, "reason": f"the trial failed: {why}"}]
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     say(f"backbone.compile: auto is {str(found[0]['compile']).lower()}: {found[0]['reason']}")
@@ -70,7 +72,10 @@ def count_work(recipe: Recipe, rows: int, processes: int) -> tuple[int, float, i
 
 
 def decide(accelerator: Accelerator, recipe: Recipe, model: nn.Module, rows: int) -> dict[str, Any]:
-    """Whether compiling pays for a fold of so many rows, why, and what was measured; or that it failed."""
+    """Whether compiling pays for a fold of so many rows, why, and what was measured.
+
+    Raises RuntimeError where torch cannot compile, or compute, it.
+    """
     size = (recipe.augment.sizes or (recipe.images.size,))[-1]
     pictures, passes, graphs = count_work(recipe, rows, accelerator.num_processes)
     layout = torch.channels_last if recipe.backbone.channels_last else torch.contiguous_format
@@ -86,9 +91,6 @@ def decide(accelerator: Accelerator, recipe: Recipe, model: nn.Module, rows: int
             return {"compile": False, "reason": reason}
         say("backbone.compile: trying torch.compile, which takes minutes")
         found = trial(copy, seconds)
-    except RuntimeError as error:  # no compiler, a network that it cannot compile, or too little memory
-        why = reason_of(getattr(error, "inner_exception", error))  # torch's own first line names its backend
-        return {"compile": False, "reason": f"the trial failed: {why}", "failed": True}
     finally:
         copy.to("meta")  # gives its memory back now; what was compiled and the copy refer to each other
         torch.compiler.reset()

@@ -109,14 +109,16 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
             f"{out / f'fold-{begun[0]}'} exists and is never overwritten; --resume goes on with it, "
             "--out DIR or another name starts a new run"
         )
-    contents = hash_contents(recipe) if accelerator.is_main_process else {}
-    if accelerator.is_main_process and (out / "recipe.yaml").exists():
-        open_run(out, recipe, contents)  # before the images are read: a changed recipe is refused at once
-        warn_of_places(out, recipe)
-    elif accelerator.is_main_process:
-        reach_weights(recipe.backbone)
-        if resume:
-            say(f"{out}: nothing is there to go on with; a new run begins")
+    contents: dict[str, str | None] = {}
+    if accelerator.is_main_process:
+        contents = hash_contents(recipe)
+        if (out / "recipe.yaml").exists():
+            open_run(out, recipe, contents)  # before the images are read: a changed recipe is refused at once
+            warn_of_places(out, recipe)
+        else:
+            reach_weights(recipe.backbone)  # or weights that are not to be had would leave a run behind
+            if resume:
+                say(f"{out}: nothing is there to go on with; a new run begins")
     images = recipe.images
     columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
     field = "images.train and images.validation" if images.validation else "images.train"
@@ -294,7 +296,8 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         check_size(whole, backbone.name, size, "augment.sizes")
     whole = whole.to(accelerator.device)
     average = ModelEmaV3(whole, recipe.optimizer.average, use_warmup=True) if recipe.optimizer.average else None
-    rows = int((~data.folds.held_out(fold)).sum())
+    trained = ~data.folds.held_out(fold)
+    rows = int(trained.sum())
     if compiles(accelerator, recipe, whole, rows, folder.parent):
         torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
         whole.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
@@ -308,7 +311,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         position.rows = min(position.batch * recipe.batch_size, rows)
     if backbone.head_start == "probe" and position == Position():
         start_at_probe(recipe, data, fold, whole, average, position)
-    counts = np.bincount(data.folds.labels[~data.folds.held_out(fold)], minlength=classes)
+    counts = np.bincount(data.folds.labels[trained], minlength=classes)
     keep_memory(accelerator.device)
     return Learner(
         accelerator.prepare(model),

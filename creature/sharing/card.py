@@ -239,7 +239,7 @@ def _limits(run: Run) -> Iterator[str]:
         "often with a high probability."
     )
     yield "- The scores hold for pictures like those that it was scored on: the same cameras, places and seasons."
-    yield (f"- {amount}; the table above shows which are told apart poorly.")
+    yield f"- {amount}; the table above shows which are told apart poorly."
     yield (
         "- Probabilities are not calibrated; the reliability figure shows how far they can be taken at their word"
         + (
