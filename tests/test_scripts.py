@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from creature.cores import usable_cores
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -59,6 +61,16 @@ def test_a_mistake_is_one_message_and_exit_code_2(words: tuple[str, ...], tmp_pa
     out = ["--out", str(tmp_path / "run")] if words[0] == "train.py" else []
     done = python(*words, *out)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "error: " in done.stderr
+
+
+def test_more_workers_than_cores_are_warned_of_in_one_line(tiny: Path, tmp_path: Path):
+    cores = usable_cores()
+    settings = (f"images.workers={cores + 1}", "folds.train=[0]", "schedule.epochs=1")
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = python("train.py", "--recipe", str(tiny), "--out", str(tmp_path / "run"), *words)
+    assert done.returncode == 0, done.stderr
+    line = f"images.workers: should be at most the cores that may be used, {cores}, got {cores + 1}"
+    assert done.stderr == f"warning: {line}; more save no time; --set images.workers={cores}\n"
 
 
 def test_predict_needs_nothing_that_only_posix_has():

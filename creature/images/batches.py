@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import signal
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from creature.images.cache import Records
+
+# torch says for each fold, in a paragraph, that workers are more than cores; setup.start does so once, in a line.
+warnings.filterwarnings("ignore", "This DataLoader will create")
 
 
 class Batch(NamedTuple):

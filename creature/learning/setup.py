@@ -18,6 +18,7 @@ from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
+from creature.cores import usable_cores
 from creature.disk import file_hash
 from creature.images.batches import Features, Pictures, seed_of
 from creature.images.cache import Records, Wanted
@@ -93,6 +94,9 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
     if reason:
         warn(reason)
     share_cores()
+    if (workers := recipe.images.workers) > (cores := usable_cores()):
+        told = f"should be at most the cores that may be used, {cores}, got {workers}"
+        warn(f"images.workers: {told}; more save no time; --set images.workers={cores}")
     if recipe.tracking:
         accelerator.init_trackers("creature")
     return accelerator
