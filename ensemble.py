@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = len(found["images"].ids)
         say(f"{rows} rows are in {args.out}; next: hand it in, or python predict.py {folds[0]} PHOTO --top 5")
     elif not one:
-        where = " ".join(args.members)
-        say(f"{len(folds)} members scored; next: python ensemble.py {where} --images DIR --out FILE.csv")
+        where, scored = " ".join(args.members), f"{len(folds)} member{'s' * (len(folds) != 1)} scored"
+        say(f"{scored}; next: python ensemble.py {where} --images DIR --out FILE.csv")
     return code
 
 
@@ -229,8 +229,9 @@ def train_student(path: str, recipe: "Recipe", run: Path) -> None:
 
     say(f"a student of {run}, by {path}, on all of its pictures")
     with listen() as stop:
-        args = train.parse(["--recipe", path, "--resume"])
-        accelerator, *_ = train.train(args, recipe, run / "student", stop)
+        out = run / "student"
+        args = train.parse(["--recipe", path, *["--resume"] * (out / "recipe.yaml").exists()])
+        accelerator, *_ = train.train(args, recipe, out, stop)
     accelerator.end_training()
 
 

@@ -376,17 +376,18 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
 def _useless_if_frozen(recipe: Recipe) -> Iterator[str]:
     backbone, said = recipe.backbone, "is of no use with backbone.frozen"
     if recipe.augment != Augment():
-        yield f"augment: {said}, which sees each picture once, as in evaluation; remove it"
+        yield f"augment: {said}, which sees each picture once, as in evaluation; remove it, or --set augment={{}}"
     if recipe.images.cache != "off":
         yield f"images.cache: {said}, which decodes each picture once anyway; set it to off"
     for name in ("freeze_batch_stats", "sync_batchnorm", "gradient_checkpointing", "compile", "drop_path"):
         if getattr(backbone, name):
-            yield f"backbone.{name}: {said}, which computes the backbone as it is; remove it"
+            plain = json.dumps(Backbone.model_fields[name].default)
+            yield f"backbone.{name}: {said}, which computes the backbone as it is; set it to {plain}"
     if backbone.head_start != "none":
         yield f"backbone.head_start: {said}, which trains that classifier itself; set it to none"
     for name, plain in (("layer_decay", 1.0), ("average", None)):
         if getattr(recipe.optimizer, name) != plain:
-            yield f"optimizer.{name}: {said}, which trains one layer; remove it"
+            yield f"optimizer.{name}: {said}, which trains one layer; set it to {json.dumps(plain)}"
     if not backbone.pretrained and not backbone.weights:
         yield "backbone.frozen: random features are worth nothing; set backbone.pretrained=true, or backbone.weights"
 

@@ -222,13 +222,23 @@ def test_only_hashes_are_asked_of_a_check_that_knows_everything(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_training_from_the_cache_sees_what_one_from_files_does_where_pictures_are_small(tiny, run, tmp_path, workers):
+def test_a_training_from_the_cache_sees_what_one_from_files_does_where_pictures_are_small(
+    tiny, run, tmp_path, workers, capsys
+):
     """The tests' pictures are no larger than a copy, so nothing is lost, and the runs are equal bit by bit."""
     settings = ("folds.train=[0]", f"images.workers={workers}")
     for number, kind in enumerate(("disk", "disk", "memory")):
         assert start(tiny, tmp_path / f"run-{number}", *settings, f"images.cache={kind}") == 0
         assert weights_hash(tmp_path / f"run-{number}/fold-0") == weights_hash(run / "fold-0")
         assert losses(tmp_path / f"run-{number}/fold-0") == losses(run / "fold-0")
+        place = "memory" if kind == "memory" else str(cache_home())
+        assert f"images.cache: 1 MiB in {place}" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_cache_that_auto_does_not_make_is_told(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "AUTO_BYTES", 2**10)
+    assert start(tiny, tmp_path / "run", "folds.train=[0]", "images.cache=auto") == 0
+    assert "images.cache: none, for it might take more than 0 GiB" in capsys.readouterr().out
 
 
 def test_bad_pictures_are_listed_and_left_out_as_without_a_cache(tiny, drawn, tmp_path, capfd):

@@ -356,6 +356,15 @@ def test_an_ensemble_writes_no_parts(run, drawn, tmp_path):
         ensemble.main([str(run), "--images", str(drawn / "test"), "--out", f"{tmp_path}/", "--format", "full"])
 
 
+def test_predictions_never_replace_the_labels_that_they_are_scored_by(run, drawn, tmp_path):
+    (labels := tmp_path / "labels.csv").write_text(text := (drawn / "test_labels.csv").read_text())
+    words = [str(run), "--images", str(drawn / "test"), "--labels", str(labels), "--out"]
+    with pytest.raises(UserError, match=r"--out: .*labels\.csv is one of the files that this reads"):
+        ensemble.main([*words, str(tmp_path / "../" / tmp_path.name / "labels.csv")])
+    assert labels.read_text() == text
+    assert ensemble.main([*words, str(tmp_path / "new.csv")]) == ensemble.main([*words, str(tmp_path / "new.csv")]) == 0
+
+
 def test_answers_with_labels_do_not_go_unsaid(run, drawn, tmp_path, capsys):
     own = tmp_path / "own"
     shutil.copytree(run, own)

@@ -70,12 +70,19 @@ def test_it_suggests_folds_that_the_rarest_class_allows(data, tmp_path, capsys):
     (tmp_path / "a/0.png").unlink()
     (tmp_path / "a/1.png").unlink()
     assert "suggested: more pictures of a, which has one" in said(capsys, str(tmp_path))
+    for number in (10, 11, 12, 13):
+        (tmp_path / f"a/{number}.jpg").write_bytes(b"no picture")
+    assert "suggested: more pictures of a, which has one" in said(capsys, str(tmp_path))
 
 
 def test_labels_of_flat_pictures_come_from_a_csv(data, tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("image_name,label\n20,dog\nmirrored,cat\n")
     out = said(capsys, str(data), "--labels", str(tmp_path / "labels.csv"))
     assert cells(out, "test")[0][3] == "2" and cells(out, "dog")[0][1:] == ["4", "1", "1"]
+    assert "without a label" not in out and "only test has" not in out
+    (tmp_path / "labels.csv").write_text("image_name,label\n20,dgo\n")
+    out = said(capsys, str(data), "--labels", str(tmp_path / "labels.csv"))
+    assert "test has pictures without a label: 1 of 2" in out and "classes that only test has (1): dgo" in out
 
 
 def test_several_folders_are_splits_of_their_own(data, capsys):
@@ -92,6 +99,10 @@ def test_the_figure_is_a_picture(data, tmp_path, capsys):
         assert image.size[0] > 1000 and len(image.convert("RGB").getcolors(10**6) or []) > 20
     with pytest.raises(UserError, match="--out: cannot write"):
         inspect.main([str(data), "--out", str(tmp_path / "data.nothing")])
+    before = (data / "test/20.png").read_bytes()
+    with pytest.raises(UserError, match=r"--out: .*20\.png is one of the pictures"):
+        inspect.main([str(data), "--out", str(data / "test/20.png")])
+    assert (data / "test/20.png").read_bytes() == before
 
 
 def test_mistakes_get_one_sentence(tmp_path):

@@ -70,7 +70,7 @@ def test_more_workers_than_cores_are_warned_of_in_one_line(tiny: Path, tmp_path:
     done = python("train.py", "--recipe", str(tiny), "--out", str(tmp_path / "run"), *words)
     assert done.returncode == 0, done.stderr
     line = f"images.workers: should be at most the cores that may be used, {cores}, got {cores + 1}"
-    assert done.stderr == f"warning: {line}; more save no time; --set images.workers={cores}\n"
+    assert done.stderr == f"warning: {line}; more save no time, images.workers={cores} takes less memory\n"
 
 
 def test_predict_needs_nothing_that_only_posix_has():

@@ -285,12 +285,16 @@ def test_one_model_is_held_out_on_its_validation_images(drawn, tiny, tmp_path, c
     assert "images.validation: it shares 12 pictures that look the same" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_it_has_no_rows(drawn, tiny, tmp_path):
+def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_it_has_no_rows(
+    drawn, tiny, tmp_path, capsys
+):
     shutil.copytree(drawn / "train", tmp_path / "train")
     rare = sorted((tmp_path / "train").iterdir())[-1]  # the last class: a head that counts classes would lack it
     for picture in sorted(rare.iterdir())[1:]:
         picture.unlink()
     start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'train'}]")
+    told = f"folds.count: classes with fewer pictures than its 3 folds: 1, such as {rare.name} with 1; correct a label"
+    assert told in capsys.readouterr().err
     without = []
     for fold in (0, 1, 2):
         held = load_predictions(tmp_path / f"run/fold-{fold}/held_out.safetensors")

@@ -128,6 +128,14 @@ def open_cache(
         return Cache(str(folder / "pixels"), json.loads((folder / "index.json").read_text()))
 
 
+def where(cache: Cache | None) -> str:
+    """Where a run's cache is and how large, or why auto made none."""
+    if cache is None:
+        return f"none, for it might take more than {AUTO_BYTES / 2**30:.0f} GiB"
+    place = "memory" if cache.path.startswith("/proc/") else Path(cache.path).parent
+    return f"{cache.pixels.nbytes / 2**20:.0f} MiB in {place}"
+
+
 def cache_home() -> Path:
     """The folder of all caches: creature/ in XDG_CACHE_HOME, which is ~/.cache unless it is set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "creature"

@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = [picture for folder, name in named for picture in find(folder, labels, name)]
     if labels and not any(label_of(labels, os.path.basename(picture.path)) for picture in pictures):
         raise UserError(f"--labels: {args.labels} names none of the pictures; its first is {next(iter(labels))}")
+    if args.out and any(os.path.realpath(picture.path) == os.path.realpath(args.out) for picture in pictures):
+        raise UserError(f"--out: {args.out} is one of the pictures, and would be replaced; name another file")
     found = list(look(pictures))
     show_table("Splits", SPLIT_COLUMNS, splits_table(found))
     if classes := classes_table(found):
@@ -214,8 +216,15 @@ def advice(found: Sequence[Picture], copies: Sequence[tuple[Picture, Picture, st
         yield f"copies with another label than their first: {n}; correct the labels"
     if n := sum(bool(picture.bad) for picture in found):
         yield f"files that cannot be decoded: {n}; mend or remove them, or images.max_bad says how many may be left out"
-    trainable = [picture for picture in found if picture.label and picture.split.rpartition("/")[2] != "test"]
+    for split in splits_of(found):
+        own = [picture.label for picture in found if picture.split == split]
+        if any(own) and (n := own.count("")):
+            yield f"{split} has pictures without a label: {n} of {len(own)}"
+    trainable = [p for p in found if p.label and not p.bad and p.split.rpartition("/")[2] != "test"]
     labelled = Counter(picture.label for picture in trainable)
+    if labelled and (unknown := sorted({picture.label for picture in found} - {"", *labelled})):
+        named = ", ".join(unknown[:SHOWN])
+        yield f"classes that only test has ({len(unknown)}): {named}; correct the labels, or add pictures to train on"
     if not labelled:
         return
     rarest, n = min(labelled.items(), key=lambda item: item[1])

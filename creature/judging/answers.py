@@ -170,7 +170,8 @@ def read_truth(path: str, ids: Sequence[str], names: Sequence[str]) -> np.ndarra
     """
     table, index = read_labels(path), {name: k for k, name in enumerate(names)}
     if unknown := sorted(set(table.values()) - set(names)):
-        raise UserError(f"--labels: {path} has labels that are no class of the model: {', '.join(unknown[:10])}")
+        shown = ", ".join(label or "an empty one" for label in unknown[:10])
+        raise UserError(f"--labels: {path} has labels that are no class of the model: {shown}")
     labels = np.array([index.get(label_of(table, name) or "", -1) for name in ids], dtype=np.int64)
     if (labels < 0).all():
         raise UserError(f"--labels: {path} names none of the pictures; its first is {next(iter(table), 'missing')}")

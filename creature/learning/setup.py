@@ -21,7 +21,7 @@ from torch import nn
 from creature.cores import usable_cores
 from creature.disk import file_hash
 from creature.images.batches import Features, Pictures, seed_of
-from creature.images.cache import Records, Wanted
+from creature.images.cache import Records, Wanted, where
 from creature.images.checks import refuse_bad
 from creature.images.duplicates import near_duplicates
 from creature.images.evaluation import evaluation_view
@@ -96,7 +96,7 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
     share_cores()
     if (workers := recipe.images.workers) > (cores := usable_cores()):
         told = f"should be at most the cores that may be used, {cores}, got {workers}"
-        warn(f"images.workers: {told}; more save no time; --set images.workers={cores}")
+        warn(f"images.workers: {told}; more save no time, images.workers={cores} takes less memory")
     if recipe.tracking:
         accelerator.init_trackers("creature")
     return accelerator
@@ -148,6 +148,8 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         repeats = f", drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
         parts = f"{recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}{repeats}"
         say(f"{out}: {total}, {parts}, on {accelerator.device}")
+        if images.cache != "off":
+            say(f"images.cache: {where(cache)}")
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     good, folds, cache = found[0]
@@ -254,6 +256,13 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
     if len(missing := np.setdiff1d(np.arange(len(names)), trained)):
         listed = ", ".join(names[k] for k in missing[:10])
         raise UserError(f"images.train: no picture of the classes {listed}; add some, or remove their folders")
+    counts = np.bincount(labels, minlength=len(names))
+    if (few := counts < recipe.folds.count).any():
+        rarest = counts.argmin()
+        warn(
+            f"folds.count: classes with fewer pictures than its {recipe.folds.count} folds: {few.sum()}, such as "
+            f"{names[rarest]} with {counts[rarest]}; correct a label, add pictures, or set fewer folds"
+        )
     folds = FoldFile(
         count=recipe.folds.count,
         seed=recipe.folds.seed,
