@@ -232,7 +232,7 @@ def test_a_training_from_the_cache_sees_what_one_from_files_does_where_pictures_
         assert weights_hash(tmp_path / f"run-{number}/fold-0") == weights_hash(run / "fold-0")
         assert losses(tmp_path / f"run-{number}/fold-0") == losses(run / "fold-0")
         place = "memory" if kind == "memory" else str(cache_home())
-        assert f"images.cache: 1 MiB in {place}" in capsys.readouterr().out.replace("\n", "")
+        assert f"images.cache: 0.4 MiB in {place}" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_cache_that_auto_does_not_make_is_told(tiny, tmp_path, capsys, monkeypatch):

@@ -133,7 +133,7 @@ def where(cache: Cache | None) -> str:
     if cache is None:
         return f"none, for it might take more than {AUTO_BYTES / 2**30:.0f} GiB"
     place = "memory" if cache.path.startswith("/proc/") else Path(cache.path).parent
-    return f"{cache.pixels.nbytes / 2**20:.0f} MiB in {place}"
+    return f"{cache.pixels.nbytes / 2**20:.1f} MiB in {place}"
 
 
 def cache_home() -> Path:
