@@ -151,7 +151,7 @@ def verdict(line: Beside, worst: Count, frequent: int) -> str:
     if line.count.correct < worst.correct:
         return f"not accepted: worse than every member; {line.model.doubt}"
     if line.against.difference <= -MARGIN:
-        return f"not accepted: on these pictures it is a point worse than the ensemble, or more; {bound}"
+        return f"not accepted: a point worse than the ensemble, or more, on these pictures; {bound}"
     needed = line.count.n * ((line.against.difference - line.low) / (line.against.difference + MARGIN)) ** 2
     digit = 10 ** math.floor(math.log10(needed))
     return (
