@@ -55,7 +55,7 @@ def check_options(args: argparse.Namespace) -> None:
     """Paths for what was typed; raises UserError for options that do not go together."""
     args.parts = bool(args.out) and (args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
     args.out = Path(args.out) if args.out else None
-    read = [*(args.images or []), args.template, getattr(args, "labels", None)]
+    read = [*(getattr(args, "images", None) or []), args.template, getattr(args, "labels", None)]
     if args.out and args.out.is_file() and any(os.path.exists(p) and args.out.samefile(p) for p in read if p):
         raise UserError(f"--out: {args.out} is one of the files that this reads, and would be replaced; name another")
     if args.template:
