@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the members on what they never saw, and predict with all of them."""
     args = parse(argv)
-    output.check_options(args)
+    output.check_options(args, [*(args.images or []), args.labels])
     if args.parts:
         raise UserError(
             f"--out: writes one file, such as predictions.csv, got the folder {args.out}; parts are written by "

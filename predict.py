@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, and show or write the answers."""
     args = parse(argv)
-    output.check_options(args)
+    output.check_options(args, args.images)
     if args.embed and not (args.parts or (args.out and args.out.suffix in (".jsonl", ".parquet"))):
         raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
     if args.explain and (args.members or args.embed or args.mirror):

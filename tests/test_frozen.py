@@ -16,6 +16,7 @@ from creature.images.evaluation import evaluation_view
 from creature.judging.members import load_member
 from creature.learning.backbone import Body
 from creature.learning.predictions import load_predictions
+from creature.recipe import load_recipe
 from creature.terminal import Interrupted, UserError
 
 FROZEN = ("backbone.frozen=true", "augment.crop_scale=[0.08,1.0]", "optimizer.lr=0.1")
@@ -73,6 +74,21 @@ def test_a_resumed_run_is_bitwise_equal(tiny, weights, tmp_path):
 def test_what_a_frozen_backbone_would_not_use_is_refused(tiny, weights, tmp_path, setting):
     with pytest.raises(UserError, match=rf"{setting.split('=')[0].rpartition('.')[0]}.*: is of no use with backbone.f"):
         start(tiny, tmp_path / "run", *settings(weights, setting))
+
+
+@pytest.mark.parametrize(
+    ("setting", "way_out", "told"),
+    [
+        ("augment.flip=0.1", "augment={}", "remove it, or --set augment={}"),
+        ("backbone.freeze_batch_stats=true", "backbone.freeze_batch_stats=false", "set it to false"),
+        ("optimizer.layer_decay=0.8", "optimizer.layer_decay=1.0", "set it to 1.0"),
+    ],
+)
+def test_what_to_set_instead_is_told_and_taken(tiny, weights, setting, way_out, told):
+    with pytest.raises(UserError) as refused:
+        load_recipe(tiny, settings(weights, setting))
+    assert f"{told}\n" in f"{refused.value}\n"
+    assert load_recipe(tiny, settings(weights, setting, way_out)).backbone.frozen
 
 
 def test_random_features_are_refused(tiny, tmp_path):

@@ -73,6 +73,9 @@ def test_it_suggests_folds_that_the_rarest_class_allows(data, tmp_path, capsys):
     for number in (10, 11, 12, 13):
         (tmp_path / f"a/{number}.jpg").write_bytes(b"no picture")
     assert "suggested: more pictures of a, which has one" in said(capsys, str(tmp_path))
+    (tmp_path / "a/2.png").unlink()
+    out = said(capsys, str(tmp_path))
+    assert "suggested: more pictures of a, which has none" in out and "only test has" not in out
 
 
 def test_labels_of_flat_pictures_come_from_a_csv(data, tmp_path, capsys):

@@ -268,6 +268,7 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
     out, warned = capsys.readouterr()
     shown = " ".join(out.split())
     assert "images.holdout" not in warned  # its holdout is what it holds out
+    assert "nothing is there to go on with" not in out
     for name in ("ensemble of 3", "fold-2", "uniform soup", "greedy soup", "student"):
         assert name in shown.split("One model in the ensemble's place")[1]
     said = json.loads((own / "student/result.json").read_text())

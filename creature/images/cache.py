@@ -128,11 +128,11 @@ def open_cache(
         return Cache(str(folder / "pixels"), json.loads((folder / "index.json").read_text()))
 
 
-def where(cache: Cache | None) -> str:
+def where(kind: str, cache: Cache | None) -> str:
     """Where a run's cache is and how large, or why auto made none."""
     if cache is None:
         return f"none, for it might take more than {AUTO_BYTES / 2**30:.0f} GiB"
-    place = "memory" if cache.path.startswith("/proc/") else Path(cache.path).parent
+    place = "memory" if kind == "memory" else Path(cache.path).parent
     return f"{cache.pixels.nbytes / 2**20:.1f} MiB in {place}"
 
 

@@ -220,8 +220,10 @@ def advice(found: Sequence[Picture], copies: Sequence[tuple[Picture, Picture, st
         own = [picture.label for picture in found if picture.split == split]
         if any(own) and (n := own.count("")):
             yield f"{split} has pictures without a label: {n} of {len(own)}"
-    trainable = [p for p in found if p.label and not p.bad and p.split.rpartition("/")[2] != "test"]
-    labelled = Counter(picture.label for picture in trainable)
+    trainable = [picture for picture in found if picture.label and picture.split.rpartition("/")[2] != "test"]
+    labelled = Counter[str]()
+    for picture in trainable:
+        labelled[picture.label] += not picture.bad  # a class of bad files alone is there, too
     if labelled and (unknown := sorted({picture.label for picture in found} - {"", *labelled})):
         named = ", ".join(unknown[:SHOWN])
         yield f"classes that only test has ({len(unknown)}): {named}; correct the labels, or add pictures to train on"
@@ -230,7 +232,8 @@ def advice(found: Sequence[Picture], copies: Sequence[tuple[Picture, Picture, st
     rarest, n = min(labelled.items(), key=lambda item: item[1])
     sources = sorted({picture.split for picture in trainable}, key=splits_of(found).index)
     if n < 2:
-        yield f"suggested: more pictures of {rarest}, which has one: no fold can train on it and hold it out"
+        has = "one" if n else "none"
+        yield f"suggested: more pictures of {rarest}, which has {has}: no fold can train on it and hold it out"
     elif n < 5:
         yield f"suggested: folds.count={n}, for {rarest} has {n} pictures, over {' and '.join(sources)} pooled"
     else:

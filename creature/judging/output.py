@@ -51,12 +51,12 @@ def share(text: str) -> float:
     return value
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Paths for what was typed; raises UserError for options that do not go together."""
+def check_options(args: argparse.Namespace, reads: Iterable[str | None] = ()) -> None:
+    """Paths for what was typed; raises UserError for options that do not go together, or --out among what it reads."""
     args.parts = bool(args.out) and (args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
     args.out = Path(args.out) if args.out else None
-    read = [*(getattr(args, "images", None) or []), args.template, getattr(args, "labels", None)]
-    if args.out and args.out.is_file() and any(os.path.exists(p) and args.out.samefile(p) for p in read if p):
+    given = [path for path in (*reads, args.template) if path and os.path.exists(path)]
+    if args.out and args.out.is_file() and any(map(args.out.samefile, given)):
         raise UserError(f"--out: {args.out} is one of the files that this reads, and would be replaced; name another")
     if args.template:
         args.format = "submission"

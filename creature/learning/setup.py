@@ -149,7 +149,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         parts = f"{recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}{repeats}"
         say(f"{out}: {total}, {parts}, on {accelerator.device}")
         if images.cache != "off":
-            say(f"images.cache: {where(cache)}")
+            say(f"images.cache: {where(images.cache, cache)}")
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     good, folds, cache = found[0]
