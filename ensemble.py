@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from creature.judging import output
-from creature.terminal import BROKEN_IMAGES, UserError, run
+from creature.console import BROKEN_IMAGES, UserError, run
+from creature.inference import options
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from creature.judging.answers import Answered
-    from creature.judging.single import Pictures
+    from creature.ensembling.acceptance import Pictures
+    from creature.ensembling.recorded import Answered
     from creature.recipe import Recipe
 
 
@@ -53,14 +53,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="RECIPE",
         help="train RUN/student, one model that learns what the members said of pictures that they never saw",
     )
-    output.add_options(parser, "submission")
+    options.add_options(parser, "submission")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the members on what they never saw, and predict with all of them."""
     args = parse(argv)
-    output.check_options(args, [*(args.images or []), args.labels])
+    options.check_options(args, [*(args.images or []), args.labels])
     if args.parts:
         raise UserError(
             f"--out: writes one file, such as predictions.csv, got the folder {args.out}; parts are written by "
@@ -71,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.images and not (args.out or args.labels or args.compare):
         raise UserError("--images needs --out FILE.csv for predictions, or --labels FILE.csv for a score")
 
-    from creature.judging import distill, honest, members
-    from creature.judging.greedy import weigh_runs
-    from creature.terminal import say, show_table
+    from creature.console import say, show_table
+    from creature.ensembling import distill, out_of_fold
+    from creature.ensembling.weights import weigh_runs
+    from creature.inference import members
 
     folds, weights = members.weigh(args.members, args.weights or None)
     members.check_members(folds)
@@ -85,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if one and len(folds) < 2:
         raise UserError(f"--soup and --distill make one model of several, and {folds[0].parent} has one finished fold")
     student = distill.student_recipe(args.distill, folds[0].parent) if args.distill else None
-    columns, lines = honest.out_of_fold_table(folds, args.strategy)
+    columns, lines = out_of_fold.out_of_fold_table(folds, args.strategy)
     show_table("Out of fold: each image scored by the member that never saw it", columns, lines)
-    for sentence in honest.stand_ins(folds, args.strategy):
+    for sentence in out_of_fold.stand_ins(folds, args.strategy):
         say(sentence, style="dim")
     if args.weights == []:
         weights, head, lines = weigh_runs(folds, args.strategy)
@@ -109,17 +110,18 @@ def answer(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray"
 ) -> "tuple[dict[str, Answered], dict[str, Pictures], int]":
     """What all members say of the holdout and of --images, whose rows are written; the pictures, and the exit code."""
-    from creature.judging import answers, honest, inputs, members, tables
-    from creature.judging.asking import ask, mirrored
-    from creature.learning.device import keep_memory, share_cores
+    from creature.ensembling import out_of_fold, recorded
+    from creature.inference import inputs, members, prediction_files
+    from creature.inference.predictor import ask, mirrored
+    from creature.training.device import keep_memory, share_cores
 
     listed = inputs.list_inputs(args.images) if args.images else []
-    wanted, columns = output.arrange(args, listed)
+    wanted, columns = options.arrange(args, listed)
     names = members.folds_of(folds[0].parent).names
     full = {item.path: item.id for item in listed}  # a submission's ids are shorter
     ids = [full[item.path] for item in wanted]
-    labels = answers.read_truth(args.labels, ids, names) if args.labels else [-1] * len(ids)
-    holdout = honest.read_holdout(folds, names)
+    labels = recorded.read_truth(args.labels, ids, names) if args.labels else [-1] * len(ids)
+    holdout = out_of_fold.read_holdout(folds, names)
     if args.compare and not wanted and holdout is None:
         raise UserError("--compare needs pictures: --images DIR --labels FILE.csv, or a recipe with images.holdout")
     if (args.soup == "greedy" or args.distill) and not args.labels and holdout is None:
@@ -137,20 +139,20 @@ def answer(
     code, found, sources = 0, {}, {}
     if holdout is not None:
         sources["holdout"] = lambda rows: inputs.rows_of(holdout.select(rows))
-        record = answers.Record(called, weights, args.mirror, kept)
+        record = recorded.Record(called, weights, args.mirror, kept)
         predictor = see(members.predictor(loaded))
         asked = ask(predictor, inputs.rows_of(holdout), args.batch_size, "holdout", len(holdout))
         deque(record.watch(asked), maxlen=0)
         found["holdout"] = record.answered(holdout["id"], holdout["label"], args.strategy, names, models)
     if wanted:
         sources["images"] = lambda rows: inputs.pictures_of([wanted[row] for row in rows])
-        record = answers.Record(called, weights, args.mirror, kept if args.labels else None)
+        record = recorded.Record(called, weights, args.mirror, kept if args.labels else None)
         top = min(args.top, len(names))
         predictor = see(members.predictor(loaded, weights, args.strategy))
         asked = ask(predictor, inputs.pictures_of(wanted), args.batch_size, "predicting", len(wanted))
-        rows = tables.answer_rows(record.watch(asked), predictor, top)
+        rows = prediction_files.answer_rows(record.watch(asked), predictor, top)
         if args.out:
-            code = output.write(args, columns, rows, top, members.most_frequent(folds))
+            code = options.write(args, columns, rows, top, members.most_frequent(folds))
         else:
             deque(rows, maxlen=0)
             code = BROKEN_IMAGES if "" in record.hashes else 0
@@ -162,14 +164,15 @@ def conclude(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray", found: "Mapping[str, Answered]"
 ) -> "dict[str, np.ndarray]":
     """Show the scores and comparisons, and keep what all folds of a run said; how each picture may be scored."""
-    from creature.disk import write_json
-    from creature.judging import answers, compare, honest, members
-    from creature.terminal import show_table
+    from creature.console import show_table
+    from creature.ensembling import compare, out_of_fold, recorded
+    from creature.inference import members
+    from creature.storage import write_json
 
-    stands = {name: answers.standing(answered, folds) for name, answered in found.items()}
+    stands = {name: recorded.standing(answered, folds) for name, answered in found.items()}
     titles = {"holdout": "images.holdout", "images": args.labels or "images"}
     scores = {
-        titles[name]: answers.tally(found[name], stands[name]) for name in found if name == "holdout" or args.labels
+        titles[name]: recorded.tally(found[name], stands[name]) for name in found if name == "holdout" or args.labels
     }
     if scores:
         title = f"Ensemble of {len(folds)} by {args.strategy}, on images that no member was trained on"
@@ -182,9 +185,9 @@ def conclude(
     if store:
         store.mkdir(exist_ok=True)
         for name, answered in found.items():
-            answers.warn_of_lost_labels(store / f"{name}.safetensors", answered)
-            answers.save_answers(store / f"{name}.safetensors", answered)
-        write_json(store / "result.json", honest.summary(folds, weights, args.strategy, scores, args.mirror))
+            recorded.warn_of_lost_labels(store / f"{name}.safetensors", answered)
+            recorded.save_answers(store / f"{name}.safetensors", answered)
+        write_json(store / "result.json", out_of_fold.summary(folds, weights, args.strategy, scores, args.mirror))
     return stands
 
 
@@ -197,15 +200,16 @@ def make_one(
     sources: "Mapping[str, Pictures]",
 ) -> None:
     """Make one model of the members, or several, and show each beside them and the ensemble."""
-    from creature.judging import members, single
-    from creature.judging.asking import mirrored
-    from creature.judging.distill import judge_student
-    from creature.judging.soup import make_soup
+    from creature.ensembling import acceptance
+    from creature.ensembling.distill import judge_student
+    from creature.ensembling.soup import make_soup
+    from creature.inference import members
+    from creature.inference.predictor import mirrored
 
     run, kind, title = folds[0].parent, "holdout", "images.holdout"
     if args.labels:
         kind, title = "images", args.labels
-    unseen = single.find_unseen(title, found[kind], stands[kind], sources[kind], folds) if kind in found else None
+    unseen = acceptance.find_unseen(title, found[kind], stands[kind], sources[kind], folds) if kind in found else None
     see = mirrored if args.mirror else lambda predictor: predictor
     device, models, made = members.choose_device(args.device), [], {}
     if args.soup:
@@ -216,16 +220,16 @@ def make_one(
         model, made[run / "student/fold-0"] = judge_student(run / "student", unseen, device, args.batch_size, see)
         models.append(model)
     if unseen:
-        single.show(unseen, models)
+        acceptance.show(unseen, models)
     for folder, accepted in made.items():
-        single.advise(folder, run, accepted)
+        acceptance.advise(folder, run, accepted)
 
 
 def train_student(path: str, recipe: "Recipe", run: Path) -> None:
     """Train a run's student, or go on with it; as train.py does."""
     import train
-    from creature.learning.signals import listen
-    from creature.terminal import say
+    from creature.console import say
+    from creature.training.signals import listen
 
     say(f"a student of {run}, by {path}, on all of its pictures")
     with listen() as stop:

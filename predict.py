@@ -13,13 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from creature.judging import output
-from creature.terminal import BROKEN_IMAGES, UserError, run
+from creature.console import BROKEN_IMAGES, UserError, run
+from creature.inference import options
 
 if TYPE_CHECKING:
-    from creature.judging.confidence import Calibration
-    from creature.judging.inputs import Piece
-    from creature.judging.tables import Row
+    from creature.inference.inputs import Piece
+    from creature.inference.prediction_files import Row
+    from creature.metrics.calibration import Calibration
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,33 +38,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--urls", action="store_true", help="fetch pictures that are given as http(s)://")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables (%(default)s)")
-    output.add_promises(parser)
-    output.add_options(parser, "full", parts=True)
+    options.add_promises(parser)
+    options.add_options(parser, "full", parts=True)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, and show or write the answers."""
     args = parse(argv)
-    output.check_options(args, args.images)
+    options.check_options(args, args.images)
     if args.embed and not (args.parts or (args.out and args.out.suffix in (".jsonl", ".parquet"))):
         raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
     if args.explain and (args.members or args.embed or args.mirror):
         raise UserError("--explain shows what one answer rests on; leave out --members, --embed and --mirror")
 
-    from creature.judging import inputs, overlays, parts, tables
-    from creature.judging.asking import ask, mirrored
-    from creature.sharing.fetch import load_predictor
-    from creature.terminal import say, show_table
+    from creature.console import say, show_table
+    from creature.inference import inputs, overlays, prediction_files, shards
+    from creature.inference.load import load_predictor
+    from creature.inference.predictor import ask, mirrored
 
-    if parts.process()[1] > 1 and not args.parts:
+    if shards.process()[1] > 1 and not args.parts:
         raise UserError("several processes write parts into one folder: --out DIR/")
     calibration = promise(args)
     predictor = load_predictor(args.model, args.members, args.device, args.embed, bool(args.explain))
     predictor = mirrored(predictor) if args.mirror else predictor
     columns = ("", "")
     if args.format == "submission":
-        listed, columns = output.arrange(args, inputs.list_inputs(args.images, args.urls))
+        listed, columns = options.arrange(args, inputs.list_inputs(args.images, args.urls))
         pieces = [inputs.Piece("all", len(listed), partial(inputs.pictures_of, listed))]
     else:
         pieces = inputs.find_pieces(args.images, args.image_column, args.urls)
@@ -74,17 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         total = None if any(piece.size is None for piece in some) else sum(piece.size or 0 for piece in some)
         pictures = chain.from_iterable(piece.pictures() for piece in some)
         asked = ask(predictor, pictures, args.batch_size, "predicting", total)
-        rows = tables.answer_rows(asked, predictor, top, calibration)
+        rows = prediction_files.answer_rows(asked, predictor, top, calibration)
         return overlays.save(rows, args.explain) if args.explain else rows
 
     if args.explain:
         say(f"{args.explain} gets each picture: what speaks for its first label in orange, against it in blue")
 
     if args.parts:
-        broken = parts.write_parts(args.out, pieces, answered, predictor, top)
+        broken = shards.write_parts(args.out, pieces, answered, predictor, top)
         return BROKEN_IMAGES if broken else 0
     if args.out:
-        code = output.write(
+        code = options.write(
             args, columns, answered(pieces), top, predictor.fallback, predictor.features, bool(args.set)
         )
         words = f"{args.model} --members" if args.members else args.model
@@ -106,23 +106,24 @@ def promise(args: argparse.Namespace) -> "Calibration | None":
     if args.model.endswith(".onnx"):
         raise UserError(f"--set and --precision need the trained fold, and {args.model} is an ONNX file")
 
-    from creature.judging import calibration, confidence
-    from creature.sharing.fetch import find_model
-    from creature.terminal import warn
+    from creature.console import warn
+    from creature.ensembling import calibrate
+    from creature.inference.load import find_model
+    from creature.metrics import calibration
 
     found = find_model(args.model, args.members)
     if len(found.folders) > 1:
         words = (found.folders, found.weights, found.strategy, args.mirror)
-        fitted = calibration.of_ensemble(found.home, *words)
+        fitted = calibrate.of_ensemble(found.home, *words)
     else:
-        fitted = calibration.of_member(found.folders[0])
+        fitted = calibrate.of_member(found.folders[0])
     if fitted.mirror != args.mirror:
         raise UserError(f"--mirror: calibration was made {'with' if fitted.mirror else 'without'} it; ask as that did")
     if fitted.selected:
         warn(
             f"{args.model}: its epoch was chosen on the images that this is fitted on, so it promises a little too much"
         )
-    return confidence.promise(fitted, args.set, args.precision)
+    return calibration.promise(fitted, args.set, args.precision)
 
 
 def cells(row: "Row", top: int) -> list[str]:

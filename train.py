@@ -10,16 +10,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from creature.sharing.hub import add_terms
-from creature.terminal import run
+from creature.console import run
+from creature.publishing.hub import add_terms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from creature.learning.setup import Data
-    from creature.learning.signals import Stop
+    from creature.publishing.card import Terms
     from creature.recipe import Recipe
-    from creature.sharing.card import Terms
+    from creature.training.signals import Stop
+    from creature.training.train_data import Data
 
 LINE = "{:>7}  {:>8}  {:>8}  {:>8}  {}"  # an epoch of a fold's table
 FORMATS = {"loss": ".4f", "learning_rate": ".1e", "seconds": ".1f"}
@@ -44,17 +44,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train every fold that the recipe lists, and publish the run if asked to."""
     args = parse(argv)
-    from creature.learning.signals import listen
     from creature.recipe import load_recipe
+    from creature.training.signals import listen
 
     recipe = load_recipe(args.recipe, args.set)
     out = args.out or Path("runs") / recipe.name
     with listen() as stop:  # before the imports, which take seconds
         accelerator, terms, results = train(args, recipe, out, stop)
 
-    from creature.judging.count import scored
-    from creature.sharing.hub import build, publish
-    from creature.terminal import say, show_table
+    from creature.console import say, show_table
+    from creature.metrics.accuracy import scored
+    from creature.publishing.hub import build, publish
 
     cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
     title = f"{recipe.name}: {len(results)} of {recipe.folds.members} folds"
@@ -70,39 +70,39 @@ def train(
     args: argparse.Namespace, recipe: "Recipe", out: Path, stop: "Stop"
 ) -> "tuple[Accelerator, Terms | None, list[dict[str, Any]]]":
     """The folds, one after another; with the terms of publication (on the main process) and the folds' results."""
-    from creature.disk import explaining
-    from creature.images.batches import blaming_pictures
-    from creature.learning import processes, runs, setup
+    from creature.console import say, warn
+    from creature.data.loader import blaming_pictures
+    from creature.publishing.hub import prepare_push
     from creature.recipe import recipe_warnings
-    from creature.sharing.hub import prepare_push
-    from creature.terminal import say, warn
+    from creature.storage import explaining
+    from creature.training import distributed, run_folder, train_data
 
-    accelerator = setup.start(recipe, out)
+    accelerator = train_data.start(recipe, out)
     push = args.push if accelerator.is_main_process else None
     terms = prepare_push(push, out, args.license, args.data) if push else None
     for warning in recipe_warnings(recipe):
         warn(warning)
     results = []
-    with processes.noticing_loss(accelerator), explaining(out):
-        data = setup.prepare_run(accelerator, recipe, out, args.resume or processes.attempt() > 0)
-        if setup.needs_features(recipe, out):
-            data = setup.embed(accelerator, recipe, data)
+    with distributed.noticing_loss(accelerator), explaining(out):
+        data = train_data.prepare_run(accelerator, recipe, out, args.resume or distributed.attempt() > 0)
+        if train_data.needs_features(recipe, out):
+            data = train_data.embed(accelerator, recipe, data)
         if recipe.loss.teacher:
-            from creature.judging.distill import soft_targets
+            from creature.ensembling.distill import soft_targets
 
             data.training.targets = soft_targets(Path(recipe.loss.teacher), data.folds)
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"
-            if runs.fold_state(folder) == "finished":
+            if run_folder.fold_state(folder) == "finished":
                 say(f"{folder} is finished")
             else:
-                with runs.lock_fold(folder) if accelerator.is_main_process else nullcontext():
+                with run_folder.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                     stop.begin()
-                    patience = processes.waiting(accelerator, processes.WAIT_IN_FOLD, processes.WAIT)
+                    patience = distributed.waiting(accelerator, distributed.WAIT_IN_FOLD, distributed.WAIT)
                     with patience, blaming_pictures(data.training, data.evaluation):
                         train_fold(accelerator, recipe, data, fold, folder, stop)
             accelerator.wait_for_everyone()
-            results.append(runs.read_result(folder))
+            results.append(run_folder.read_result(folder))
     return accelerator, terms, results
 
 
@@ -112,17 +112,17 @@ def train_fold(
     """Train one fold from where it stands, and leave its finished folder."""
     import numpy as np
 
-    from creature.images.batches import epoch_batches, load_batches, training_order
-    from creature.judging.count import Count, count_correct
-    from creature.judging.score import score
-    from creature.learning import checkpoint, loop, setup
-    from creature.learning.predictions import Predictions
-    from creature.terminal import say
+    from creature.console import say
+    from creature.data.loader import epoch_batches, load_batches, training_order
+    from creature.metrics.accuracy import Count, count_correct
+    from creature.metrics.predictions import Predictions
+    from creature.metrics.scores import score
+    from creature.training import checkpoint, loop, train_data
 
     folds, epochs, main = data.folds, recipe.schedule.epochs, accelerator.is_main_process
     parts = (~folds.held_out(fold), folds.held_out(fold))
     rows, held_out = (np.flatnonzero(part).astype(np.int32) for part in parts)  # of which there may be millions
-    learner = setup.build_learner(accelerator, recipe, data, fold, folder)
+    learner = train_data.build_learner(accelerator, recipe, data, fold, folder)
     model, position = learner.model, learner.position
     sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]
     share = (accelerator.process_index, accelerator.num_processes)
@@ -156,7 +156,7 @@ def train_fold(
             save()
             checkpoint.prune_epochs(folder, position, recipe.checkpoint)
     if main:
-        setup.finish(accelerator, recipe, data, learner, fold, folder, score)
+        train_data.finish(accelerator, recipe, data, learner, fold, folder, score)
 
 
 if __name__ == "__main__":

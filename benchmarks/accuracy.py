@@ -34,10 +34,10 @@ from sides import ROOT, ratio, record
 from timm.data import create_transform, resolve_data_config
 
 import predict
-from creature.cores import usable_cores
-from creature.images.files import label_of, list_pictures, natural, read_labels
+from creature.console import UserError, run, say, show_table
+from creature.data.files import label_of, list_pictures, natural, read_labels
+from creature.device import usable_cores
 from creature.recipe import load_recipe
-from creature.terminal import UserError, run, say, show_table
 
 PEER = Path(__file__).parent / "timm_train.py"
 MODEL, SIZE = "tf_efficientnet_lite0", 96  # of the peer

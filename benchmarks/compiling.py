@@ -16,8 +16,8 @@ import torch
 from sides import ratio, record  # first, for it puts this checkout first
 from step import make_recipe, new_learner
 
-from creature.learning.compiling import timer, trial
-from creature.terminal import say
+from creature.console import say
+from creature.training.compiling import timer, trial
 
 CASES = (
     ("resnet18", 128, 32),

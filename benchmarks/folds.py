@@ -22,7 +22,7 @@ from pictures import jpegs, lay_out
 from safetensors.torch import save_file
 from sides import ROOT, in_turns, judge
 
-from creature.terminal import run
+from creature.console import run
 
 K = 5
 

@@ -31,10 +31,10 @@ from sides import usable_cores
 import ensemble
 import predict
 import train
-from creature.images.drawings import write_drawings
-from creature.judging import count, score  # noqa: F401, imported before any clock starts
-from creature.learning import checkpoint, loop, setup  # noqa: F401
-from creature.terminal import run, say
+from creature.console import run, say
+from creature.metrics import accuracy, scores  # noqa: F401, imported before any clock starts
+from creature.samples import write_drawings
+from creature.training import checkpoint, loop, train_data  # noqa: F401
 
 HERE = Path(__file__).parent
 BATCH, PICTURES = 16, 480

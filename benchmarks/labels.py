@@ -4,7 +4,7 @@ python benchmarks/labels.py --data DIR --weights FILE.safetensors
 
 DIR holds train/ and val/ with a folder a class. Each draw puts 5 % of the pictures into another class's folder, trains
 the recipe's folds on all of them, and counts how many of as many rows as were flipped, from the top of
-creature.judging.labels' list, are flipped ones. cleanlab ranks the same out-of-fold predictions.
+creature.reporting.labels' list, are flipped ones. cleanlab ranks the same out-of-fold predictions.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from cleanlab.rank import get_label_quality_scores
 from sides import ROOT, say, show_table
 
 import train
-from creature.images.manifest import read_images
-from creature.images.sources import Columns
-from creature.judging.count import Count
-from creature.judging.study import read_runs
-from creature.judging.suspects import suspects
-from creature.terminal import UserError, run
+from creature.console import UserError, run
+from creature.data.dataset import read_images
+from creature.data.sources import Columns
+from creature.metrics.accuracy import Count
+from creature.metrics.label_errors import suspects
+from creature.reporting.study import read_runs
 
 SHARE = 0.05
 RANKINGS = {

@@ -21,15 +21,15 @@ from pictures import jpegs, lay_out
 from PIL import Image
 from sides import ROOT, in_turns, judge
 
-from creature.images.batches import Pictures, load_batches
-from creature.images.cache import Cache, Records, Wanted, open_cache
-from creature.images.checks import Everything, check_images
-from creature.images.decode import Encoded, decode
-from creature.images.manifest import read_images
-from creature.images.sources import Columns
-from creature.images.views import training_view
+from creature.console import UserError, run, say
+from creature.data.augment import training_view
+from creature.data.checks import Everything, check_images
+from creature.data.dataset import read_images
+from creature.data.decode import Encoded, decode
+from creature.data.image_cache import Cache, Records, Wanted, open_cache
+from creature.data.loader import Pictures, load_batches
+from creature.data.sources import Columns
 from creature.recipe import Augment
-from creature.terminal import UserError, run, say
 
 BATCH, SIZE = 64, 224
 LARGE = 1280  # pixels of the longer side

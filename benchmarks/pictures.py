@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from creature.terminal import UserError
+from creature.console import UserError
 
 CLASSES = 100
 

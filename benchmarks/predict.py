@@ -31,18 +31,18 @@ from timm.data import create_dataset, create_loader
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from creature.cores import usable_cores
-from creature.images.folds import FoldFile, folds_hash
-from creature.judging import inputs, members, tables
-from creature.judging.asking import ask
-from creature.learning.backbone import build_backbone, mean_and_std, timm_config
-from creature.learning.checkpoint import finish_fold, kept_epoch
-from creature.learning.predictions import Predictions, save_predictions
-from creature.learning.runs import open_run, share_folds
+from creature.console import run, say
+from creature.data.folds import FoldFile, folds_hash
+from creature.device import usable_cores
+from creature.inference import inputs, members, prediction_files
+from creature.inference.load import load_predictor
+from creature.inference.predictor import ask
+from creature.metrics.predictions import Predictions, save_predictions
+from creature.publishing.onnx_export import export_onnx
 from creature.recipe import check_recipe
-from creature.sharing.fetch import load_predictor
-from creature.sharing.onnx import export_onnx
-from creature.terminal import run, say
+from creature.training.backbone import build_backbone, mean_and_std, timm_config
+from creature.training.checkpoint import finish_fold, kept_epoch
+from creature.training.run_folder import open_run, share_folds
 
 MODELS = ("tf_efficientnet_lite0", "mobilenetv3_small_100")
 NAMES = ("beetle", "bird", "butterfly", "cat", "deer", "dog", "fish", "fox", "frog", "horse", "owl", "snake")
@@ -123,7 +123,7 @@ def throughput(work: Path, photos: Path, rounds: int, architecture: str, count: 
 
     def predict() -> None:
         answers = ask(predictor, inputs.pictures_of(listed), BATCH, "predicting", count)
-        tables.write_full(work / "ours.csv", tables.answer_rows(answers, predictor, 1), 1)
+        prediction_files.write_full(work / "ours.csv", prediction_files.answer_rows(answers, predictor, 1), 1)
 
     apart = ProcessPoolExecutor(1, get_context("spawn"))
 

@@ -19,7 +19,7 @@ from torch import distributed
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from creature.terminal import say
+from creature.console import say
 
 NAME, SIZE, ROWS, STEPS = "resnet18", 128, 32, 2
 

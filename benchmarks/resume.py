@@ -22,9 +22,9 @@ import torch
 from sides import ROOT, Ratio, in_turns, ratio, record  # first, for it puts this checkout first
 
 import train
-from creature.images.drawings import write_drawings
-from creature.learning import loop
-from creature.terminal import Interrupted, console
+from creature.console import Interrupted, console
+from creature.samples import write_drawings
+from creature.training import loop
 
 RECIPE = {
     "name": "resume",

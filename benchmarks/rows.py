@@ -53,8 +53,8 @@ def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
     others may share the cores; those of the clock are in `clock`.
     """
     import train
-    from creature.judging import score  # noqa: F401, imported before the clock starts
-    from creature.learning import loop, setup
+    from creature.metrics import scores  # noqa: F401, imported before the clock starts
+    from creature.training import loop, train_data
 
     found: dict[str, float] = {}
     ended: dict[str, tuple[float, float]] = {}
@@ -68,7 +68,7 @@ def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
             most[0] = max(most[0], private())
 
     def timed(name: str) -> Any:
-        inner = getattr(setup, name)
+        inner = getattr(train_data, name)
 
         def outer(*words: Any, **named: Any) -> Any:
             began = now()
@@ -84,7 +84,7 @@ def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
         raise FirstStep
 
     for name in (*PARTS, "prepare_run", "build_learner"):
-        setattr(setup, name, timed(name))
+        setattr(train_data, name, timed(name))
     loop.train_step = reached
     before = private()
     threading.Thread(target=watch, daemon=True).start()

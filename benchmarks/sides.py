@@ -18,8 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks are of this checkout, whatever is installed
 
-from creature.cores import usable_cores
-from creature.terminal import say, show_table
+from creature.console import say, show_table
+from creature.device import usable_cores
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results.jsonl"

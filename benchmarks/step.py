@@ -19,12 +19,12 @@ from sides import Ratio, in_turns, judge, ratio, record  # first, for it puts th
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from creature.images.batches import Batch
-from creature.images.folds import FoldFile
-from creature.learning import loop, setup
-from creature.learning.signals import Stop
+from creature.console import say
+from creature.data.folds import FoldFile
+from creature.data.loader import Batch
 from creature.recipe import Recipe
-from creature.terminal import say
+from creature.training import loop, train_data
+from creature.training.signals import Stop
 
 CLASSES = 12
 # Network, pixels, rows, steps a round: a small step shows the milliseconds, a large one the share.
@@ -62,14 +62,14 @@ def ready_batches(size: int, rows: int, steps: int, seed: int = 0) -> list[Batch
     ]
 
 
-def new_learner(recipe: Recipe) -> tuple[setup.Accelerator, loop.Learner]:
+def new_learner(recipe: Recipe) -> tuple[train_data.Accelerator, loop.Learner]:
     labels = np.arange(2 * CLASSES) % CLASSES
     ids = tuple(map(str, range(len(labels))))
     folds = FoldFile(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, (np.repeat((0, 1), CLASSES),), ids, {})
-    data = setup.Data(folds, None, None, 0)  # type: ignore[arg-type]  # no picture is decoded
+    data = train_data.Data(folds, None, None, 0)  # type: ignore[arg-type]  # no picture is decoded
     with TemporaryDirectory() as name:
-        accelerator = setup.start(recipe, Path(name))
-        return accelerator, setup.build_learner(accelerator, recipe, data, 0, Path(name))
+        accelerator = train_data.start(recipe, Path(name))
+        return accelerator, train_data.build_learner(accelerator, recipe, data, 0, Path(name))
 
 
 def our_loop(recipe: Recipe, batches: list[Batch]) -> Loop:
@@ -88,7 +88,7 @@ def bare_loop(
 ) -> Loop:
     accelerator, learner = new_learner(recipe)
     model = wrap(accelerator.unwrap_model(learner.model))
-    groups = setup.parameter_groups(model, recipe.optimizer)
+    groups = train_data.parameter_groups(model, recipe.optimizer)
     optimizer = torch.optim.AdamW(groups, lr=recipe.optimizer.lr, fused=True)
 
     def steps() -> None:
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rounds", type=int, nargs="?", default=25, metavar="ROUNDS", help="(%(default)s)")
     rounds = parser.parse_args().rounds
-    setup.share_cores = lambda: torch.set_num_threads(1)
+    train_data.share_cores = lambda: torch.set_num_threads(1)
     for name, size, rows, steps in CASES:
         recipe, batches = make_recipe(name, size, rows), ready_batches(size, rows, steps)
         (our_model, ours), (bare_model, bare) = our_loop(recipe, batches), bare_loop(recipe, batches)

@@ -19,7 +19,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from creature.terminal import UserError, printable, run
+from creature.console import UserError, printable, run
 
 # Marks what does not change a run's result, and so is not part of its identity.
 FREE: dict[str, JsonValue] = {"identity": False}

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 import train
-from creature.images.drawings import write_drawings
+from creature.samples import write_drawings
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 

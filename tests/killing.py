@@ -24,10 +24,10 @@ import sklearn.metrics  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train
-from creature import terminal
-from creature.images import batches, checks, folds, manifest, sources, views  # noqa: F401
-from creature.judging import score  # noqa: F401
-from creature.learning import checkpoint, setup  # noqa: F401
+from creature import console
+from creature.data import augment, checks, dataset, folds, loader, sources  # noqa: F401
+from creature.metrics import scores  # noqa: F401
+from creature.training import checkpoint, train_data  # noqa: F401
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
 SETTINGS = ("folds.train=[0]", "checkpoint.every_minutes=0")
@@ -78,7 +78,7 @@ def attempt(recipe: str, out: Path, fault: Callable[[], None], moment: float | i
         return os.waitpid(child, 0)[1]
     said = sys.stderr = io.StringIO()
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    terminal.console.file, terminal.errors.file = sys.stdout, said
+    console.console.file, console.errors.file = sys.stdout, said
     code = 1
     try:
         if isinstance(moment, float):
@@ -87,7 +87,7 @@ def attempt(recipe: str, out: Path, fault: Callable[[], None], moment: float | i
         checkpoint.save_state = lambda *words: (saved_state(*words), out.with_suffix(".saved").touch())
         count = fail_at_operation(out, fault, -1 if moment is None or isinstance(moment, float) else moment)
         try:
-            terminal.run(lambda: train.main(words(recipe, out, *more)))
+            console.run(lambda: train.main(words(recipe, out, *more)))
         except SystemExit as left:
             code = int(left.code or 0)
         out.with_suffix(".operations").write_text(str(count[0]))

@@ -16,8 +16,8 @@ sys.path.insert(0, os.getcwd())
 
 import ensemble
 import train
-from creature.images.drawings import write_drawings
-from creature.learning import loop
+from creature.samples import write_drawings
+from creature.training import loop
 
 RECIPE = {
     "name": "golden",

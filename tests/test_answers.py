@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from creature.images.folds import FoldFile, write_folds
-from creature.judging.answers import Answered, Record, load_answers, read_truth, save_answers, standing, tally
-from creature.judging.asking import Answers
-from creature.judging.count import Count
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.data.folds import FoldFile, write_folds
+from creature.ensembling.recorded import Answered, Record, load_answers, read_truth, save_answers, standing, tally
+from creature.inference.predictor import Answers
+from creature.metrics.accuracy import Count
 
 NAMES = ("red", "green", "blue")
 CONTENTS = {"zero": "0" * 32, "one": "1" * 32, "both": "2" * 32, "new": "f" * 32}

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from test_resume import stopping_after
 from test_train import losses, start, weights_hash
 
-from creature.images import batches
-from creature.images.batches import Pictures
-from creature.learning import checkpoint, loop
-from creature.learning.backbone import build_backbone, parameter_groups
-from creature.learning.predictions import load_predictions
+from creature.console import Interrupted, UserError
+from creature.data import loader
+from creature.data.loader import Pictures
+from creature.metrics.predictions import load_predictions
 from creature.recipe import Backbone, Optimizer
-from creature.terminal import Interrupted, UserError
+from creature.training import checkpoint, loop
+from creature.training.backbone import build_backbone, parameter_groups
 
 ONE = ("folds.train=[0]", "optimizer.average=0.9")
 
@@ -160,9 +160,9 @@ def test_more_sizes_than_epochs_are_refused(tiny, tmp_path):
 
 
 def test_a_cached_training_sees_the_same_sizes(tiny, tmp_path, monkeypatch):
-    sides, get = [], batches.Pictures.__getitems__
+    sides, get = [], loader.Pictures.__getitems__
     monkeypatch.setattr(
-        batches.Pictures,
+        loader.Pictures,
         "__getitems__",
         lambda self, items: sides.append((batch := get(self, items)).pixels.shape[-1]) or batch,
     )

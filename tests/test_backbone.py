@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from creature.learning.backbone import (
+from creature.console import UserError
+from creature.recipe import Backbone, Optimizer
+from creature.training.backbone import (
     build_backbone,
     build_optimizer,
     check_backbone,
@@ -21,10 +23,8 @@ from creature.learning.backbone import (
     parameter_groups,
     timm_config,
 )
-from creature.learning.checkpoint import save_weights
-from creature.learning.loop import train_mode
-from creature.recipe import Backbone, Optimizer
-from creature.terminal import UserError
+from creature.training.checkpoint import save_weights
+from creature.training.loop import train_mode
 
 NAMES = ("ant", "bee", "cat")
 TAGGED = "test_resnet.r160_in1k"

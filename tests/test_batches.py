@@ -13,9 +13,9 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
-from creature.images.batches import Pictures, epoch_batches, load_batches, seed_of, share_of, training_order
-from creature.images.evaluation import evaluation_view
-from creature.images.views import exact_view, training_view
+from creature.data.augment import exact_view, training_view
+from creature.data.eval_transform import evaluation_view
+from creature.data.loader import Pictures, epoch_batches, load_batches, seed_of, share_of, training_order
 from creature.recipe import Augment
 
 ROOT = Path(__file__).parent.parent
@@ -190,7 +190,7 @@ def test_an_error_while_workers_are_at_work_ends_the_program(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from creature.images.batches import load_batches\n"
+        "from creature.data.loader import load_batches\n"
         "class Numbers:\n    def __getitems__(self, rows):\n        return rows\n"
         "batches = load_batches(Numbers(), [[k] for k in range(1000)], 2)\n"
         "print(next(batches))\n"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from creature.images.decode import decode
-from creature.judging import members
-from creature.sharing.fetch import load_predictor
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.data.decode import decode
+from creature.inference import members
+from creature.inference.load import load_predictor
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 PROGRAMS = [path for path in sorted(FOLDER.glob("*.py")) if '__name__ == "__main__"' in path.read_text()]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from creature.judging.blend import STRATEGIES, blend
+from creature.metrics.blend import STRATEGIES, blend
 
 M, N, K = 4, 50, 6
 LOGITS = np.random.default_rng(0).normal(0, 3, (M, N, K)).astype(np.float32)

@@ -15,15 +15,15 @@ from filelock import FileLock
 from PIL import Image as Pillow
 from test_train import losses, start, weights_hash
 
-from creature.images import cache as module
-from creature.images.batches import Pictures
-from creature.images.cache import Records, Wanted, cache_home, is_wanted, open_cache
-from creature.images.checks import Everything, check_images
-from creature.images.decode import content_hash
-from creature.images.evaluation import evaluation_view
-from creature.images.views import exact_view, training_view, whole_view
+from creature.console import UserError
+from creature.data import image_cache as module
+from creature.data.augment import exact_view, training_view, whole_view
+from creature.data.checks import Everything, check_images
+from creature.data.decode import content_hash
+from creature.data.eval_transform import evaluation_view
+from creature.data.image_cache import Records, Wanted, cache_home, is_wanted, open_cache
+from creature.data.loader import Pictures
 from creature.recipe import Augment
-from creature.terminal import UserError
 
 WANTED = Wanted(56, "center", (0.5, 0.5, 0.5))
 SIZES = [(200, 150), (90, 300), (40, 30), (64, 64), (65, 200)]
@@ -144,7 +144,7 @@ def test_two_that_make_it_at_once_make_it_once(tmp_path, home):
     script = tmp_path / "both.py"
     script.write_text(
         f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
-        "import test_cache, creature.images.cache as module\n"
+        "import test_cache, creature.data.image_cache as module\n"
         "fill, made = module._fill, []\n"
         "module._fill = lambda *words: made.append(1) or fill(*words)\n"
         "cache = test_cache.opened()\n"

@@ -13,19 +13,22 @@ from scipy.stats import binom
 
 import ensemble
 import predict
-from creature.judging import calibration, confidence, figures, members
-from creature.judging.blend import blend
-from creature.judging.confidence import (
+from creature.console import UserError
+from creature.ensembling import calibrate as calibrate_verb
+from creature.ensembling.out_of_fold import held_out
+from creature.inference import members
+from creature.metrics import calibration
+from creature.metrics.blend import blend
+from creature.metrics.calibration import (
     calibrate,
     calibration_error,
     fit_temperature,
     threshold_of_answers,
     threshold_of_sets,
 )
-from creature.judging.honest import held_out
-from creature.judging.study import read_runs
-from creature.sharing.export import export
-from creature.terminal import UserError
+from creature.publishing.export import export
+from creature.reporting import figures
+from creature.reporting.study import read_runs
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +42,7 @@ def forget_cached_runs():
 @pytest.fixture(autouse=True)
 def few_rows_are_enough(monkeypatch):
     """The tiny run's folds hold out 24 rows each."""
-    monkeypatch.setattr(confidence, "FEWEST", 10)
+    monkeypatch.setattr(calibration, "FEWEST", 10)
 
 
 def rows(n: int, seed: int, temperature: float = 1.0, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +115,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(confidence, "threshold_of_answers", lambda sure, *_: float(np.median(sure)))
+    monkeypatch.setattr(calibration, "threshold_of_answers", lambda sure, *_: float(np.median(sure)))
     fold, out = str(run / "fold-0"), tmp_path / "p.csv"
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     words = [str(drawn / "test"), str(tmp_path / "broken.jpg"), "--set", "0.8", "--precision", "0.5", "--out"]
@@ -174,9 +177,9 @@ def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path
 
 def test_each_row_is_judged_by_the_others(run, capsys, monkeypatch):
     fitted, whole = [], calibrate
-    for module in (calibration, confidence):
+    for module in (calibrate_verb, calibration):
         monkeypatch.setattr(module, "calibrate", lambda *words: fitted.append(len(words[1])) or whole(*words))
-    assert calibration.main([str(run), "--set", "0.8"]) == 0
+    assert calibrate_verb.main([str(run), "--set", "0.8"]) == 0
     assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
     shown = capsys.readouterr().out
     assert "in sets of 0.8" in shown and shown.count("(n = 24)") == 3
@@ -201,7 +204,7 @@ def test_the_reliability_figure_shows_each_row_by_the_temperature_of_its_member_
         f"as it is: expected calibration error {before:.4f}",
         f"calibrated, each row by the fold's others: expected calibration error {after:.4f}",
     ]
-    monkeypatch.setattr(confidence, "FEWEST", 20)  # of the 24, 19 are left
+    monkeypatch.setattr(calibration, "FEWEST", 20)  # of the 24, 19 are left
     assert legend() == [
         f"as it is, with too few rows a fold to show it calibrated: expected calibration error {before:.4f}"
     ]
@@ -266,11 +269,11 @@ def test_pictures_that_a_member_was_trained_on_calibrate_nothing(own, drawn, tmp
 
 
 def test_the_ensemble_s_row_is_cross_fitted_too(own, drawn, capsys):
-    assert calibration.main([str(own)]) == 0
+    assert calibrate_verb.main([str(own)]) == 0
     assert "for that of an ensemble, first: python ensemble.py" in capsys.readouterr().out
     ensemble.main(asked(own, drawn))
     capsys.readouterr()
-    assert calibration.main([str(own), "--set", "0.8"]) == 0
+    assert calibrate_verb.main([str(own), "--set", "0.8"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "ensemble of 3, images" in shown and shown.count("(n = 24)") == 4
 
@@ -285,7 +288,7 @@ def test_a_published_model_and_ensemble_promise_what_the_run_does(own, drawn, tm
             words = [str(source), str(drawn / "test"), "--set", "0.8", *more, "--out", str(tmp_path / name)]
             assert predict.main(words) == 0
         assert (tmp_path / "run.csv").read_bytes() == (tmp_path / "published.csv").read_bytes()
-    (branches["main"] / calibration.OF_MODEL).write_bytes(b"nothing")
+    (branches["main"] / calibrate_verb.OF_MODEL).write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as a calibration"):
         predict.main([str(branches["main"]), str(drawn / "test"), "--set", "0.8"])
 
@@ -298,6 +301,6 @@ def test_a_share_is_between_0_and_1(share, capsys):
 
 
 def test_too_few_rows_to_judge_a_calibration_are_counted(run, monkeypatch):
-    monkeypatch.setattr(confidence, "FEWEST", 20)
+    monkeypatch.setattr(calibration, "FEWEST", 20)
     with pytest.raises(UserError, match=r"fold-0: 24 held-out images are too few to judge each by the others"):
-        calibration.main([str(run)])
+        calibrate_verb.main([str(run)])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from creature.judging.answers import Answered
-from creature.judging.compare import compare_deciders, disagreements, holm, pair, show
+from creature.ensembling.compare import compare_deciders, disagreements, holm, pair, show
+from creature.ensembling.recorded import Answered
 
 NAMES = ("cat", "dog", "emu")
 

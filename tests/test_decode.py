@@ -17,8 +17,8 @@ import PIL
 import pytest
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, features
 
-from creature.images import decode as module
-from creature.images.decode import MAX_BYTES, MAX_PIXELS, BadImage, decode, read
+from creature.data import decode as module
+from creature.data.decode import MAX_BYTES, MAX_PIXELS, BadImage, decode, read
 
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13  # before, it reads no La and no plain YCbCr from a TIFF
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
@@ -365,7 +365,7 @@ def test_the_user_sees_no_warning(tmp_path):
         (tmp_path / name).write_bytes(data)
     script = """
 import pathlib, sys
-from creature.images.decode import BadImage, decode, read
+from creature.data.decode import BadImage, decode, read
 for path in pathlib.Path(sys.argv[1]).iterdir():
     try:
         print(path.name, len(decode(read({"path": str(path)})).getbands()))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import predict
-from creature.sharing import demo
-from creature.sharing.fetch import load_predictor
+from creature.inference.load import load_predictor
+from creature.publishing import demo
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from creature.images.drawings import SPECIES, draw, write_drawings
+from creature.samples import SPECIES, draw, write_drawings
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_command_says_where_the_pictures_are_and_what_comes_next(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "creature.images.drawings",
+        "creature.samples",
         str(tmp_path / "drawn"),
         "--train",
         "12",

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageOps
 from test_train import start
 
-from creature.images import duplicates, index
-from creature.images.drawings import SPECIES, draw
-from creature.images.duplicates import LENGTH, SIDE, near_duplicates, sketch
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.data import duplicates, scan
+from creature.data.duplicates import LENGTH, SIDE, near_duplicates, sketch
+from creature.samples import SPECIES, draw
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -145,12 +145,12 @@ def test_folds_are_the_same_from_the_index_and_with_a_cache(tiny: Path, tmp_path
         (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         photo(number).save(folder / "ab"[number % 2] / f"{number}.png")
         CHANGES["half the size"](photo(number)).save(folder / "ab"[number % 2] / f"copy-{number}.png")
-    monkeypatch.setattr(index, "TICK", -(10**12))
+    monkeypatch.setattr(scan, "TICK", -(10**12))
     words = (f"images.train=[{folder}]", "schedule.epochs=1", f"images.cache={cache}")
     runs = [tmp_path / name for name in ("first", "second")]
     for out in runs:
         assert start(tiny, out, *words) == 0
-        monkeypatch.setattr(index, "check_images", lambda *_: pytest.fail("pictures are read again"))
+        monkeypatch.setattr(scan, "check_images", lambda *_: pytest.fail("pictures are read again"))
     rows = [json.loads((out / "folds.json").read_text())["rows"] for out in runs]
     fold = {row[0]: row[2] for row in rows[0]}
     assert rows[0] == rows[1] and len(set(fold.values())) == 3

@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 import ensemble
 import predict
 import train
-from creature.judging import asking, members, report
-from creature.judging.asking import Picture, ask
-from creature.judging.blend import blend
-from creature.judging.inputs import Input, list_inputs, pictures_of
-from creature.terminal import BROKEN_IMAGES, UserError
+from creature.console import BROKEN_IMAGES, UserError
+from creature.inference import members, predictor
+from creature.inference.inputs import Input, list_inputs, pictures_of
+from creature.inference.predictor import Picture, ask
+from creature.metrics.blend import blend
+from creature.reporting import report
 
 
 @pytest.fixture(autouse=True)
@@ -311,17 +312,17 @@ def test_mirror_images_count_half_and_are_no_second_decoding(run, drawn, tmp_pat
     mirrored.mkdir()
     for path in (drawn / "test").iterdir():
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored / f"{path.stem}.png")
-    decoded, decode = [], asking.decode
-    monkeypatch.setattr(asking, "decode", lambda data: decoded.append(1) or decode(data))
+    decoded, decode = [], predictor.decode
+    monkeypatch.setattr(predictor, "decode", lambda data: decoded.append(1) or decode(data))
     loaded = [members.load_member(run / f"fold-{k}", torch.device("cpu")) for k in range(3)]
-    predictor = members.predictor(loaded)
-    both = asking.mirrored(predictor)
+    plain_predictor = members.predictor(loaded)
+    both = predictor.mirrored(plain_predictor)
 
     def logits(asked, folder):
         pictures = pictures_of(list_inputs([str(folder)]))
         return np.concatenate([batch.logits for batch in ask(asked, pictures, 8, "")], axis=1)
 
-    plain, flipped = logits(predictor, drawn / "test"), logits(predictor, mirrored)
+    plain, flipped = logits(plain_predictor, drawn / "test"), logits(plain_predictor, mirrored)
     decoded.clear()
     found = logits(both, drawn / "test")
     assert len(decoded) == 24

@@ -10,10 +10,10 @@ from PIL import Image
 from test_train import start
 
 import predict
-from creature.judging import members
-from creature.judging.explain import activation_map
-from creature.judging.overlays import AGAINST, FOR, SIDE, file_name, overlay
-from creature.terminal import BROKEN_IMAGES, UserError
+from creature.console import BROKEN_IMAGES, UserError
+from creature.inference import members
+from creature.inference.explain import activation_map
+from creature.inference.overlays import AGAINST, FOR, SIDE, file_name, overlay
 
 
 def member(model: torch.nn.Module, run: Path) -> members.Member:

@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 
 import ensemble
 import train
-from creature.disk import write_manifest
-from creature.images.folds import read_folds
-from creature.judging.study import read_runs
-from creature.learning.checkpoint import verifies
+from creature.console import UserError
+from creature.data.folds import read_folds
+from creature.inference.load import find_model
+from creature.publishing import check, hub
+from creature.publishing.card import Terms, base_model, measured
+from creature.publishing.export import anonymous, as_published, export, portable
+from creature.publishing.verify import scan, verify
 from creature.recipe import load_recipe
-from creature.sharing import check, hub
-from creature.sharing.card import Terms, base_model, measured
-from creature.sharing.export import anonymous, as_published, export, portable
-from creature.sharing.fetch import find_model
-from creature.sharing.verify import scan, verify
-from creature.terminal import UserError
+from creature.reporting.study import read_runs
+from creature.storage import write_manifest
+from creature.training.checkpoint import verifies
 
 TERMS = Terms("apache-2.0", "Drawn by a *program* for tests <b>")
 

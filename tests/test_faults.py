@@ -18,11 +18,11 @@ from filelock import FileLock
 from test_processes import LAUNCH
 from test_train import losses, start, weights_hash
 
-from creature.images import batches, checks
-from creature.learning import checkpoint, loop, runs, setup, signals
-from creature.learning.backbone import build_optimizer, parameter_groups
+from creature.console import Interrupted, UserError
+from creature.data import checks, loader
 from creature.recipe import Optimizer
-from creature.terminal import Interrupted, UserError
+from creature.training import checkpoint, loop, run_folder, signals, train_data
+from creature.training.backbone import build_optimizer, parameter_groups
 
 ROOT = Path(__file__).parent.parent
 LONG = ("folds.train=[0]", "schedule.epochs=60")
@@ -103,7 +103,7 @@ def test_a_signal_within_a_step_saves_that_step(tiny, tmp_path, monkeypatch, nam
 
 
 def test_a_signal_before_anything_is_read_leaves_with_75_too(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(setup, "start", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr(train_data, "start", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
     with pytest.raises(Interrupted, match="--resume goes on"):
         start(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists() and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
@@ -218,7 +218,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
 
 def scale(patch: pytest.MonkeyPatch, factor: float) -> list[torch.amp.GradScaler]:
     """Have the next starts scale the loss, as fp16 does on a GPU."""
-    began, made = setup.start, []
+    began, made = train_data.start, []
 
     def started(*words):
         accelerator = began(*words)
@@ -226,7 +226,7 @@ def scale(patch: pytest.MonkeyPatch, factor: float) -> list[torch.amp.GradScaler
         accelerator.scaler = made[-1]
         return accelerator
 
-    patch.setattr(setup, "start", started)
+    patch.setattr(train_data, "start", started)
     return made
 
 
@@ -347,7 +347,7 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
 # Decoders that kill
 
 
-@pytest.mark.parametrize(("where", "name"), [(checks, "decode"), (batches, "Encoded")])
+@pytest.mark.parametrize(("where", "name"), [(checks, "decode"), (loader, "Encoded")])
 def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeypatch, where, name):
     shutil.copytree(drawn / "train", tmp_path / "train")  # or an index might know that all of them were decoded
     victim = sorted((tmp_path / "train/fish").iterdir())[0]
@@ -500,7 +500,7 @@ def test_of_twenty_that_start_at_once_one_wins(tmp_path):
         os.write(ready[1], b".")
         os.read(go[0], 1)
         try:
-            with runs.lock_fold(tmp_path / "fold-0"):
+            with run_folder.lock_fold(tmp_path / "fold-0"):
                 os.write(said[1], b"w")
                 os.read(leave[0], 1)
         except UserError as error:
@@ -514,7 +514,7 @@ def test_of_twenty_that_start_at_once_one_wins(tmp_path):
     for child in children:
         os.waitpid(child, 0)
     assert sorted(words) == sorted(b"w" + b"l" * 19)
-    with runs.lock_fold(tmp_path / "fold-0"):
+    with run_folder.lock_fold(tmp_path / "fold-0"):
         pass
 
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from conftest import holding
 
-from creature.disk import file_hash
-from creature.images import mapped
-from creature.images.folds import FoldFile, assign_folds, folds_hash, map_folds, read_folds, together, write_folds
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.data import mapped_tables
+from creature.data.folds import FoldFile, assign_folds, folds_hash, map_folds, read_folds, together, write_folds
+from creature.storage import file_hash
 
 
 def single(n: int) -> list[str]:
@@ -249,7 +249,7 @@ def test_a_mapped_fold_file_is_parsed_once_and_again_when_it_is_another(tmp_path
     path = tmp_path / "folds.json"
     write_folds(path, many_rows(10))
     assert map_folds(path).ids.equals(many_rows(10).ids)
-    monkeypatch.setattr("creature.images.folds.read_folds", None)
+    monkeypatch.setattr("creature.data.folds.read_folds", None)
     assert map_folds(path).partitions[0].tolist() == many_rows(10).partitions[0].tolist()
     monkeypatch.undo()
     write_folds(path, many_rows(11))
@@ -260,7 +260,7 @@ def test_a_mapped_fold_file_that_has_rotted_in_the_cache_is_parsed_again(tmp_pat
     path = tmp_path / "folds.json"
     write_folds(path, many_rows(12))
     map_folds(path)
-    stored = mapped._path(file_hash(path))
+    stored = mapped_tables._path(file_hash(path))
     whole = stored.read_bytes()
     for rotten in (whole[:9], whole[:-1], whole.replace(b"\x01", b"\x00"), b""):
         stored.write_bytes(rotten)

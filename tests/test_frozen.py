@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from test_resume import stopping_after
 from test_train import start, weights_hash
 
-from creature.images import batches
-from creature.images.evaluation import evaluation_view
-from creature.judging.members import load_member
-from creature.learning.backbone import Body
-from creature.learning.predictions import load_predictions
+from creature.console import Interrupted, UserError
+from creature.data import loader
+from creature.data.eval_transform import evaluation_view
+from creature.inference.members import load_member
+from creature.metrics.predictions import load_predictions
 from creature.recipe import load_recipe
-from creature.terminal import Interrupted, UserError
+from creature.training.backbone import Body
 
 FROZEN = ("backbone.frozen=true", "augment.crop_scale=[0.08,1.0]", "optimizer.lr=0.1")
 
@@ -36,9 +36,9 @@ def settings(weights: Path, *more: str) -> tuple[str, ...]:
 
 
 def test_each_picture_passes_the_backbone_once_for_all_folds(tiny, weights, tmp_path, monkeypatch):
-    seen, forward, decoded, encoded = [], Body.forward, [], batches.Encoded
+    seen, forward, decoded, encoded = [], Body.forward, [], loader.Encoded
     monkeypatch.setattr(Body, "forward", lambda self, inputs: seen.append(len(inputs)) or forward(self, inputs))
-    monkeypatch.setattr(batches, "Encoded", lambda data: decoded.append(1) or encoded(data))
+    monkeypatch.setattr(loader, "Encoded", lambda data: decoded.append(1) or encoded(data))
     assert start(tiny, tmp_path / "run", *settings(weights, "images.workers=0")) == 0
     assert sum(seen[1:]) == 72 == len(decoded)  # the first is the check of the classifier's place
 

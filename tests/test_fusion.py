@@ -8,8 +8,8 @@ import torch
 from timm.layers import StdConv2d
 from torch import nn
 
-from creature.judging.fusion import fuse
-from creature.judging.members import load_member
+from creature.inference.fuse_batchnorm import fuse
+from creature.inference.members import load_member
 
 
 def with_statistics(model: nn.Module) -> nn.Module:

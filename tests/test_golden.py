@@ -12,8 +12,8 @@ from test_train import losses
 import ensemble
 import predict
 import train
-from creature.learning.predictions import load_predictions
-from creature.learning.runs import read_result
+from creature.metrics.predictions import load_predictions
+from creature.training.run_folder import read_result
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
 

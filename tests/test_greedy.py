@@ -7,8 +7,8 @@ import pytest
 
 import ensemble
 import train
-from creature.judging.greedy import choose_weights
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.ensembling.weights import choose_weights
 
 
 def answers(right: np.ndarray, strength: float = 2.0) -> np.ndarray:

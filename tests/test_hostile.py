@@ -14,8 +14,8 @@ from PIL import Image
 from test_train import start
 
 import predict
-from creature.images.files import file_id
-from creature.terminal import BROKEN_IMAGES, UserError
+from creature.console import BROKEN_IMAGES, UserError
+from creature.data.files import file_id
 
 ROOT = Path(__file__).parent.parent
 FOLDER = "train/fish/hostile"
@@ -93,7 +93,7 @@ DECODE = """
 import json, re, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from creature.images.decode import BadImage, decode, read
+from creature.data.decode import BadImage, decode, read
 def most():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 def grown(paths):

@@ -22,8 +22,8 @@ from test_resume import stopping_after
 from test_train import losses, start
 from torch.distributed import HashStore
 
-from creature.learning import checkpoint
-from creature.terminal import Interrupted, UserError
+from creature.console import Interrupted, UserError
+from creature.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 TWO = ("--multi_gpu", "--num_processes", "2")
@@ -43,7 +43,7 @@ def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp
     driver = tmp_path / "driver.py"
     driver.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train\nfrom creature.learning import loop\n"
-        "from creature.terminal import run\nstep, done = loop.train_step, []\n"
+        "from creature.console import run\nstep, done = loop.train_step, []\n"
         "def stopping(*words):\n    done.append(1)\n"
         "    return step(*words[:-2], len(done) == 3, words[-1])\n"
         "loop.train_step = stopping\nrun(train.main)\n"
@@ -64,13 +64,13 @@ def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp
 def test_a_step_waits_less_than_anything_else(monkeypatch):
     from types import SimpleNamespace
 
-    from creature.learning import processes
+    from creature.training import distributed
 
     said = []
-    monkeypatch.setattr(processes, "_set_timeout", said.append)
+    monkeypatch.setattr(distributed, "_set_timeout", said.append)
     two: Any = SimpleNamespace(num_processes=2)
-    step, fold, other = processes.WAIT_IN_STEP, processes.WAIT_IN_FOLD, processes.WAIT
-    with pytest.raises(ZeroDivisionError), processes.waiting(two, step, after=fold):
+    step, fold, other = distributed.WAIT_IN_STEP, distributed.WAIT_IN_FOLD, distributed.WAIT
+    with pytest.raises(ZeroDivisionError), distributed.waiting(two, step, after=fold):
         assert said == [step]
         raise ZeroDivisionError
     assert said == [step, fold]
@@ -93,10 +93,10 @@ def test_a_step_waits_less_than_anything_else(monkeypatch):
 def test_the_loss_of_another_process_is_a_sentence_and_other_errors_are_not(processes_there, said, expected):
     from types import SimpleNamespace
 
-    from creature.learning import processes
+    from creature.training import distributed
 
     some: Any = SimpleNamespace(num_processes=processes_there)
-    with pytest.raises((UserError, RuntimeError)) as caught, processes.noticing_loss(some):
+    with pytest.raises((UserError, RuntimeError)) as caught, distributed.noticing_loss(some):
         raise RuntimeError(said)
     assert type(caught.value) is expected
     if expected is UserError:
@@ -108,8 +108,8 @@ import os, signal, subprocess, sys
 from datetime import timedelta
 sys.path.insert(0, {root!r})
 import train
-from creature.learning import loop, processes
-from creature.terminal import run
+from creature.training import loop, distributed
+from creature.console import run
 met, done = loop.{where}, []
 def meeting(*words):
     done.append(1)
@@ -235,14 +235,14 @@ def test_one_that_asks_stops_all_at_its_step(tiny, tmp_path, more, last):
 
 
 def test_each_attempt_of_the_launcher_meets_by_keys_of_its_own(tiny, tmp_path, monkeypatch):
-    from creature.learning import processes, setup
+    from creature.training import distributed, train_data
 
     kept = HashStore()  # as the launcher keeps one
-    monkeypatch.setattr(processes, "rendezvous", lambda url, **_: iter([(kept, 0, 1)]))
+    monkeypatch.setattr(distributed, "rendezvous", lambda url, **_: iter([(kept, 0, 1)]))
     found = []
     for attempt in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        ((store, rank, world),) = processes._meet(f"{processes.MEETING}://")
+        ((store, rank, world),) = distributed._meet(f"{distributed.MEETING}://")
         found.append((store.check(["address"]), rank, world))
         store.set("address", "of a process that will be dead")
     assert found == [(False, 0, 1), (False, 0, 1)]
@@ -253,8 +253,8 @@ def test_each_attempt_of_the_launcher_meets_by_keys_of_its_own(tiny, tmp_path, m
     def accelerator(**options):
         raise Started(*(handler.init_method for handler in options["kwargs_handlers"]))
 
-    monkeypatch.setattr(setup, "Accelerator", accelerator)
-    with pytest.raises(Started, match=f"{processes.MEETING}://"):
+    monkeypatch.setattr(train_data, "Accelerator", accelerator)
+    with pytest.raises(Started, match=f"{distributed.MEETING}://"):
         start(tiny, tmp_path / "run")
 
 

@@ -16,9 +16,9 @@ from huggingface_hub import constants
 import ensemble
 import predict
 import train
-from creature.disk import file_hash
-from creature.sharing import hub as sharing
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.publishing import hub as sharing
+from creature.storage import file_hash
 
 ROOT = Path(__file__).parent.parent
 TERMS = ("--license", "apache-2.0", "--data", "drawn by a program")

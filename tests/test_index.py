@@ -8,10 +8,10 @@ import pytest
 from datasets import Dataset
 from test_manifest import cache, fill, images, parquet, picture, table  # noqa: F401, the fixture is used by all
 
-from creature.images import index
-from creature.images.cache import Wanted
-from creature.images.checks import check_images
-from creature.images.decode import content_hash
+from creature.data import scan
+from creature.data.checks import check_images
+from creature.data.decode import content_hash
+from creature.data.image_cache import Wanted
 
 LATER = -(10**12)  # as a tick: no file is too young
 
@@ -22,7 +22,7 @@ def pets(tmp_path: Path) -> Path:
 
 
 def known(dataset: Dataset) -> tuple[list[str], dict[int, str]]:
-    table, bad, _ = index.known_images(dataset, None, "test", "off", Wanted(32, "squash", (0.0, 0.0, 0.0)))
+    table, bad, _ = scan.known_images(dataset, None, "test", "off", Wanted(32, "squash", (0.0, 0.0, 0.0)))
     return table["hash"].to_pylist(), bad
 
 
@@ -30,13 +30,13 @@ def reads(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the pictures are read; what is found is always what reading them finds."""
     read = []
     with monkeypatch.context() as patched:
-        patched.setattr(index, "check_images", lambda *words: read.append(1) or check_images(*words))
+        patched.setattr(scan, "check_images", lambda *words: read.append(1) or check_images(*words))
         assert known(dataset) == check_images(dataset, frozenset(), "test")
     return bool(read)
 
 
 def test_what_is_unchanged_is_read_once(pets, tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "TICK", LATER)
+    monkeypatch.setattr(scan, "TICK", LATER)
     rows = parquet(tmp_path / "t.parquet", table(["cat", "cat"]))
     assert [reads(images(pets, rows), monkeypatch) for _ in range(3)] == [True, False, False]
     assert [reads(images(pets), monkeypatch) for _ in range(2)] == [True, False]
@@ -64,14 +64,14 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_after_any_change_the_pictures_are_read_again(pets, monkeypatch, change):
-    monkeypatch.setattr(index, "TICK", LATER)
+    monkeypatch.setattr(scan, "TICK", LATER)
     assert [reads(images(pets), monkeypatch) for _ in range(2)] == [True, False]
     CHANGES[change](pets / "cat/0.png", pets / "cat/1.png")
     assert [reads(images(pets), monkeypatch) for _ in range(2)] == [True, False]
 
 
 def test_a_table_of_other_pictures_is_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "TICK", LATER)
+    monkeypatch.setattr(scan, "TICK", LATER)
     path = tmp_path / "t.parquet"
     parquet(path, table(["a", "b"]))
     assert reads(images(path), monkeypatch)
@@ -81,12 +81,12 @@ def test_a_table_of_other_pictures_is_read_again(tmp_path, monkeypatch):
 
 
 def test_files_so_young_that_a_change_might_not_show_are_read_again(pets, monkeypatch):
-    monkeypatch.setattr(index, "TICK", 10**15)
+    monkeypatch.setattr(scan, "TICK", 10**15)
     assert [reads(images(pets), monkeypatch) for _ in range(2)] == [True, True]
 
 
 def test_data_with_a_bad_picture_is_read_again(pets, monkeypatch):
-    monkeypatch.setattr(index, "TICK", LATER)
+    monkeypatch.setattr(scan, "TICK", LATER)
     (pets / "cat/3.png").write_bytes(b"")
     assert [reads(images(pets), monkeypatch) for _ in range(2)] == [True, True]
     assert known(images(pets))[1] == {3: "empty file"}

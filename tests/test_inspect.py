@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageOps
 from test_duplicates import jpeg, photo
 
-from creature.images import inspect
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.data import describe
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert inspect.main(list(words)) == 0
+    assert describe.main(list(words)) == 0
     return capsys.readouterr().out
 
 
@@ -101,22 +101,22 @@ def test_the_figure_is_a_picture(data, tmp_path, capsys):
     with Image.open(tmp_path / "data.png") as image:
         assert image.size[0] > 1000 and len(image.convert("RGB").getcolors(10**6) or []) > 20
     with pytest.raises(UserError, match="--out: cannot write"):
-        inspect.main([str(data), "--out", str(tmp_path / "data.nothing")])
+        describe.main([str(data), "--out", str(tmp_path / "data.nothing")])
     before = (data / "test/20.png").read_bytes()
     with pytest.raises(UserError, match=r"--out: .*20\.png is one of the pictures"):
-        inspect.main([str(data), "--out", str(data / "test/20.png")])
+        describe.main([str(data), "--out", str(data / "test/20.png")])
     assert (data / "test/20.png").read_bytes() == before
 
 
 def test_mistakes_get_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        inspect.main([str(tmp_path / "nowhere")])
+        describe.main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="holds no pictures"):
-        inspect.main([str(tmp_path)])
+        describe.main([str(tmp_path)])
 
 
 def test_it_does_not_wait_for_torch():
-    code = "import sys, creature.images.inspect; sys.exit('torch' in sys.modules)"
+    code = "import sys, creature.data.describe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -134,4 +134,4 @@ def test_folders_of_one_name_are_two_splits(data, tmp_path, capsys):
 def test_a_csv_that_names_no_picture_is_refused(data, tmp_path):
     (labels := tmp_path / "labels.csv").write_text("image_name,label\nzzz,cat\n")
     with pytest.raises(UserError, match=r"--labels: .*labels\.csv names none of the pictures; its first is zzz"):
-        inspect.main([str(data), "--labels", str(labels)])
+        describe.main([str(data), "--labels", str(labels)])

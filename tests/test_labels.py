@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from creature.images.folds import FoldFile, write_folds
-from creature.judging import labels
-from creature.judging.suspects import confident, suspects
-from creature.learning.predictions import Predictions, load_predictions, save_predictions
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.data.folds import FoldFile, write_folds
+from creature.metrics.label_errors import confident, suspects
+from creature.metrics.predictions import Predictions, load_predictions, save_predictions
+from creature.reporting import labels
 
 
 def planted(rows: int = 1000, classes: int = 5, share: float = 0.05, skill: float = 3.0):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from creature.learning.losses import class_weights, make_loss
 from creature.recipe import Loss
+from creature.training.losses import class_weights, make_loss
 
 LOGITS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)).softmax(1)

@@ -11,10 +11,10 @@ import pytest
 
 import predict
 import train
-from creature.judging.session import open_session
-from creature.sharing import onnx as exporting
-from creature.sharing.verify import PATH
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.inference.onnx import open_session
+from creature.publishing import onnx_export as exporting
+from creature.publishing.verify import PATH
 
 onnx = pytest.importorskip("onnx", reason="pip install -e '.[export]'")
 pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
@@ -94,7 +94,7 @@ def test_other_files_are_refused_in_one_sentence(exported, drawn, tmp_path, dama
         model = onnx.load(path)
         del model.metadata_props[:]
         onnx.save(model, path)
-    with pytest.raises(UserError, match=r"m.onnx: no model of python -m creature.sharing.onnx"):
+    with pytest.raises(UserError, match=r"m.onnx: no model of python -m creature.publishing.onnx_export"):
         predict.main([str(path), str(drawn / "test")])
     with pytest.raises(UserError, match="no such file"):
         predict.main([str(tmp_path / "none.onnx"), str(drawn / "test")])

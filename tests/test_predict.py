@@ -25,12 +25,12 @@ from test_processes import launch
 from torch import nn
 
 import predict
-from creature.judging import members
-from creature.judging.asking import Picture, ask
-from creature.judging.inputs import list_inputs
-from creature.judging.tables import answer_rows
-from creature.learning.normalize import Normalize
-from creature.terminal import BROKEN_IMAGES, UserError
+from creature.console import BROKEN_IMAGES, UserError
+from creature.data.normalize import Normalize
+from creature.inference import members
+from creature.inference.inputs import list_inputs
+from creature.inference.prediction_files import answer_rows
+from creature.inference.predictor import Picture, ask
 
 
 def read(path: Path) -> list[list[str]]:
@@ -332,7 +332,7 @@ def test_a_batch_gets_the_memory_of_the_one_before_it():
     script = """
 import resource, torch
 from torch import nn
-from creature.learning.device import keep_memory
+from creature.training.device import keep_memory
 
 model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from creature.learning.predictions import Predictions, load_predictions, save_predictions
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.metrics.predictions import Predictions, load_predictions, save_predictions
 
 NAMES = ("ant", "bee", "Käfer")
 IDS = ("train/ant/1.png", "train/蜂/2 é.png", "🐜", " ", "a,b\t'\"")

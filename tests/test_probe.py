@@ -13,11 +13,11 @@ from test_resume import stopping_after
 from test_train import losses, start, weights_hash
 from torch import nn
 
-from creature.learning import setup
-from creature.learning.backbone import Body
-from creature.learning.predictions import load_predictions
-from creature.learning.probe import PENALTIES, choose_penalty, solve, start_classifier
-from creature.terminal import Interrupted, UserError
+from creature.console import Interrupted, UserError
+from creature.metrics.predictions import load_predictions
+from creature.training import train_data
+from creature.training.backbone import Body
+from creature.training.linear_probe import PENALTIES, choose_penalty, solve, start_classifier
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_the_first_step_starts_where_the_probe_stands(tiny, weights, tmp_path, c
 def test_held_out_rows_take_no_part(tiny, weights, tmp_path, monkeypatch):
     still = settings(weights, "optimizer.lr=1e-9", "backbone.freeze_batch_stats=true", "folds.train=[0]")
     assert start(tiny, tmp_path / "plain", *still) == 0
-    solve_for, spoiled = setup.start_at_probe, []
+    solve_for, spoiled = train_data.start_at_probe, []
 
     def spoil(recipe, data, fold, *others):
         held = data.folds.held_out(fold)
@@ -111,7 +111,7 @@ def test_held_out_rows_take_no_part(tiny, weights, tmp_path, monkeypatch):
         spoiled.append(held.sum())
         solve_for(recipe, data, fold, *others)
 
-    monkeypatch.setattr(setup, "start_at_probe", spoil)
+    monkeypatch.setattr(train_data, "start_at_probe", spoil)
     assert start(tiny, tmp_path / "spoiled", *still) == 0
     assert spoiled == [24] and weights_hash(tmp_path / "spoiled/fold-0") == weights_hash(tmp_path / "plain/fold-0")
 
@@ -123,7 +123,7 @@ def test_a_stopped_run_goes_on_bitwise_without_another_probe(tiny, weights, tmp_
         stopping_after(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "cut", *more)
-    monkeypatch.setattr(setup, "embed", lambda *_: pytest.fail("features are computed again"))
+    monkeypatch.setattr(train_data, "embed", lambda *_: pytest.fail("features are computed again"))
     assert start(tiny, tmp_path / "cut", *more, resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(tmp_path / "whole/fold-0")
     assert losses(tmp_path / "cut/fold-0") == losses(tmp_path / "whole/fold-0")

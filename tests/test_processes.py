@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import train
-from creature.learning.predictions import load_predictions
+from creature.metrics.predictions import load_predictions
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -64,11 +64,11 @@ from torch import nn
 from datasets import Dataset, Image, Features, Value, ClassLabel
 from io import BytesIO
 from PIL import Image as Pillow
-from creature.images.batches import Pictures
-from creature.images.evaluation import evaluation_view
-from creature.images.views import exact_view
-from creature.learning.loop import predict
-from creature.learning.normalize import Normalize
+from creature.data.loader import Pictures
+from creature.data.eval_transform import evaluation_view
+from creature.data.augment import exact_view
+from creature.training.loop import predict
+from creature.data.normalize import Normalize
 
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == int(sys.argv[1])
@@ -109,7 +109,7 @@ def test_fsdp_is_refused_with_a_reason(settings: list[str], tmp_path: Path, monk
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
-    from creature.terminal import UserError
+    from creature.console import UserError
 
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(UserError, match="FSDP: shards of weights"):
@@ -117,9 +117,9 @@ def test_fsdp_is_refused_with_a_reason(settings: list[str], tmp_path: Path, monk
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(settings: list[str], tmp_path: Path, monkeypatch):
-    from creature.terminal import UserError
+    from creature.console import UserError
 
-    monkeypatch.setattr("creature.learning.setup.Accelerator", lonely)
+    monkeypatch.setattr("creature.training.train_data.Accelerator", lonely)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="started 2 processes, but Accelerate sees 1"):
         train.main([*settings, "--out", str(tmp_path / "run")])

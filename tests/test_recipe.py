@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from creature.console import UserError
 from creature.recipe import (
     MAX_BYTES,
     MAX_MISTAKES,
@@ -22,7 +23,6 @@ from creature.recipe import (
     recipe_changes,
     recipe_warnings,
 )
-from creature.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
 SMALL = "name: small\nimages: {train: [pictures]}\nbackbone: {name: resnet18}\n"
@@ -335,7 +335,7 @@ def test_another_word_than_schema_is_answered_with_the_usage():
 def test_a_bad_recipe_is_refused_before_anything_heavy_is_imported(tmp_path):
     (tmp_path / "bad.yaml").write_text("name: x\nschedule: {epoch: 1}\nprecision: no\n")
     code = (
-        "import sys\nfrom creature import recipe\nfrom creature.terminal import UserError\n"
+        "import sys\nfrom creature import recipe\nfrom creature.console import UserError\n"
         "try:\n    recipe.load_recipe(sys.argv[1], ['seed=1'])\nexcept UserError as error:\n    print(error)\n"
         "print([name for name in ('torch', 'torchvision', 'timm', 'datasets', 'accelerate', 'numpy', 'PIL')"
         " if name in sys.modules])"
@@ -590,7 +590,7 @@ def test_every_setting_s_mistakes_are_told_with_key_rule_and_value_and_without_a
         (tmp_path / f"{number:03d}.yaml").write_text(json.dumps(settings))
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom creature.recipe import load_recipe\n"
-        "from creature.terminal import UserError\nsaid = []\n"
+        "from creature.console import UserError\nsaid = []\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try:\n        load_recipe(path)\n        said.append('accepted')\n"
         "    except UserError as error:\n        said.append(str(error))\n"

@@ -9,10 +9,10 @@ import timm
 from safetensors.torch import save_file
 
 import train
-from creature.images.batches import load_batches, training_order
-from creature.learning import loop, setup
-from creature.learning.backbone import build_backbone
+from creature.data.loader import load_batches, training_order
 from creature.recipe import load_recipe, recipe_changes
+from creature.training import loop, train_data
+from creature.training.backbone import build_backbone
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -77,10 +77,10 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
         (tmp_path / "val" / species.name).mkdir(parents=True)
     (tmp_path / "val/fish/00001.jpg").write_bytes((drawn / "train/fish/00001.jpg").read_bytes() + b"\\0")
     recipe = load_recipe(path, settings)
-    accelerator = setup.start(recipe, tmp_path / "run")
-    data = setup.prepare_run(accelerator, recipe, tmp_path / "run", resume=False)
-    data = setup.embed(accelerator, recipe, data) if frozen else data
-    learner = setup.build_learner(accelerator, recipe, data, 0, tmp_path / "run/fold-0")
+    accelerator = train_data.start(recipe, tmp_path / "run")
+    data = train_data.prepare_run(accelerator, recipe, tmp_path / "run", resume=False)
+    data = train_data.embed(accelerator, recipe, data) if frozen else data
+    learner = train_data.build_learner(accelerator, recipe, data, 0, tmp_path / "run/fold-0")
     rows = (~data.folds.held_out(0)).nonzero()[0][:2]
     batch = next(load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0))
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)

@@ -21,19 +21,20 @@ from test_train import start, weights_hash
 from torchvision.transforms.functional import to_tensor
 
 import ensemble
-from creature.images.folds import FoldFile, assign_folds, folds_hash, map_folds, read_folds, write_folds
-from creature.judging import honest, labels, report
-from creature.judging.answers import load_answers
-from creature.judging.blend import blend
-from creature.judging.calibration import rows_of_ensemble
-from creature.judging.count import Count
-from creature.judging.members import find_folds
-from creature.judging.study import read_runs
-from creature.learning import loop
-from creature.learning.predictions import load_predictions, save_predictions
+from creature.console import Interrupted, UserError
+from creature.data.folds import FoldFile, assign_folds, folds_hash, map_folds, read_folds, write_folds
+from creature.ensembling import out_of_fold
+from creature.ensembling.calibrate import rows_of_ensemble
+from creature.ensembling.recorded import load_answers
+from creature.inference.members import find_folds
+from creature.metrics.accuracy import Count
+from creature.metrics.blend import blend
+from creature.metrics.predictions import load_predictions, save_predictions
+from creature.publishing import hub
 from creature.recipe import _identity, check_recipe
-from creature.sharing import hub
-from creature.terminal import Interrupted, UserError
+from creature.reporting import labels, report
+from creature.reporting.study import read_runs
+from creature.training import loop
 
 TWICE = ("folds.repeats=2", "schedule.epochs=1")
 GOLDEN = """{
@@ -232,7 +233,7 @@ def test_every_row_has_as_many_members_as_repeats_that_no_step_showed_it_to(trai
 
 def test_the_ensemble_of_a_row_is_of_the_members_that_no_step_showed_it_to(trained):
     run, seen = trained
-    rows, logits = honest.never_saw(find_folds([str(run)]))
+    rows, logits = out_of_fold.never_saw(find_folds([str(run)]))
     assert rows.tolist() == list(range(72)) and logits.shape == (2, 72, 12)
     ids = read_folds(run / "folds.json").ids.to_pylist()
     for row, said in zip(rows, logits.transpose(1, 0, 2), strict=True):
@@ -278,7 +279,7 @@ def test_predictions_of_a_member_in_the_place_of_another_s_are_refused(twice, tm
     shutil.copytree(twice, tmp_path / "run")
     shutil.copyfile(twice / "fold-0/held_out.safetensors", tmp_path / "run/fold-3/held_out.safetensors")
     with pytest.raises(UserError, match=r"fold-3.held_out.safetensors: its rows are not those"):
-        honest.never_saw(find_folds([str(tmp_path / "run")]))
+        out_of_fold.never_saw(find_folds([str(tmp_path / "run")]))
     shutil.copytree(twice, tmp_path / "other")
     result = json.loads((twice / "fold-0/result.json").read_text()) | {"fold": 6}
     (tmp_path / "other/fold-0/result.json").write_text(json.dumps(result))
@@ -298,7 +299,7 @@ def test_a_repeat_that_is_not_finished_is_left_out_and_the_lack_is_said(twice, t
     assert len(found.held.ids) == 72 and found.judged[0] == 1
     ensemble.main([str(part / "fold-0"), str(part / "fold-3")])  # rows that both held out, and no others
     assert "ensemble of 2 models" in " ".join(capsys.readouterr().out.replace("│", " ").split())
-    rows, _ = honest.never_saw([part / "fold-0", part / "fold-3"])
+    rows, _ = out_of_fold.never_saw([part / "fold-0", part / "fold-3"])
     folds = read_folds(part / "folds.json")
     assert rows.tolist() == np.flatnonzero(folds.held_out(0) & folds.held_out(3)).tolist()
 
@@ -391,13 +392,13 @@ def test_what_was_selected_on_the_rows_is_marked_with_the_last_epoch_beside_it(t
         other_answers(fold)
         result = json.loads((fold / "result.json").read_text()) | {"selected": True}
         (fold / "result.json").write_text(json.dumps(result))
-    columns, lines = honest.out_of_fold_table(found, "logits")
+    columns, lines = out_of_fold.out_of_fold_table(found, "logits")
     assert columns[-1] == "the same at the last epoch" and lines[-1][1].endswith("(n = 72) selected")
     classes = truth(twice)
     last = sum(np.stack(said).mean(0).argmax() == classes[name] for name, said in answers(twice).items())
     assert lines[-1][2] == str(Count(int(last), 72)) != lines[-1][1].removesuffix(" selected")
     shutil.rmtree(best / "fold-3/kept")
-    assert honest.out_of_fold_table(found, "logits")[1][-1][2] == "not kept"
+    assert out_of_fold.out_of_fold_table(found, "logits")[1][-1][2] == "not kept"
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +437,7 @@ def test_on_random_labels_the_ensemble_of_repeats_is_chance_and_naive_scoring_is
     capsys.readouterr()
     assert ensemble.main([str(run), "--images", str(pictures), "--labels", str(table)]) == 0
     shown = capsys.readouterr().out
-    models, count = honest.ensemble_of_repeats(find_folds([str(run)]), "logits") or (0, Count(0, 1))
+    models, count = out_of_fold.ensemble_of_repeats(find_folds([str(run)]), "logits") or (0, Count(0, 1))
     assert models == 2 and count.n == 72 and str(count) in shown
     assert binomtest(count.correct, count.n).pvalue > 0.01
     known = load_answers(run / "ensemble/images.safetensors")

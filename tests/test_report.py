@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 
 import ensemble
 import train
-from creature.judging import page as page_of_runs
-from creature.judging import report, results
-from creature.judging.compare import Pair, holm
-from creature.judging.study import read_runs
-from creature.terminal import UserError
+from creature.console import UserError
+from creature.ensembling.compare import Pair, holm
+from creature.reporting import page as page_of_runs
+from creature.reporting import report, tables
+from creature.reporting.study import read_runs
 
 HOSTILE = "<img src=x onerror=alert(1)> $x_{2}$ & \"q'\\"
 
@@ -115,10 +115,10 @@ def test_tricks_are_compared_on_the_same_rows(study, page):
 def test_p_values_are_corrected_for_their_number_and_told_in_the_note(study, monkeypatch):
     """Runs that are as good as the baseline, a little better, and much worse, on 100 rows that only one has right."""
     splits = iter([Pair(50, 50, 900), Pair(61, 39, 900), Pair(20, 80, 900)])
-    monkeypatch.setattr(results, "same_rows", lambda first, second: next(splits))
+    monkeypatch.setattr(tables, "same_rows", lambda first, second: next(splits))
     runs = read_runs([str(study / name) for name in ("resnext_1", "focal", "focal_1", "vit")], None)
     runs = [replace(run, answered={}) for run in runs]
-    table = results.tricks_table(runs, runs[0])
+    table = tables.tricks_table(runs, runs[0])
     found = [record for record in table.records if record["status"] == "compared"]
     p = [record["p"] for record in found]
     assert p[1] < 0.05 < holm(p)[1] and [record["p_holm"] for record in found] == holm(p)
@@ -142,7 +142,7 @@ def test_what_differs_from_the_baseline_is_named(page):
 
 def test_runs_on_other_pictures_are_said_to_differ(study, tiny, tmp_path):
     """A second data set: no picture in common, so no p."""
-    from creature.images.drawings import write_drawings
+    from creature.samples import write_drawings
 
     write_drawings(tmp_path / "drawn", train=72, test=12, size=32, seed=9)
     settings = [f"images.train=[{tmp_path / 'drawn/train'}]", "folds.train=[0]", "schedule.epochs=1"]
@@ -372,7 +372,7 @@ def test_runs_that_were_asked_in_different_ways_are_not_compared(study, drawn, t
     words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--mirror"]
     ensemble.main([str(run), *words])
     baseline, mirrored = read_runs([str(study / "resnext"), str(run)], None)
-    table = results.tricks_table([baseline, mirrored], baseline)
+    table = tables.tricks_table([baseline, mirrored], baseline)
     assert [record["status"] for record in table.records if record["run"] == "focal"] == [
         "compared",
         "resnext was asked in another way: one model",

@@ -13,11 +13,11 @@ import torch
 from scipy.stats import theilslopes
 from test_train import losses, start, weights_hash
 
-from creature.images import batches
-from creature.learning import checkpoint, loop
-from creature.learning.predictions import Predictions
+from creature.console import Interrupted
+from creature.data import loader
+from creature.metrics.predictions import Predictions
 from creature.recipe import Checkpoint
-from creature.terminal import Interrupted
+from creature.training import checkpoint, loop
 
 EVERY = ("checkpoint.every_minutes=0", "schedule.epochs=3", "folds.train=[0,1]")
 
@@ -66,8 +66,8 @@ def test_resume_decodes_no_picture_that_a_step_has_seen(tiny, tmp_path, monkeypa
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", *settings)
     decoded = []
-    encoded = batches.Encoded
-    monkeypatch.setattr(batches, "Encoded", lambda data: decoded.append(1) or encoded(data))
+    encoded = loader.Encoded
+    monkeypatch.setattr(loader, "Encoded", lambda data: decoded.append(1) or encoded(data))
     assert start(tiny, tmp_path / "run", *settings, resume=True) == 0
     assert len(decoded) == 16 + 24  # the last step of 48 rows in batches of 16, and the held-out rows
 

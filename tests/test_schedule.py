@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from creature.learning.schedule import lr_factor
 from creature.recipe import Schedule
+from creature.training.schedule import lr_factor
 
 STEPS = [epoch + step / 7 for epoch in range(80) for step in range(7)]
 

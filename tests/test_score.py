@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from creature.judging.count import Count, count_correct
-from creature.judging.score import Accuracy, ClassRecall, MacroF1, score
+from creature.metrics.accuracy import Count, count_correct
+from creature.metrics.scores import Accuracy, ClassRecall, MacroF1, score
 
 K = 5
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from creature.cores import usable_cores
+from creature.device import usable_cores
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,7 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 HEAVY = "import sys; heavy = {'torch', 'timm', 'datasets', 'accelerate', 'numpy', 'sklearn'} & set(sys.modules); "
 
 
-@pytest.mark.parametrize("script", ["train", "predict", "ensemble", "creature.judging.labels"])
+@pytest.mark.parametrize("script", ["train", "predict", "ensemble", "creature.reporting.labels"])
 def test_help_imports_nothing_heavy(script: str):
     done = python(
         "-c",
@@ -77,9 +77,7 @@ def test_predict_needs_nothing_that_only_posix_has():
     code = (
         "import sys\nfor name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules.setdefault(name, None)\n"
     )
-    done = python(
-        "-c", code + "import predict, creature.images.decode, creature.images.batches, creature.judging.blend"
-    )
+    done = python("-c", code + "import predict, creature.data.decode, creature.data.loader, creature.metrics.blend")
     assert done.returncode == 0, done.stderr
 
 
@@ -91,7 +89,7 @@ PROGRAMS = [
 
 
 def test_the_programs_are_found():
-    assert {"creature.sharing.onnx", "creature.judging.report", "creature.images.inspect"} < set(PROGRAMS)
+    assert {"creature.publishing.onnx_export", "creature.reporting.report", "creature.data.describe"} < set(PROGRAMS)
 
 
 @pytest.mark.parametrize("module", PROGRAMS)

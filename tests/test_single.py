@@ -16,17 +16,19 @@ from test_train import start, weights_hash
 
 import ensemble
 import predict
-from creature.images.folds import read_folds
-from creature.judging import members, report, single, soup
-from creature.judging.compare import difference_interval, holm
-from creature.judging.distill import SHARE, soft_targets, student_recipe
-from creature.judging.results import single_table
-from creature.judging.single import MARGIN, Beside, Model, beside, verdict
-from creature.judging.soup import average, choose, greedy, norms
-from creature.judging.study import read_runs
-from creature.learning.predictions import load_predictions
+from creature.console import UserError
+from creature.data.folds import read_folds
+from creature.ensembling import acceptance, soup
+from creature.ensembling.acceptance import MARGIN, Beside, Model, beside, verdict
+from creature.ensembling.compare import difference_interval, holm
+from creature.ensembling.distill import SHARE, soft_targets, student_recipe
+from creature.ensembling.soup import average, choose, greedy, norms
+from creature.inference import members
+from creature.metrics.predictions import load_predictions
 from creature.recipe import dump_recipe, load_recipe
-from creature.terminal import UserError
+from creature.reporting import report
+from creature.reporting.study import read_runs
+from creature.reporting.tables import single_table
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def judged(right: int, alone: int, theirs: int, n: int) -> Beside:
     model, all_of_them = np.ones((2, n), dtype=np.int64)
     model[: right + alone] = 0
     all_of_them[:right] = all_of_them[right + alone : right + alone + theirs] = 0
-    unseen = single.Unseen("t", np.arange(n), labels, Model("e", 2, all_of_them), (), lambda: (), "logits", False)
+    unseen = acceptance.Unseen("t", np.arange(n), labels, Model("e", 2, all_of_them), (), lambda: (), "logits", False)
     return beside(unseen, Model("m", 1, model))
 
 
@@ -225,7 +227,7 @@ def test_a_target_is_half_the_label_and_half_what_was_said_out_of_fold(run, tiny
 def test_targets_that_are_the_labels_train_as_the_labels_do(run, tiny, held, tmp_path, monkeypatch):
     settings = ["folds.count=1", f"images.validation=[{held}]", "schedule.epochs=1"]
     start(tiny, tmp_path / "labels", *settings)
-    monkeypatch.setattr("creature.judging.distill.SHARE", 0.0)
+    monkeypatch.setattr("creature.ensembling.distill.SHARE", 0.0)
     start(tiny, tmp_path / "targets", *settings, f"loss.teacher={run}")
     assert weights_hash(tmp_path / "labels/fold-0") == weights_hash(tmp_path / "targets/fold-0")
     start(tiny, tmp_path / "mixed", *settings, "augment.mix=mixup_or_cutmix")

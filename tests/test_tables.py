@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from creature.judging import output
-from creature.judging.asking import ask
-from creature.judging.inputs import Input, list_inputs, pictures_of
-from creature.judging.members import Member, predictor
-from creature.judging.tables import (
+from creature.console import BROKEN_IMAGES, UserError
+from creature.data.normalize import Normalize
+from creature.inference import options
+from creature.inference.inputs import Input, list_inputs, pictures_of
+from creature.inference.members import Member, predictor
+from creature.inference.prediction_files import (
     Row,
     answer_rows,
     order_for_submission,
@@ -27,8 +28,7 @@ from creature.judging.tables import (
     write_submission,
     write_zip,
 )
-from creature.learning.normalize import Normalize
-from creature.terminal import BROKEN_IMAGES, UserError
+from creature.inference.predictor import ask
 
 NAMES = ("red", "green", "blue")
 COLUMNS = ("image_name", "pred_label")
@@ -59,11 +59,11 @@ def member(strength: float = 10.0) -> Member:
     return Member(Path("fold-0"), NAMES, model, normalize, (8, "squash", (0.0, 0.0, 0.0)))
 
 
-def options(*argv: str) -> argparse.Namespace:
+def parsed(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    output.add_options(parser, "full")
+    options.add_options(parser, "full")
     args = parser.parse_args(argv)
-    output.check_options(args)
+    options.check_options(args)
     return args
 
 
@@ -75,10 +75,10 @@ def answers(
 
 
 def predicted(paths: list[str], *argv: str) -> int:
-    args = options(*argv)
-    inputs, columns = output.arrange(args, list_inputs(paths))
+    args = parsed(*argv)
+    inputs, columns = options.arrange(args, list_inputs(paths))
     rows = answers([member()], inputs, args.top, args.batch_size)
-    return output.write(args, columns, rows, min(args.top, 3), "green")
+    return options.write(args, columns, rows, min(args.top, 3), "green")
 
 
 def read(path: Path) -> list[list[str]]:
@@ -405,8 +405,8 @@ def test_a_file_that_cannot_be_written_is_a_user_error_before_any_picture_is_rea
 )
 def test_options_that_do_not_go_together_are_refused(argv):
     with pytest.raises(UserError, match=r"--(zip|template|top)"):
-        options(*argv)
+        parsed(*argv)
 
 
 def test_a_template_makes_a_submission():
-    assert options("--out", "p.csv", "--template", "t.csv", "--zip").format == "submission"
+    assert parsed("--out", "p.csv", "--template", "t.csv", "--zip").format == "submission"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from creature import terminal
-from creature.terminal import UserError, printable, progress, run, say, show_table, warn
+from creature import console
+from creature.console import UserError, printable, progress, run, say, show_table, warn
 
 HOSTILE = "a\x1b[31m\x07\r\x9b\x7f\u2028\u202e\u2066\udcff[/a][bold]:smile:"
 LITERAL = r"a\x1b[31m\x07\x0d\x9b\x7f\x2028\x202e\x2066\xdcff[/a][bold]:smile:"
@@ -74,23 +74,23 @@ def test_hostile_text_and_markup_are_shown_as_they_are(show, capsys):
 
 
 def test_a_hostile_table_is_shown_as_it_is(monkeypatch):
-    monkeypatch.setattr(terminal, "console", Console(file=io.StringIO(), width=300, highlight=False))
+    monkeypatch.setattr(console, "console", Console(file=io.StringIO(), width=300, highlight=False))
     show_table(HOSTILE, (HOSTILE, "[red]n[/]"), [(HOSTILE + "\nnew", "[/]"), (1, 0.5)])
-    shown = terminal.console.file.getvalue()
+    shown = console.console.file.getvalue()
     assert shown.count(LITERAL) == 3 and rf"{LITERAL}\x0anew" in shown
     assert "[red]n[/]" in shown and "\x1b" not in shown and len(shown.splitlines()) == 7
 
 
 def test_hostile_text_steers_no_real_terminal(monkeypatch):
-    monkeypatch.setattr(terminal, "console", Console(file=io.StringIO(), force_terminal=True, highlight=False))
+    monkeypatch.setattr(console, "console", Console(file=io.StringIO(), force_terminal=True, highlight=False))
     say(HOSTILE)
     with progress() as bar:
         bar.add_task(printable(HOSTILE), total=1, speed="")
-    assert "\x1b[31m" not in terminal.console.file.getvalue() and "[/a][bold]" in terminal.console.file.getvalue()
+    assert "\x1b[31m" not in console.console.file.getvalue() and "[/a][bold]" in console.console.file.getvalue()
 
 
 def test_a_process_that_is_not_the_first_warns_of_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(terminal.console, "quiet", True)
+    monkeypatch.setattr(console.console, "quiet", True)
     warn("once is enough")
     say("once is enough")
     assert capsys.readouterr() == ("", "")
@@ -103,7 +103,7 @@ def test_progress_shows_nothing_where_the_output_is_no_terminal(capsys):
 
 
 def script(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    lines = f"from creature.terminal import *\ndef main():\n    {code}\n    return 0\nrun(main)"
+    lines = f"from creature.console import *\ndef main():\n    {code}\n    return 0\nrun(main)"
     return subprocess.run(
         [sys.executable, "-c", lines],
         cwd=Path(__file__).parent.parent,

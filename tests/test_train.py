@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 
 import train
-from creature.learning import compiling, loop, runs, setup
-from creature.learning.predictions import load_predictions
+from creature.console import Interrupted, UserError
+from creature.metrics.predictions import load_predictions
 from creature.recipe import load_recipe
-from creature.terminal import Interrupted, UserError
+from creature.training import compiling, loop, run_folder, train_data
 
 
 def weights_hash(fold: Path) -> str:
@@ -121,7 +121,7 @@ def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypat
 
 def test_resume_steps_back_from_a_damaged_resume_point(tiny, tmp_path, monkeypatch, run):
     settings = ("folds.train=[0]", "checkpoint.every_minutes=0")
-    monkeypatch.setattr(setup, "finish", interrupt)
+    monkeypatch.setattr(train_data, "finish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tiny, tmp_path / "cut", *settings)
     monkeypatch.undo()
@@ -246,7 +246,7 @@ def test_a_locked_fold_names_its_holder(run, tiny, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/fold-2")
     with (
-        runs.lock_fold(tmp_path / "run/fold-2"),
+        run_folder.lock_fold(tmp_path / "run/fold-2"),
         pytest.raises(UserError, match=f"is being trained by process {os.getpid()} on"),
     ):
         start(tiny, tmp_path / "run", "folds.train=[2]")
@@ -299,7 +299,7 @@ def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_i
     for fold in (0, 1, 2):
         held = load_predictions(tmp_path / f"run/fold-{fold}/held_out.safetensors")
         assert held.logits.shape[1] == len(held.names) == 12 and held.names[-1] == rare.name
-        result = runs.read_result(tmp_path / f"run/fold-{fold}")
+        result = run_folder.read_result(tmp_path / f"run/fold-{fold}")
         assert [k for k, recall in enumerate(result["class_recall"]) if recall is None] == result[
             "classes_without_rows"
         ]
@@ -315,8 +315,8 @@ def test_accumulating_a_batch_in_parts_gives_the_same_loss(tiny, tmp_path):
 
 
 def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monkeypatch):
-    from creature.images import views
-    from creature.images.batches import Pictures
+    from creature.data import augment
+    from creature.data.loader import Pictures
 
     seen: dict[bool, set[bytes]] = {True: set(), False: set()}
     see = Pictures._see
@@ -324,7 +324,7 @@ def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monke
     def watched(self, item, name, image):
         pixels, reason = see(self, item, name, image)
         if name.endswith("/fish/00001.jpg"):
-            seen[self.views[0].func is not views._see_exactly].add(pixels.numpy().tobytes())
+            seen[self.views[0].func is not augment._see_exactly].add(pixels.numpy().tobytes())
         return pixels, reason
 
     monkeypatch.setattr(Pictures, "_see", watched)
@@ -498,7 +498,7 @@ def test_who_is_asked_to_stop_while_it_compiles_stops(tiny, tmp_path, monkeypatc
 def test_a_damaged_trial_is_named(tmp_path, text):
     (tmp_path / "compile.json").write_text(text)
     with pytest.raises(UserError, match=r"compile\.json is damaged"):
-        runs.trial_of(tmp_path)
+        run_folder.trial_of(tmp_path)
 
 
 def test_validation_pictures_that_are_trained_on_are_no_score(drawn, tiny, tmp_path, capsys):

@@ -23,9 +23,9 @@ from test_train import start
 import ensemble
 import predict
 import train
-from creature.judging.members import load_member
-from creature.learning import checkpoint
-from creature.terminal import Interrupted, UserError
+from creature.console import Interrupted, UserError
+from creature.inference.members import load_member
+from creature.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,11 +33,13 @@ AUDITED = """
 import json, sys, os, pickle
 sys.path.insert(0, {root!r})
 import train, predict, ensemble, datasets, evaluate, sklearn.metrics
-from creature.judging import score, members, tables, honest, greedy, compare
-from creature.images import sources, manifest, batches, checks
-from creature.learning import setup, checkpoint
-from creature.sharing import fetch
-import creature.terminal
+from creature.ensembling import out_of_fold, weights, compare
+from creature.inference import members, prediction_files
+from creature.metrics import scores
+from creature.data import sources, dataset, loader, checks
+from creature.training import train_data, checkpoint
+from creature.inference import load
+import creature.console
 job = json.loads(sys.argv[1])
 # Once before the hook, on a good folder: what is imported late is imported now.
 for words in job["before"]:
@@ -56,7 +58,7 @@ said = []
 for words in job["words"]:
     try:
         code = {{"predict": predict, "ensemble": ensemble, "train": train}}[words[0]].main(words[1:])
-    except creature.terminal.UserError as error:
+    except creature.console.UserError as error:
         code = str(error)
     said.append(code)
 print(json.dumps([seen, said]))

@@ -13,12 +13,12 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import v2
 
-from creature.images.decode import Decoded, Encoded, decode
-from creature.images.evaluation import evaluation_view
-from creature.images.views import exact_view, make_mix, training_view
-from creature.learning.backbone import timm_config
-from creature.learning.normalize import Normalize
+from creature.data.augment import exact_view, make_mix, training_view
+from creature.data.decode import Decoded, Encoded, decode
+from creature.data.eval_transform import evaluation_view
+from creature.data.normalize import Normalize
 from creature.recipe import Augment
+from creature.training.backbone import timm_config
 
 MEAN, STD = (0.3, 0.5, 0.7), (0.2, 0.25, 0.3)
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)

@@ -1,0 +1,136 @@
+"""Image files: how they are found, ordered and named, and the CSV that labels them."""
+
+import csv
+import os
+import re
+import urllib.parse
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from creature.data.decode import BadImage, read
+from creature.console import UserError, printable, warn
+
+_KINDS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
+ENDINGS = frozenset(f".{kind}" for kind in _KINDS)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def natural(name: str) -> tuple[Any, ...]:
+    """Sort key under which 2 comes before 10; the name itself decides between 1 and 01."""
+    digits = [part.lstrip("0") for part in re.findall(r"[0-9]+", name)]
+    texts = re.split(r"[0-9]+", name)
+    return texts[0], tuple((len(d), d, text) for d, text in zip(digits, texts[1:], strict=True)), name
+
+
+def file_id(path: str) -> str:
+    """The path with / between its parts; percent-encoded where it is no UTF-8 or holds control characters."""
+    path = path.replace(os.sep, "/")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return urllib.parse.quote(os.fsencode(path), safe="/ !#$&'()*+,;=:@[]~")
+    return urllib.parse.quote(path, safe="/ !#$&'()*+,;=:@[]~") if _CONTROL.search(path) else path
+
+
+def file_image(path: str) -> dict[str, Any]:
+    """The image value of a file: its path, or its bytes where the path is no UTF-8 and no table could hold it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        try:
+            return {"bytes": read({"path": path}), "path": None}
+        except BadImage:
+            return {"bytes": b"", "path": None}  # keeps its row, and is listed as unreadable there
+    return {"bytes": None, "path": path}
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Paths of all files below a folder, hidden ones aside; each folder once, however many links lead to it."""
+    seen: set[tuple[int, int]] = set()
+    folders, links = [folder], deque[str]()
+    while folders or links:
+        here = folders.pop() if folders else links.popleft()  # links last: a folder keeps its own path
+        try:
+            info = os.stat(here)
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"{here}: cannot be read: {error.strerror}; mend it, or move it elsewhere") from None
+        if (info.st_dev, info.st_ino) in seen:
+            continue
+        seen.add((info.st_dev, info.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not is_folder(entry):
+                yield entry.path
+            elif entry.is_symlink():
+                links.append(entry.path)
+            else:
+                folders.append(entry.path)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def list_pictures(folder: str) -> list[str]:
+    """Paths of all files below a folder that are pictures by their ending; says how many others there are."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder")
+    paths = list(walk(folder))
+    pictures = [path for path in paths if os.path.splitext(path)[1].lower() in ENDINGS]
+    if len(pictures) < len(paths):
+        others = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in set(paths) - set(pictures))
+        named = [f"{n} {printable(ending)}" for ending, n in sorted(others.items())]
+        more = [f"and {len(named) - 10} more endings"] if len(named) > 10 else []
+        listed = ", ".join(named[:10] + more)
+        warn(f"{folder}: {len(paths) - len(pictures)} files are no pictures by their ending and left out ({listed})")
+    return pictures
+
+
+def read_labels(path: str, label_column: str = "label") -> dict[str, str]:
+    """Image name -> label of a CSV: the first column names the image, with or without its ending."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header, *rows = [(reader.line_num, row) for row in reader if row] or [(1, [])]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from None
+    at = _label_at(path, header[1], label_column)
+    labels: dict[str, str] = {}
+    for line, row in rows:
+        if len(row) != len(header[1]):
+            raise UserError(f"{path}, line {line}: {len(row)} cells under a header of {len(header[1])}")
+        if row[0] in labels:
+            raise UserError(
+                f"{path}, line {line}: {row[0]} has a label already; remove one of the two lines, "
+                "or name their folders, as in a/b.jpg"
+            )
+        labels[row[0]] = row[at]
+    return labels
+
+
+def _label_at(path: str, header: list[str], label_column: str) -> int:
+    """Position of the label: the column of that name; for the name `label`, also pred_label or the second of two."""
+    wanted = [label_column, "pred_label"] if label_column == "label" else [label_column]
+    if found := [header.index(name, 1) for name in wanted if name in header[1:]]:
+        return found[0]
+    if len(header) != 2 or label_column != "label" or header[0] in wanted:
+        raise UserError(
+            f"{path}: needs a header whose first column names the image and that has a column {label_column!r}, "
+            f"got {','.join(header)!r}"
+        )
+    return 1
+
+
+def label_of(labels: dict[str, str], path: str) -> str | None:
+    """The label of an image whose CSV names it by relative path or by file name, with or without the ending."""
+    pure = PurePosixPath(path.replace(os.sep, "/"))
+    names = (str(pure), str(pure.with_suffix("")), pure.name, pure.stem)
+    return next((labels[name] for name in names if name in labels), None)

@@ -1,0 +1,170 @@
+"""One model in an ensemble's place: scored beside it, and accepted or not. N pictures that no member was trained on."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from creature.console import UserError, say, show_table
+from creature.ensembling.compare import Pair, difference_interval, holm, pair, shown_p
+from creature.ensembling.recorded import Answered
+from creature.inference.members import result_of, short_names
+from creature.inference.predictor import Picture, Predictor, ask
+from creature.metrics.accuracy import Count
+
+MARGIN = 0.01  # by how much of accuracy one model may be worse
+
+Pictures = Callable[[np.ndarray], Iterable[Picture]]  # those at some positions, each time from the beginning
+
+
+class Model(NamedTuple):
+    """What answers, the number of its parameters, and the classes (N,) that it gave."""
+
+    name: str
+    parameters: int
+    predicted: np.ndarray
+    doubt: str = ""  # what it means where it is worse than every member
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Labelled pictures that no member was trained on; the ensemble and its members, and what they said of them."""
+
+    title: str
+    hashes: np.ndarray  # (N,)
+    labels: np.ndarray  # (N,)
+    ensemble: Model
+    members: tuple[Model, ...]
+    pictures: Callable[[], Iterable[Picture]]
+    strategy: str
+    mirror: bool
+
+    def classes(self, predictor: Predictor, batch_size: int, title: str) -> np.ndarray:
+        """What one more model says of them (N,)."""
+        asked = ask(predictor, self.pictures(), batch_size, title, len(self.labels))
+        return np.concatenate([answers.logits[0].argmax(1) for answers in asked])
+
+
+def find_unseen(
+    title: str, answered: Answered, stands: np.ndarray, pictures: Pictures, folds: Sequence[Path]
+) -> Unseen:
+    """Those of the answered pictures that may score a model; raises UserError where there are not two of them."""
+    rows = np.flatnonzero(stands == "unseen")
+    hashes = np.array(answered.hashes)[rows]
+    if len(set(hashes)) < 2:
+        kinds, n = np.unique(stands, return_counts=True)
+        listed = ", ".join(f"{count} {kind}" for kind, count in zip(kinds.tolist(), n.tolist(), strict=True))
+        raise UserError(
+            f"{title}: one model is scored on labelled pictures that no member was trained on, two at the least, and "
+            f"these are: {listed}; give others with --images DIR --labels FILE.csv"
+        )
+    sizes = [int(result_of(fold)["parameters"]) for fold in folds]
+    names = short_names(folds)
+    members = [Model(name, size, answered.decisions[name][rows]) for name, size in zip(names, sizes, strict=True)]
+    ensemble = Model(f"ensemble of {len(folds)}", sum(sizes), answered.decisions[answered.strategy][rows])
+    how = answered.strategy, answered.mirror
+    return Unseen(title, hashes, answered.labels[rows], ensemble, tuple(members), lambda: pictures(rows), *how)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A model beside the ensemble, on the same pictures."""
+
+    model: Model
+    count: Count
+    against: Pair
+    low: float  # 95 % interval of the difference of accuracies
+    high: float
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it is, with 95 % confidence, less than a point worse."""
+        return self.low > -MARGIN
+
+    def figures(self) -> dict[str, Any]:
+        """What a JSON file says of it; p is McNemar's, not corrected for what else was compared."""
+        against = {"difference": self.against.difference, "low": self.low, "high": self.high, "p": self.against.p}
+        return {**self.count.figures(), "parameters": self.model.parameters, "against_ensemble": against}
+
+
+def beside(unseen: Unseen, model: Model) -> Beside:
+    """Score a model, and compare it with the ensemble."""
+    right, theirs = model.predicted == unseen.labels, unseen.ensemble.predicted == unseen.labels
+    low, high = difference_interval(right, theirs)
+    return Beside(model, Count(int(right.sum()), len(right)), pair(right, theirs), low, high)
+
+
+def ingredients(folds: Sequence[Path]) -> list[dict[str, Any]]:
+    """What one model was made of: each fold with its weights' hash."""
+    return [{"fold": fold.name, "sha256": result_of(fold)["sha256"]["model.safetensors"]} for fold in folds]
+
+
+def record(unseen: Unseen | None, models: Sequence[Model], chosen: str) -> dict[str, Any]:
+    """What one model's result.json says of its score: all that it stands beside, and whether it is accepted."""
+    if unseen is None:
+        return {"scores": None, "accepted": None}
+    found = {each.name: beside(unseen, each) for each in (unseen.ensemble, *unseen.members, *models)}
+    return {
+        "images": {"source": Path(unseen.title).name, "n": len(unseen.labels)},
+        "strategy": unseen.strategy,
+        "mirror": unseen.mirror,
+        "scores": {name: line.figures() for name, line in found.items()},
+        "accepted": found[chosen].accepted,
+    }
+
+
+def show(unseen: Unseen, models: Sequence[Model]) -> None:
+    """Print ensemble, members and models in one table, and below it whether each model is accepted."""
+    lines = [beside(unseen, each) for each in (*unseen.members, *models)]
+    p = holm([line.against.p for line in lines])
+    rows = [
+        (
+            line.model.name,
+            f"{line.model.parameters / 1e6:.1f} M",
+            str(line.count),
+            f"{100 * line.against.difference:+.2f} [{100 * line.low:+.2f}, {100 * line.high:+.2f}]",
+            f"{line.against.first} : {line.against.second}",
+            shown_p(corrected),
+        )
+        for line, corrected in zip(lines, p, strict=True)
+    ]
+    whole = beside(unseen, unseen.ensemble)
+    rows.insert(0, (whole.model.name, f"{whole.model.parameters / 1e6:.1f} M", str(whole.count), "", "", ""))
+    heads = ("model", "parameters", "accuracy [95 %]", "points above the ensemble [95 %]", "right alone", "p")
+    show_table(f"One model in the ensemble's place, on {unseen.title}", heads, rows)
+    say("right alone : the ensemble alone; intervals: Newcombe 1998; p: McNemar's, Holm-corrected", style="dim")
+    worst = min(lines[: len(unseen.members)], key=lambda line: line.count.correct)
+    for line in lines[len(unseen.members) :]:
+        say(f"{line.model.name}: {verdict(line, worst.count, np.bincount(unseen.labels).max())}")
+
+
+def verdict(line: Beside, worst: Count, frequent: int) -> str:
+    """Whether a model is accepted and why, given the worst member's count and the size of the most frequent class."""
+    bound = f"the 95 % lower bound is {100 * line.low:+.2f} points"
+    if line.accepted:
+        return f"accepted, for it is less than a point worse than the ensemble: {bound}"
+    if line.count.interval[0] <= frequent / line.count.n:
+        return f"not accepted: at chance, no better than always the most frequent class; {line.model.doubt}"
+    if line.count.correct < worst.correct:
+        return f"not accepted: worse than every member; {line.model.doubt}"
+    if line.against.difference <= -MARGIN:
+        return f"not accepted: a point worse than the ensemble, or more, on these pictures; {bound}"
+    needed = line.count.n * ((line.against.difference - line.low) / (line.against.difference + MARGIN)) ** 2
+    digit = 10 ** math.floor(math.log10(needed))
+    return (
+        f"not accepted: it may be a point worse than the ensemble, for {bound}; were all else equal, some "
+        f"{digit * math.ceil(needed / digit):,} labelled pictures could tell"
+    )
+
+
+def advise(folder: Path, run: Path, accepted: bool | None) -> None:
+    """Say what to do with a model that was made of a run's members."""
+    if accepted is None:
+        say(f"{folder} has no score; to get one, name labelled pictures: --images DIR --labels FILE.csv")
+    elif accepted:
+        say(f"{folder} may stand for the ensemble; next: python predict.py {folder} PHOTO --top 5")
+    else:
+        say(f"{folder} is kept, and is no stand-in for the ensemble: python predict.py {run} PHOTO --members")

@@ -1,0 +1,117 @@
+"""Distillation: one network that learns what members said of pictures that they never saw. N rows, K classes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from creature.console import UserError
+from creature.data.folds import FoldFile
+from creature.ensembling.acceptance import Model, Unseen, ingredients, record
+from creature.ensembling.out_of_fold import never_saw
+from creature.inference.members import check_members, find_folds, folds_of, load_member, predictor, result_of
+from creature.inference.predictor import Predictor
+from creature.metrics.blend import blend
+from creature.recipe import Recipe, load_recipe, recipe_changes
+from creature.storage import write_json
+from creature.training.run_folder import contents_of
+from creature.training.train_data import hash_contents
+
+SHARE = 0.5  # of a target that is the teacher's
+DOUBT = "it has not learned what they know: train it for longer, or take another recipe"
+
+
+def soft_targets(teacher: Path, folds: FoldFile) -> torch.Tensor:
+    """Targets (N, K) for a student's rows: half the label, half what members said that never saw the picture.
+
+    Hinton et al. 2015; here each answer is out of fold, for of what it was trained on a member would only repeat the
+    label. Held-out rows have their label alone. Raises UserError unless teacher and student are trained on the same
+    pictures with the same labels: the student is scored on what it holds out, and no teacher may have seen that either.
+    """
+    members = find_folds([str(teacher)])
+    check_members(members)
+    own = folds_of(teacher)
+    if own.names != folds.names:
+        raise UserError(f"loss.teacher: {teacher} was trained on other classes; name a run on the same pictures")
+    rows, logits = never_saw(members)
+    answers = dict(zip(own.hashes.take(rows).to_pylist(), blend(logits).astype(np.float32), strict=True))
+    contents, held = folds.hashes.to_pylist(), folds.held_out(0)
+    known, trained = set(own.hashes.to_pylist()), {contents[row] for row in np.flatnonzero(~held)}
+    if both := known & {contents[row] for row in np.flatnonzero(held)}:
+        raise UserError(
+            f"images.validation: {teacher} was trained on {len(both)} of these pictures, so they cannot score its "
+            "student; name pictures that no fold saw"
+        )
+    if trained != known:
+        raise UserError(
+            f"loss.teacher: {teacher} is a run on other pictures: {len(known - trained)} of its own are not in "
+            f"images.train, and {len(trained - known)} there are none of its own; name the same pictures"
+        )
+    if without := trained - answers.keys():
+        raise UserError(
+            f"loss.teacher: for {len(without)} pictures {teacher} has no member that never saw them; train all of its "
+            "folds"
+        )
+    targets = np.eye(len(folds.names), dtype=np.float32)[folds.labels]
+    for row in np.flatnonzero(~held).tolist():
+        targets[row] = (1 - SHARE) * targets[row] + SHARE * answers[contents[row]]
+    return torch.from_numpy(targets)
+
+
+def student_recipe(path: str, run: Path) -> Recipe:
+    """The recipe of a run's student: another's settings, with the run's pictures, its holdout held out.
+
+    Of the same backbone it starts from the run's file of weights, unless it names its own. Raises UserError where there
+    are no pictures to hold out, or the run has a student of another recipe.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--distill: {path} is no file; name the recipe of a student, such as recipes/student.yaml")
+    of_run, wanted = load_recipe(run / "recipe.yaml"), load_recipe(path)
+    teacher, same = of_run.images, of_run.backbone.name == wanted.backbone.name
+    held_out = wanted.images.validation or wanted.images.holdout or teacher.holdout
+    if not held_out:
+        raise UserError(
+            f"--distill: a student holds out pictures that no fold saw, and neither {run} nor {path} names any; set "
+            f"images.holdout in {path}"
+        )
+    if wanted.checkpoint.select == "best":
+        raise UserError(f"--distill: checkpoint.select in {path} must be last, or a selected epoch would be scored")
+    changes = {
+        "folds.count": 1,
+        "folds.repeats": 1,
+        "folds.train": None,
+        "loss.teacher": str(run),
+        "backbone.weights": wanted.backbone.weights or (of_run.backbone.weights if same else None),
+        "images.train": teacher.train,
+        "images.validation": held_out,
+        **{f"images.{name}": getattr(teacher, name) for name in ("labels", "image_column", "label_column", "max_bad")},
+    }
+    recipe = load_recipe(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    saved = run / "student/recipe.yaml"
+    if saved.exists() and (found := recipe_changes(load_recipe(saved), recipe)):
+        raise UserError(
+            f"--distill: {saved.parent} is by another recipe; remove it for a new student. These settings differ:\n  "
+            + "\n  ".join(found)
+        )
+    if saved.exists() and contents_of(saved.parent)["teacher"] != hash_contents(recipe)["teacher"]:
+        raise UserError(
+            f"--distill: {saved.parent} learned from other answers than those that {run} has now; remove it for a new "
+            "student"
+        )
+    return recipe
+
+
+def judge_student(
+    student: Path, unseen: Unseen, device: torch.device, batch_size: int, see: Callable[[Predictor], Predictor]
+) -> tuple[Model, bool]:
+    """What a trained student says of pictures that no fold saw, and whether it is accepted; noted in its folder."""
+    fold = student / "fold-0"
+    check_members([fold])
+    asked = see(predictor([load_member(fold, device, fused=True)]))
+    model = Model("student", int(result_of(fold)["parameters"]), unseen.classes(asked, batch_size, "student"), DOUBT)
+    teachers = find_folds([str(student.parent)])
+    words = {"members": ingredients(teachers), **record(unseen, [model], model.name)}
+    write_json(student / "result.json", words)
+    return model, words["accepted"]

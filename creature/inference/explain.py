@@ -1,0 +1,73 @@
+"""Why this answer: which places of a picture speak for a label that a network gives it, and which against it.
+
+The class activation map of Zhou et al. 2016 (Learning Deep Features for Discriminative Localization). Where a network
+averages its last feature maps over all places before a linear classifier, a logit is the mean of such a map plus the
+bias: the map is the answer, place by place, without any gradient. No map is drawn unless that holds for the picture.
+What all classes share changes no probability and says nothing, so a map is what a label has beyond their mean.
+
+K classes, C channels, h w places of the last feature maps, S side of the evaluation view, D of the overlay.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from creature.console import UserError
+from creature.data.eval_transform import evaluation_view
+from creature.inference.members import Member, predictor
+from creature.inference.overlays import overlay
+from creature.inference.predictor import Predictor, Sees
+
+
+def explained(asked: Predictor, member: Member) -> Predictor:
+    """The predictor of one member, with an overlay (D, D, 3) of each picture, for its first label, for its features.
+
+    When asked, it raises UserError for a network whose logits are no means of maps.
+    """
+
+    def compute(pixels: Mapping[Sees, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        logits, _ = asked.compute(pixels)
+        views, own = pixels[member.sees], logits[0]
+        maps = [activation_map(member, *each) for each in zip(views, own, own.argmax(1).tolist(), strict=True)]
+        return logits, np.stack([overlay(view, places) for view, places in zip(views, maps, strict=True)])
+
+    return replace(asked, compute=compute)
+
+
+def draw_overlay(member: Member, picture: Image.Image, label: int) -> np.ndarray:
+    """The overlay (D, D, 3) of a picture, for one label; raises UserError as activation_map does."""
+    view = evaluation_view(*member.sees)(picture)
+    logits, _ = predictor([member]).compute({member.sees: view[None]})
+    return overlay(view, activation_map(member, view, logits[0, 0], label))
+
+
+@torch.inference_mode()
+def activation_map(member: Member, view: np.ndarray, logits: np.ndarray, label: int) -> np.ndarray:
+    """What each place (h, w) of a view (3, S, S) adds to the logit of a label beyond the mean of its logits (K,).
+
+    Raises UserError where the means of the maps of all classes, with the biases, are not the logits.
+    """
+    model: Any = member.model
+    classifier = model.get_classifier()
+    weight, bias = getattr(classifier, "weight", None), getattr(classifier, "bias", None)
+    pixels = torch.from_numpy(view)[None].to(next(model.parameters()).device)
+    features = model.forward_features(member.normalize(pixels))  # (1, C, h, w)
+    if weight is None or features.ndim != 4 or weight.flatten(1).shape[1] != features.shape[1]:
+        raise _refusal(member)
+    maps = torch.einsum("kc,chw->khw", weight.flatten(1), features[0])
+    means = maps.mean((1, 2)) + (0 if bias is None else bias)
+    apart = np.abs(means.cpu().numpy() - logits).max()
+    if apart > (0.01 if member.dtype == torch.float32 else 0.05) * np.abs(logits).max():  # 16 bits round as coarsely
+        raise _refusal(member)
+    return (maps[label] - maps.mean(0)).cpu().numpy()
+
+
+def _refusal(member: Member) -> UserError:
+    return UserError(
+        f"{member.folder}: the answers of this {type(member.model).__name__} are no averages over the places of a "
+        "picture, as those of ResNet, EfficientNet, RegNet and DenseNet are, so no map shows what they rest on"
+    )

@@ -1,0 +1,207 @@
+"""Prediction files: a submission (image_name, pred_label), or a full table (id, status, labels, probabilities)."""
+
+import csv
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from creature.console import UserError, warn
+from creature.inference.inputs import Input
+from creature.inference.predictor import Answers, Predictor
+from creature.metrics.blend import blend, log
+from creature.storage import whole
+
+if TYPE_CHECKING:
+    from creature.metrics.calibration import Calibration
+
+FULL_COLUMNS = ("id", "status", "label", "probability")
+
+
+class Row(NamedTuple):
+    """One answered input: labels and probabilities, the best first.
+
+    `status` is ok, or unsure where no answer is given, or why the input could not be read.
+    """
+
+    id: str
+    status: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    features: np.ndarray | None = None  # (D,)
+    set: tuple[str, ...] = ()  # the labels that may be, where a set was asked for
+
+    @property
+    def broken(self) -> bool:
+        """Whether it could not be read."""
+        return self.status not in ("ok", "unsure")
+
+
+def stem(name: str) -> str:
+    """The name of an image in a submission: without folders and ending."""
+    return PurePosixPath(name).stem
+
+
+def order_for_submission(inputs: Sequence[Input], template: str | None) -> tuple[list[Input], tuple[str, str]]:
+    """Inputs in the order of a submission, by name or as a template has them, and the names of its two columns.
+
+    Raises UserError where two inputs share a name, or the template names an image that is not there.
+    """
+    by_stem: dict[str, Input] = {}
+    for item in inputs:
+        other = by_stem.setdefault(stem(item.id), item)
+        if other is not item:
+            raise UserError(
+                f"{other.id} and {item.id} would both be {stem(item.id)} in a submission; rename one of them, "
+                "or take --format full"
+            )
+    if template is None:
+        return [by_stem[name]._replace(id=name) for name in sorted(by_stem)], ("image_name", "pred_label")
+    try:
+        with open(template, newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--template: {template} cannot be read: {error}") from None
+    if len(header) != 2:
+        raise UserError(f"--template: {template} must have two columns, image and label, got {','.join(header)!r}")
+    by_name = by_stem | {PurePosixPath(item.id).name: item for item in inputs} | {item.id: item for item in inputs}
+    if missing := [row[0] for row in rows if row[0] not in by_name]:
+        raise UserError(
+            f"--template: {template} names {missing[0]}, which is not among the images ({len(missing)} such)"
+        )
+    ordered = [by_name[row[0]]._replace(id=row[0]) for row in rows]
+    if extra := len(inputs) - len({item.path for item in ordered}):
+        warn(f"--template: {extra} images are not in {template} and get no row")
+    return ordered, (header[0], header[1])
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary file that gets its name only once it is whole."""
+    if not path.name or (os.path.exists(path) and not os.path.isfile(path)):
+        raise UserError(f"--out: {path} is no file; give the name of one, such as prediction.csv")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part:
+            yield part
+    except OSError as error:
+        raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def table_writer(path: Path) -> Iterator[Any]:
+    """A CSV writer to a file that gets its name only once it is whole."""
+    with _whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        yield csv.writer(file, lineterminator="\n")
+
+
+def answer_rows(
+    answers: Iterable[Answers], predictor: Predictor, top: int, calibration: "Calibration | None" = None
+) -> Iterator[Row]:
+    """Each picture's row, with the `top` labels of the blended members, calibrated where that is asked for."""
+    for batch in answers:
+        probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
+        if calibration:
+            probabilities = calibration.probabilities(log(probabilities))
+        sets = calibration.sets(probabilities) if calibration and calibration.member is not None else None
+        sure = calibration.sure(probabilities) if calibration and calibration.answer is not None else None
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        for at, name in enumerate(batch.ids):
+            if at in batch.broken:
+                yield Row(name, batch.broken[at], (), ())
+            else:
+                labels = tuple(predictor.names[k] for k in best[at])
+                features = None if batch.features is None else batch.features[at]
+                row = Row(name, "ok", labels, tuple(map(float, probabilities[at, best[at]])), features)
+                if sets is not None:
+                    order = np.argsort(-probabilities[at], kind="stable")
+                    row = row._replace(set=tuple(predictor.names[k] for k in order if sets[at, k]))
+                if sure is not None and not sure[at]:
+                    row = row._replace(status="unsure", labels=(), probabilities=())
+                yield row
+
+
+def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], fallback: str) -> None:
+    """Write image names and labels; a picture that could not be read gets the `fallback` label."""
+    with table_writer(path) as out:
+        out.writerow(columns)
+        for row in rows:
+            out.writerow((row.id, row.labels[0] if row.labels else fallback))
+
+
+def write_full(path: Path, rows: Iterable[Row], top: int, features: int | None = None, sets: bool = False) -> None:
+    """Write id, status, and the `top` labels with their probabilities; empty where the picture could not be read.
+
+    As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of so many `features`, if asked. A
+    set of labels is a list, in CSV one of JSON.
+    """
+    if path.suffix == ".parquet":
+        _write_parquet(path, rows, top, features, sets)
+    elif path.suffix == ".jsonl":
+        with _whole(path) as part, part.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record(row, top, features, sets)) + "\n" for row in rows)
+    else:
+        with table_writer(path) as out:
+            out.writerow(FULL_COLUMNS + more_columns(top) + ("set",) * sets)
+            for row in rows:
+                out.writerow(map(_cell, record(row, top, sets=sets).values()))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
+
+
+def more_columns(top: int) -> tuple[str, ...]:
+    """The columns of the second to the last label."""
+    return tuple(name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}"))
+
+
+def record(row: Row, top: int, features: int | None = None, sets: bool = False) -> dict[str, Any]:
+    """A row by column; None where there is nothing."""
+    pairs = zip(row.labels, row.probabilities, strict=True)
+    cells = [cell for pair in pairs for cell in pair]
+    cells += [None] * (2 * top - len(cells))
+    found: dict[str, Any] = dict(zip(FULL_COLUMNS + more_columns(top), (row.id, row.status, *cells), strict=True))
+    if features:
+        found["embedding"] = None if row.features is None else row.features.tolist()
+    if sets:
+        found["set"] = None if row.broken else list(row.set)
+    return found
+
+
+def _write_parquet(path: Path, rows: Iterable[Row], top: int, features: int | None, sets: bool) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    kinds = {"probability": pa.float64()}
+    columns = [(name, kinds.get(name.partition("_")[0], pa.string())) for name in FULL_COLUMNS + more_columns(top)]
+    columns += [("embedding", pa.list_(pa.float32(), features))] if features else []
+    schema = pa.schema(columns + ([("set", pa.list_(pa.string()))] if sets else []))
+    coming = iter(rows)
+    with _whole(path) as part, ParquetWriter(part, schema) as file:
+        while some := [record(row, top, features, sets) for row in islice(coming, 1024)]:
+            file.write_table(pa.Table.from_pylist(some, schema))
+
+
+def warn_of_broken(broken: Sequence[Row], fallback: str) -> None:
+    """Name the pictures that could not be read, and what stands in their place."""
+    instead = f"they have the most frequent class, {fallback}" if fallback else "they have no label"
+    listing = "\n  ".join(f"{row.id}: {row.status}" for row in broken[:20])
+    more = f"\n  and {len(broken) - 20} more" if len(broken) > 20 else ""
+    warn(f"{len(broken)} pictures could not be read; {instead}:\n  {listing}{more}")
+
+
+def write_zip(path: Path) -> Path:
+    """Pack a submission into a zip that holds exactly `prediction.csv`, beside it."""
+    target = path.with_suffix(".zip")
+    with _whole(target) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
+        file.write(path, "prediction.csv")
+    return target

@@ -1,0 +1,285 @@
+"""The model card: what was measured, how it was trained, how to use it, and what it must not be used for.
+
+Numbers come from the run's folder alone; the license and where the pictures come from, from the person.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
+from huggingface_hub import eval_result_entries_to_yaml as entries_to_yaml
+from ruamel.yaml import YAML
+
+from creature import __version__
+from creature.metrics.accuracy import Count
+from creature.recipe import Recipe
+from creature.reporting.figures import curve_figures, run_figures, to_bytes
+from creature.reporting.page import CLASS_COLUMNS, class_table
+from creature.reporting.study import Run
+from creature.reporting.tables import escape_markdown as escape
+
+
+class Terms(NamedTuple):
+    """What only a person can say: the license of the weights, and where the pictures come from."""
+
+    license: str
+    data: str
+
+
+class Score(NamedTuple):
+    """Right answers to pictures that the answering models were not trained on."""
+
+    who: str
+    pictures: str
+    split: str
+    right: Count
+    selected: bool = False
+
+
+def measured(run: Run) -> list[Score]:
+    """Every score of the run: out of fold, and on the holdout and labelled pictures that ensemble.py has seen."""
+    main, several = run.folds[0].name, len(run.folds) > 1
+    first = run.results[0]
+    scores = []
+    if several:
+        who = f"{len(run.once)} members, each picture by the one that never saw it"
+        scores.append(Score(who, "out of fold", "train", run.held.count, run.selected))
+    models, rows, _ = run.judged
+    if models > 1:
+        who = f"ensemble of {models} members, for each picture those that never saw it"
+        scores.append(Score(who, "out of fold", "train", rows.count, run.selected))
+    scores.append(Score(f"{main} alone", "held out of it", "train", Count(first["correct"], first["n"]), run.selected))
+    if run.selected:
+        who, pictures = ("the members", "out of fold") if several else (f"{main} alone", "held out of it")
+        scores.append(Score(f"{who}, last epoch", pictures, "train", run.last))
+    for split, called in (("holdout", "holdout"), ("images", "test")):
+        for who, decider in ((f"ensemble of {len(run.folds)}", None), (f"{main} alone", main)):
+            if (rows := run.new(split, decider)) and (several or decider):
+                mirror = ", with mirror images" * run.answered[split].mirror
+                scores.append(Score(f"{who}{mirror}", called, called, rows.count))
+    return scores
+
+
+def base_model(recipe: Recipe) -> str | None:
+    """The Hub's name of the weights that training started from; None where it started from scratch."""
+    backbone = recipe.backbone
+    if not (backbone.pretrained or backbone.weights):
+        return None
+    config = timm.get_pretrained_cfg(backbone.name)
+    tag = f".{config.tag}" if config and config.tag and "." not in backbone.name else ""
+    return f"timm/{backbone.name}{tag}"
+
+
+def write_cards(run: Run, branches: dict[str, Path], repo: str, terms: Terms, onnx: bool) -> None:
+    """Write every branch's README.md, and into main the figures, and `.eval_results` for a holdout of the Hub."""
+    main = branches["main"]
+    drawn = curve_figures([run], run) | run_figures(run)
+    for name, (_, figure) in drawn.items():
+        (main / f"{name}.png").write_bytes(to_bytes(figure, "png"))
+    captions = {name: caption for name, (caption, _) in drawn.items()}
+    _write(main / "README.md", "\n".join(_main_card(run, repo, terms, captions, onnx)))
+    for branch, folder in branches.items():
+        if branch != "main":
+            _write(folder / "README.md", "\n".join(_member_card(run, branch, repo, terms)))
+    if entries := list(_hub_results(run)):
+        (main / ".eval_results").mkdir()
+        with (main / ".eval_results" / "holdout.yaml").open("w", encoding="utf-8", newline="\n") as file:
+            YAML(typ="safe", pure=True).dump(entries_to_yaml(entries), file)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _front(run: Run, repo: str, terms: Terms, scores: Sequence[Score]) -> str:
+    sources = [*run.recipe.images.train, *run.recipe.images.validation, *run.recipe.images.holdout]
+    of_hub = sorted({source.split(":")[1] for source in sources if source.startswith("hub:")})
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=of_hub[0] if of_hub else "imagefolder",
+            dataset_name=of_hub[0] if of_hub else "the owner's pictures",
+            dataset_split=score.split,
+            metric_type="accuracy",
+            metric_value=round(score.right.accuracy, 4),
+            metric_name=f"{score.who}, {score.pictures}: {score.right}{' selected' * score.selected}",
+        )
+        for score in scores
+    ]
+    data = ModelCardData(
+        license=terms.license,
+        library_name="timm",
+        pipeline_tag="image-classification",
+        base_model=base_model(run.recipe),
+        datasets=of_hub or None,
+        tags=["image-classification", "timm", "transformers", "creature"],
+        metrics=["accuracy"],
+        model_name=repo.partition("/")[2],
+        eval_results=results,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _main_card(run: Run, repo: str, terms: Terms, captions: dict[str, str], onnx: bool) -> Iterator[str]:
+    scores, recipe, held = measured(run), run.recipe, run.held
+    classes = len(held.names)
+    base = base_model(recipe)
+    start = f"fine-tuned from [{base}](https://huggingface.co/{base})" if base else "trained from scratch"
+    yield _front(run, repo, terms, scores)
+    yield f"\n# {escape(repo.partition('/')[2])}\n"
+    yield (
+        f"Tells {classes} classes of pictures apart: {escape(_listed(held.names))}. "
+        f"`{recipe.backbone.name}`, {start}, on {run.results[0]['images_trained']} pictures."
+    )
+    if len(run.folds) > 1:
+        yield (
+            f"\n`main` is one model, {run.folds[0].name} of {len(run.folds)}. The others are the branches "
+            f"{', '.join(f'`{fold.name}`' for fold in run.folds)}; together they are the ensemble"
+            + (" that is scored below." if run.judged[0] == 1 else ".")
+        )
+    yield "\n## How good it is\n"
+    yield from _table(
+        ("who", "pictures", "accuracy, 95 % interval"),
+        [(s.who, s.pictures, f"{s.right}{' selected' * s.selected}") for s in scores],
+    )
+    yield "\nNo score is of pictures that the answering model was trained on; intervals are Wilson's."
+    if run.judged[0] > 1:
+        yield (
+            f"The folds were drawn {run.recipe.folds.repeats} times, so that each picture has members that never saw "
+            f"it, one of each repeat. Their ensemble stands in for that of all {len(run.folds)}, which is larger and "
+            "cannot be scored on these pictures."
+        )
+    if run.selected:
+        yield "`selected`: the epoch was chosen on these pictures, so the score flatters; the last epoch's does not."
+    yield "\n## How to use it\n"
+    yield from _usage(repo, run, onnx)
+    yield "\n## Classes\n"
+    yield f"Out of fold, n = {held.count.n}; recall with its 95 % interval.\n"
+    yield "<details><summary>Every class</summary>\n"
+    yield from _table(CLASS_COLUMNS, [[_cell(v) for v in record.values()] for record in class_table(run)])
+    yield "\n</details>\n"
+    for name, caption in captions.items():
+        yield f"![{escape(caption)}]({name}.png)\n"
+    yield "## How it was trained\n"
+    yield from _table(("", ""), _training(run, base))
+    yield "\n[recipe.yaml](recipe.yaml) has every setting, [folds.json](folds.json) which picture, by its content,"
+    yield "was held out of which fold, and [ensemble.json](ensemble.json) the members with the hashes of their weights."
+    yield "\n## Intended use and limits\n"
+    yield from _limits(run)
+    yield "\n## License and data\n"
+    yield f"Weights: {escape(terms.license)}. Pictures: {escape(terms.data)}"
+
+
+def _usage(repo: str, run: Run, onnx: bool) -> Iterator[str]:
+    yield f"""With [timm](https://github.com/huggingface/pytorch-image-models):
+
+```python
+import timm
+from PIL import Image
+
+model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()
+view = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+probabilities = model(view(Image.open("photo.jpg").convert("RGB"))[None]).softmax(-1)[0]
+print(model.pretrained_cfg["label_names"][probabilities.argmax()], probabilities.max().item())
+```
+
+With [transformers](https://github.com/huggingface/transformers):
+
+```python
+from transformers import pipeline
+
+print(pipeline("image-classification", model="{repo}")("photo.jpg"))
+```
+"""
+    if onnx:
+        size = run.recipe.images.size
+        yield f"""With [ONNX Runtime](https://onnxruntime.ai), without torch; [model.onnx](model.onnx) takes uint8
+(N, 3, {size}, {size}), the picture resized by Pillow, and gives probabilities:
+
+```bash
+python predict.py model.onnx photos/
+```
+"""
+    every = f"\npython predict.py hf-hub:{repo} photos/ --members      # the ensemble" if len(run.folds) > 1 else ""
+    yield f"""With creature, which made it:
+
+```bash
+python predict.py hf-hub:{repo} photos/ --out predictions.csv{every}
+```
+
+`golden.png` must give the logits in `golden.json`, on a CPU in fp32 to within 1e-4, whatever it is loaded with."""
+
+
+def _training(run: Run, base: str | None) -> Iterator[tuple[str, str]]:
+    recipe, first = run.recipe, run.results[0]
+    seconds = sum(result["seconds"] for result in run.results)
+    yield "backbone", f"{recipe.backbone.name}, {first['parameters'] / 1e6:.1f} M parameters"
+    yield "pretraining", f"{base}" if base else "none"
+    images = recipe.images
+    yield "evaluation view", f"{images.size} x {images.size} pixels, {images.fit}, normalization: {images.normalize}"
+    repeats = f", {recipe.folds.count} drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
+    yield "folds", f"{len(run.folds)} of {recipe.folds.members}{repeats}, seed {recipe.folds.seed}"
+    yield "schedule", f"{recipe.schedule.epochs} epochs, {recipe.schedule.name}, batch size {recipe.batch_size}"
+    yield "optimizer", f"{recipe.optimizer.name}, learning rate {recipe.optimizer.lr:g}, seed {recipe.seed}"
+    yield "augmentation", f"mix {recipe.augment.mix}, policy {recipe.augment.policy}"
+    yield "cost", f"{seconds / 60:.1f} minutes of training steps on {first['device']}, {recipe.precision}"
+    versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("torch", "timm", "accelerate"))
+    yield "software", f"creature {__version__}, {versions}"
+
+
+def _limits(run: Run) -> Iterator[str]:
+    held, counts = run.held, run.results[0]["class_counts"]
+    rare = min(range(len(counts)), key=counts.__getitem__)
+    amount = f"Classes have from {min(counts)} ({escape(held.names[rare])}) to {max(counts)} pictures"
+    amount = amount if min(counts) < max(counts) else f"Each class has {max(counts)} pictures"
+    yield (
+        f"- It knows {len(held.names)} classes and no others: a picture of anything else gets one of these labels, "
+        "often with a high probability."
+    )
+    yield "- The scores hold for pictures like those that it was scored on: the same cameras, places and seasons."
+    yield f"- {amount}; the table above shows which are told apart poorly."
+    yield (
+        "- Probabilities are not calibrated; the reliability figure shows how far they can be taken at their word"
+        + (
+            "."
+            if run.calibrated is None
+            else ", and what a temperature mends, by which `predict.py --set 0.95` divides."
+        )
+    )
+    yield "- Not for decisions about people, nor where a wrong label harms someone, without a person who checks."
+
+
+def _member_card(run: Run, branch: str, repo: str, terms: Terms) -> Iterator[str]:
+    result = run.results[[fold.name for fold in run.folds].index(branch)]
+    score = Score(f"{branch} alone", "held out of it", "train", Count(result["correct"], result["n"]), run.selected)
+    yield _front(run, repo, terms, [score])
+    yield f"\n# {escape(repo.partition('/')[2])}, {branch}\n"
+    yield f"One of {len(run.folds)} members of the ensemble that [main](https://huggingface.co/{repo}) describes; "
+    yield f"accuracy on the pictures held out of it {score.right}{' selected' * score.selected}."
+
+
+def _hub_results(run: Run) -> Iterator[EvalResultEntry]:
+    """The published model's score on a holdout that is one data set of the Hub."""
+    sources, rows = run.recipe.images.holdout, run.new("holdout", run.folds[0].name)
+    if rows and len(sources) == 1 and sources[0].startswith("hub:"):
+        _, dataset, *split = sources[0].split(":")
+        note = f"{run.folds[0].name} alone: {rows.count}"
+        accuracy = round(rows.count.accuracy, 4)
+        yield EvalResultEntry(dataset_id=dataset, task_id=split[0] if split else "train", value=accuracy, notes=note)
+
+
+def _table(columns: Sequence[str], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(map(escape, columns))} |"
+    yield f"|{'---|' * len(columns)}"
+    for row in rows:
+        yield f"| {' | '.join(map(escape, row))} |"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:20])} and {len(names) - 20} more"

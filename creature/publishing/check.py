@@ -1,0 +1,47 @@
+"""Whether a downloaded model is the one that was published: python -m creature.publishing.check FOLDER."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from creature.console import UserError, run, say
+from creature.storage import differing
+
+
+def check(folder: Path) -> None:
+    """The files of a folder are those of its manifest, and its model gives the golden answer.
+
+    Raises UserError with all that is wrong.
+    """
+    if wrong := differing(folder):
+        raise UserError(f"{folder} is not what was published; download it again:\n  " + "\n  ".join(wrong))
+    from creature.publishing.export import answer  # torch is not needed to find a damaged file
+
+    try:
+        golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+        picture = (folder / Path(golden["picture"]).name).read_bytes()
+        said = [float(logit) for logit in golden["logits"]]
+    except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / 'golden.json'} names no picture and logits ({error})") from None
+    _, found = answer(folder, picture)
+    far = max(abs(a - b) for a, b in zip(found, said, strict=True)) if len(found) == len(said) else math.inf
+    if not far <= 1e-3:
+        raise UserError(
+            f"{folder}: the model's logits for golden.png are not those of golden.json (up to {far:.2g} away)"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check a folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="such as `hf download USER/NAME --local-dir FOLDER` makes")
+    folder = parser.parse_args(argv).folder
+    check(folder)
+    say(f"{folder}: every file is as its manifest says, and the model answers as it did when it was published")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

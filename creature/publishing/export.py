@@ -1,0 +1,153 @@
+"""A run as folders to publish: `main`, the one model to use, and a folder for each member of the ensemble.
+
+Each is a model in timm's own format with its recipe, result and golden outputs; nothing in them names a place or a
+person of the machine that trained them.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from creature.console import UserError, warn
+from creature.data.folds import FoldFile, read_folds, write_folds
+from creature.data.sources import short_names
+from creature.ensembling import out_of_fold
+from creature.ensembling.calibrate import OF_ENSEMBLE, OF_MODEL, of_member, rows_of_ensemble, save_fitted
+from creature.inference.members import load_member, predictor
+from creature.inference.predictor import Picture, ask
+from creature.metrics import calibration
+from creature.recipe import Recipe, check_recipe, dump_recipe
+from creature.reporting.study import Run
+from creature.samples import draw
+from creature.storage import file_hash, write_json
+from creature.training.checkpoint import place
+
+GOLDEN_SIZE = (160, 120)  # not square, so that a wrong fit cannot hide
+
+
+def export(run: Run, out: Path) -> dict[str, Path]:
+    """Write `out`/main and, of several members, `out`/fold-N; the folders by branch, without their cards.
+
+    Raises UserError for a run without a finished fold.
+    """
+    if not run.folds:
+        raise UserError(f"{run.folder} has no finished fold; train one first: python train.py --recipe ...")
+    shutil.rmtree(out, ignore_errors=True)
+    branches = {"main": run.folds[0]} | {fold.name: fold for fold in run.folds if len(run.folds) > 1}
+    for branch, fold in branches.items():
+        folder = out / branch
+        folder.mkdir(parents=True)
+        place(fold / "model.safetensors", folder / "model.safetensors")
+        for name in ("config.json", "result.json", "history.jsonl"):
+            shutil.copyfile(fold / name, folder / name)
+        (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")
+        write_golden(folder)
+    write_folds(out / "main" / "folds.json", anonymous(read_folds(run.folder / "folds.json")))
+    said = ensemble(run)
+    write_json(out / "main" / "ensemble.json", said)
+    write_calibrations(run, out, branches, said)
+    return {branch: out / branch for branch in branches}
+
+
+def as_published(run: Run) -> Run:
+    """The run without answers that were blended in another way than what is published of it."""
+    said = ensemble(run)
+    way = np.array([member["weight"] for member in said["members"]]), said["strategy"], said.get("mirror", False)
+    kept = {}
+    for kind, table in run.answered.items():
+        if len(run.folds) == 1 or table.blended_by(*way):
+            kept[kind] = table
+        else:
+            warn(
+                f"{run.folder}/ensemble/{kind}.safetensors: its score is left out, for it was asked in another way "
+                f"({table.how}) than ensemble.py asked last, which is published; ask as it is to be published"
+            )
+    return replace(run, answered=kept)
+
+
+def write_calibrations(run: Run, out: Path, branches: dict[str, Path], said: dict[str, Any]) -> None:
+    """What calibration rests on, for each model that held out enough rows, and for the ensemble if it was asked.
+
+    A table of probabilities that names no picture.
+    """
+    for branch, fold in branches.items():
+        if out_of_fold.out_of_fold(fold).n >= calibration.FEWEST:
+            save_fitted(out / branch / OF_MODEL, of_member(fold))
+    if len(run.folds) > 1:
+        weights, mirror = np.array([member["weight"] for member in said["members"]]), bool(said.get("mirror", False))
+        found = rows_of_ensemble(run.folder, run.folds, weights, said["strategy"], mirror)
+        if found and len(found.labels) >= calibration.FEWEST:
+            fitted = calibration.fit(found.logits, found.labels, found.selected, mirror)
+            save_fitted(out / "main" / OF_ENSEMBLE, fitted)
+
+
+def portable(recipe: Recipe) -> Recipe:
+    """The recipe with names where it had paths of this machine."""
+    settings: dict[str, Any] = json.loads(recipe.model_dump_json())
+    images = settings["images"]
+    for field in ("train", "validation", "holdout"):
+        names = short_names(images[field], f"images.{field}") if images[field] else []
+        images[field] = [
+            path if path.startswith("hub:") else name for path, name in zip(images[field], names, strict=True)
+        ]
+    for group, field in (("images", "labels"), ("backbone", "weights"), ("loss", "teacher")):
+        if path := settings[group][field]:
+            settings[group][field] = Path(path).name
+    return check_recipe(settings, "the recipe")
+
+
+def anonymous(folds: FoldFile) -> FoldFile:
+    """The fold file with hashes for ids, which are names of files; pictures are still known by their content."""
+    import pyarrow as pa
+
+    def hashed(name: str) -> str:
+        return hashlib.sha256(name.encode()).hexdigest()
+
+    bad = {hashed(name): reason for name, reason in folds.bad.items()}
+    return replace(folds, ids=pa.chunked_array([list(map(hashed, folds.ids.to_pylist()))]), bad=bad)
+
+
+def ensemble(run: Run) -> dict[str, Any]:
+    """The members with the hashes of their weights, how they are blended, and what was measured."""
+    path = run.folder / "ensemble" / "result.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read: {error}; run python ensemble.py {run.folder} again") from None
+    now = {
+        fold.name: result["sha256"]["model.safetensors"] for fold, result in zip(run.folds, run.results, strict=True)
+    }
+    # Older ones have no hashes.
+    if said is None or [(m["fold"], m.get("sha256", now.get(m["fold"]))) for m in said["members"]] != [*now.items()]:
+        said = out_of_fold.summary(run.folds, np.ones(len(now)), "logits", {})
+    members = [
+        {**member, "name": fold.name, "sha256": file_hash(fold / "model.safetensors")}
+        for member, fold in zip(said["members"], run.folds, strict=True)
+    ]
+    scores = {Path(name).name: score for name, score in said["ensemble"].items()}
+    return {**said, "members": members, "ensemble": scores}
+
+
+def write_golden(folder: Path) -> None:
+    """A picture and the logits that the folder's model must give it, for whoever loads it elsewhere."""
+    picture = draw("bird", np.random.default_rng(0), max(GOLDEN_SIZE))
+    picture.crop((0, 0, *GOLDEN_SIZE)).save(out := BytesIO(), "PNG")
+    (folder / "golden.png").write_bytes(out.getvalue())
+    names, logits = answer(folder, out.getvalue())
+    versions = {"device": "cpu", "precision": "fp32", "torch": torch.__version__.partition("+")[0]}
+    write_json(folder / "golden.json", {"picture": "golden.png", "labels": names, "logits": logits, **versions})
+
+
+def answer(folder: Path, picture: bytes) -> tuple[Sequence[str], list[float]]:
+    """Class names and logits (K,) of an encoded picture, by the model of a folder on the CPU."""
+    member = load_member(folder, torch.device("cpu"))
+    (answers,) = ask(predictor([member]), [Picture("golden", lambda: picture)], 1, "golden outputs")
+    return member.names, answers.logits[0, 0].astype(float).tolist()

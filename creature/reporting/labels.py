@@ -1,0 +1,98 @@
+"""Labels to look at: the rows whose out-of-fold prediction contradicts their label, the least likely label first.
+
+python -m creature.reporting.labels runs/laptop
+python -m creature.reporting.labels runs/laptop --top 50 --out suspects.csv
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from creature.console import UserError, run, say, show_table, warn
+
+if TYPE_CHECKING:
+    from creature.reporting.study import Run
+
+COLUMNS = ("image", "label", "probability", "member_says", "its_probability", "surely")
+NOTE = (
+    "Each row: what never saw the picture puts it into another class than its label says. The model is "
+    "wrong or the label; only a look at the picture tells which. surely: as sure as of that class's own pictures on "
+    "average."
+)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m creature.reporting.labels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="a run folder, whose folds have held out its images")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="rows that are shown (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="all of them; RUN/labels.csv if not given")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show and write the labels that a run's members contradict."""
+    args = parse(argv)
+    if args.top < 1:
+        raise UserError(f"--top must be 1 or more, got {args.top}")
+    from creature.inference.prediction_files import table_writer
+    from creature.metrics.label_errors import CLASS_COLUMNS, by_class
+    from creature.reporting.study import read_runs
+    from creature.reporting.tables import harmless
+
+    (found,) = read_runs([args.run], None)
+    if not found.folds:
+        raise UserError(f"{args.run}: no finished fold, and so no prediction of an image that it never saw")
+    warn_of_unjudged(found)
+    lines = contradicted(found)
+    models, held, probabilities = found.judged
+    if lines:
+        classes = by_class(probabilities, held.labels, held.names)
+        show_table("Labels that the members contradict, by class", CLASS_COLUMNS, classes)
+        cells = [(name, f"{label} {p}", f"{said} {q}", surely) for name, label, p, said, q, surely in lines[: args.top]]
+        judges = "member says" if models == 1 else f"{models} members say"
+        show_table(f"The least likely labels of {len(held.ids)} images", ("image", "label", judges, "surely"), cells)
+        say(NOTE, style="dim")
+    out = args.out or found.folder / "labels.csv"
+    with table_writer(out) as table:
+        table.writerow(COLUMNS)
+        table.writerows(map(harmless, line) for line in lines)
+    if lines:
+        say(f"{out} lists all {len(lines)}; next: look at them from the top, correct the wrong labels, and train again")
+    else:
+        say("no label is contradicted; there is nothing to look at")
+    return 0
+
+
+def warn_of_unjudged(found: "Run") -> None:
+    """Say how many images no finished fold held out, and what would judge them."""
+    from creature.inference.members import folds_of
+
+    folds = folds_of(found.folder).partitions[0]
+    always = int((folds < 0).sum())
+    if pending := len(folds) - always - len(found.judged[1].ids):
+        warn(f"{pending} images are not judged, for no finished fold holds them out; train.py --resume goes on")
+    if always:
+        warn(f"{always} images are not judged, for the one model was trained on them; with folds.count=5 all would be")
+
+
+def contradicted(found: "Run") -> list[tuple[str, ...]]:
+    """A line of COLUMNS for each row whose label its member contradicts, the least likely label first."""
+    from creature.metrics.label_errors import confident, suspects
+
+    (_, held, probabilities), lines = found.judged, []
+    sure = confident(probabilities, held.labels)
+    for row in suspects(probabilities, held.labels).tolist():
+        label, said = held.labels[row], held.predicted[row]
+        likely, surest = (f"{probabilities[row, k]:.4f}" for k in (label, said))
+        lines.append((held.ids[row], held.names[label], likely, held.names[said], surest, "yes" if sure[row] else "no"))
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,154 @@
+"""Tables, figures and one page of a study.
+
+python -m creature.reporting.report runs/*
+python -m creature.reporting.report runs/* --labels test_labels.csv
+"""
+
+import argparse
+import os
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from creature.console import UserError, run, say, show_cells
+
+if TYPE_CHECKING:
+    from creature.reporting.page import Figure
+    from creature.reporting.study import Run
+    from creature.reporting.tables import Table
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m creature.reporting.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument(
+        "--labels", metavar="FILE.csv", help="labels (image_name,label) of the pictures that ensemble.py has predicted"
+    )
+    parser.add_argument(
+        "--baseline", metavar="RUN", help="compare with this run; else the report's baseline, or the first"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="beside each picture of the gallery, what in it speaks for the answer"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="else RUN/report; for several runs, report beside them")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report of all runs, and show its tables."""
+    args = parse(argv)
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the report needs {error.name}, which is not installed: pip install -e '.[report]'") from None
+
+    from creature.reporting import study, tables
+
+    runs = study.read_runs(args.runs, args.labels)
+    baseline = find_baseline(runs, args.baseline)
+    out = args.out or default_folder(runs)
+    made = [
+        tables.scores_table(runs),
+        *([tables.tricks_table(runs, baseline)] if len(runs) > 1 else []),
+        tables.strategies_table(runs),
+        tables.single_table(runs),
+        tables.seeds_table(runs, baseline),
+    ]
+    shown = [table for table in made if table]
+    for table in shown:
+        show_cells(table.title, table.note, table.columns, [[(c.text, c.tone) for c in row] for row in table.rows])
+    try:
+        write_report(runs, baseline, shown, out, args.explain)
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {out}: {error.strerror or error}; name another folder") from None
+    say(f"{out} holds the tables (.md, .csv), the figures (.png, .svg) and the page; next: open {out / 'index.html'}")
+    return 0
+
+
+def write_report(
+    runs: "Sequence[Run]", baseline: "Run", shown: "Sequence[Table]", out: Path, explain: bool = False
+) -> None:
+    """Write tables, figures and the page."""
+    from creature.reporting import page, tables
+
+    out.mkdir(parents=True, exist_ok=True)
+    for table in shown:
+        write(out / f"{table.name}.md", tables.to_markdown(table))
+        write(out / f"{table.name}.csv", tables.to_csv(table.records))
+    curves, sections = draw(runs, baseline, out, explain)
+    title = f"Report on {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}"
+    finished = sum(bool(each.folds) for each in runs)
+    lead = f"{finished} of {len(runs)} runs have finished folds. Accuracies in tables have their n and 95 % interval."
+    write(out / "index.html", page.render(title, lead, shown, curves, sections))
+
+
+def find_baseline(runs: "Sequence[Run]", name: str | None) -> "Run":
+    """The run that was asked for; raises UserError where it is none of the runs."""
+    from creature.reporting.tables import choose_baseline
+
+    if name is None:
+        return choose_baseline(runs)
+    for each in runs:
+        if name in (each.name, str(each.folder)) or os.path.abspath(name) == os.path.abspath(each.folder):
+            return each
+    raise UserError(f"--baseline: {name} is none of the runs: {', '.join(each.name for each in runs)}")
+
+
+def default_folder(runs: "Sequence[Run]") -> Path:
+    """Within a run, or beside several."""
+    folders = [os.path.abspath(each.folder) for each in runs]
+    within = Path(folders[0] if len(folders) == 1 else os.path.commonpath(map(os.path.dirname, folders))) / "report"
+    return within.relative_to(Path.cwd()) if within.is_relative_to(Path.cwd()) else within
+
+
+def draw(
+    runs: "Sequence[Run]", baseline: "Run", out: Path, explain: bool
+) -> tuple[list["Figure"], list[dict[str, Any]]]:
+    """Write all figures and class tables; the page's curves, and its section on each run with rows."""
+    from creature.console import progress
+    from creature.reporting import figures, page, tables
+
+    def saved(name: str, caption: str, figure: Any) -> page.Figure:
+        for kind in ("png", "svg"):
+            (out / f"{name}.{kind}").write_bytes(content := figures.to_bytes(figure, kind))
+        return page.Figure(caption, page.data_url(content, "svg+xml"))
+
+    curves = [saved(name, *drawn) for name, drawn in figures.curve_figures(runs, baseline).items()]
+    sections: list[dict[str, Any]] = []
+    finished = [each for each in tables.in_order(runs) if each.folds]
+    with progress("runs") as bar:
+        task = bar.add_task("figures", total=len(finished), speed="")
+        for each in finished:
+            prefix = urllib.parse.quote(each.name, safe="")
+            classes = page.class_table(each)
+            write(out / f"{prefix}-classes.csv", tables.to_csv(classes))
+            mistakes, note = page.gallery(each, explain)
+            sections.append(
+                {
+                    "name": each.name,
+                    "score": f"{each.held.count}{' selected' * each.selected}",
+                    "figures": [saved(f"{prefix}-{name}", *drawn) for name, drawn in figures.run_figures(each).items()],
+                    "columns": page.CLASS_COLUMNS,
+                    "classes": page.class_cells(classes),
+                    "gallery": mistakes,
+                    "gallery_note": note,
+                }
+            )
+            bar.update(task, advance=1, speed=f"{bar.tasks[task].speed or 0:.1f}")
+    return curves, sections
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text as it is, with the same line ends everywhere."""
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    run(main)

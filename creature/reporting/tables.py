@@ -1,0 +1,409 @@
+"""The tables of a study, and how they are written: terminal, Markdown, CSV. The page shows the same cells."""
+
+import csv
+import io
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from creature.console import printable
+from creature.ensembling.acceptance import MARGIN
+from creature.ensembling.compare import Pair, compare_deciders, holm, shown_p
+from creature.metrics.accuracy import Count
+from creature.reporting.study import Rows, Run, Scored, changes, same_rows, seed_groups
+
+# The course report's own accuracies on its 100 classes: validation (n = 300; None: its members had seen the images),
+# public and private test (n = 1172 each).
+REPORT: dict[str, tuple[float | None, float, float]] = {
+    "resnext": (0.9000, 0.9317, 0.9266),
+    "five_fold": (None, 0.9386, 0.9292),
+    "mixup_cutmix": (0.8933, 0.9497, 0.9437),
+    "all": (None, 0.9522, 0.9514),
+    "focal": (0.8933, 0.9326, 0.9104),
+    "normalization": (0.8833, 0.9138, 0.9078),
+    "rand_augment": (0.8933, 0.9215, 0.9078),
+    "trivial_augment": (0.9033, 0.9326, 0.9317),
+}
+STRATEGIES_IN_REPORT = {"logits": (0.9522, 0.9514), "softmax": (0.9514, 0.9480), "vote": (0.9480, 0.9445)}
+MEMBER_IN_REPORT = (0.9420, 0.9300)
+SCORED = ("run", "split", "status", "accuracy", "correct", "n", "low", "high")
+COMPARED = ("run", "baseline", "rows", "status", "n", "run_alone_right", "baseline_alone_right", "difference")
+COMPARED += ("p", "p_holm")
+SPLITS = ("holdout", "images")
+CALLED = {"holdout": "holdout", "images": "test"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell says; `tone` is up, down or weak, and `up sure` or `down sure` below p = 0.05."""
+
+    text: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: what people read in cells, what programs read in records."""
+
+    name: str
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Cell, ...]]
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+def in_report(run: Run) -> str:
+    """The row of the report that a run repeats: by the name of its recipe, or of the one in fair/ of that name."""
+    name = run.recipe.name.removeprefix("fair_")
+    return "resnext" if name == "baseline" else name
+
+
+def choose_baseline(runs: Sequence[Run]) -> Run:
+    """The run that repeats the report's baseline, or the first one."""
+    return next((run for run in runs if in_report(run) == "resnext"), runs[0])
+
+
+def missing(runs: Sequence[Run]) -> list[str]:
+    """Rows of the report that no run repeats, where some run repeats one."""
+    given = {in_report(run) for run in runs}
+    return [name for name in REPORT if name not in given] if given & set(REPORT) else []
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """Runs in the order of the report's rows, then all others as they were given."""
+    rank = {name: at for at, name in enumerate(REPORT)}
+    return sorted(runs, key=lambda run: rank.get(in_report(run), len(rank)))
+
+
+def scores_table(runs: Sequence[Run]) -> Table:
+    """Table 1: what each run scores on pictures that it was not trained on."""
+    splits = [split for split in SPLITS if any(split in run.answered for run in runs)]
+    selected, repeats = any(run.folds and run.selected for run in runs), bool(missing(runs))
+    repeats = repeats or any(in_report(run) in REPORT for run in runs)
+    ensembles = any(run.folds and run.judged[0] > 1 for run in runs)
+    columns = [
+        "run",
+        "held out",
+        *(["held out, last epoch"] if selected else []),
+        *(["held out, ensemble of repeats"] if ensembles else []),
+        *(CALLED[split] for split in splits),
+        "cost",
+        *(["the report: val, public, private"] if repeats else []),
+    ]
+    rows, records = [], []
+    for run in in_order(runs):
+        cells = [_name(run)]
+        if not run.folds:
+            cells += [Cell("no finished fold", "weak")] + [Cell("")] * (len(columns) - 2 - repeats)
+        else:
+            cells.append(Cell(f"{run.held.count}{' selected' * run.selected}"))
+            records.append(_record(run, "held_out", run.held.count, "selected" if run.selected else "scored"))
+            if selected:
+                cells.append(Cell(str(run.last)))
+                records.append(_record(run, "held_out_last_epoch", run.last, "scored"))
+            if ensembles:
+                cells.append(_ensemble_score(run))
+                if run.judged[0] > 1:
+                    split, status = f"held_out_ensemble_of_{run.judged[0]}", "selected" if run.selected else "scored"
+                    records.append(_record(run, split, run.judged[1].count, status))
+            for split in splits:
+                cell, record = _split_score(run, split)
+                cells.append(cell)
+                records.append(record)
+            cells.append(Cell(_cost(run)))
+        if repeats:
+            cells.append(Cell(_report_says(in_report(run)), "weak"))
+        rows.append(tuple(cells))
+    for name in missing(runs):
+        gap = [Cell("missing", "weak"), *[Cell("")] * (len(columns) - 3), Cell(_report_says(name), "weak")]
+        rows.append((Cell(name, "weak"), *gap))
+        records.append(dict.fromkeys(SCORED) | {"run": name, "split": "held_out", "status": "missing"})
+    note = (
+        "Held out: rows that the answering member never saw, pooled over its folds. Intervals: Wilson, 95 %. "
+        "selected: the epoch was chosen on these rows. seen: a member was trained on the picture, which is no "
+        "accuracy. Cost: members, parameters and minutes of training steps, without reading, features and answers."
+    )
+    if ensembles:
+        note += (
+            " Of a run whose folds were drawn several times, held out is one repeat, for each row counts once; its "
+            "ensemble is the mean of the logits of members, one of each repeat, that never saw the row. The ensemble "
+            "of all members is larger and cannot be scored on these rows: some of them were trained on each."
+        )
+    if repeats:
+        note += (
+            " The report: a course report's own numbers, on other pictures; val n = 300, public and private 1172 each."
+        )
+    for record in records:
+        record |= dict(
+            zip(("report_val", "report_public", "report_private"), REPORT.get(str(record["run"]), ()), strict=False)
+        )
+    return Table("scores", "Table 1. Scores", note, tuple(columns), rows, records)
+
+
+def tricks_table(runs: Sequence[Run], baseline: Run) -> Table:
+    """Table 2: each run against the baseline, on the same pictures."""
+    others = [run for run in in_order(runs) if run is not baseline]
+    splits = ["held", *(split for split in SPLITS if any(split in run.answered for run in runs))]
+    repeats = any(in_report(run) in REPORT for run in runs)
+    pairs = {(run.name, split): _pair(run, baseline, split) for run in others for split in splits}
+    measured = [key for key, value in pairs.items() if isinstance(value, Pair)]
+    p = dict(zip(measured, holm([pairs[key].p for key in measured]), strict=True))  # type: ignore[union-attr]
+    called = {"held": "held out", **CALLED}
+    columns = ["run", "differs in", *(called[split] for split in splits), *(["the report: public, private"] * repeats)]
+    rows, records = [], []
+    for run in others:
+        differs = changes(baseline, run)
+        cells = [_name(run), Cell(", ".join(differs).replace(" -> ", " → ") or "nothing")]
+        for split in splits:
+            found = pairs[run.name, split]
+            record = dict.fromkeys(COMPARED) | {"run": run.name, "baseline": baseline.name, "rows": called[split]}
+            if isinstance(found, Pair):
+                corrected = p[run.name, split]
+                mark = " selected" * (split == "held" and (run.selected or baseline.selected))
+                cells.append(_difference(found, corrected, mark))
+                record |= {"n": found.n, "run_alone_right": found.first, "baseline_alone_right": found.second}
+                record |= {"difference": found.difference, "p": found.p, "p_holm": corrected, "status": "compared"}
+            else:
+                cells.append(Cell(found, "weak"))
+                record["status"] = found
+            records.append(record)
+        if repeats:
+            cells.append(_report_difference(in_report(run)))
+        rows.append(tuple(cells))
+    for name in missing(runs):
+        if name != in_report(baseline):
+            gap = [Cell("missing", "weak"), *[Cell("")] * (len(columns) - 3), _report_difference(name)]
+            rows.append((Cell(name, "weak"), *gap))
+            records.append(dict.fromkeys(COMPARED) | {"run": name, "baseline": baseline.name, "status": "missing"})
+    better = [f"{run} ({called[split]})" for (run, split), value in p.items() if value < 0.05]
+    note = (
+        f"Difference to {baseline.name} in points of accuracy (right where {baseline.name} is wrong : the reverse), on "
+        "the n pictures that neither was trained on. p: McNemar's exact test, of two trained models, not two recipes: "
+        f"another seed gives other models. Holm: corrected for the {len(p)} comparisons of this table. "
+        f"Below 0.05 after the correction: {', '.join(better) or 'none'}."
+    )
+    if repeats:
+        note += (
+            " The report's differences are its own, between single runs that often differ in more than their name says."
+        )
+    return Table("tricks", f"Table 2. Each run against {baseline.name}", note, tuple(columns), rows, records)
+
+
+def strategies_table(runs: Sequence[Run]) -> Table | None:
+    """Table 3: strategies and single members of every run with two members or more, on labelled new pictures."""
+    repeats = any(in_report(run) in REPORT for run in runs)
+    columns = ("run", "pictures", "who", "accuracy", "against logits", *(["the report: public, private"] * repeats))
+    rows, records = [], []
+    for run in in_order(runs):
+        for split, table in run.answered.items():
+            found = compare_deciders(table, run.stands[split]) if len(table.members) > 1 else []
+            for each in found:
+                member = each.name in table.members
+                against = Cell("") if each.against is None or each.p is None else _difference(each.against, each.p)
+                said = MEMBER_IN_REPORT if member else STRATEGIES_IN_REPORT[each.name]
+                cells = [_name(run), Cell(CALLED[split]), Cell(each.name), Cell(str(each.count)), against]
+                if repeats:
+                    told = in_report(run) == "all" and each.name in (*STRATEGIES_IN_REPORT, table.members[0])
+                    cells.append(Cell("{:.4f}, {:.4f}".format(*said) if told else "", "weak"))
+                rows.append(tuple(cells))
+                record = {"run": run.name, "rows": CALLED[split], "who": each.name, **each.count.figures()}
+                if each.against:
+                    record |= {"difference": each.against.difference, "p": each.against.p, "p_holm": each.p}
+                records.append(record)
+    if not rows:
+        return None
+    note = (
+        "logits, softmax, vote: mean of all members' logits, mean of their probabilities, majority. Against logits: "
+        "points, on the same pictures; McNemar's p, corrected by Holm within a run's pictures."
+    )
+    if repeats:
+        note += " The report's last row is one sub-model; here it stands beside the first."
+    return Table("strategies", "Table 3. Ensemble strategies", note, columns, rows, records)
+
+
+def single_table(runs: Sequence[Run]) -> Table | None:
+    """Table 4: what may stand in an ensemble's place, beside it and its members, on pictures that none of them saw."""
+    rows, records = [], []
+    for run in in_order(runs):
+        for source, scores in _scored_together(run):
+            whole, *names = scores
+            p = dict(zip(names, holm([scores[name].p for name in names]), strict=True))
+            for name, said in scores.items():
+                above, accepted, record = Cell(""), "", {"run": run.name, "rows": source, "who": name}
+                record |= {"parameters": said.parameters, **said.count.figures()}
+                if name != whole:
+                    text = f"{100 * said.difference:+.2f} [{100 * said.low:+.2f}, {100 * said.high:+.2f}], Holm"
+                    above = _toned(said.difference, text, p[name])
+                    accepted = "" if name.startswith("fold-") else "yes" if said.low > -MARGIN else "no"
+                    record |= {"difference": said.difference, "difference_low": said.low, "difference_high": said.high}
+                    record |= {"p": said.p, "p_holm": p[name], "accepted": accepted}
+                model, of = Cell(f"{name}, {said.parameters / 1e6:.1f} M"), Cell(f"{run.name}, {source}")
+                rows.append((model, Cell(str(said.count)), above, Cell(accepted), of))
+                records.append(record)
+    if not rows:
+        return None
+    columns = ("model, parameters", "accuracy", "points above the ensemble", "accepted", "run, pictures")
+    note = (
+        "Soups and students as ensemble.py made and scored them, on pictures that no member was trained on. "
+        "Differences: Newcombe's interval, and McNemar's p, corrected by Holm. Accepted: surely less than a point "
+        "worse than the ensemble. The greedy soup's score is cross-fitted: of the soups that each half of the pictures "
+        "chose for the other. RUN/soup holds the kind that was asked for last."
+    )
+    return Table("single", "Table 4. One model in the ensemble's place", note, columns, rows, records)
+
+
+def _scored_together(run: Run) -> list[tuple[str, dict[str, Scored]]]:
+    """Models that were scored on the same pictures, beside an ensemble with the same answers; where these are from."""
+    found: list[tuple[str, dict[str, Scored]]] = []
+    for source, scores in run.made:
+        if found and found[-1][0] == source and all(found[-1][1].get(name, new) == new for name, new in scores.items()):
+            found[-1][1].update(scores)
+        else:
+            found.append((source, dict(scores)))
+    return found
+
+
+def seeds_table(runs: Sequence[Run], baseline: Run) -> Table | None:
+    """Runs that differ in the seed alone: mean and spread of their scores, which is what a recipe gives."""
+    groups = seed_groups(runs)
+    if not groups:
+        return None
+    splits = [split for split in SPLITS if any(split in run.answered for run in runs)]
+    base = next((group for group in groups if baseline in group), [])
+    rows, records = [], []
+    for group in groups:
+        cells = [Cell(", ".join(run.name for run in group)), Cell(", ".join(str(run.recipe.seed) for run in group))]
+        for split in ("held", *splits):
+            scores = [found.count.accuracy for run in group if (found := _rows(run, split))]
+            bases = [found.count.accuracy for run in base if (found := _rows(run, split))]
+            if len(scores) < 2:
+                cells.append(Cell("fewer than two scores", "weak"))
+                continue
+            asked = [run.answered[split] for run in (*group, *base) if split in run.answered]
+            if not all(one.asked_as(other) for one, other in combinations(asked, 2)):
+                ways = sorted({each.how for each in asked})
+                cells.append(Cell(f"asked in different ways: {', '.join(ways)}", "weak"))
+                continue
+            mean, spread = statistics.mean(scores), statistics.stdev(scores)
+            mark = " selected" if split == "held" and any(run.selected for run in (*group, *base)) else ""
+            beside = f", {100 * (mean - statistics.mean(bases)):+.2f} points" if bases and group is not base else ""
+            cells.append(Cell(f"{mean:.4f} ± {spread:.4f} (n = {len(scores)} runs){beside}{mark}"))
+            records.append({"runs": cells[0].text, "rows": split, "mean": mean, "deviation": spread, "n": len(scores)})
+        rows.append(tuple(cells))
+    columns = ("runs", "seeds", "held out", *(CALLED[split] for split in splits))
+    note = "Mean and standard deviation of accuracy over runs that differ in the seed alone; points: to the baseline's."
+    return Table("seeds", "Seeds", note, columns, rows, records)
+
+
+def _name(run: Run) -> Cell:
+    folds, of = len(run.folds), run.recipe.folds.members
+    return Cell(run.name if of == 1 else f"{run.name} ({folds} of {of} folds)")
+
+
+def _cost(run: Run) -> str:
+    parameters = {result["parameters"] for result in run.results}
+    minutes = sum(result["seconds"] for result in run.results) / 60
+    size = " and ".join(f"{number / 1e6:.1f} M" for number in sorted(parameters))
+    return f"{len(run.folds)} x {size}, {minutes:.1f} min"
+
+
+def _ensemble_score(run: Run) -> Cell:
+    models, rows, _ = run.judged
+    return Cell(f"{rows.count} by {models} members{' selected' * run.selected}") if models > 1 else Cell("")
+
+
+def _split_score(run: Run, split: str) -> tuple[Cell, dict[str, Any]]:
+    record = dict.fromkeys(SCORED) | {"run": run.name, "split": CALLED[split]}
+    if split not in run.answered:
+        return Cell("not predicted", "weak"), record | {"status": "not predicted"}
+    if rows := run.new(split):
+        known = int((run.stands[split] == "seen").sum())
+        more = f"; {known} more seen" if known else ""
+        mirror = ", with mirror images" * run.answered[split].mirror
+        return Cell(f"{rows.count}{mirror}{more}"), _record(run, CALLED[split], rows.count, "scored")
+    for status in ("seen", "selected"):
+        if (run.stands[split] == status).any():
+            return Cell(status, "weak"), record | {"status": status}
+    return Cell("no labels", "weak"), record | {"status": "no labels"}
+
+
+def _record(run: Run, split: str, count: Count, status: str) -> dict[str, Any]:
+    return dict.fromkeys(SCORED) | {"run": run.name, "split": split, "status": status, **count.figures()}
+
+
+def _rows(run: Run, split: str) -> Rows | None:
+    if not run.folds:
+        return None
+    return run.held if split == "held" else run.new(split)
+
+
+def _pair(run: Run, baseline: Run, split: str) -> Pair | str:
+    first, second = _rows(run, split), _rows(baseline, split)
+    if first is None or second is None:
+        return "not scored" if first is None else f"{baseline.name} is not scored"
+    if split != "held" and not run.answered[split].asked_as(baseline.answered[split]):
+        return f"{baseline.name} was asked in another way: {baseline.answered[split].how}"
+    return same_rows(first, second) or "the rows differ"
+
+
+def _difference(found: Pair, p: float, mark: str = "") -> Cell:
+    return _toned(found.difference, f"{found}{mark}, n = {found.n}, p {shown_p(found.p)}, Holm", p)
+
+
+def _toned(difference: float, text: str, p: float) -> Cell:
+    """What is said of a difference, and p after the correction; with its direction, and whether that is sure."""
+    tone, mark = ("", "") if not difference else ("up", "▲ ") if difference > 0 else ("down", "▼ ")
+    return Cell(f"{mark}{text} {shown_p(p)}", f"{tone} sure" if tone and p < 0.05 else tone)
+
+
+def _report_says(name: str) -> str:
+    if name not in REPORT:
+        return ""
+    val, public, private = REPORT[name]
+    return f"{'seen' if val is None else f'{val:.4f}'}, {public:.4f}, {private:.4f}"
+
+
+def _report_difference(name: str) -> Cell:
+    if name not in REPORT or name == "resnext":
+        return Cell("")
+    pairs = zip(REPORT[name][1:], REPORT["resnext"][1:], strict=True)
+    return Cell(", ".join(f"{100 * ((a or 0) - (b or 0)):+.2f}" for a, b in pairs), "weak")
+
+
+def to_markdown(table: Table) -> str:
+    """The table for a README or a model card."""
+    head = [table.columns, ("---",) * len(table.columns)]
+    lines = [
+        f"| {' | '.join(map(escape_markdown, row))} |"
+        for row in (*head, *([c.text for c in row] for row in table.rows))
+    ]
+    return f"**{escape_markdown(table.title)}**\n\n" + "\n".join(lines) + f"\n\n{escape_markdown(table.note)}\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Nothing in a name is markup."""
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~!$])", r"\\\1", printable(text))
+    return escaped.replace("&", "&amp;")
+
+
+def to_csv(records: Iterable[dict[str, Any]]) -> str:
+    """Records as CSV, with a column for every key in the order of its first record."""
+    every = list(records)
+    keys = list(dict.fromkeys(key for record in every for key in record))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: harmless(value) for key, value in record.items()} for record in every)
+    return out.getvalue()
+
+
+def harmless(value: Any) -> Any:
+    """A name that a spreadsheet would compute is led by an apostrophe, as spreadsheets do themselves."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text

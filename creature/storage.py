@@ -1,0 +1,100 @@
+"""Writing to disk: whole files or none, on disk before anything rests on them, known by hash, errors in a sentence."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from creature.console import UserError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name for the block to write to; it becomes `path` at the end, or is gone where the block fails."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    try:
+        yield part
+        sync(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text so that a reader sees all of it or what was there before."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees all of it or what was there before."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Have a file or folder on disk before going on."""
+    if os.name != "posix" and path.is_dir():
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file of a folder, but the list itself, with its size and SHA-256 in manifest.json."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop("manifest.json", None)
+    manifest = {name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for name, path in files.items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def differing(folder: Path) -> list[str]:
+    """What in a folder is not as its manifest.json says, a line each; none where all of it is."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return [f"manifest.json: cannot be read ({error})"]
+    if not isinstance(manifest, dict) or not manifest:
+        return ["manifest.json: names no files"]
+    return [f"{name}: {wrong}" for name, entry in manifest.items() if (wrong := _difference(folder, name, entry))]
+
+
+def _difference(folder: Path, name: str, entry: Any) -> str:
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return "lies outside of the folder"
+        if not path.is_file():
+            return "missing"
+        if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
+            return "of another size"
+        return "" if file_hash(path) == entry.get("sha256") else "of another content"
+    except (OSError, ValueError) as error:  # a name that is none, or no right to read
+        return str(error)
+
+
+@contextmanager
+def explaining(folder: Path) -> Iterator[None]:
+    """Say an error of the disk within the block (full, over quota, read-only, not allowed) in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(
+            f"{error.filename or folder}: {os.strerror(error.errno)}; what was saved in {folder} before is kept; mend "
+            "that, and --resume goes on"
+        ) from None

@@ -1,0 +1,71 @@
+"""Where a new classifier starts: a logistic regression on features. N rows, D features, K classes."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from creature.console import UserError
+from creature.data.folds import assign_folds
+
+FOLDS = 3
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # on the squared weights, whose features have a square of 1
+
+
+def start_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarray, seed: int) -> float:
+    """Solve a model's classifier on features (N, D) with labels (N,), in place; returns the penalty that was chosen.
+
+    The penalty is the one of least log loss over folds of these rows. Before fine-tuning: Kumar et al. 2022 (LP-FT).
+    Raises UserError where the classifier is no linear layer.
+    """
+    classifier = model.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear):
+        raise UserError("backbone.head_start: the classifier of this backbone is no linear layer; set it to none")
+    scale = features.square().mean().sqrt().item()
+    inputs = features.to(classifier.weight.device) / scale
+    targets = torch.from_numpy(np.asarray(labels)).to(inputs.device)
+    penalty = choose_penalty(inputs, targets, classifier.out_features, seed)
+    weight, bias = solve(inputs, targets, classifier.out_features, penalty)
+    with torch.no_grad():
+        classifier.weight.copy_(weight / scale)
+        if classifier.bias is not None:
+            classifier.bias.copy_(bias)
+    return penalty
+
+
+def choose_penalty(features: torch.Tensor, labels: torch.Tensor, classes: int, seed: int) -> float:
+    """The penalty of the least log loss on rows that were left out, from the largest on until it rises again."""
+    rows = np.arange(len(labels))
+    fold = torch.from_numpy(assign_folds(labels.cpu().numpy(), rows, FOLDS, seed)).to(labels.device)
+    best, least = PENALTIES[0], float("inf")
+    starts: list[torch.Tensor | None] = [None] * FOLDS
+    for penalty in PENALTIES:
+        loss = 0.0
+        for k in range(FOLDS):
+            weight, bias = solve(features[fold != k], labels[fold != k], classes, penalty, starts[k])
+            starts[k] = weight
+            loss += cross_entropy(features[fold == k] @ weight.T + bias, labels[fold == k], reduction="sum").item()
+        if loss >= least:
+            break
+        best, least = penalty, loss
+    return best
+
+
+def solve(
+    features: torch.Tensor, labels: torch.Tensor, classes: int, penalty: float, start: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (K, D) and biases (K,) of the least mean log loss plus half the penalty times the squared weights."""
+    weight = torch.zeros(classes, features.shape[1], device=features.device) if start is None else start.clone()
+    bias = torch.zeros(classes, device=features.device)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=20, line_search_fn="strong_wolfe")
+    weight.requires_grad_()
+    bias.requires_grad_()
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        found = cross_entropy(features @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
+        found.backward()
+        return found
+
+    solver.step(loss)  # type: ignore[arg-type]
+    return weight.detach(), bias.detach()
