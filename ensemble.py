@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from creature.console import BROKEN_IMAGES, UserError, run
+from creature.console import BROKEN_IMAGES, run
+from creature.errors import UserError
 from creature.inference import options
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from creature.ensembling.acceptance import Pictures
-    from creature.ensembling.recorded import Answered
+    from creature.ensembling.acceptance import ImagesAt
+    from creature.ensembling.recorded import RecordedPredictions
     from creature.recipe import Recipe
 
 
@@ -108,11 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def answer(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray"
-) -> "tuple[dict[str, Answered], dict[str, Pictures], int]":
+) -> "tuple[dict[str, RecordedPredictions], dict[str, ImagesAt], int]":
     """What all members say of the holdout and of --images, whose rows are written; the pictures, and the exit code."""
     from creature.ensembling import out_of_fold, recorded
     from creature.inference import inputs, members, prediction_files
-    from creature.inference.predictor import ask, mirrored
+    from creature.inference.predictor import predict_batches, with_mirroring
     from creature.training.device import keep_memory, share_cores
 
     listed = inputs.list_inputs(args.images) if args.images else []
@@ -133,24 +134,24 @@ def answer(
     share_cores()
     keep_memory(device)
     loaded = [members.load_member(fold, device, fused=True) for fold in folds] if wanted or holdout else []
-    called, see = members.short_names(folds), mirrored if args.mirror else lambda predictor: predictor
+    called, see = members.short_names(folds), with_mirroring if args.mirror else lambda predictor: predictor
     models = [members.result_of(fold)["sha256"]["model.safetensors"] for fold in folds]
     kept = None if args.strategy == "vote" else args.strategy  # for calibration, which votes have no use for
     code, found, sources = 0, {}, {}
     if holdout is not None:
-        sources["holdout"] = lambda rows: inputs.rows_of(holdout.select(rows))
-        record = recorded.Record(called, weights, args.mirror, kept)
+        sources["holdout"] = lambda rows: inputs.read_rows(holdout.select(rows))
+        record = recorded.Recorder(called, weights, args.mirror, kept)
         predictor = see(members.predictor(loaded))
-        asked = ask(predictor, inputs.rows_of(holdout), args.batch_size, "holdout", len(holdout))
+        asked = predict_batches(predictor, inputs.read_rows(holdout), args.batch_size, "holdout", len(holdout))
         deque(record.watch(asked), maxlen=0)
         found["holdout"] = record.answered(holdout["id"], holdout["label"], args.strategy, names, models)
     if wanted:
-        sources["images"] = lambda rows: inputs.pictures_of([wanted[row] for row in rows])
-        record = recorded.Record(called, weights, args.mirror, kept if args.labels else None)
+        sources["images"] = lambda rows: inputs.read_inputs([wanted[row] for row in rows])
+        record = recorded.Recorder(called, weights, args.mirror, kept if args.labels else None)
         top = min(args.top, len(names))
         predictor = see(members.predictor(loaded, weights, args.strategy))
-        asked = ask(predictor, inputs.pictures_of(wanted), args.batch_size, "predicting", len(wanted))
-        rows = prediction_files.answer_rows(record.watch(asked), predictor, top)
+        asked = predict_batches(predictor, inputs.read_inputs(wanted), args.batch_size, "predicting", len(wanted))
+        rows = prediction_files.to_predictions(record.watch(asked), predictor, top)
         if args.out:
             code = options.write(args, columns, rows, top, members.most_frequent(folds))
         else:
@@ -161,7 +162,7 @@ def answer(
 
 
 def conclude(
-    args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray", found: "Mapping[str, Answered]"
+    args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray", found: "Mapping[str, RecordedPredictions]"
 ) -> "dict[str, np.ndarray]":
     """Show the scores and comparisons, and keep what all folds of a run said; how each picture may be scored."""
     from creature.console import show_table
@@ -169,7 +170,7 @@ def conclude(
     from creature.inference import members
     from creature.storage import write_json
 
-    stands = {name: recorded.standing(answered, folds) for name, answered in found.items()}
+    stands = {name: recorded.exposure_of(answered, folds) for name, answered in found.items()}
     titles = {"holdout": "images.holdout", "images": args.labels or "images"}
     scores = {
         titles[name]: recorded.tally(found[name], stands[name]) for name in found if name == "holdout" or args.labels
@@ -186,7 +187,7 @@ def conclude(
         store.mkdir(exist_ok=True)
         for name, answered in found.items():
             recorded.warn_of_lost_labels(store / f"{name}.safetensors", answered)
-            recorded.save_answers(store / f"{name}.safetensors", answered)
+            recorded.save_recorded(store / f"{name}.safetensors", answered)
         write_json(store / "result.json", out_of_fold.summary(folds, weights, args.strategy, scores, args.mirror))
     return stands
 
@@ -195,22 +196,22 @@ def make_one(
     args: argparse.Namespace,
     student: "Recipe | None",
     folds: Sequence[Path],
-    found: "Mapping[str, Answered]",
+    found: "Mapping[str, RecordedPredictions]",
     stands: "Mapping[str, np.ndarray]",
-    sources: "Mapping[str, Pictures]",
+    sources: "Mapping[str, ImagesAt]",
 ) -> None:
     """Make one model of the members, or several, and show each beside them and the ensemble."""
     from creature.ensembling import acceptance
     from creature.ensembling.distill import judge_student
     from creature.ensembling.soup import make_soup
     from creature.inference import members
-    from creature.inference.predictor import mirrored
+    from creature.inference.predictor import with_mirroring
 
     run, kind, title = folds[0].parent, "holdout", "images.holdout"
     if args.labels:
         kind, title = "images", args.labels
     unseen = acceptance.find_unseen(title, found[kind], stands[kind], sources[kind], folds) if kind in found else None
-    see = mirrored if args.mirror else lambda predictor: predictor
+    see = with_mirroring if args.mirror else lambda predictor: predictor
     device, models, made = members.choose_device(args.device), [], {}
     if args.soup:
         models, made[run / "soup"] = make_soup(folds, args.soup, unseen, device, args.batch_size, see)

@@ -13,12 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from creature.console import BROKEN_IMAGES, UserError, run
+from creature.console import BROKEN_IMAGES, run
+from creature.errors import UserError
 from creature.inference import options
 
 if TYPE_CHECKING:
-    from creature.inference.inputs import Piece
-    from creature.inference.prediction_files import Row
+    from creature.inference.inputs import Shard
+    from creature.inference.prediction_files import Prediction
     from creature.metrics.calibration import Calibration
 
 
@@ -55,33 +56,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.console import say, show_table
     from creature.inference import inputs, overlays, prediction_files, shards
     from creature.inference.load import load_predictor
-    from creature.inference.predictor import ask, mirrored
+    from creature.inference.predictor import predict_batches, with_mirroring
 
     if shards.process()[1] > 1 and not args.parts:
         raise UserError("several processes write parts into one folder: --out DIR/")
     calibration = promise(args)
     predictor = load_predictor(args.model, args.members, args.device, args.embed, bool(args.explain))
-    predictor = mirrored(predictor) if args.mirror else predictor
+    predictor = with_mirroring(predictor) if args.mirror else predictor
     columns = ("", "")
     if args.format == "submission":
         listed, columns = options.arrange(args, inputs.list_inputs(args.images, args.urls))
-        pieces = [inputs.Piece("all", len(listed), partial(inputs.pictures_of, listed))]
+        pieces = [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))]
     else:
-        pieces = inputs.find_pieces(args.images, args.image_column, args.urls)
+        pieces = inputs.find_shards(args.images, args.image_column, args.urls)
     top = min(args.top, len(predictor.names))
 
-    def answered(some: "Sequence[Piece]") -> "Iterator[Row]":
+    def answered(some: "Sequence[Shard]") -> "Iterator[Prediction]":
         total = None if any(piece.size is None for piece in some) else sum(piece.size or 0 for piece in some)
         pictures = chain.from_iterable(piece.pictures() for piece in some)
-        asked = ask(predictor, pictures, args.batch_size, "predicting", total)
-        rows = prediction_files.answer_rows(asked, predictor, top, calibration)
+        asked = predict_batches(predictor, pictures, args.batch_size, "predicting", total)
+        rows = prediction_files.to_predictions(asked, predictor, top, calibration)
         return overlays.save(rows, args.explain) if args.explain else rows
 
     if args.explain:
         say(f"{args.explain} gets each picture: what speaks for its first label in orange, against it in blue")
 
     if args.parts:
-        broken = shards.write_parts(args.out, pieces, answered, predictor, top)
+        broken = shards.write_shards(args.out, pieces, answered, predictor, top)
         return BROKEN_IMAGES if broken else 0
     if args.out:
         code = options.write(
@@ -114,19 +115,19 @@ def promise(args: argparse.Namespace) -> "Calibration | None":
     found = find_model(args.model, args.members)
     if len(found.folders) > 1:
         words = (found.folders, found.weights, found.strategy, args.mirror)
-        fitted = calibrate.of_ensemble(found.home, *words)
+        fitted = calibrate.ensemble_calibration(found.home, *words)
     else:
-        fitted = calibrate.of_member(found.folders[0])
+        fitted = calibrate.member_calibration(found.folders[0])
     if fitted.mirror != args.mirror:
         raise UserError(f"--mirror: calibration was made {'with' if fitted.mirror else 'without'} it; ask as that did")
     if fitted.selected:
         warn(
             f"{args.model}: its epoch was chosen on the images that this is fitted on, so it promises a little too much"
         )
-    return calibration.promise(fitted, args.set, args.precision)
+    return calibration.choose_thresholds(fitted, args.set, args.precision)
 
 
-def cells(row: "Row", top: int) -> list[str]:
+def cells(row: "Prediction", top: int) -> list[str]:
     """A row of the terminal's table."""
     if row.broken:
         return [row.id, f"not read: {row.status}"]

@@ -71,10 +71,10 @@ def train(
 ) -> "tuple[Accelerator, Terms | None, list[dict[str, Any]]]":
     """The folds, one after another; with the terms of publication (on the main process) and the folds' results."""
     from creature.console import say, warn
-    from creature.data.loader import blaming_pictures
+    from creature.data.loader import naming_fatal_image
     from creature.publishing.hub import prepare_push
     from creature.recipe import recipe_warnings
-    from creature.storage import explaining
+    from creature.storage import naming_disk_errors
     from creature.training import distributed, run_folder, train_data
 
     accelerator = train_data.start(recipe, out)
@@ -83,7 +83,7 @@ def train(
     for warning in recipe_warnings(recipe):
         warn(warning)
     results = []
-    with distributed.noticing_loss(accelerator), explaining(out):
+    with distributed.noticing_loss(accelerator), naming_disk_errors(out):
         data = train_data.prepare_run(accelerator, recipe, out, args.resume or distributed.attempt() > 0)
         if train_data.needs_features(recipe, out):
             data = train_data.embed(accelerator, recipe, data)
@@ -99,7 +99,7 @@ def train(
                 with run_folder.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                     stop.begin()
                     patience = distributed.waiting(accelerator, distributed.WAIT_IN_FOLD, distributed.WAIT)
-                    with patience, blaming_pictures(data.training, data.evaluation):
+                    with patience, naming_fatal_image(data.training, data.evaluation):
                         train_fold(accelerator, recipe, data, fold, folder, stop)
             accelerator.wait_for_everyone()
             results.append(run_folder.read_result(folder))

@@ -34,9 +34,10 @@ from sides import ROOT, ratio, record
 from timm.data import create_transform, resolve_data_config
 
 import predict
-from creature.console import UserError, run, say, show_table
+from creature.console import run, say, show_table
 from creature.data.files import label_of, list_pictures, natural, read_labels
 from creature.device import usable_cores
+from creature.errors import UserError
 from creature.recipe import load_recipe
 
 PEER = Path(__file__).parent / "timm_train.py"

@@ -16,9 +16,10 @@ from cleanlab.rank import get_label_quality_scores
 from sides import ROOT, say, show_table
 
 import train
-from creature.console import UserError, run
+from creature.console import run
 from creature.data.dataset import read_images
 from creature.data.sources import Columns
+from creature.errors import UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.label_errors import suspects
 from creature.reporting.study import read_runs

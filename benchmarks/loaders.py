@@ -21,14 +21,16 @@ from pictures import jpegs, lay_out
 from PIL import Image
 from sides import ROOT, in_turns, judge
 
-from creature.console import UserError, run, say
-from creature.data.augment import training_view
+from creature.console import run, say
+from creature.data.augment import training_augmentation
 from creature.data.checks import Everything, check_images
 from creature.data.dataset import read_images
 from creature.data.decode import Encoded, decode
-from creature.data.image_cache import Cache, Records, Wanted, open_cache
-from creature.data.loader import Pictures, load_batches
+from creature.data.eval_transform import EvalTransform
+from creature.data.image_cache import CachedImages, ImageCache, open_cache
+from creature.data.loader import ImageDataset, load_batches
 from creature.data.sources import Columns
+from creature.errors import UserError
 from creature.recipe import Augment
 
 BATCH, SIZE = 64, 224
@@ -38,7 +40,7 @@ OURS, CACHED = "creature", "creature, cached"
 
 def creature(folder: Path, workers: int) -> Callable[[], Any]:
     table = read_images([str(folder)], Columns(), "images.train")
-    pictures = Pictures(table, training_view(SIZE, Augment()), seed=0)
+    pictures = ImageDataset(table, training_augmentation(SIZE, Augment()), seed=0)
     rows = np.arange(len(table))
     return lambda: load_batches(
         pictures, [[(int(row), 0) for row in rows[at : at + BATCH]] for at in rows[::BATCH]], workers
@@ -48,15 +50,19 @@ def creature(folder: Path, workers: int) -> Callable[[], Any]:
 def creature_cached(folder: Path, workers: int) -> Callable[[], Any]:
     table = read_images([str(folder)], Columns(), "images.train")
     hashes, rows = check_images(table, Everything(), "images.train")[0], np.arange(len(table))
-    records = Records(make_cache(table, hashes), hashes, views=False)
-    pictures = Pictures(table.select_columns(["id", "label"]), training_view(SIZE, Augment()), cached=records)
+    records = CachedImages(make_cache(table, hashes), hashes, views=False)
+    pictures = ImageDataset(
+        table.select_columns(["id", "label"]), training_augmentation(SIZE, Augment()), cached=records
+    )
     return lambda: load_batches(
         pictures, [[(int(row), 0) for row in rows[at : at + BATCH]] for at in rows[::BATCH]], workers
     )
 
 
-def make_cache(table: Any, hashes: list[str]) -> Cache:
-    return open_cache("memory", table, hashes, range(len(hashes)), Wanted(SIZE, "squash", (0.5,) * 3), "images.train")
+def make_cache(table: Any, hashes: list[str]) -> ImageCache:
+    return open_cache(
+        "memory", table, hashes, range(len(hashes)), EvalTransform(SIZE, "squash", (0.5,) * 3), "images.train"
+    )
 
 
 def making(folder: Path) -> Callable[[], None]:
@@ -139,7 +145,7 @@ def difference(photos: list[Path]) -> float:
     """The mean difference of our crops to those of pictures decoded in full, in grey levels."""
     from torchvision.transforms import v2
 
-    view = training_view(SIZE, Augment())
+    view = training_augmentation(SIZE, Augment())
     steps = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomResizedCrop(SIZE), v2.PILToTensor()])
     found = []
     for seed, path in enumerate(photos):

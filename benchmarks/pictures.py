@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from creature.console import UserError
+from creature.errors import UserError
 
 CLASSES = 100
 

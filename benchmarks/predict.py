@@ -32,11 +32,11 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from creature.console import run, say
-from creature.data.folds import FoldFile, folds_hash
+from creature.data.folds import FoldTable, folds_hash
 from creature.device import usable_cores
 from creature.inference import inputs, members, prediction_files
 from creature.inference.load import load_predictor
-from creature.inference.predictor import ask
+from creature.inference.predictor import predict_batches
 from creature.metrics.predictions import Predictions, save_predictions
 from creature.publishing.onnx_export import export_onnx
 from creature.recipe import check_recipe
@@ -73,7 +73,7 @@ def write_run(run: Path, architecture: str) -> None:
     rows = np.arange(5 * len(NAMES))
     ids = tuple(f"{row:02d}" for row in rows)
     hashes = tuple(f"{row:032x}" for row in rows)
-    folds = FoldFile(MEMBERS, 0, NAMES, "benchmark", ids, rows % len(NAMES), (rows % MEMBERS,), hashes, {})
+    folds = FoldTable(MEMBERS, 0, NAMES, "benchmark", ids, rows % len(NAMES), (rows % MEMBERS,), hashes, {})
     open_run(run, recipe, {"weights": None, "teacher": None})
     share_folds(run, folds)
     for fold in range(MEMBERS):
@@ -122,8 +122,8 @@ def throughput(work: Path, photos: Path, rounds: int, architecture: str, count: 
     listed = inputs.list_inputs([str(folder)])
 
     def predict() -> None:
-        answers = ask(predictor, inputs.pictures_of(listed), BATCH, "predicting", count)
-        prediction_files.write_full(work / "ours.csv", prediction_files.answer_rows(answers, predictor, 1), 1)
+        answers = predict_batches(predictor, inputs.read_inputs(listed), BATCH, "predicting", count)
+        prediction_files.write_full(work / "ours.csv", prediction_files.to_predictions(answers, predictor, 1), 1)
 
     apart = ProcessPoolExecutor(1, get_context("spawn"))
 

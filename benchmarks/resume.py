@@ -22,7 +22,8 @@ import torch
 from sides import ROOT, Ratio, in_turns, ratio, record  # first, for it puts this checkout first
 
 import train
-from creature.console import Interrupted, console
+from creature.console import console
+from creature.errors import Interrupted
 from creature.samples import write_drawings
 from creature.training import loop
 

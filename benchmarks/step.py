@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from creature.console import say
-from creature.data.folds import FoldFile
+from creature.data.folds import FoldTable
 from creature.data.loader import Batch
 from creature.recipe import Recipe
 from creature.training import loop, train_data
@@ -65,7 +65,7 @@ def ready_batches(size: int, rows: int, steps: int, seed: int = 0) -> list[Batch
 def new_learner(recipe: Recipe) -> tuple[train_data.Accelerator, loop.Learner]:
     labels = np.arange(2 * CLASSES) % CLASSES
     ids = tuple(map(str, range(len(labels))))
-    folds = FoldFile(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, (np.repeat((0, 1), CLASSES),), ids, {})
+    folds = FoldTable(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, (np.repeat((0, 1), CLASSES),), ids, {})
     data = train_data.Data(folds, None, None, 0)  # type: ignore[arg-type]  # no picture is decoded
     with TemporaryDirectory() as name:
         accelerator = train_data.start(recipe, Path(name))

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from creature.errors import BrokenError, Interrupted, UserError
+
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -19,14 +22,6 @@ BROKEN_IMAGES = 3  # exit code of a prediction in which at least one picture cou
 
 # C0 and C1 controls, and lone surrogates of file names that are no UTF-8: none may reach a terminal as it is.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend; its message names the field, the rule, the value and the way out."""
-
-
-class Interrupted(BaseException):
-    """The run was asked to stop, and stands saved where its message says; no `except Exception` may eat it."""
 
 
 def printable(text: object) -> str:
@@ -87,13 +82,15 @@ def progress(unit: str = "images") -> Progress:
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main function and exit: 2 and one sentence for a mistake, 75 if it saved and stopped, else 130.
 
-    75 is EX_TEMPFAIL: what is started again goes on.
+    75 is EX_TEMPFAIL: what is started again goes on. With CREATURE_DEBUG set, an error's causes and places are shown.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name that a pipe cannot take ends no run
     try:
         code = main()
-    except UserError as error:
+    except (UserError, BrokenError) as error:
+        if os.environ.get("CREATURE_DEBUG"):
+            traceback.print_exc()
         lines = "\n".join(printable(line) for line in str(error).split("\n"))
         rank = f"[process {os.environ['RANK']}] " if os.environ.get("RANK", "0") != "0" else ""
         errors.print(Text(f"{rank}error: {lines}", style="red"), soft_wrap=True)

@@ -19,7 +19,8 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from creature.console import UserError, printable, run
+from creature.console import printable, run
+from creature.errors import UserError
 
 # Marks what does not change a run's result, and so is not part of its identity.
 FREE: dict[str, JsonValue] = {"identity": False}
@@ -452,7 +453,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UserError(f"--recipe: cannot read {path}: {reason}") from None
+        raise UserError(f"--recipe: cannot read {path}: {reason}") from error
     settings = _parse_yaml(text, str(path))
     if not isinstance(settings, dict):
         given = "nothing" if settings is None else f"a {type(settings).__name__}"
@@ -468,7 +469,7 @@ def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
         # Through JSON: strict types without refusing a list where the frozen model holds a tuple.
         text = json.dumps(settings, default=str)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: the names of settings are plain words: {error}") from None
+        raise UserError(f"{source}: the names of settings are plain words: {error}") from error
     try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:
@@ -476,7 +477,7 @@ def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
         lines = [line for problem in problems[:MAX_MISTAKES] for line in _explain(dict(problem))]
         count = max(len(problems), len(lines))
         more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
-        raise UserError("\n  ".join([f"{source}: {count} mistake{'s' * (count > 1)}", *lines, *more])) from None
+        raise UserError("\n  ".join([f"{source}: {count} mistake{'s' * (count > 1)}", *lines, *more])) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -506,11 +507,11 @@ def _parse_yaml(text: str, source: str) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{where}: {error.problem or error.context}") from None
+        raise UserError(f"{source}{where}: {error.problem or error.context}") from error
     except UserError:
         raise
     except (YAMLError, ValueError) as error:
-        raise UserError(f"{source}: no YAML: {error}") from None
+        raise UserError(f"{source}: no YAML: {error}") from error
 
 
 def _refuse_bombs(text: str, source: str) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from creature.console import UserError, run, say
+from creature.console import run, say
+from creature.errors import UserError
 
 Colour = tuple[int, int, int]
 

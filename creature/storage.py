@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from creature.console import UserError
+from creature.errors import UserError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path) -> Iterator[Path]:
     """A temporary name for the block to write to; it becomes `path` at the end, or is gone where the block fails."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.unlink(missing_ok=True)
@@ -27,7 +27,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text so that a reader sees all of it or what was there before."""
-    with whole(path) as part:
+    with write_atomically(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
@@ -61,7 +61,7 @@ def write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def differing(folder: Path) -> list[str]:
+def manifest_differences(folder: Path) -> list[str]:
     """What in a folder is not as its manifest.json says, a line each; none where all of it is."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def _difference(folder: Path, name: str, entry: Any) -> str:
 
 
 @contextmanager
-def explaining(folder: Path) -> Iterator[None]:
+def naming_disk_errors(folder: Path) -> Iterator[None]:
     """Say an error of the disk within the block (full, over quota, read-only, not allowed) in one sentence."""
     try:
         yield
@@ -97,4 +97,4 @@ def explaining(folder: Path) -> Iterator[None]:
         raise UserError(
             f"{error.filename or folder}: {os.strerror(error.errno)}; what was saved in {folder} before is kept; mend "
             "that, and --resume goes on"
-        ) from None
+        ) from error

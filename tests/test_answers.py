@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from creature.console import UserError
-from creature.data.folds import FoldFile, write_folds
-from creature.ensembling.recorded import Answered, Record, load_answers, read_truth, save_answers, standing, tally
-from creature.inference.predictor import Answers
+from creature.data.folds import FoldTable, write_folds
+from creature.ensembling.recorded import (
+    RecordedPredictions,
+    Recorder,
+    exposure_of,
+    load_recorded,
+    read_truth,
+    save_recorded,
+    tally,
+)
+from creature.errors import UserError
+from creature.inference.predictor import LogitsBatch
 from creature.metrics.accuracy import Count
 
 NAMES = ("red", "green", "blue")
@@ -21,7 +29,7 @@ def a_run(folder: Path, selected: bool = False) -> list[Path]:
     """Two folds: content `zero` is held out of fold 0, `one` of fold 1, and `both` were trained on it."""
     rows = {"zero": 0, "one": 1, "both": -1}
     folder.mkdir(parents=True)
-    folds = FoldFile(
+    folds = FoldTable(
         count=2,
         seed=0,
         names=NAMES,
@@ -43,11 +51,11 @@ def a_run(folder: Path, selected: bool = False) -> list[Path]:
     return folders
 
 
-def table(*rows: tuple[str, str, str]) -> Answered:
+def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
     """Pictures as (content, label, what all deciders say)."""
     index = {name: k for k, name in enumerate(NAMES)} | {"": -1}
     said = np.array([index[said] for _, _, said in rows])
-    return Answered(
+    return RecordedPredictions(
         ids=tuple(f"picture {row}" for row in range(len(rows))),
         hashes=tuple(CONTENTS.get(content, "") for content, _, _ in rows),
         labels=np.array([index[label] for _, label, _ in rows]),
@@ -57,21 +65,21 @@ def table(*rows: tuple[str, str, str]) -> Answered:
     )
 
 
-def figures(answered: Answered, folders: list[Path]) -> dict[str, object]:
-    return tally(answered, standing(answered, folders)).figures()
+def figures(answered: RecordedPredictions, folders: list[Path]) -> dict[str, object]:
+    return tally(answered, exposure_of(answered, folders)).figures()
 
 
 def test_new_pictures_are_scored(tmp_path):
     answered = table(("new", "red", "red"), ("new", "blue", "red"), ("new", "blue", "blue"))
     folders = a_run(tmp_path / "run")
-    assert tally(answered, standing(answered, folders)).lines("test") == [("test", str(Count(2, 3)))]
+    assert tally(answered, exposure_of(answered, folders)).lines("test") == [("test", str(Count(2, 3)))]
     assert figures(answered, folders) == {"unseen": Count(2, 3).figures(), "seen": 0, "unlabelled": 0, "unread": 0}
 
 
 @pytest.mark.parametrize("content", ["zero", "one", "both"])
 def test_a_picture_that_any_member_was_trained_on_has_no_accuracy(tmp_path, content):
     answered, folders = table((content, "red", "red")), a_run(tmp_path / "run")
-    ((title, said),) = tally(answered, standing(answered, folders)).lines("test")
+    ((title, said),) = tally(answered, exposure_of(answered, folders)).lines("test")
     assert "1 images" in title and said == "seen"
     assert not any(character.isdigit() for character in said)
     assert figures(answered, folders) == {"seen": 1, "unlabelled": 0, "unread": 0}
@@ -85,7 +93,7 @@ def test_a_picture_that_the_only_member_held_out_is_new_to_it(tmp_path):
 
 def test_a_picture_that_an_epoch_was_selected_on_is_marked(tmp_path):
     answered = table(("zero", "blue", "red"), ("new", "red", "red"))
-    stands = standing(answered, a_run(tmp_path / "run", selected=True)[:1])
+    stands = exposure_of(answered, a_run(tmp_path / "run", selected=True)[:1])
     lines = tally(answered, stands).lines("test")
     assert lines == [("test", str(Count(1, 1))), ("test", f"{Count(0, 1)} selected")]
 
@@ -98,7 +106,7 @@ def test_a_picture_of_one_run_is_seen_where_another_run_trained_on_it(tmp_path):
 
 def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_path):
     answered = table(("new", "", "red"), ("unread", "red", "red"), ("new", "red", "red"))
-    stands = standing(answered, a_run(tmp_path / "run"))
+    stands = exposure_of(answered, a_run(tmp_path / "run"))
     found = tally(answered, stands)
     assert found.figures() == {"unseen": Count(1, 1).figures(), "seen": 0, "unlabelled": 1, "unread": 1}
     assert [said for _, said in found.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
@@ -107,8 +115,8 @@ def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_p
 def test_a_record_holds_what_each_decider_said():
     """Two members on two pictures; of one, only a wide margin makes the sure member win the mean of logits."""
     logits = np.array([[[9.0, 0, 0], [1.0, 0, 0]], [[0, 1.0, 0], [0, 3.0, 0]]], dtype=np.float32)
-    record = Record(("fold-0", "fold-1"), np.ones(2))
-    batch = Answers([str(k) for k in range(2)], [CONTENTS["new"], ""], {1: "empty file"}, logits)
+    record = Recorder(("fold-0", "fold-1"), np.ones(2))
+    batch = LogitsBatch([str(k) for k in range(2)], [CONTENTS["new"], ""], {1: "empty file"}, logits)
     assert list(record.watch([batch])) == [batch]
     found = record.answered(("a", "b"), [0, 1], "softmax", NAMES)
     assert {name: said.tolist() for name, said in found.decisions.items()} == {
@@ -123,8 +131,8 @@ def test_a_record_holds_what_each_decider_said():
 
 def test_saved_answers_are_read_back(tmp_path):
     answered = table(("new", "red", "blue"), ("unread", "", "red"))
-    save_answers(tmp_path / "some/images.safetensors", answered)
-    found = load_answers(tmp_path / "some/images.safetensors")
+    save_recorded(tmp_path / "some/images.safetensors", answered)
+    found = load_recorded(tmp_path / "some/images.safetensors")
     assert (found.ids, found.hashes, found.strategy, found.names) == (
         answered.ids,
         answered.hashes,
@@ -140,7 +148,7 @@ def test_saved_answers_are_read_back(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "no metadata", "short column"])
 def test_damaged_answers_are_refused_in_one_sentence(tmp_path, damage):
     path = tmp_path / "images.safetensors"
-    save_answers(path, table(("new", "red", "blue"), ("new", "red", "blue")))
+    save_recorded(path, table(("new", "red", "blue"), ("new", "red", "blue")))
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:100])
     else:
@@ -149,7 +157,7 @@ def test_damaged_answers_are_refused_in_one_sentence(tmp_path, damage):
         short = {"labels": tensors["labels"][:1], "decisions": tensors["decisions"][:1]}
         save_file(tensors | short, path, metadata=None if damage == "no metadata" else words)
     with pytest.raises(UserError, match=r"images.safetensors: cannot be read .*; run ensemble.py"):
-        load_answers(path)
+        load_recorded(path)
 
 
 def test_truth_is_matched_by_name_and_its_labels_are_checked(tmp_path):

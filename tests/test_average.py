@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from test_resume import stopping_after
 from test_train import losses, start, weights_hash
 
-from creature.console import Interrupted, UserError
 from creature.data import loader
-from creature.data.loader import Pictures
+from creature.data.loader import ImageDataset
+from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import Backbone, Optimizer
 from creature.training import checkpoint, loop
@@ -132,14 +132,14 @@ def test_a_backbone_without_blocks_to_drop_says_so():
 
 
 def test_training_views_grow_and_held_out_rows_are_seen_in_the_full_size(tiny, tmp_path, monkeypatch):
-    sides, get = [], Pictures.__getitems__
+    sides, get = [], ImageDataset.__getitems__
 
     def noted(self, items):
         batch = get(self, items)
         sides.append((items[0][1], batch.pixels.shape[-1]))
         return batch
 
-    monkeypatch.setattr(Pictures, "__getitems__", noted)
+    monkeypatch.setattr(ImageDataset, "__getitems__", noted)
     more = ("folds.train=[0]", "schedule.epochs=5", "augment.sizes=[16,24]")
     assert start(tiny, tmp_path / "run", *more) == 0
     training = [(epoch, side) for epoch, side in sides if side != 32]
@@ -160,9 +160,9 @@ def test_more_sizes_than_epochs_are_refused(tiny, tmp_path):
 
 
 def test_a_cached_training_sees_the_same_sizes(tiny, tmp_path, monkeypatch):
-    sides, get = [], loader.Pictures.__getitems__
+    sides, get = [], loader.ImageDataset.__getitems__
     monkeypatch.setattr(
-        loader.Pictures,
+        loader.ImageDataset,
         "__getitems__",
         lambda self, items: sides.append((batch := get(self, items)).pixels.shape[-1]) or batch,
     )

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from creature.console import UserError
+from creature.errors import UserError
 from creature.recipe import Backbone, Optimizer
 from creature.training.backbone import (
     build_backbone,

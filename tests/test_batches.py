@@ -13,14 +13,14 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
-from creature.data.augment import exact_view, training_view
-from creature.data.eval_transform import evaluation_view
-from creature.data.loader import Pictures, epoch_batches, load_batches, seed_of, share_of, training_order
+from creature.data.augment import exact_transform, training_augmentation
+from creature.data.eval_transform import EvalTransform
+from creature.data.loader import ImageDataset, derive_seed, epoch_batches, load_batches, process_share, training_order
 from creature.recipe import Augment
 
 ROOT = Path(__file__).parent.parent
 B, N = 4, 11
-VIEW = training_view(16, Augment(policy="trivial_augment", erasing=0.5))
+VIEW = training_augmentation(16, Augment(policy="trivial_augment", erasing=0.5))
 SIZES = range(2, 2 * B + 2)
 
 
@@ -77,8 +77,8 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch():
 
 
 def test_seeds_are_the_same_on_every_machine_and_differ_by_every_part():
-    assert seed_of(0, "a/b") == seed_of(0, "a/b") == 7586379103533427497
-    seeds = {seed_of(*parts) for parts in itertools.product(range(10), range(10), "abc")}
+    assert derive_seed(0, "a/b") == derive_seed(0, "a/b") == 7586379103533427497
+    seeds = {derive_seed(*parts) for parts in itertools.product(range(10), range(10), "abc")}
     assert len(seeds) == 300 and all(0 <= seed < 2**63 for seed in seeds)
 
 
@@ -86,7 +86,7 @@ def test_seeds_are_the_same_on_every_machine_and_differ_by_every_part():
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
 def test_shares_part_a_batch_and_an_empty_one_borrows(size, processes):
     batch = np.arange(size) + 10
-    shares = [share_of(batch, process, processes).tolist() for process in range(processes)]
+    shares = [process_share(batch, process, processes).tolist() for process in range(processes)]
     assert sorted(itertools.chain(*(share for k, share in enumerate(shares) if k < size))) == batch.tolist()
     assert all(share == [10] for share in shares[size:])
     assert max(map(len, shares)) - min(map(len, shares)) <= 1 and min(map(len, shares)) >= 1
@@ -121,46 +121,46 @@ def test_the_processes_together_see_what_one_alone_sees():
 
 
 def test_a_view_is_the_same_whatever_stands_beside_it_and_another_in_each_epoch():
-    pictures = Pictures(TABLE, VIEW, seed=5)
+    pictures = ImageDataset(TABLE, VIEW, seed=5)
     alone = {(row, epoch): pictures.__getitems__([(row, epoch)]).pixels[0] for row in range(N) for epoch in range(2)}
     items = list(alone)[::-1]
     for chunk in (items, items[3:9], [*items[1:3], *items[7:8]]):
         for item, pixels in zip(chunk, pictures.__getitems__(chunk).pixels, strict=True):
             assert torch.equal(pixels, alone[item])
     assert len({pixels.numpy().tobytes() for pixels in alone.values()}) == 2 * N
-    other = Pictures(TABLE, VIEW, seed=6).__getitems__([(0, 0)]).pixels[0]
+    other = ImageDataset(TABLE, VIEW, seed=6).__getitems__([(0, 0)]).pixels[0]
     assert not torch.equal(other, alone[0, 0])
 
 
 def test_a_view_goes_with_the_id_and_not_with_the_row():
-    moved = Pictures(TABLE.select([3, 1, 2]), VIEW, seed=5).__getitems__([(0, 0)])
-    assert torch.equal(moved.pixels, Pictures(TABLE, VIEW, seed=5).__getitems__([(3, 0)]).pixels)
+    moved = ImageDataset(TABLE.select([3, 1, 2]), VIEW, seed=5).__getitems__([(0, 0)])
+    assert torch.equal(moved.pixels, ImageDataset(TABLE, VIEW, seed=5).__getitems__([(3, 0)]).pixels)
 
 
 def test_a_batch_has_labels_and_rows_of_its_pictures():
-    batch = Pictures(TABLE, VIEW, seed=5).__getitems__([(4, 0), (2, 0), (9, 1)])
+    batch = ImageDataset(TABLE, VIEW, seed=5).__getitems__([(4, 0), (2, 0), (9, 1)])
     assert batch.pixels.dtype == torch.uint8 and batch.pixels.shape == (3, 3, 16, 16)
     assert batch.rows.tolist() == [4, 2, 9] and batch.labels.tolist() == [1, 2, 0] and batch.bad == {}
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_workers_change_no_bit_and_no_order(workers):
-    pictures, items = Pictures(TABLE, VIEW, seed=5), order((0, 0))
+    pictures, items = ImageDataset(TABLE, VIEW, seed=5), order((0, 0))
     found = list(load_batches(pictures, iter(items), workers))
     assert len(found) == len(items)
     for batch, expected in zip(found, map(pictures.__getitems__, items), strict=True):
         assert torch.equal(batch.pixels, expected.pixels) and torch.equal(batch.rows, expected.rows)
 
 
-@pytest.mark.parametrize("view", [VIEW, exact_view(evaluation_view(16, "border", (0.5, 0.5, 0.5)))])
+@pytest.mark.parametrize("view", [VIEW, exact_transform(EvalTransform(16, "border", (0.5, 0.5, 0.5)))])
 def test_pictures_reach_workers_that_are_spawned(view):
-    pictures = Pictures(TABLE, view, seed=5)
+    pictures = ImageDataset(TABLE, view, seed=5)
     copy = pickle.loads(pickle.dumps(pictures))
     assert torch.equal(copy.__getitems__([(1, 0), (2, 1)]).pixels, pictures.__getitems__([(1, 0), (2, 1)]).pixels)
 
 
 def test_the_global_generator_is_left_as_it_was_and_has_no_say():
-    pictures = Pictures(TABLE, VIEW, seed=5)
+    pictures = ImageDataset(TABLE, VIEW, seed=5)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = pictures.__getitems__([(0, 0), (1, 0)]).pixels
@@ -172,8 +172,8 @@ def test_the_global_generator_is_left_as_it_was_and_has_no_say():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_keeps_its_place_and_is_named_and_changes_no_other(workers):
     items = [[(row, 0) for row in range(5)], [(5, 0), (6, 0)]]
-    first, second = load_batches(Pictures(table(broken=2), VIEW, seed=5), items, workers)
-    whole = Pictures(TABLE, VIEW, seed=5).__getitems__(items[0])
+    first, second = load_batches(ImageDataset(table(broken=2), VIEW, seed=5), items, workers)
+    whole = ImageDataset(TABLE, VIEW, seed=5).__getitems__(items[0])
     assert list(first.bad) == ["id-2"] and first.bad["id-2"].startswith("not a picture") and second.bad == {}
     assert first.rows.tolist() == list(range(5)) and first.labels.tolist() == whole.labels.tolist()
     others = [0, 1, 3, 4]
@@ -181,8 +181,8 @@ def test_a_broken_picture_keeps_its_place_and_is_named_and_changes_no_other(work
 
 
 def test_a_broken_picture_is_black_in_an_evaluation():
-    view = exact_view(evaluation_view(16, "squash", (0.5, 0.5, 0.5)))
-    batch = Pictures(table(broken=0), view).__getitems__([(0, 0), (1, 0)])
+    view = exact_transform(EvalTransform(16, "squash", (0.5, 0.5, 0.5)))
+    batch = ImageDataset(table(broken=0), view).__getitems__([(0, 0), (1, 0)])
     assert batch.pixels[0].max() == 0 < batch.pixels[1].max()
 
 

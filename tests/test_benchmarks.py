@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from creature.console import UserError
 from creature.data.decode import decode
+from creature.errors import UserError
 from creature.inference import members
 from creature.inference.load import load_predictor
 
@@ -55,7 +55,7 @@ def test_the_run_that_predictions_are_measured_with_answers(tmp_path: Path):
     runpy.run_path(str(FOLDER / "predict.py"))["write_run"](tmp_path / "run", "test_resnet")
     members.check_members(members.find_folds([str(tmp_path / "run")]))
     asked = load_predictor(str(tmp_path / "run/fold-4"), False, "cpu")
-    logits, _ = asked.compute({sees: np.zeros((2, 3, sees[0], sees[0]), dtype=np.uint8) for sees in asked.views})
+    logits, _ = asked.compute({t: np.zeros((2, 3, t.size, t.size), dtype=np.uint8) for t in asked.transforms})
     assert logits.shape == (1, 2, len(asked.names)) and np.isfinite(logits).all()
 
 

@@ -15,17 +15,17 @@ from filelock import FileLock
 from PIL import Image as Pillow
 from test_train import losses, start, weights_hash
 
-from creature.console import UserError
 from creature.data import image_cache as module
-from creature.data.augment import exact_view, training_view, whole_view
+from creature.data.augment import cached_transform, exact_transform, training_augmentation
 from creature.data.checks import Everything, check_images
 from creature.data.decode import content_hash
-from creature.data.eval_transform import evaluation_view
-from creature.data.image_cache import Records, Wanted, cache_home, is_wanted, open_cache
-from creature.data.loader import Pictures
+from creature.data.eval_transform import EvalTransform
+from creature.data.image_cache import CachedImages, cache_home, open_cache, should_cache
+from creature.data.loader import ImageDataset
+from creature.errors import UserError
 from creature.recipe import Augment
 
-WANTED = Wanted(56, "center", (0.5, 0.5, 0.5))
+WANTED = EvalTransform(56, "center", (0.5, 0.5, 0.5))
 SIZES = [(200, 150), (90, 300), (40, 30), (64, 64), (65, 200)]
 
 
@@ -56,7 +56,7 @@ def table(pictures: list[bytes]) -> Dataset:
 PICTURES = [encoded(number) for number in range(5)]
 
 
-def opened(pictures: list[bytes] = PICTURES, kind: str = "disk", wanted: Wanted = WANTED) -> module.Cache:
+def opened(pictures: list[bytes] = PICTURES, kind: str = "disk", wanted: EvalTransform = WANTED) -> module.ImageCache:
     hashes = [content_hash(data) for data in pictures]
     return open_cache(kind, table(pictures), hashes, range(len(pictures)), wanted, "images.train")
 
@@ -72,22 +72,24 @@ def folders(home: Path) -> list[Path]:
 @pytest.mark.parametrize("kind", ["disk", "memory"])
 @pytest.mark.parametrize("fit", ["squash", "center", "border"])
 def test_an_evaluation_view_from_the_cache_is_the_file_s_own_bit_by_bit(kind, fit):
-    wanted = Wanted(56, fit, (0.2, 0.5, 0.7))
+    wanted = EvalTransform(56, fit, (0.2, 0.5, 0.7))
     rows = [(row, 0) for row in range(5)]
-    exact = Pictures(table(PICTURES), exact_view(evaluation_view(*vars(wanted).values()))).__getitems__(rows)
-    found = Records(opened(kind=kind, wanted=wanted), hashes(), views=True)
-    again = Pictures(table(PICTURES).select_columns(["id", "label"]), whole_view, cached=found).__getitems__(rows)
+    exact = ImageDataset(table(PICTURES), exact_transform(wanted)).__getitems__(rows)
+    found = CachedImages(opened(kind=kind, wanted=wanted), hashes(), views=True)
+    again = ImageDataset(table(PICTURES).select_columns(["id", "label"]), cached_transform, cached=found).__getitems__(
+        rows
+    )
     assert torch.equal(again.pixels, exact.pixels) and again.ids == exact.ids
     assert torch.equal(again.labels, exact.labels)
 
 
 def test_crops_from_the_cache_are_those_of_the_file_in_a_lower_resolution():
-    copies = Records(opened(), hashes(), views=False)
-    view = training_view(56, Augment(crop_scale=(0.5, 1.0)))
+    copies = CachedImages(opened(), hashes(), views=False)
+    view = training_augmentation(56, Augment(crop_scale=(0.5, 1.0)))
     for epoch in range(10):
         items = [(row, epoch) for row in range(5)]
-        exact = Pictures(table(PICTURES), view, seed=3).__getitems__(items).pixels
-        cached = Pictures(table(PICTURES), view, seed=3, cached=copies).__getitems__(items).pixels
+        exact = ImageDataset(table(PICTURES), view, seed=3).__getitems__(items).pixels
+        cached = ImageDataset(table(PICTURES), view, seed=3, cached=copies).__getitems__(items).pixels
         assert (exact.float() - cached.float()).abs().mean((1, 2, 3)).max() < 3
         assert torch.equal(exact[2], cached[2])  # smaller than a copy: kept as it is
     sizes = [copies[row].array.shape[:2] for row in range(5)]
@@ -101,7 +103,7 @@ def test_equal_pictures_are_kept_once_and_order_and_ids_do_not_matter(home):
     assert len(folders(home)) == 1 and first.path == opened().path
 
 
-@pytest.mark.parametrize("wanted", [Wanted(48, "center", (0.5,) * 3), Wanted(56, "squash", (0.5,) * 3)])
+@pytest.mark.parametrize("wanted", [EvalTransform(48, "center", (0.5,) * 3), EvalTransform(56, "squash", (0.5,) * 3)])
 def test_another_size_or_view_is_another_cache(home, wanted):
     opened()
     opened(wanted=wanted)
@@ -169,7 +171,7 @@ def test_the_caches_used_longest_ago_give_way(home, monkeypatch):
     kept = opened(PICTURES[:3])
     os.utime(second, (0, 0))
     size = sum(path.stat().st_size for path in first.iterdir())
-    monkeypatch.setattr(module, "DISK_BYTES", size + WANTED.bytes(5))
+    monkeypatch.setattr(module, "DISK_BYTES", size + module.estimate_bytes(WANTED, 5))
     opened()
     assert first.exists() and not second.exists() and len(folders(home)) == 2
     assert kept.pixels.sum() > 0  # whoever uses it goes on
@@ -195,9 +197,11 @@ def test_a_disk_without_room_is_an_error_that_says_the_way_out(monkeypatch):
 
 
 def test_auto_goes_by_the_data_alone():
-    assert is_wanted("auto", Wanted(224, "squash", (0.0,) * 3), 20_000)
-    assert not is_wanted("auto", Wanted(224, "squash", (0.0,) * 3), 200_000)
-    assert is_wanted("disk", Wanted(224, "squash", (0.0,) * 3), 200_000) and not is_wanted("off", WANTED, 1)
+    assert should_cache("auto", EvalTransform(224, "squash", (0.0,) * 3), 20_000)
+    assert not should_cache("auto", EvalTransform(224, "squash", (0.0,) * 3), 200_000)
+    assert should_cache("disk", EvalTransform(224, "squash", (0.0,) * 3), 200_000) and not should_cache(
+        "off", WANTED, 1
+    )
 
 
 def test_what_cannot_be_decoded_is_known_by_its_reason(tmp_path):
@@ -210,7 +214,7 @@ def test_what_cannot_be_decoded_is_known_by_its_reason(tmp_path):
 
 @pytest.mark.parametrize("kind", ["disk", "memory"])
 def test_it_reaches_workers_that_are_spawned_without_its_pixels(kind):
-    records = Records(opened(kind=kind), hashes(), views=True)
+    records = CachedImages(opened(kind=kind), hashes(), views=True)
     sent = pickle.dumps(records)
     assert len(sent) < 10_000
     assert np.array_equal(pickle.loads(sent)[3].array, records[3].array)

@@ -13,9 +13,9 @@ from scipy.stats import binom
 
 import ensemble
 import predict
-from creature.console import UserError
 from creature.ensembling import calibrate as calibrate_verb
 from creature.ensembling.out_of_fold import held_out
+from creature.errors import UserError
 from creature.inference import members
 from creature.metrics import calibration
 from creature.metrics.blend import blend

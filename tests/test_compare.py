@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from creature.ensembling.compare import compare_deciders, disagreements, holm, pair, show
-from creature.ensembling.recorded import Answered
+from creature.ensembling.compare import compare_members, compare_paired, disagreements, holm, show
+from creature.ensembling.recorded import RecordedPredictions
 
 NAMES = ("cat", "dog", "emu")
 
@@ -16,19 +16,19 @@ def test_mcnemar_s_test_is_exact():
     """Of 10 rows that only one has right, 9 go to the first: 2 (1 + 10) / 1024."""
     first = np.array([True] * 9 + [False] + [True] * 30 + [False] * 5)
     second = np.array([False] * 9 + [True] + [True] * 30 + [False] * 5)
-    found = pair(first, second)
+    found = compare_paired(first, second)
     assert (found.first, found.second, found.n) == (9, 1, 45)
     assert found.p == pytest.approx(2 * (1 + 10) / 2**10)
     assert found.difference == pytest.approx(first.mean() - second.mean())
 
 
 def test_the_exact_test_nears_mcnemar_s_chi_square_for_many_rows():
-    found = pair(np.repeat([True, False], [560, 480]), np.repeat([False, True], [560, 480]))
+    found = compare_paired(np.repeat([True, False], [560, 480]), np.repeat([False, True], [560, 480]))
     assert found.p == pytest.approx(chi2.sf((560 - 480 - 1) ** 2 / (560 + 480), df=1), rel=0.02)
 
 
 def test_models_that_never_differ_are_not_told_apart():
-    assert pair(np.array([True, False]), np.array([True, False])).p == 1.0
+    assert compare_paired(np.array([True, False]), np.array([True, False])).p == 1.0
 
 
 def test_holm_s_correction():
@@ -38,10 +38,10 @@ def test_holm_s_correction():
 
 
 @pytest.fixture
-def answered() -> Answered:
+def answered() -> RecordedPredictions:
     """Ten pictures of cats; the vote is wrong on one more than the mean of logits, fold-0 on four."""
     said = {"logits": 9, "softmax": 9, "vote": 8, "fold-0": 6, "fold-1": 10}
-    return Answered(
+    return RecordedPredictions(
         ids=tuple(f"{row}.jpg" for row in range(10)),
         hashes=tuple(f"{row:032x}" for row in range(1, 11)),
         labels=np.zeros(10, dtype=np.int64),
@@ -53,7 +53,7 @@ def answered() -> Answered:
 
 def test_deciders_are_scored_on_new_pictures_alone(answered):
     stands = np.array(["seen"] * 5 + ["unseen"] * 5)
-    found = {row.name: row for row in compare_deciders(answered, stands)}
+    found = {row.name: row for row in compare_members(answered, stands)}
     assert {name: (row.count.correct, row.count.n) for name, row in found.items()} == {
         "logits": (4, 5),
         "softmax": (4, 5),
@@ -64,7 +64,7 @@ def test_deciders_are_scored_on_new_pictures_alone(answered):
     assert found["logits"].against is None
     assert (found["vote"].against.first, found["vote"].against.second) == (0, 1)
     assert found["fold-0"].p == pytest.approx(min(1.0, 4 * found["fold-0"].against.p))
-    assert compare_deciders(answered, np.array(["seen"] * 10)) == []
+    assert compare_members(answered, np.array(["seen"] * 10)) == []
 
 
 def test_disagreements_name_picture_truth_and_what_each_said(answered):

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageOps
 from test_train import start
 
-from creature.console import UserError
 from creature.data import duplicates, scan
 from creature.data.duplicates import LENGTH, SIDE, near_duplicates, sketch
+from creature.errors import UserError
 from creature.samples import SPECIES, draw
 
 

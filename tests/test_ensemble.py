@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 import ensemble
 import predict
 import train
-from creature.console import BROKEN_IMAGES, UserError
+from creature.console import BROKEN_IMAGES
+from creature.errors import UserError
 from creature.inference import members, predictor
-from creature.inference.inputs import Input, list_inputs, pictures_of
-from creature.inference.predictor import Picture, ask
+from creature.inference.inputs import InputPath, list_inputs, read_inputs
+from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics.blend import blend
 from creature.reporting import report
 
@@ -56,8 +57,8 @@ def test_the_ensemble_is_the_blend_of_its_members(run, drawn, tmp_path):
     ensemble.main([str(run), "--images", test, "--out", str(out), "--format", "full", "--top", "12"])
     inputs = sorted((drawn / "test").iterdir())
     loaded = [members.load_member(run / f"fold-{k}", torch.device("cpu")) for k in range(3)]
-    pictures = pictures_of([Input(path.name, str(path)) for path in inputs])
-    answers = list(ask(members.predictor(loaded), pictures, 7, "test"))
+    pictures = read_inputs([InputPath(path.name, str(path)) for path in inputs])
+    answers = list(predict_batches(members.predictor(loaded), pictures, 7, "test"))
     expected = blend(np.concatenate([batch.logits for batch in answers], axis=1))
     for row, probabilities in zip(read(out)[1:], expected, strict=True):
         assert row[1] == "ok" and row[2] == loaded[0].names[probabilities.argmax()]
@@ -260,9 +261,9 @@ def test_predictions_do_not_read_ahead_of_the_file(run, drawn):
     def endless():
         for path in cycle(pictures):
             asked.append(path)
-            yield Picture(path.name, path.read_bytes)
+            yield ImageInput(path.name, path.read_bytes)
 
-    answers = ask(members.predictor([member]), endless(), 4, "test")
+    answers = predict_batches(members.predictor([member]), endless(), 4, "test")
     next(answers)
     assert len(asked) <= 8
     answers.close()
@@ -316,11 +317,11 @@ def test_mirror_images_count_half_and_are_no_second_decoding(run, drawn, tmp_pat
     monkeypatch.setattr(predictor, "decode", lambda data: decoded.append(1) or decode(data))
     loaded = [members.load_member(run / f"fold-{k}", torch.device("cpu")) for k in range(3)]
     plain_predictor = members.predictor(loaded)
-    both = predictor.mirrored(plain_predictor)
+    both = predictor.with_mirroring(plain_predictor)
 
     def logits(asked, folder):
-        pictures = pictures_of(list_inputs([str(folder)]))
-        return np.concatenate([batch.logits for batch in ask(asked, pictures, 8, "")], axis=1)
+        pictures = read_inputs(list_inputs([str(folder)]))
+        return np.concatenate([batch.logits for batch in predict_batches(asked, pictures, 8, "")], axis=1)
 
     plain, flipped = logits(plain_predictor, drawn / "test"), logits(plain_predictor, mirrored)
     decoded.clear()

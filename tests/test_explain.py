@@ -10,7 +10,8 @@ from PIL import Image
 from test_train import start
 
 import predict
-from creature.console import BROKEN_IMAGES, UserError
+from creature.console import BROKEN_IMAGES
+from creature.errors import UserError
 from creature.inference import members
 from creature.inference.explain import activation_map
 from creature.inference.overlays import AGAINST, FOR, SIDE, file_name, overlay
@@ -19,7 +20,7 @@ from creature.inference.overlays import AGAINST, FOR, SIDE, file_name, overlay
 def member(model: torch.nn.Module, run: Path) -> members.Member:
     """A member of a trained run with another network in it."""
     loaded = members.load_member(run / "fold-0", torch.device("cpu"))
-    return members.Member(loaded.folder, loaded.names, model.eval(), loaded.normalize, loaded.sees)
+    return members.Member(loaded.folder, loaded.names, model.eval(), loaded.normalize, loaded.transform)
 
 
 def view(seed: int = 0) -> np.ndarray:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import ensemble
 import train
-from creature.console import UserError
 from creature.data.folds import read_folds
+from creature.errors import UserError
 from creature.inference.load import find_model
 from creature.publishing import check, hub
 from creature.publishing.card import Terms, base_model, measured

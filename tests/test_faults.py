@@ -18,8 +18,8 @@ from filelock import FileLock
 from test_processes import LAUNCH
 from test_train import losses, start, weights_hash
 
-from creature.console import Interrupted, UserError
 from creature.data import checks, loader
+from creature.errors import Interrupted, UserError
 from creature.recipe import Optimizer
 from creature.training import checkpoint, loop, run_folder, signals, train_data
 from creature.training.backbone import build_optimizer, parameter_groups
@@ -369,7 +369,7 @@ def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeyp
 def test_a_full_disk_is_one_sentence_and_keeps_the_resume_point_before_it(tiny, run, tmp_path):
     settings = ("folds.train=[0]", "checkpoint.every_minutes=0")
     out, done = tmp_path / "run", []
-    publish = checkpoint.publish
+    publish = checkpoint.write_folder_atomically
 
     def fills_up(folder, write):
         done.append(folder)
@@ -383,7 +383,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_resume_point_before_it(tiny, 
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "publish", fills_up)
+        patch.setattr(checkpoint, "write_folder_atomically", fills_up)
         with pytest.raises(UserError, match=r"step-00000003: cannot be written: .*free space.* --resume goes on"):
             start(tiny, out, *settings)
     assert [path.name for path in (out / "fold-0/state").iterdir() if not path.name.startswith("step")] == []
@@ -457,7 +457,7 @@ def rot(tmp_path: Path, count: int) -> None:
         (part / "state.json").write_text(json.dumps({"epoch": 3, "batch": 1}))
 
     for _ in range(count):
-        checkpoint.publish(tmp_path / "step", write)
+        checkpoint.write_folder_atomically(tmp_path / "step", write)
         assert checkpoint.verifies(tmp_path / "step")
         what = spoil(tmp_path / "step", random)
         # A flipped bit within the manifest's white space changes nothing that it says.

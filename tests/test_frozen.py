@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from test_resume import stopping_after
 from test_train import start, weights_hash
 
-from creature.console import Interrupted, UserError
 from creature.data import loader
-from creature.data.eval_transform import evaluation_view
+from creature.errors import Interrupted, UserError
 from creature.inference.members import load_member
 from creature.metrics.predictions import load_predictions
 from creature.recipe import load_recipe
@@ -53,7 +52,7 @@ def test_the_saved_model_answers_as_its_held_out_predictions_say_and_only_the_cl
     assert after.keys() == before.keys() and {name.rpartition(".")[2] for name in moved} == {"weight", "bias"}
     assert len(moved) == 2
     held, member = load_predictions(fold / "held_out.safetensors"), load_member(fold, torch.device("cpu"))
-    view = evaluation_view(*member.sees)
+    view = member.transform
     seen = np.stack([view(Image.open(drawn / name).convert("RGB")) for name in held.ids])
     with torch.inference_mode():
         logits = member.model(member.normalize(torch.from_numpy(seen))).numpy()

@@ -7,8 +7,8 @@ import pytest
 
 import ensemble
 import train
-from creature.console import UserError
 from creature.ensembling.weights import choose_weights
+from creature.errors import UserError
 
 
 def answers(right: np.ndarray, strength: float = 2.0) -> np.ndarray:

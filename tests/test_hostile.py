@@ -14,8 +14,9 @@ from PIL import Image
 from test_train import start
 
 import predict
-from creature.console import BROKEN_IMAGES, UserError
+from creature.console import BROKEN_IMAGES
 from creature.data.files import file_id
+from creature.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 FOLDER = "train/fish/hostile"

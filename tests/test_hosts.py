@@ -22,7 +22,7 @@ from test_resume import stopping_after
 from test_train import losses, start
 from torch.distributed import HashStore
 
-from creature.console import Interrupted, UserError
+from creature.errors import Interrupted, UserError
 from creature.training import checkpoint
 
 ROOT = Path(__file__).parent.parent

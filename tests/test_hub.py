@@ -16,7 +16,7 @@ from huggingface_hub import constants
 import ensemble
 import predict
 import train
-from creature.console import UserError
+from creature.errors import UserError
 from creature.publishing import hub as sharing
 from creature.storage import file_hash
 

@@ -11,7 +11,7 @@ from test_manifest import cache, fill, images, parquet, picture, table  # noqa: 
 from creature.data import scan
 from creature.data.checks import check_images
 from creature.data.decode import content_hash
-from creature.data.image_cache import Wanted
+from creature.data.eval_transform import EvalTransform
 
 LATER = -(10**12)  # as a tick: no file is too young
 
@@ -22,7 +22,7 @@ def pets(tmp_path: Path) -> Path:
 
 
 def known(dataset: Dataset) -> tuple[list[str], dict[int, str]]:
-    table, bad, _ = scan.known_images(dataset, None, "test", "off", Wanted(32, "squash", (0.0, 0.0, 0.0)))
+    table, bad, _ = scan.scan_images(dataset, None, "test", "off", EvalTransform(32, "squash", (0.0, 0.0, 0.0)))
     return table["hash"].to_pylist(), bad
 
 

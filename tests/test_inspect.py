@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageOps
 from test_duplicates import jpeg, photo
 
-from creature.console import UserError
 from creature.data import describe
+from creature.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from creature.console import UserError
-from creature.data.folds import FoldFile, write_folds
+from creature.data.folds import FoldTable, write_folds
+from creature.errors import UserError
 from creature.metrics.label_errors import confident, suspects
 from creature.metrics.predictions import Predictions, load_predictions, save_predictions
 from creature.reporting import labels
@@ -80,7 +80,7 @@ def made_up(run: Path, folder: Path, names: tuple[str, ...], ids: list[str], giv
     shutil.copy(run / "recipe.yaml", folder)
     shutil.copy(run / "fold-0/result.json", folder / "fold-0")
     rows = pa.array(ids)
-    write_folds(folder / "folds.json", FoldFile(1, 0, names, "made up", rows, given, (fold,), rows, {}))
+    write_folds(folder / "folds.json", FoldTable(1, 0, names, "made up", rows, given, (fold,), rows, {}))
     held = tuple(name for name, of in zip(ids, fold, strict=True) if of == 0)
     save_predictions(folder / "fold-0/held_out.safetensors", Predictions(held, np.float32(logits), names))
     return folder

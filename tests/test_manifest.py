@@ -17,13 +17,13 @@ from datasets import ClassLabel, Dataset, Features, List, Value, config
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from creature.console import UserError
 from creature.data import checks, files
 from creature.data.checks import check_images, refuse_bad
 from creature.data.dataset import fingerprint, read_images
 from creature.data.decode import content_hash, decode, read
 from creature.data.files import file_id, file_image, label_of, list_pictures, natural, read_labels, walk
 from creature.data.sources import Columns
+from creature.errors import UserError
 
 ODD = os.fsdecode(b"caf\xe9.png")  # Latin-1, so no UTF-8
 

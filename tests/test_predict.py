@@ -25,12 +25,13 @@ from test_processes import launch
 from torch import nn
 
 import predict
-from creature.console import BROKEN_IMAGES, UserError
+from creature.console import BROKEN_IMAGES
 from creature.data.normalize import Normalize
+from creature.errors import UserError
 from creature.inference import members
 from creature.inference.inputs import list_inputs
-from creature.inference.prediction_files import answer_rows
-from creature.inference.predictor import Picture, ask
+from creature.inference.prediction_files import to_predictions
+from creature.inference.predictor import ImageInput, predict_batches
 
 
 def read(path: Path) -> list[list[str]]:
@@ -217,13 +218,13 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(pictures):
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     member = members.Member(Path("none"), ("a", "b", "c"), Small(), normalize, (8, "squash", (0.0, 0.0, 0.0)))
     predictor = members.predictor([member])
-    listed = [Picture(path.name, path.read_bytes) for path in pictures]
-    rows = list(answer_rows(ask(predictor, listed, 8, "test"), predictor, 1))
+    listed = [ImageInput(path.name, path.read_bytes) for path in pictures]
+    rows = list(to_predictions(predict_batches(predictor, listed, 8, "test"), predictor, 1))
     assert [row.id for row in rows] == [path.name for path in pictures] and {row.status for row in rows} == {"ok"}
     assert asked[:3] == [8, 4, 2] and set(asked[3:]) == {2}
     fits = 0
     with pytest.raises(UserError, match="has no room for a single picture; try --device cpu"):
-        list(ask(members.predictor([member]), listed, 8, "test"))
+        list(predict_batches(members.predictor([member]), listed, 8, "test"))
 
 
 # Parts

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from creature.console import UserError
+from creature.errors import UserError
 from creature.metrics.predictions import Predictions, load_predictions, save_predictions
 
 NAMES = ("ant", "bee", "Käfer")

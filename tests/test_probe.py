@@ -13,7 +13,7 @@ from test_resume import stopping_after
 from test_train import losses, start, weights_hash
 from torch import nn
 
-from creature.console import Interrupted, UserError
+from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
 from creature.training import train_data
 from creature.training.backbone import Body

@@ -65,7 +65,7 @@ from datasets import Dataset, Image, Features, Value, ClassLabel
 from io import BytesIO
 from PIL import Image as Pillow
 from creature.data.loader import Pictures
-from creature.data.eval_transform import evaluation_view
+from creature.data.eval_transform import EvalTransform
 from creature.data.augment import exact_view
 from creature.training.loop import predict
 from creature.data.normalize import Normalize
@@ -84,7 +84,7 @@ class Mean(nn.Module):
 
 table = Dataset.from_dict({"id": list(map(str, range(33))), "image": [picture(i) for i in range(33)], "label": [0]*33})
 table = table.cast_column("image", Image(decode=False))
-pictures = Pictures(table, exact_view(evaluation_view(8, "squash", (0, 0, 0))))
+pictures = Pictures(table, exact_view(EvalTransform(8, "squash", (0, 0, 0))))
 for n in range(1, 34):
     rows = np.random.default_rng(n).permutation(33)[:n]
     logits = predict(accelerator, Mean(), Normalize((0, 0, 0), (1, 1, 1)), pictures, rows, 4, 0)
@@ -109,7 +109,7 @@ def test_fsdp_is_refused_with_a_reason(settings: list[str], tmp_path: Path, monk
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
-    from creature.console import UserError
+    from creature.errors import UserError
 
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(UserError, match="FSDP: shards of weights"):
@@ -117,7 +117,7 @@ def test_fsdp_is_refused_with_a_reason(settings: list[str], tmp_path: Path, monk
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(settings: list[str], tmp_path: Path, monkeypatch):
-    from creature.console import UserError
+    from creature.errors import UserError
 
     monkeypatch.setattr("creature.training.train_data.Accelerator", lonely)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from creature.console import UserError
+from creature.errors import UserError
 from creature.recipe import (
     MAX_BYTES,
     MAX_MISTAKES,

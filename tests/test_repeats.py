@@ -21,11 +21,11 @@ from test_train import start, weights_hash
 from torchvision.transforms.functional import to_tensor
 
 import ensemble
-from creature.console import Interrupted, UserError
-from creature.data.folds import FoldFile, assign_folds, folds_hash, map_folds, read_folds, write_folds
+from creature.data.folds import FoldTable, assign_folds, folds_hash, map_folds, read_folds, write_folds
 from creature.ensembling import out_of_fold
 from creature.ensembling.calibrate import rows_of_ensemble
-from creature.ensembling.recorded import load_answers
+from creature.ensembling.recorded import load_recorded
+from creature.errors import Interrupted, UserError
 from creature.inference.members import find_folds
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
@@ -65,9 +65,9 @@ GOLDEN = """{
 """  # as it was before there were repeats
 
 
-def drawn_folds(rows: int = 9, repeats: int = 1, seed: int = 5) -> FoldFile:
+def drawn_folds(rows: int = 9, repeats: int = 1, seed: int = 5) -> FoldTable:
     labels, groups = np.arange(rows) % 3, [str(row - row % 9 // 8) for row in range(rows)]
-    return FoldFile(
+    return FoldTable(
         count=3,
         seed=seed,
         names=("cat", 'a "dog"', "猫"),
@@ -440,7 +440,7 @@ def test_on_random_labels_the_ensemble_of_repeats_is_chance_and_naive_scoring_is
     models, count = out_of_fold.ensemble_of_repeats(find_folds([str(run)]), "logits") or (0, Count(0, 1))
     assert models == 2 and count.n == 72 and str(count) in shown
     assert binomtest(count.correct, count.n).pvalue > 0.01
-    known = load_answers(run / "ensemble/images.safetensors")
+    known = load_recorded(run / "ensemble/images.safetensors")
     naive = int((known.decisions["logits"] == known.labels).sum())
     assert binomtest(naive, 72).pvalue < 1e-4  # what members say of rows that they were trained on is no score
     refused = shown.partition("Ensemble of 6")[2]

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 import ensemble
 import train
-from creature.console import UserError
-from creature.ensembling.compare import Pair, holm
+from creature.ensembling.compare import PairedComparison, holm
+from creature.errors import UserError
 from creature.reporting import page as page_of_runs
 from creature.reporting import report, tables
 from creature.reporting.study import read_runs
@@ -114,7 +114,7 @@ def test_tricks_are_compared_on_the_same_rows(study, page):
 
 def test_p_values_are_corrected_for_their_number_and_told_in_the_note(study, monkeypatch):
     """Runs that are as good as the baseline, a little better, and much worse, on 100 rows that only one has right."""
-    splits = iter([Pair(50, 50, 900), Pair(61, 39, 900), Pair(20, 80, 900)])
+    splits = iter([PairedComparison(50, 50, 900), PairedComparison(61, 39, 900), PairedComparison(20, 80, 900)])
     monkeypatch.setattr(tables, "same_rows", lambda first, second: next(splits))
     runs = read_runs([str(study / name) for name in ("resnext_1", "focal", "focal_1", "vit")], None)
     runs = [replace(run, answered={}) for run in runs]

@@ -13,8 +13,8 @@ import torch
 from scipy.stats import theilslopes
 from test_train import losses, start, weights_hash
 
-from creature.console import Interrupted
 from creature.data import loader
+from creature.errors import Interrupted
 from creature.metrics.predictions import Predictions
 from creature.recipe import Checkpoint
 from creature.training import checkpoint, loop
@@ -126,7 +126,7 @@ def rotate(folder: Path, sequences: int) -> None:
         accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
         every = int(random.integers(0, 3))
         keep = Checkpoint(every_epochs=every or None)
-        position, saved, steps = checkpoint.Position(), None, 2
+        position, saved, steps = checkpoint.TrainingState(), None, 2
         for _ in range(int(random.integers(5, 25))):
             action = random.choice(["step", "step", "step", "step", "save", "kill", "rot"])
             if action == "step":
@@ -178,7 +178,7 @@ def test_a_resume_from_the_one_before_a_rotten_point_saves_beside_it(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
     for batch in (10, 20, 30):
-        checkpoint.save_state(tmp_path, 99, accelerator, model, optimizer, checkpoint.Position(batch=batch))  # type: ignore[arg-type]
+        checkpoint.save_state(tmp_path, 99, accelerator, model, optimizer, checkpoint.TrainingState(batch=batch))  # type: ignore[arg-type]
     (tmp_path / "state/step-00000030/state.json").write_text("{}")
     position = checkpoint.load_state(tmp_path, model, optimizer, None)
     assert position.batch == 20
@@ -192,11 +192,11 @@ def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
-    named, publish = [], checkpoint.publish
+    named, publish = [], checkpoint.write_folder_atomically
     monkeypatch.setattr(
-        checkpoint, "publish", lambda folder, write: named.append(folder.name) or publish(folder, write)
+        checkpoint, "write_folder_atomically", lambda folder, write: named.append(folder.name) or publish(folder, write)
     )
-    last, ended = checkpoint.Position(batch=3, rows=3), checkpoint.Position(batch=2)
+    last, ended = checkpoint.TrainingState(batch=3, rows=3), checkpoint.TrainingState(batch=2)
     ended.end_step(1.0, True, 4, [])
     ended.end_epoch({"correct": 1, "seconds": 1.0, "loss": 1.0})
     for position in (last, last, ended, ended):

@@ -32,8 +32,8 @@ def test_help_imports_nothing_heavy(script: str):
 def test_a_recipe_s_mistakes_are_told_without_importing_anything_heavy(tmp_path: Path):
     recipe = tmp_path / "bad.yaml"
     recipe.write_text("name: bad\nlearning_rate: 3\n")
-    attempt = f"try: train.main(['--recipe', {str(recipe)!r}])\nexcept ValueError as e: print(e)\n"
-    code = f"import train\n{attempt}{HEAVY}assert not heavy, heavy"
+    attempt = f"try: train.main(['--recipe', {str(recipe)!r}])\nexcept UserError as e: print(e)\n"
+    code = f"import train\nfrom creature.errors import UserError\n{attempt}{HEAVY}assert not heavy, heavy"
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert "images: required" in done.stdout and "learning_rate: no such setting" in done.stdout

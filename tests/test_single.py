@@ -16,13 +16,13 @@ from test_train import start, weights_hash
 
 import ensemble
 import predict
-from creature.console import UserError
 from creature.data.folds import read_folds
 from creature.ensembling import acceptance, soup
-from creature.ensembling.acceptance import MARGIN, Beside, Model, beside, verdict
+from creature.ensembling.acceptance import MARGIN, Candidate, Comparison, compare_with_ensemble, verdict
 from creature.ensembling.compare import difference_interval, holm
 from creature.ensembling.distill import SHARE, soft_targets, student_recipe
 from creature.ensembling.soup import average, choose, greedy, norms
+from creature.errors import UserError
 from creature.inference import members
 from creature.metrics.predictions import load_predictions
 from creature.recipe import dump_recipe, load_recipe
@@ -111,14 +111,16 @@ def test_the_interval_of_a_difference_is_newcombe_s(table, expected):
     assert (-high, -low) == pytest.approx(expected, abs=5e-4)
 
 
-def judged(right: int, alone: int, theirs: int, n: int) -> Beside:
+def judged(right: int, alone: int, theirs: int, n: int) -> Comparison:
     """A model beside an ensemble: `alone` right where the ensemble is not, `theirs` the other way around."""
     labels = np.zeros(n, dtype=np.int64)
     model, all_of_them = np.ones((2, n), dtype=np.int64)
     model[: right + alone] = 0
     all_of_them[:right] = all_of_them[right + alone : right + alone + theirs] = 0
-    unseen = acceptance.Unseen("t", np.arange(n), labels, Model("e", 2, all_of_them), (), lambda: (), "logits", False)
-    return beside(unseen, Model("m", 1, model))
+    unseen = acceptance.UnseenImages(
+        "t", np.arange(n), labels, Candidate("e", 2, all_of_them), (), lambda: (), "logits", False
+    )
+    return compare_with_ensemble(unseen, Candidate("m", 1, model))
 
 
 def test_a_model_is_accepted_where_the_lower_bound_is_above_minus_a_point():

@@ -14,21 +14,22 @@ import torch
 from PIL import Image
 from torch import nn
 
-from creature.console import BROKEN_IMAGES, UserError
+from creature.console import BROKEN_IMAGES
 from creature.data.normalize import Normalize
+from creature.errors import UserError
 from creature.inference import options
-from creature.inference.inputs import Input, list_inputs, pictures_of
+from creature.inference.inputs import InputPath, list_inputs, read_inputs
 from creature.inference.members import Member, predictor
 from creature.inference.prediction_files import (
-    Row,
-    answer_rows,
+    Prediction,
     order_for_submission,
+    to_predictions,
     warn_of_broken,
     write_full,
     write_submission,
     write_zip,
 )
-from creature.inference.predictor import ask
+from creature.inference.predictor import predict_batches
 
 NAMES = ("red", "green", "blue")
 COLUMNS = ("image_name", "pred_label")
@@ -68,10 +69,10 @@ def parsed(*argv: str) -> argparse.Namespace:
 
 
 def answers(
-    members: list[Member], inputs: list[Input], top: int, batch_size: int, weights: np.ndarray | None = None
-) -> Iterator[Row]:
+    members: list[Member], inputs: list[InputPath], top: int, batch_size: int, weights: np.ndarray | None = None
+) -> Iterator[Prediction]:
     all_of_them = predictor(members, weights)
-    return answer_rows(ask(all_of_them, pictures_of(inputs), batch_size, "test"), all_of_them, top)
+    return to_predictions(predict_batches(all_of_them, read_inputs(inputs), batch_size, "test"), all_of_them, top)
 
 
 def predicted(paths: list[str], *argv: str) -> int:
@@ -86,7 +87,7 @@ def read(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def ids(inputs: list[Input]) -> list[str]:
+def ids(inputs: list[InputPath]) -> list[str]:
     return [item.id for item in inputs]
 
 
@@ -163,7 +164,7 @@ def test_a_submission_has_one_row_for_each_picture_without_endings_sorted(folder
 
 
 def test_names_are_sorted_as_a_submission_has_them():
-    inputs = [Input("a.b.png", "1"), Input("a.png", "2"), Input("a-b.png", "3"), Input("z/A.png", "4")]
+    inputs = [InputPath("a.b.png", "1"), InputPath("a.png", "2"), InputPath("a-b.png", "3"), InputPath("z/A.png", "4")]
     ordered, columns = order_for_submission(inputs, None)
     assert ids(ordered) == ["A", "a", "a-b", "a.b"] and columns == COLUMNS
     assert [item.path for item in ordered] == ["4", "2", "3", "1"]
@@ -172,7 +173,7 @@ def test_names_are_sorted_as_a_submission_has_them():
 @pytest.mark.parametrize(("one", "other"), [("a.jpg", "a.png"), ("x/a.png", "y/a.png"), ("a", "x/a.b")])
 def test_two_pictures_of_one_name_are_refused(one, other):
     with pytest.raises(UserError, match="would both be a in a submission"):
-        order_for_submission([Input(one, "1"), Input(other, "2")], None)
+        order_for_submission([InputPath(one, "1"), InputPath(other, "2")], None)
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff"])
@@ -183,7 +184,7 @@ def test_a_template_gives_columns_and_order(folder, tmp_path, start):
     assert read(tmp_path / "p.csv") == [["file", "animal"], ["sub/c.d.png", "green"], ["b.png", "blue"], ["a", "red"]]
 
 
-def order_by(text: str, folder: Path) -> list[Input]:
+def order_by(text: str, folder: Path) -> list[InputPath]:
     template = folder.parent / "template.csv"
     template.write_text(text, encoding="utf-8")
     return order_for_submission(list_inputs([str(folder)]), str(template))[0]
@@ -191,7 +192,7 @@ def order_by(text: str, folder: Path) -> list[Input]:
 
 def test_a_template_may_name_a_picture_without_its_folder(folder):
     ordered = order_by("image,label\nc.d.png,\nb,\na,\n", folder)
-    assert ordered[0] == Input("c.d.png", str(folder / "sub" / "c.d.png"))
+    assert ordered[0] == InputPath("c.d.png", str(folder / "sub" / "c.d.png"))
 
 
 def test_a_template_that_names_a_missing_picture_is_refused(folder):
@@ -259,7 +260,7 @@ def test_more_labels_than_classes_are_all_classes(folder):
 
 
 def test_every_row_of_a_full_table_has_every_column(tmp_path):
-    rows = [Row("a", "ok", ("red",), (1.0,)), Row("b", "empty file", (), ())]
+    rows = [Prediction("a", "ok", ("red",), (1.0,)), Prediction("b", "empty file", (), ())]
     write_full(tmp_path / "p.csv", rows, 3)
     assert {len(row) for row in read(tmp_path / "p.csv")} == {8}
 
@@ -316,7 +317,7 @@ def test_a_name_that_is_no_utf_8_is_predicted_and_written_percent_encoded(folder
 
 
 def test_many_broken_pictures_are_counted_and_twenty_are_named(capsys):
-    warn_of_broken([Row(f"{i}.png", "empty file", (), ()) for i in range(23)], "")
+    warn_of_broken([Prediction(f"{i}.png", "empty file", (), ()) for i in range(23)], "")
     warning = capsys.readouterr().err
     assert "23 pictures could not be read" in warning and warning.count("empty file") == 20 and "and 3 more" in warning
 
@@ -340,11 +341,11 @@ def test_a_hostile_name_stays_one_line_and_steers_no_terminal(folder, tmp_path, 
 def test_nothing_stands_under_the_name_until_it_is_whole_and_rows_are_written_as_they_come(tmp_path):
     out, sizes = tmp_path / "p.csv", []
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Prediction]:
         for i in range(5000):
             assert not out.exists()
             sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
-            yield Row(f"{i:06d}", "ok", ("red",), (1.0,))
+            yield Prediction(f"{i:06d}", "ok", ("red",), (1.0,))
 
     for write in (lambda: write_submission(out, COLUMNS, rows(), ""), lambda: write_full(out, rows(), 1)):
         write()
@@ -358,8 +359,8 @@ def test_a_failure_midway_leaves_what_was_there(tmp_path, error):
     out = tmp_path / "p.csv"
     out.write_text("before")
 
-    def rows() -> Iterator[Row]:
-        yield Row("a", "ok", ("red",), (1.0,))
+    def rows() -> Iterator[Prediction]:
+        yield Prediction("a", "ok", ("red",), (1.0,))
         raise error("midway")
 
     for write in (lambda: write_submission(out, COLUMNS, rows(), ""), lambda: write_full(out, rows(), 1)):
@@ -380,7 +381,7 @@ def test_a_file_that_cannot_be_written_is_a_user_error_before_any_picture_is_rea
     Path("folder").mkdir()
     os.mkfifo("pipe")
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Prediction]:
         raise AssertionError("a row was asked for")
         yield
 

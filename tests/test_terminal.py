@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from creature import console
-from creature.console import UserError, printable, progress, run, say, show_table, warn
+from creature.console import printable, progress, run, say, show_table, warn
+from creature.errors import UserError
 
 HOSTILE = "a\x1b[31m\x07\r\x9b\x7f\u2028\u202e\u2066\udcff[/a][bold]:smile:"
 LITERAL = r"a\x1b[31m\x07\x0d\x9b\x7f\x2028\x202e\x2066\xdcff[/a][bold]:smile:"

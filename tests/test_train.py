@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import train
-from creature.console import Interrupted, UserError
+from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import load_recipe
 from creature.training import compiling, loop, run_folder, train_data
@@ -316,10 +316,10 @@ def test_accumulating_a_batch_in_parts_gives_the_same_loss(tiny, tmp_path):
 
 def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monkeypatch):
     from creature.data import augment
-    from creature.data.loader import Pictures
+    from creature.data.loader import ImageDataset
 
     seen: dict[bool, set[bytes]] = {True: set(), False: set()}
-    see = Pictures._see
+    see = ImageDataset._see
 
     def watched(self, item, name, image):
         pixels, reason = see(self, item, name, image)
@@ -327,7 +327,7 @@ def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monke
             seen[self.views[0].func is not augment._see_exactly].add(pixels.numpy().tobytes())
         return pixels, reason
 
-    monkeypatch.setattr(Pictures, "_see", watched)
+    monkeypatch.setattr(ImageDataset, "_see", watched)
     start(tiny, tmp_path / "run", "schedule.epochs=3")
     assert len(seen[True]) == 3  # a view an epoch, the same in both folds that train on it
     assert len(seen[False]) == 1

@@ -23,7 +23,7 @@ from test_train import start
 import ensemble
 import predict
 import train
-from creature.console import Interrupted, UserError
+from creature.errors import Interrupted, UserError
 from creature.inference.members import load_member
 from creature.training import checkpoint
 

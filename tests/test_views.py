@@ -13,9 +13,9 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import v2
 
-from creature.data.augment import exact_view, make_mix, training_view
+from creature.data.augment import exact_transform, make_mix, training_augmentation
 from creature.data.decode import Decoded, Encoded, decode
-from creature.data.eval_transform import evaluation_view
+from creature.data.eval_transform import EvalTransform
 from creature.data.normalize import Normalize
 from creature.recipe import Augment
 from creature.training.backbone import timm_config
@@ -41,7 +41,7 @@ def test_the_evaluation_view_is_the_one_that_timm_makes_of_the_config(fit, width
     model = timm.create_model("test_resnet", num_classes=2)
     config = timm_config(model, ("a", "b"), 32, fit, MEAN, STD)
     data = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
-    ours = torch.from_numpy(evaluation_view(32, fit, MEAN)(picture(width, height)))
+    ours = torch.from_numpy(EvalTransform(32, fit, MEAN)(picture(width, height)))
     assert ours.dtype == torch.uint8 and ours.shape == (3, 32, 32)
     assert torch.equal(ours, create_transform(**data, normalize=False)(picture(width, height)))
     normalized = Normalize(MEAN, STD)(ours[None])[0]
@@ -51,7 +51,7 @@ def test_the_evaluation_view_is_the_one_that_timm_makes_of_the_config(fit, width
 def test_squash_keeps_all_center_crops_and_border_pads_with_the_mean():
     wide = Image.new("RGB", (64, 32), "white")
     wide.paste("black", (0, 0, 16, 32))
-    squash, center, border = (evaluation_view(32, fit, MEAN)(wide) for fit in ("squash", "center", "border"))
+    squash, center, border = (EvalTransform(32, fit, MEAN)(wide) for fit in ("squash", "center", "border"))
     assert squash[:, 16, 2].tolist() == [0] * 3 and squash[:, 16, 30].tolist() == [255] * 3
     assert center.min() == 255
     assert border[:, 0, 0].tolist() == border[:, -1, -1].tolist() == [round(255 * m) for m in MEAN]
@@ -59,14 +59,17 @@ def test_squash_keeps_all_center_crops_and_border_pads_with_the_mean():
 
 
 def test_the_evaluation_view_draws_nothing_at_random():
-    view, before = evaluation_view(32, "border", MEAN), torch.get_rng_state()
+    view, before = EvalTransform(32, "border", MEAN), torch.get_rng_state()
     assert np.array_equal(view(picture(61, 40)), view(picture(61, 40)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
     "view",
-    [exact_view(evaluation_view(32, "squash", MEAN)), training_view(32, augment(policy="rand_augment", erasing=1.0))],
+    [
+        exact_transform(EvalTransform(32, "squash", MEAN)),
+        training_augmentation(32, augment(policy="rand_augment", erasing=1.0)),
+    ],
 )
 def test_a_view_reaches_workers_that_are_spawned(view):
     copy = pickle.loads(pickle.dumps(view))
@@ -85,7 +88,7 @@ def seen(view, seed: int, image: Image.Image | None = None) -> torch.Tensor:
 @pytest.mark.parametrize("rotation", [0.0, 30.0])
 @pytest.mark.parametrize("erasing", [0.0, 1.0])
 def test_every_training_view_gives_pixels_that_the_seed_alone_decides(policy, rotation, erasing):
-    view = training_view(24, augment(policy=policy, rotation=rotation, erasing=erasing))
+    view = training_augmentation(24, augment(policy=policy, rotation=rotation, erasing=erasing))
     for seed in range(8):
         pixels = seen(view, seed)
         assert pixels.dtype == torch.uint8 and pixels.shape == (3, 24, 24)
@@ -96,14 +99,14 @@ def test_every_training_view_gives_pixels_that_the_seed_alone_decides(policy, ro
 @pytest.mark.parametrize("size", [(1, 1), (3, 80), (80, 3)])
 @pytest.mark.parametrize("policy", ["none", "rand_augment", "trivial_augment"])
 def test_small_and_narrow_pictures_have_a_view(size, policy):
-    view = training_view(24, augment(policy=policy, rotation=10.0, erasing=1.0))
+    view = training_augmentation(24, augment(policy=policy, rotation=10.0, erasing=1.0))
     for seed in range(20):
         assert seen(view, seed, picture(*size)).shape == (3, 24, 24)
 
 
 def whole(**settings) -> torch.Tensor:
     """One view without a random crop."""
-    view = training_view(32, augment(crop_scale=(1.0, 1.0), **settings))
+    view = training_augmentation(32, augment(crop_scale=(1.0, 1.0), **settings))
     return seen(view, 0, picture(32, 32))
 
 
@@ -123,14 +126,14 @@ def test_erasing_blackens_one_rectangle():
 def test_rotation_and_policy_change_what_is_seen():
     plain = whole(flip=0.0)
     for settings in ({"rotation": 45.0}, {"policy": "rand_augment"}):
-        view = training_view(32, augment(crop_scale=(1.0, 1.0), flip=0.0, **settings))
+        view = training_augmentation(32, augment(crop_scale=(1.0, 1.0), flip=0.0, **settings))
         assert any(not torch.equal(seen(view, seed, picture(32, 32)), plain) for seed in range(10))
 
 
 def test_a_crop_keeps_the_share_of_the_area_that_was_asked_for():
     ramp = Image.fromarray(np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 200, axis=0).repeat(3, axis=2))
     for scale, low, high in (((0.04, 0.06), 30, 60), ((0.9, 1.0), 150, 200)):
-        view = training_view(32, augment(crop_scale=scale, flip=0.0))
+        view = training_augmentation(32, augment(crop_scale=scale, flip=0.0))
         for seed in range(10):
             pixels = seen(view, seed, ramp).int()
             assert low < pixels.max() - pixels.min() + 5 < high + 5
@@ -155,7 +158,7 @@ TURNED[ExifTags.Base.Orientation] = 6
 def test_a_crop_is_what_the_steps_make_of_the_whole_picture(data, erasing):
     """Same draws, and pixels that differ by rounding; by less than a grey level where less was decoded."""
     settings = augment(erasing=erasing)
-    view = training_view(64, settings)
+    view = training_augmentation(64, settings)
     steps = v2.Compose(
         [
             v2.RandomHorizontalFlip(settings.flip),
@@ -177,9 +180,9 @@ def test_a_crop_is_what_the_steps_make_of_the_whole_picture(data, erasing):
 def test_a_large_jpeg_is_decoded_in_no_higher_resolution_than_its_crop_needs(monkeypatch):
     asked, smaller = [], Encoded.smaller
     monkeypatch.setattr(Encoded, "smaller", lambda self, shrink: asked.append(shrink) or smaller(self, shrink))
-    training_view(64, augment(crop_scale=(1.0, 1.0)))(Encoded(photo(900, 700)), 0)
-    training_view(64, augment(crop_scale=(1.0, 1.0)))(Encoded(photo(260, 140)), 0)
-    training_view(64, augment(crop_scale=(1.0, 1.0), rotation=5))(Encoded(photo(900, 700)), 0)
+    training_augmentation(64, augment(crop_scale=(1.0, 1.0)))(Encoded(photo(900, 700)), 0)
+    training_augmentation(64, augment(crop_scale=(1.0, 1.0)))(Encoded(photo(260, 140)), 0)
+    training_augmentation(64, augment(crop_scale=(1.0, 1.0), rotation=5))(Encoded(photo(900, 700)), 0)
     assert asked == [8, 2, 1]
 
 

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from creature.data.decode import Decoded, Encoded
 from creature.recipe import Augment
 
-View = Callable[[Encoded | Decoded, int], torch.Tensor]
+Augmentation = Callable[[Encoded | Decoded, int], torch.Tensor]
 
 _DRAWING = threading.Lock()
 
@@ -33,7 +33,7 @@ def _drawing(seed: int) -> Iterator[None]:
         yield
 
 
-def exact_view(view: Callable[[Image.Image], np.ndarray]) -> View:
+def exact_transform(view: Callable[[Image.Image], np.ndarray]) -> Augmentation:
     """A view without randomness of the picture decoded in full, such as creature.data.eval_transform's."""
     return partial(_see_exactly, view)
 
@@ -42,13 +42,13 @@ def _see_exactly(view: Callable[[Image.Image], np.ndarray], picture: Encoded | D
     return torch.from_numpy(view(picture.image()))
 
 
-def whole_view(picture: Encoded | Decoded, _seed: int) -> torch.Tensor:
+def cached_transform(picture: Encoded | Decoded, _seed: int) -> torch.Tensor:
     """The view of what is cached as it is to be seen."""
     assert isinstance(picture, Decoded)
     return torch.from_numpy(picture.array.copy()).permute(2, 0, 1)
 
 
-def training_view(size: int, augment: Augment) -> View:
+def training_augmentation(size: int, augment: Augment) -> Augmentation:
     """Random flip, rotation, policy, crop and erasing, in the report's order; randomness is torch's own generator.
 
     Where nothing looks at more than the crop, a picture is decoded in no higher resolution than the crop needs.

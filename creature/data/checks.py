@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from creature.device import usable_cores
-from creature.data.loader import blaming_pictures, load_batches, note
+from creature.data.loader import naming_fatal_image, load_batches, note_decoding
 from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.duplicates import sketch
-from creature.console import UserError, progress, warn
+from creature.console import progress, warn
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +36,7 @@ class _Check:
         return [self._check(row) for row in rows]
 
     def _check(self, row: int) -> tuple[str, str | None, bytes]:
-        note(self.decoding, row)
+        note_decoding(self.decoding, row)
         try:
             data = read(self.dataset[row]["image"])
         except BadImage as reason:
@@ -58,7 +59,7 @@ def check_images(
     checks = _Check(dataset, known)
     pieces = [range(start, min(start + 16, len(dataset))) for start in range(0, len(dataset), 16)]
     hashes, bad = [], {}
-    with progress() as bar, blaming_pictures(checks):
+    with progress() as bar, naming_fatal_image(checks):
         task = bar.add_task(f"{title}: checking", total=len(dataset), speed="")
         for piece in load_batches(checks, pieces, min(usable_cores(), len(pieces))):
             for content, reason, drawn in piece:

@@ -42,7 +42,7 @@ def read(image: Mapping[str, Any]) -> bytes:
             with open(path, "rb") as file:
                 data = file.read()
     except (OSError, ValueError) as error:  # a ValueError is the one above, or a NUL in the path
-        raise BadImage(getattr(error, "strerror", None) or str(error)) from None
+        raise BadImage(getattr(error, "strerror", None) or str(error)) from error
     if not data:
         raise BadImage("empty file")
     return data
@@ -128,12 +128,12 @@ def _reasons() -> Iterator[None]:
         yield
     except (BadImage, MemoryError):
         raise
-    except UnidentifiedImageError:
-        raise BadImage(f"not a picture in a known format ({', '.join(FORMATS)}), or its header is damaged") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadImage(f"more than {MAX_PIXELS} pixels") from None
+    except UnidentifiedImageError as error:
+        raise BadImage(f"not a picture in a known format ({', '.join(FORMATS)}), or its header is damaged") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:  # the plugins raise anything on corrupt data: struct.error, AssertionError, ...
-        raise BadImage(f"corrupt picture: {' '.join(str(error).split()) or type(error).__name__}"[:200]) from None
+        raise BadImage(f"corrupt picture: {' '.join(str(error).split()) or type(error).__name__}"[:200]) from error
 
 
 def _upright(rgb: Image.Image, turn: Image.Transpose | None) -> Image.Image:

@@ -24,12 +24,13 @@ from creature.data.decode import BadImage, Encoded, content_hash, read
 from creature.data.duplicates import LENGTH, near_duplicates, sketch
 from creature.data.files import file_id, label_of, list_pictures, natural, read_labels
 from creature.data.sources import SPLITS, short_names
-from creature.console import UserError, progress, run, say, show_table
+from creature.console import progress, run, say, show_table
+from creature.errors import UserError
 
 SHOWN = 20  # rows of a table
 
 
-class Picture(NamedTuple):
+class ScannedImage(NamedTuple):
     """One file, and what was found of it."""
 
     id: str
@@ -81,16 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [(one.id, other.id, what, remark(one, other)) for one, other, what in copies]
         show_table(f"Copies: {len(copies)}{of_shown(copies)}", ("picture", "the same as", "how", ""), rows[:SHOWN])
     if args.out:
-        from creature.data.describe_figure import draw_portrait
+        from creature.data.describe_figure import draw_figure
 
-        draw_portrait(found, args.out)
+        draw_figure(found, args.out)
         say(f"{args.out} shows classes and sizes")
     for line in advice(found, copies):
         say(line)
     return 0
 
 
-def find(folder: str, labels: dict[str, str], name: str) -> Iterator[Picture]:
+def find(folder: str, labels: dict[str, str], name: str) -> Iterator[ScannedImage]:
     """The pictures of a folder, by split, with the label that their class folder or the CSV gives them.
 
     Of several folders each has a name, by which its splits are told apart; of one that stands alone, which has none,
@@ -109,10 +110,10 @@ def find(folder: str, labels: dict[str, str], name: str) -> Iterator[Picture]:
             within = os.path.relpath(path, root)
             top, separator, _ = within.partition(os.sep)
             label = top if separator else label_of(labels, within) or ""
-            yield Picture(file_id(path if name else os.path.relpath(path, folder)), path, split, file_id(label))
+            yield ScannedImage(file_id(path if name else os.path.relpath(path, folder)), path, split, file_id(label))
 
 
-def look(pictures: Sequence[Picture]) -> Iterator[Picture]:
+def look(pictures: Sequence[ScannedImage]) -> Iterator[ScannedImage]:
     """The pictures with what is found in their files; as many at once as there are cores."""
     with progress() as bar, ThreadPoolExecutor(usable_cores()) as pool:
         task = bar.add_task("looking", total=len(pictures), speed="")
@@ -121,7 +122,7 @@ def look(pictures: Sequence[Picture]) -> Iterator[Picture]:
             bar.update(task, advance=1, speed=f"{bar.tasks[task].speed or 0:.0f}")
 
 
-def _look(picture: Picture) -> Picture:
+def _look(picture: ScannedImage) -> ScannedImage:
     try:
         data = read({"path": picture.path})
         picture = picture._replace(content=content_hash(data))
@@ -131,7 +132,7 @@ def _look(picture: Picture) -> Picture:
         return picture._replace(bad=str(reason))
 
 
-def splits_of(found: Sequence[Picture]) -> list[str]:
+def splits_of(found: Sequence[ScannedImage]) -> list[str]:
     """The splits, in the order of the folders."""
     return list(dict.fromkeys(picture.split for picture in found))
 
@@ -139,7 +140,7 @@ def splits_of(found: Sequence[Picture]) -> list[str]:
 SPLIT_COLUMNS = ("split", "pictures", "bad", "classes", "rarest", "most frequent", "imbalance")
 
 
-def splits_table(found: Sequence[Picture]) -> list[tuple[str, ...]]:
+def splits_table(found: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
     """A row for each split."""
     rows = []
     for split in splits_of(found):
@@ -155,7 +156,7 @@ def splits_table(found: Sequence[Picture]) -> list[tuple[str, ...]]:
     return rows
 
 
-def classes_table(found: Sequence[Picture]) -> list[tuple[str, ...]]:
+def classes_table(found: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
     """Pictures of each class in each split, the rarest class first."""
     counts = Counter((picture.label, picture.split) for picture in found if picture.label)
     totals = Counter(picture.label for picture in found if picture.label)
@@ -163,7 +164,7 @@ def classes_table(found: Sequence[Picture]) -> list[tuple[str, ...]]:
     return [(name, *(str(counts[name, split]) for split in splits_of(found))) for name in order]
 
 
-def kinds_table(found: Sequence[Picture]) -> list[tuple[str, ...]]:
+def kinds_table(found: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
     """Shorter sides, and how many pictures are of which format and mode."""
     columns = [[picture for picture in found if picture.split == s and picture.kind] for s in splits_of(found)]
     sides = [np.array([min(picture.size) for picture in own] or [0]) for own in columns]
@@ -177,7 +178,7 @@ def kinds_table(found: Sequence[Picture]) -> list[tuple[str, ...]]:
     return rows
 
 
-def copies_of(found: Sequence[Picture]) -> list[tuple[Picture, Picture, str]]:
+def copies_of(found: Sequence[ScannedImage]) -> list[tuple[ScannedImage, ScannedImage, str]]:
     """Pictures that are there more than once, each with the first one; those in two splits come first."""
     first: dict[str, int] = {}
     sketches = np.zeros((len(found), LENGTH), dtype=np.uint8)
@@ -195,7 +196,7 @@ def copies_of(found: Sequence[Picture]) -> list[tuple[Picture, Picture, str]]:
     return sorted(pairs, key=lambda pair: (pair[0].split == pair[1].split, pair[0].label == pair[1].label))
 
 
-def remark(one: Picture, other: Picture) -> str:
+def remark(one: ScannedImage, other: ScannedImage) -> str:
     """What is wrong with two copies."""
     leak = "in two splits" if one.split != other.split else ""
     conflict = "two labels" if one.label and other.label and one.label != other.label else ""
@@ -207,7 +208,7 @@ def of_shown(rows: Sequence[object]) -> str:
     return f" (the first {SHOWN})" if len(rows) > SHOWN else ""
 
 
-def advice(found: Sequence[Picture], copies: Sequence[tuple[Picture, Picture, str]]) -> Iterator[str]:
+def advice(found: Sequence[ScannedImage], copies: Sequence[tuple[ScannedImage, ScannedImage, str]]) -> Iterator[str]:
     """What to do about it, and the folds that the pictures allow."""
     for one, other in combinations(splits_of(found), 2):
         if n := sum({a.split, b.split} == {one, other} for a, b, _ in copies):

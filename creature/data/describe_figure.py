@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from creature.console import UserError, printable
+from creature.console import printable
+from creature.errors import UserError
 
 if TYPE_CHECKING:
-    from creature.data.describe import Picture
+    from creature.data.describe import ScannedImage
 
 NAMED = 40  # classes, at most, that are named
 
 
-def draw_portrait(found: "Sequence[Picture]", path: Path) -> None:
+def draw_figure(found: "Sequence[ScannedImage]", path: Path) -> None:
     """Draw the pictures of each class, by split, and their shorter sides; the file's ending says the format.
 
     Raises UserError where matplotlib is not installed, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--out needs matplotlib, which is not installed: pip install -e '.[report]'") from None
+    except ImportError as error:
+        raise UserError("--out needs matplotlib, which is not installed: pip install -e '.[report]'") from error
     splits = list(dict.fromkeys(picture.split for picture in found))
     totals = Counter(picture.label for picture in found if picture.label)
     order = [name for name, _ in totals.most_common()]
@@ -53,4 +54,4 @@ def draw_portrait(found: "Sequence[Picture]", path: Path) -> None:
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"--out: cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"--out: cannot write {path}: {getattr(error, 'strerror', None) or error}") from error

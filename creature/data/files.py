@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from creature.data.decode import BadImage, read
-from creature.console import UserError, printable, warn
+from creature.console import printable, warn
+from creature.errors import UserError
 
 _KINDS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
 ENDINGS = frozenset(f".{kind}" for kind in _KINDS)
@@ -56,7 +57,7 @@ def walk(folder: str) -> Iterator[str]:
             info = os.stat(here)
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError as error:
-            raise UserError(f"{here}: cannot be read: {error.strerror}; mend it, or move it elsewhere") from None
+            raise UserError(f"{here}: cannot be read: {error.strerror}; mend it, or move it elsewhere") from error
         if (info.st_dev, info.st_ino) in seen:
             continue
         seen.add((info.st_dev, info.st_ino))
@@ -101,7 +102,7 @@ def read_labels(path: str, label_column: str = "label") -> dict[str, str]:
             reader = csv.reader(file)
             header, *rows = [(reader.line_num, row) for row in reader if row] or [(1, [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
     at = _label_at(path, header[1], label_column)
     labels: dict[str, str] = {}
     for line, row in rows:

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from creature.storage import file_hash, whole
-from creature.data.mapped_tables import PIECE, compute, keep, kept, rows_of
-from creature.console import UserError, warn
+from creature.storage import file_hash, write_atomically
+from creature.data.mapped_tables import PIECE, compute, store_table, stored_table, rows_of
+from creature.console import warn
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 @dataclass(frozen=True)
-class FoldFile:
+class FoldTable:
     """Who holds out what: the rows of a run's labelled data, by id; `folds.json` on disk."""
 
     count: int
@@ -82,7 +83,7 @@ def assign_folds(
     return chosen[group]
 
 
-def together(
+def group_copies(
     groups: Any, hashes: Any, labels: Any, names: Sequence[str], alike: np.ndarray | None = None
 ) -> np.ndarray:
     """Groups (N,) in which copies are together, too: a copy in another fold would be seen in training.
@@ -121,15 +122,15 @@ def _first(values: Any) -> np.ndarray:
     return first[same]
 
 
-def _head(folds: FoldFile) -> dict[str, Any]:
+def _head(folds: FoldTable) -> dict[str, Any]:
     repeats = {"repeats": len(folds.partitions)} if len(folds.partitions) > 1 else {}  # what has none says nothing
     return {name: getattr(folds, name) for name in ("count", "seed", "fingerprint", "names", "bad")} | repeats
 
 
-def write_folds(path: Path, folds: FoldFile) -> None:
+def write_folds(path: Path, folds: FoldTable) -> None:
     """Write the fold file, one row a line, under a temporary name first; its last line is the hash of all before."""
     digest = hashlib.sha256()
-    with whole(path) as part, part.open("w", encoding="utf-8") as file:
+    with write_atomically(path) as part, part.open("w", encoding="utf-8") as file:
 
         def write(text: str) -> None:
             digest.update(text.encode())
@@ -147,7 +148,7 @@ _ROWS = ' "rows": [\n'
 _SEAL = ',\n "sha256": '
 
 
-def read_folds(path: Path) -> FoldFile:
+def read_folds(path: Path) -> FoldTable:
     """Read a fold file; raises UserError where it is damaged."""
     import pyarrow as pa
 
@@ -164,22 +165,22 @@ def read_folds(path: Path) -> FoldFile:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(
             f"{path}: cannot be read as a fold file ({reason}); restore it from a copy of the run"
-        ) from None
+        ) from error
     return _fold_file(head, table)
 
 
-def map_folds(path: Path) -> FoldFile:
+def map_folds(path: Path) -> FoldTable:
     """The fold file with its rows memory-mapped from the cache; it is parsed once, and then known by its hash."""
     name = file_hash(path)
-    if (table := kept(name)) is None:
+    if (table := stored_table(name)) is None:
         folds = read_folds(path)
-        keep(folds.table.replace_schema_metadata({"head": json.dumps(_head(folds))}), name)
+        store_table(folds.table.replace_schema_metadata({"head": json.dumps(_head(folds))}), name)
         return map_folds(path)
     return _fold_file(json.loads(table.schema.metadata[b"head"]), table)
 
 
-def _fold_file(head: dict[str, Any], table: "pa.Table") -> FoldFile:
-    return FoldFile(
+def _fold_file(head: dict[str, Any], table: "pa.Table") -> FoldTable:
+    return FoldTable(
         count=head["count"],
         seed=head["seed"],
         names=tuple(head["names"]),
@@ -249,7 +250,7 @@ def _check_head(data: Any) -> None:
         raise ValueError("names or bad is of another type")
 
 
-def folds_hash(folds: FoldFile) -> str:
+def folds_hash(folds: FoldTable) -> str:
     """Hash of the partitions: the data's fingerprint and each row's folds; equal for members that may be combined."""
     digest = hashlib.sha256(f"{json.dumps([folds.fingerprint, folds.count])[:-1]}, [".encode())
     for number, rows in enumerate(rows_of(folds.table.drop_columns(["label", "hash"]).sort_by("id"))):

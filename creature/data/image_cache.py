@@ -11,7 +11,7 @@ import shutil
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,11 +22,12 @@ from filelock import FileLock, Timeout
 from torch.nn.functional import interpolate
 
 from creature.device import usable_cores
-from creature.storage import differing, sync, write_json, write_manifest
-from creature.data.loader import blaming_pictures, load_batches, note
+from creature.storage import manifest_differences, sync, write_json, write_manifest
+from creature.data.loader import naming_fatal_image, load_batches, note_decoding
 from creature.data.decode import BadImage, Decoded, decode, read
-from creature.data.eval_transform import evaluation_view
-from creature.console import UserError, progress, warn
+from creature.data.eval_transform import EvalTransform
+from creature.console import progress, warn
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,25 +38,17 @@ AUTO_BYTES = 16 * 2**30  # up to which `auto` keeps a cache: it depends on the d
 DISK_BYTES = 64 * 2**30  # of all caches together
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a cache holds of each picture: a copy for training crops, and the evaluation view."""
-
-    size: int
-    fit: str
-    mean: tuple[float, ...]
-
-    @property
-    def side(self) -> int:
-        """Of a copy, the shorter one, in pixels."""
-        return round(self.size * MARGIN)
-
-    def bytes(self, count: int) -> int:
-        """Room for so many pictures, if their sides are as 3 to 2."""
-        return count * 3 * (self.side * self.side * 3 // 2 + self.size * self.size)
+def copy_side(transform: EvalTransform) -> int:
+    """The shorter side of a copy from which training crops are cut, in pixels."""
+    return round(transform.size * MARGIN)
 
 
-class Cache:
+def estimate_bytes(transform: EvalTransform, count: int) -> int:
+    """Room for so many images, if their sides are as 3 to 2."""
+    return count * 3 * (copy_side(transform) ** 2 * 3 // 2 + transform.size**2)
+
+
+class ImageCache:
     """Pictures by the hash of their content, and why others cannot be decoded; each process maps the file itself."""
 
     def __init__(self, path: str, index: dict[str, Any]):
@@ -66,20 +59,20 @@ class Cache:
         self.places = np.array(index["places"], dtype=np.int64).reshape(-1, 5)
         try:
             self.pixels = np.memmap(path, np.uint8, "r") if len(self.places) else np.zeros(0, np.uint8)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             raise UserError(
                 f"images.cache: {path} is not on this host; put XDG_CACHE_HOME on a file system that all hosts share, "
                 "or set images.cache=off"
-            ) from None
+            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Cache, (self.path, self.index)
+        return ImageCache, (self.path, self.index)
 
 
-class Records:
+class CachedImages:
     """By row, what the cache holds of its picture: the copies, or the evaluation views."""
 
-    def __init__(self, cache: Cache, hashes: Sequence[str], views: bool):
+    def __init__(self, cache: ImageCache, hashes: Sequence[str], views: bool):
         numbers = {content: number for number, content in enumerate(cache.index["contents"])}
         self.cache, self.views = cache, views
         self.numbers = np.array([numbers[content] for content in hashes])
@@ -93,42 +86,42 @@ class Records:
         return Decoded((int(full_width), int(full_height)), pixels)
 
 
-def is_wanted(kind: str, wanted: Wanted, count: int) -> bool:
+def should_cache(kind: str, transform: EvalTransform, count: int) -> bool:
     """Whether so many pictures are to be cached."""
-    return kind in ("memory", "disk") or (kind == "auto" and wanted.bytes(count) <= AUTO_BYTES)
+    return kind in ("memory", "disk") or (kind == "auto" and estimate_bytes(transform, count) <= AUTO_BYTES)
 
 
 def open_cache(
-    kind: str, dataset: "Dataset", hashes: Sequence[str], rows: Sequence[int], wanted: Wanted, title: str
-) -> Cache:
+    kind: str, dataset: "Dataset", hashes: Sequence[str], rows: Sequence[int], transform: EvalTransform, title: str
+) -> ImageCache:
     """The cache of the given rows, whose contents have these hashes: found, or made.
 
     Raises UserError where there is no room for it, and for a picture that the decoder dies of.
     """
     first = dict(zip([hashes[row] for row in reversed(rows)], reversed(rows), strict=True))
     contents = dict(sorted(first.items()))  # a content's first row
-    made = _Copies(dataset, wanted)
+    made = _Copies(dataset, transform)
     if kind == "memory":
         if not hasattr(os, "memfd_create"):
             raise UserError("images.cache: memory needs Linux, whose processes share it; set images.cache=disk")
         handle = os.memfd_create("creature")  # gone with the last process that maps it, however that ends
         with open(handle, "wb", closefd=False) as file:
-            cache = Cache(f"/proc/{os.getpid()}/fd/{handle}", _fill(file, made, contents, title))
+            cache = ImageCache(f"/proc/{os.getpid()}/fd/{handle}", _fill(file, made, contents, title))
         weakref.finalize(cache, os.close, handle)
         return cache
-    named = hashlib.sha256(json.dumps([FORMAT, wanted.side, PIL.__version__, *vars(wanted).values()]).encode())
+    named = hashlib.sha256(json.dumps([FORMAT, copy_side(transform), PIL.__version__, *astuple(transform)]).encode())
     named.update("".join(contents).encode())
     folder = cache_home() / named.hexdigest()[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists() or not _is_whole(folder):
-            _make_room(folder, wanted.bytes(len(contents)))
+            _make_room(folder, estimate_bytes(transform, len(contents)))
             _write(folder, made, contents, title)
         os.utime(folder)
-        return Cache(str(folder / "pixels"), json.loads((folder / "index.json").read_text()))
+        return ImageCache(str(folder / "pixels"), json.loads((folder / "index.json").read_text()))
 
 
-def where(kind: str, cache: Cache | None) -> str:
+def describe_cache(kind: str, cache: ImageCache | None) -> str:
     """Where a run's cache is and how large, or why auto made none."""
     if cache is None:
         return f"none, for it might take more than {AUTO_BYTES / 2**30:.0f} GiB"
@@ -142,7 +135,7 @@ def cache_home() -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    wrong = differing(folder)
+    wrong = manifest_differences(folder)
     if wrong:
         warn(f"{folder}: {wrong[0]}; this cache is made again")
         shutil.rmtree(folder)
@@ -188,7 +181,7 @@ def _fill(file: BinaryIO, made: "_Copies", contents: dict[str, int], title: str)
     names, rows = list(contents), list(contents.values())
     kept, places, bad, start = [], [], {}, 0
     pieces = [rows[at : at + 16] for at in range(0, len(rows), 16)]
-    with progress() as bar, blaming_pictures(made):
+    with progress() as bar, naming_fatal_image(made):
         task = bar.add_task(f"{title}: decoding once", total=len(rows), speed="")
         done: Iterator[tuple[torch.Tensor, list[tuple[int, ...] | str]]]
         done = load_batches(made, pieces, min(usable_cores(), len(pieces)))
@@ -200,31 +193,30 @@ def _fill(file: BinaryIO, made: "_Copies", contents: dict[str, int], title: str)
                     continue
                 kept.append(name)
                 places.append((start, *each))
-                start += (each[0] * each[1] + made.wanted.size**2) * 3
+                start += (each[0] * each[1] + made.transform.size**2) * 3
             bar.update(task, advance=len(found), speed=f"{bar.tasks[task].speed or 0:.0f}")
     file.flush()
-    return {"contents": kept, "places": places, "size": made.wanted.size, "bad": bad}
+    return {"contents": kept, "places": places, "size": made.transform.size, "bad": bad}
 
 
 class _Copies:
     """Rows as the bytes that the cache keeps of them, and the sizes of each, or why it cannot be decoded."""
 
-    def __init__(self, dataset: "Dataset", wanted: Wanted):
-        self.dataset, self.wanted = dataset, wanted
-        self.view = evaluation_view(wanted.size, wanted.fit, wanted.mean)
+    def __init__(self, dataset: "Dataset", transform: EvalTransform):
+        self.dataset, self.transform = dataset, transform
         self.decoding = torch.zeros(0, 2, dtype=torch.int64)
 
     def __getitems__(self, rows: Sequence[int]) -> tuple[torch.Tensor, list[tuple[int, ...] | str]]:
         pixels: list[torch.Tensor] = []
         found: list[tuple[int, ...] | str] = []
         for row in rows:
-            note(self.decoding, row)
+            note_decoding(self.decoding, row)
             try:
                 whole = decode(read(self.dataset[row]["image"]))
             except BadImage as reason:
                 found.append(str(reason))
                 continue
-            copy, view = _smaller(np.array(whole), self.wanted.side), self.view(whole)
+            copy, view = _smaller(np.array(whole), copy_side(self.transform)), self.transform(whole)
             pixels += [copy.flatten(), torch.from_numpy(view).permute(1, 2, 0).flatten()]
             found.append((*copy.shape[:2], whole.height, whole.width))
         return torch.cat(pixels) if pixels else torch.zeros(0, dtype=torch.uint8), found

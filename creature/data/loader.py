@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from creature.device import usable_cores
 from creature.data.decode import BLACK, BadImage, Encoded, read
-from creature.data.augment import View
-from creature.console import UserError
+from creature.data.augment import Augmentation
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from creature.data.image_cache import Records
+    from creature.data.image_cache import CachedImages
 
 # torch says for each fold, in a paragraph, that workers are more than cores; setup.start does so once, in a line.
 warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     bad: dict[str, str]  # id -> reason
 
 
-def seed_of(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A 63-bit seed from its parts: equal on every machine, unlike Python's own hash."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -54,20 +54,20 @@ def epoch_batches(rows: np.ndarray, batch_size: int, *seed: object) -> list[np.n
 
     BatchNorm has no statistics of a single picture, and dropping it would lose a row.
     """
-    order = np.random.default_rng(seed_of(*seed)).permutation(rows)
+    order = np.random.default_rng(derive_seed(*seed)).permutation(rows)
     cuts = list(range(batch_size, len(order), batch_size))
     if cuts and len(order) - cuts[-1] == 1 and batch_size > 1:
         cuts.pop()
     return np.split(order, cuts)
 
 
-def share_of(batch: np.ndarray, process: int, processes: int) -> np.ndarray:
+def process_share(batch: np.ndarray, process: int, processes: int) -> np.ndarray:
     """The rows of a batch that one process sees; never none, for every process must take part in a step."""
     share = batch[process::processes]
     return share if len(share) else batch[:1]
 
 
-class Pictures:
+class ImageDataset:
     """Rows of the table as batches; an item is (row, epoch), so that each epoch sees another random view.
 
     `views`: one, or one an epoch. Of pictures that are cached, the table needs id and label alone. Where there are soft
@@ -76,7 +76,7 @@ class Pictures:
 
     targets: torch.Tensor | None = None
 
-    def __init__(self, dataset: "Dataset", *views: View, seed: int = 0, cached: "Records | None" = None):
+    def __init__(self, dataset: "Dataset", *views: Augmentation, seed: int = 0, cached: "CachedImages | None" = None):
         self.dataset, self.views, self.seed, self.cached = dataset, views, seed, cached
         self.decoding = torch.zeros(0, 2, dtype=torch.int64)  # each worker's pid and row
 
@@ -102,8 +102,8 @@ class Pictures:
     def _see(self, item: tuple[int, int], name: str, image: dict[str, Any]) -> tuple[torch.Tensor, str]:
         """A picture's pixels, or black ones and the reason why."""
         row, epoch = item
-        note(self.decoding, row)
-        seed, view = seed_of(self.seed, epoch, name), self.views[min(epoch, len(self.views) - 1)]
+        note_decoding(self.decoding, row)
+        seed, view = derive_seed(self.seed, epoch, name), self.views[min(epoch, len(self.views) - 1)]
         if self.cached is not None:
             return view(self.cached[row], seed), ""
         try:
@@ -112,7 +112,7 @@ class Pictures:
             return view(BLACK, seed), str(reason)
 
 
-class Features:
+class FeatureDataset:
     """Rows as batches of what a frozen backbone made of their pictures: `pixels` are features (B, D).
 
     Where there are soft `targets` (N, K), these are the labels.
@@ -161,14 +161,14 @@ def _end_workers() -> None:
             worker.kill()
 
 
-def note(decoding: torch.Tensor, row: int) -> None:
+def note_decoding(decoding: torch.Tensor, row: int) -> None:
     """Note in memory that the processes share which row this worker decodes next, should it die of it."""
     if worker := get_worker_info():
         decoding[worker.id] = torch.tensor([os.getpid(), row])
 
 
 @contextmanager
-def blaming_pictures(*sources: Any) -> Iterator[None]:
+def naming_fatal_image(*sources: Any) -> Iterator[None]:
     """Name the picture that a worker process died of: torch knows its pid alone, and tells it at any line."""
     try:
         yield
@@ -182,7 +182,7 @@ def blaming_pictures(*sources: Any) -> Iterator[None]:
         raise UserError(
             f"{names or 'images'}: a process that decodes died; remove or "
             "mend the picture, or where memory ran out, set a smaller images.workers; --resume goes on"
-        ) from None
+        ) from error
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -202,5 +202,5 @@ def training_order(
     first = start[1]
     for epoch in range(start[0], epochs):
         for batch in epoch_batches(rows, batch_size, *seed, epoch)[first:]:
-            yield [(int(row), epoch) for row in share_of(batch, process, processes)]
+            yield [(int(row), epoch) for row in process_share(batch, process, processes)]
         first = 0

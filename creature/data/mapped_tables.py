@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from creature.storage import whole
-from creature.console import UserError
+from creature.storage import write_atomically
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,7 +16,7 @@ PIECE = 10_000  # rows that are Python objects at a time
 PIECE_BYTES = 2**20
 
 
-def keep(table: "pa.Table", name: str = "") -> Path:
+def store_table(table: "pa.Table", name: str = "") -> Path:
     """The table as a file in the cache, under its name there; without one, under a hash of its content.
 
     Raises UserError where the cache cannot be written.
@@ -28,7 +28,7 @@ def keep(table: "pa.Table", name: str = "") -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with write_atomically(path) as part:
             with OSFile(str(part), "wb") as file, ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table.combine_chunks())
             with part.open("rb+") as file:  # behind the stream's end, where no reader looks
@@ -38,11 +38,11 @@ def keep(table: "pa.Table", name: str = "") -> Path:
         reason = error.strerror or str(error)
         raise UserError(
             f"{path.parent}: cannot be written: {reason}; name another folder in HF_DATASETS_CACHE"
-        ) from None
+        ) from error
     return path
 
 
-def kept(name: str) -> "pa.Table | None":
+def stored_table(name: str) -> "pa.Table | None":
     """The table of that name, if there is one that is as it was written."""
     from pyarrow import ipc, memory_map
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from creature.data.image_cache import Cache, Records, Wanted, is_wanted, open_cache
+from creature.data.image_cache import ImageCache, CachedImages, should_cache, open_cache
 from creature.data.checks import Everything, check_images
+from creature.data.eval_transform import EvalTransform
 from creature.data.duplicates import LENGTH, sketch
-from creature.data.mapped_tables import compute, keep, kept
+from creature.data.mapped_tables import compute, store_table, stored_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 TICK = 2 * 10**9  # nanoseconds of the coarsest clock of a file system, FAT's
 
 
-def known_images(
-    dataset: "Dataset", known: "pa.ChunkedArray | None", title: str, kind: str, wanted: Wanted
-) -> "tuple[pa.Table, dict[int, str], Cache | None]":
+def scan_images(
+    dataset: "Dataset", known: "pa.ChunkedArray | None", title: str, kind: str, transform: EvalTransform
+) -> "tuple[pa.Table, dict[int, str], ImageCache | None]":
     """Hash and sketch of each row, why rows cannot be decoded, and the cache of all others where `kind` wants one.
 
     They are the index's, or else check_images reads and decodes all; what a cache decodes is only hashed there. Content
@@ -35,9 +36,9 @@ def known_images(
     """
     import pyarrow as pa
 
-    name, caching = state_of_files(dataset), is_wanted(kind, wanted, len(dataset))
+    name, caching = state_of_files(dataset), should_cache(kind, transform, len(dataset))
     places = [f"{name}-sketched", *([name] if known is not None else [])] if name else []
-    table = next((found for place in places if (found := kept(place)) is not None), None)
+    table = next((found for place in places if (found := stored_table(place)) is not None), None)
     bad: dict[int, str] = {}
     cache, sketches = None, np.zeros((len(dataset) if table is None and known is None else 0, LENGTH), np.uint8)
     if table is None:
@@ -46,17 +47,17 @@ def known_images(
         table = pa.table({"hash": hashes})
     if caching:
         hashes = table["hash"].to_pylist()
-        cache = open_cache(kind, dataset, hashes, [row for row in range(len(hashes)) if row not in bad], wanted, title)
+        cache = open_cache(kind, dataset, hashes, [row for row in range(len(hashes)) if row not in bad], transform, title)
         bad |= {row: cache.bad[content] for row, content in enumerate(hashes) if content in cache.bad}
         good = [row for row in range(len(sketches)) if row not in bad]
-        copies = Records(cache, [hashes[row] for row in good], views=False)
+        copies = CachedImages(cache, [hashes[row] for row in good], views=False)
         for place, row in enumerate(good):
             sketches[row] = np.frombuffer(sketch(copies[place].image()), np.uint8)
     if len(sketches):
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LENGTH), len(sketches), [None, pa.py_buffer(sketches)])
         table = table.append_column("sketch", column)
     if name and not bad:
-        keep(table, f"{name}-sketched" if "sketch" in table.column_names else name)
+        store_table(table, f"{name}-sketched" if "sketch" in table.column_names else name)
     return table, dict(sorted(bad.items())), cache
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from creature.data.files import ENDINGS, file_id, file_image, is_folder, label_of, list_pictures, natural, read_labels
-from creature.data.mapped_tables import compute, keep
-from creature.console import UserError
+from creature.data.mapped_tables import compute, store_table
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,7 +137,7 @@ def _table(
     rows = pa.table({"id": ids, "label": [labels[path] for path in paths], "group": group})
     schema = Features(image=Image(decode=False)).arrow_schema
     files = [file_image(os.path.join(source, path)) for path in paths]
-    return Dataset.from_file(str(keep(pa.table({"image": files}, schema=schema)))), rows
+    return Dataset.from_file(str(store_table(pa.table({"image": files}, schema=schema)))), rows
 
 
 def _groups(ids: "pa.Array", pattern: str | None) -> "pa.Array":
@@ -148,7 +148,7 @@ def _groups(ids: "pa.Array", pattern: str | None) -> "pa.Array":
     try:
         search = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"folds.group: {pattern!r} is no regular expression: {error}") from None
+        raise UserError(f"folds.group: {pattern!r} is no regular expression: {error}") from error
     if search.groups != 1:
         raise UserError(f"folds.group: {pattern!r} must have exactly one (group), it has {search.groups}")
     found = [match.group(1) if (match := search.search(name)) else None for name in ids.to_pylist()]
@@ -178,7 +178,7 @@ def _read_table(source: str, root: str, columns: Columns, field: str) -> Source:
     try:
         table = table.cast_column(columns.image, Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"images.image_column: {columns.image!r} of {source} holds no images: {error}") from None
+        raise UserError(f"images.image_column: {columns.image!r} of {source} holds no images: {error}") from error
     if columns.image != "image":
         table = table.rename_column(columns.image, "image")
     _refuse_foreign_paths(table, source, field)
@@ -225,7 +225,7 @@ def _load_table(source: str, field: str) -> "Dataset":
         raise
     except Exception as error:  # whatever the reader, the file system or the Hub raises: the user needs the reason
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{field}: cannot load {source}: {reason}") from None
+        raise UserError(f"{field}: cannot load {source}: {reason}") from error
 
 
 def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:

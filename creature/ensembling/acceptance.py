@@ -8,19 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from creature.console import UserError, say, show_table
-from creature.ensembling.compare import Pair, difference_interval, holm, pair, shown_p
-from creature.ensembling.recorded import Answered
+from creature.console import say, show_table
+from creature.ensembling.compare import PairedComparison, compare_paired, difference_interval, holm, shown_p
+from creature.ensembling.recorded import RecordedPredictions
+from creature.errors import UserError
 from creature.inference.members import result_of, short_names
-from creature.inference.predictor import Picture, Predictor, ask
+from creature.inference.predictor import ImageInput, Predictor, predict_batches
 from creature.metrics.accuracy import Count
 
 MARGIN = 0.01  # by how much of accuracy one model may be worse
 
-Pictures = Callable[[np.ndarray], Iterable[Picture]]  # those at some positions, each time from the beginning
+ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # those at some positions, each time from the beginning
 
 
-class Model(NamedTuple):
+class Candidate(NamedTuple):
     """What answers, the number of its parameters, and the classes (N,) that it gave."""
 
     name: str
@@ -30,27 +31,27 @@ class Model(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Unseen:
+class UnseenImages:
     """Labelled pictures that no member was trained on; the ensemble and its members, and what they said of them."""
 
     title: str
     hashes: np.ndarray  # (N,)
     labels: np.ndarray  # (N,)
-    ensemble: Model
-    members: tuple[Model, ...]
-    pictures: Callable[[], Iterable[Picture]]
+    ensemble: Candidate
+    members: tuple[Candidate, ...]
+    pictures: Callable[[], Iterable[ImageInput]]
     strategy: str
     mirror: bool
 
     def classes(self, predictor: Predictor, batch_size: int, title: str) -> np.ndarray:
         """What one more model says of them (N,)."""
-        asked = ask(predictor, self.pictures(), batch_size, title, len(self.labels))
+        asked = predict_batches(predictor, self.pictures(), batch_size, title, len(self.labels))
         return np.concatenate([answers.logits[0].argmax(1) for answers in asked])
 
 
 def find_unseen(
-    title: str, answered: Answered, stands: np.ndarray, pictures: Pictures, folds: Sequence[Path]
-) -> Unseen:
+    title: str, answered: RecordedPredictions, stands: np.ndarray, pictures: ImagesAt, folds: Sequence[Path]
+) -> UnseenImages:
     """Those of the answered pictures that may score a model; raises UserError where there are not two of them."""
     rows = np.flatnonzero(stands == "unseen")
     hashes = np.array(answered.hashes)[rows]
@@ -63,19 +64,19 @@ def find_unseen(
         )
     sizes = [int(result_of(fold)["parameters"]) for fold in folds]
     names = short_names(folds)
-    members = [Model(name, size, answered.decisions[name][rows]) for name, size in zip(names, sizes, strict=True)]
-    ensemble = Model(f"ensemble of {len(folds)}", sum(sizes), answered.decisions[answered.strategy][rows])
+    members = [Candidate(name, size, answered.decisions[name][rows]) for name, size in zip(names, sizes, strict=True)]
+    ensemble = Candidate(f"ensemble of {len(folds)}", sum(sizes), answered.decisions[answered.strategy][rows])
     how = answered.strategy, answered.mirror
-    return Unseen(title, hashes, answered.labels[rows], ensemble, tuple(members), lambda: pictures(rows), *how)
+    return UnseenImages(title, hashes, answered.labels[rows], ensemble, tuple(members), lambda: pictures(rows), *how)
 
 
 @dataclass(frozen=True)
-class Beside:
+class Comparison:
     """A model beside the ensemble, on the same pictures."""
 
-    model: Model
+    model: Candidate
     count: Count
-    against: Pair
+    against: PairedComparison
     low: float  # 95 % interval of the difference of accuracies
     high: float
 
@@ -90,11 +91,11 @@ class Beside:
         return {**self.count.figures(), "parameters": self.model.parameters, "against_ensemble": against}
 
 
-def beside(unseen: Unseen, model: Model) -> Beside:
+def compare_with_ensemble(unseen: UnseenImages, model: Candidate) -> Comparison:
     """Score a model, and compare it with the ensemble."""
     right, theirs = model.predicted == unseen.labels, unseen.ensemble.predicted == unseen.labels
     low, high = difference_interval(right, theirs)
-    return Beside(model, Count(int(right.sum()), len(right)), pair(right, theirs), low, high)
+    return Comparison(model, Count(int(right.sum()), len(right)), compare_paired(right, theirs), low, high)
 
 
 def ingredients(folds: Sequence[Path]) -> list[dict[str, Any]]:
@@ -102,11 +103,11 @@ def ingredients(folds: Sequence[Path]) -> list[dict[str, Any]]:
     return [{"fold": fold.name, "sha256": result_of(fold)["sha256"]["model.safetensors"]} for fold in folds]
 
 
-def record(unseen: Unseen | None, models: Sequence[Model], chosen: str) -> dict[str, Any]:
+def score_record(unseen: UnseenImages | None, models: Sequence[Candidate], chosen: str) -> dict[str, Any]:
     """What one model's result.json says of its score: all that it stands beside, and whether it is accepted."""
     if unseen is None:
         return {"scores": None, "accepted": None}
-    found = {each.name: beside(unseen, each) for each in (unseen.ensemble, *unseen.members, *models)}
+    found = {each.name: compare_with_ensemble(unseen, each) for each in (unseen.ensemble, *unseen.members, *models)}
     return {
         "images": {"source": Path(unseen.title).name, "n": len(unseen.labels)},
         "strategy": unseen.strategy,
@@ -116,9 +117,9 @@ def record(unseen: Unseen | None, models: Sequence[Model], chosen: str) -> dict[
     }
 
 
-def show(unseen: Unseen, models: Sequence[Model]) -> None:
+def show(unseen: UnseenImages, models: Sequence[Candidate]) -> None:
     """Print ensemble, members and models in one table, and below it whether each model is accepted."""
-    lines = [beside(unseen, each) for each in (*unseen.members, *models)]
+    lines = [compare_with_ensemble(unseen, each) for each in (*unseen.members, *models)]
     p = holm([line.against.p for line in lines])
     rows = [
         (
@@ -131,7 +132,7 @@ def show(unseen: Unseen, models: Sequence[Model]) -> None:
         )
         for line, corrected in zip(lines, p, strict=True)
     ]
-    whole = beside(unseen, unseen.ensemble)
+    whole = compare_with_ensemble(unseen, unseen.ensemble)
     rows.insert(0, (whole.model.name, f"{whole.model.parameters / 1e6:.1f} M", str(whole.count), "", "", ""))
     heads = ("model", "parameters", "accuracy [95 %]", "points above the ensemble [95 %]", "right alone", "p")
     show_table(f"One model in the ensemble's place, on {unseen.title}", heads, rows)
@@ -141,7 +142,7 @@ def show(unseen: Unseen, models: Sequence[Model]) -> None:
         say(f"{line.model.name}: {verdict(line, worst.count, np.bincount(unseen.labels).max())}")
 
 
-def verdict(line: Beside, worst: Count, frequent: int) -> str:
+def verdict(line: Comparison, worst: Count, frequent: int) -> str:
     """Whether a model is accepted and why, given the worst member's count and the size of the most frequent class."""
     bound = f"the 95 % lower bound is {100 * line.low:+.2f} points"
     if line.accepted:

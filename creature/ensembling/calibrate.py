@@ -17,14 +17,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from creature.console import UserError, run, say, show_table
+from creature.console import run, say, show_table
+from creature.errors import UserError
 from creature.inference.options import add_promises
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend, log
 from creature.metrics.calibration import (
     FEWEST,
     PARTS,
-    Fitted,
+    CalibrationData,
     calibrate,
     calibration_error,
     cross_fit,
@@ -35,7 +36,7 @@ from creature.metrics.calibration import (
 OF_MODEL, OF_ENSEMBLE = "calibration.safetensors", "ensemble_calibration.safetensors"  # in what is published
 
 
-def of_member(folder: Path) -> Fitted:
+def member_calibration(folder: Path) -> CalibrationData:
     """What was fitted for one model: a trained fold, on the rows that it held out, or a published one.
 
     Raises UserError where these rows are not at hand.
@@ -44,7 +45,7 @@ def of_member(folder: Path) -> Fitted:
     from creature.inference.members import check_members, result_of
 
     if (folder / OF_MODEL).exists():
-        return load_fitted(folder / OF_MODEL)
+        return load_calibration(folder / OF_MODEL)
     if not (folder / "held_out.safetensors").exists() or not (folder.parent / "folds.json").exists():
         raise UserError(
             f"--set and --precision rest on the images that a fold held out, and {folder} has none of them; give a "
@@ -55,13 +56,15 @@ def of_member(folder: Path) -> Fitted:
     return fit(held.logits, labels, result_of(folder)["selected"])
 
 
-def of_ensemble(home: Path, folders: Sequence[Path], weights: np.ndarray, strategy: str, mirror: bool) -> Fitted:
+def ensemble_calibration(
+    home: Path, folders: Sequence[Path], weights: np.ndarray, strategy: str, mirror: bool
+) -> CalibrationData:
     """What was fitted for the ensemble of a run, or of a published one whose main folder is `home`.
 
     Raises UserError where no answers to pictures that no member saw are at hand.
     """
     if (home / OF_ENSEMBLE).exists():
-        return load_fitted(home / OF_ENSEMBLE)
+        return load_calibration(home / OF_ENSEMBLE)
     found = rows_of_ensemble(home, folders, weights, strategy, mirror) if (home / "folds.json").exists() else None
     if found is None:
         how = f" --strategy {strategy}" * (strategy != "logits") + " --mirror" * mirror
@@ -73,7 +76,7 @@ def of_ensemble(home: Path, folders: Sequence[Path], weights: np.ndarray, strate
     return fit(found.logits, found.labels, found.selected, mirror)
 
 
-class Basis(NamedTuple):
+class UnseenLogits(NamedTuple):
     """What an ensemble's calibration rests on: pictures that no member saw."""
 
     logits: np.ndarray  # (N, K), logs of its probabilities
@@ -84,55 +87,55 @@ class Basis(NamedTuple):
 
 def rows_of_ensemble(
     run: Path, folders: Sequence[Path], weights: np.ndarray, strategy: str, mirror: bool
-) -> Basis | None:
+) -> UnseenLogits | None:
     """Pictures that no member of a run's ensemble saw, with what it says of them.
 
     Its answers to the holdout, or else to labelled images, as ensemble.py has kept them; or else repeated folds, where
     the members that never saw a row stand in for the larger ensemble. None where there is neither.
     """
     from creature.ensembling.out_of_fold import full_repeats, never_saw
-    from creature.ensembling.recorded import load_answers, standing
+    from creature.ensembling.recorded import exposure_of, load_recorded
     from creature.inference.members import check_members, folds_of, result_of
 
     models = tuple(result["sha256"]["model.safetensors"] for result in check_members(folders))
     for name in ("holdout", "images"):
         if not (path := run / "ensemble" / f"{name}.safetensors").exists():
             continue
-        answered = load_answers(path)
+        answered = load_recorded(path)
         asked = answered.models == models and answered.blended_by(weights, strategy, mirror)
         if answered.scores is None or not asked:
             continue
-        unseen = standing(answered, folders) == "unseen"
+        unseen = exposure_of(answered, folders) == "unseen"
         if unseen.any():
-            return Basis(answered.scores[unseen], answered.labels[unseen], f"ensemble of {len(folders)}, {name}")
+            return UnseenLogits(answered.scores[unseen], answered.labels[unseen], f"ensemble of {len(folders)}, {name}")
     if strategy == "vote" or mirror or len(full_repeats(folders)) < 2 or len(set(weights.tolist())) > 1:
         return None
     rows, logits = never_saw(folders)
     what = f"ensembles of {len(logits)}, for that of {len(folders)}"
     selected = any(result_of(folder)["selected"] for folder in folders)
-    return Basis(log(blend(logits, strategy)), folds_of(run).labels[rows], what, selected)
+    return UnseenLogits(log(blend(logits, strategy)), folds_of(run).labels[rows], what, selected)
 
 
-def save_fitted(path: Path, fitted: Fitted) -> None:
+def save_calibration(path: Path, fitted: CalibrationData) -> None:
     """Write it as safetensors."""
     words = {name: getattr(fitted, name) for name in ("temperature", "selected", "mirror")}
     tensors = {name: getattr(fitted, name) for name in ("of_label", "sure", "right")}
     save_file(tensors, path, metadata={key: json.dumps(value) for key, value in words.items()})
 
 
-def load_fitted(path: Path) -> Fitted:
+def load_calibration(path: Path) -> CalibrationData:
     """Read it; raises UserError where the file is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             words = {key: json.loads(value) for key, value in file.metadata().items()}
-            found = Fitted(**words, **{name: file.get_tensor(name) for name in ("of_label", "sure", "right")})
+            found = CalibrationData(**words, **{name: file.get_tensor(name) for name in ("of_label", "sure", "right")})
         rows = [found.of_label, found.sure, found.right]
         if {array.shape for array in rows} != {(len(found.right),)} or found.right.dtype != bool:
             raise ValueError("its rows are no columns")
         if not (0 < found.temperature < 1000 and all(((p >= 0) & (p <= 1)).all() for p in rows[:2])):
             raise ValueError("its numbers are no probabilities")
     except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as a calibration ({error}); fetch it again") from None
+        raise UserError(f"{path}: cannot be read as a calibration ({error}); fetch it again") from error
     return found
 
 
@@ -187,7 +190,7 @@ def judged(name: str, logits: np.ndarray, labels: np.ndarray, args: argparse.Nam
     try:
         return _judged(logits, labels, args)
     except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {error}") from error
 
 
 def _judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> list[str]:

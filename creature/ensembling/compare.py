@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from creature.console import say, show_table
-from creature.ensembling.recorded import Answered
+from creature.ensembling.recorded import RecordedPredictions
 from creature.inference.prediction_files import table_writer
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import STRATEGIES
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedComparison:
     """Two models on the same n rows, and how many of them each alone has right."""
 
     first: int
@@ -44,9 +44,9 @@ def shown_p(p: float) -> str:
     return f"{p:.2g}" if p >= 0.0001 else "below 0.0001"
 
 
-def pair(first: np.ndarray, second: np.ndarray) -> Pair:
+def compare_paired(first: np.ndarray, second: np.ndarray) -> PairedComparison:
     """Compare two models by whether each row (N,) is right."""
-    return Pair(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
+    return PairedComparison(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
 
 
 def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
@@ -79,29 +79,30 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Decided:
+class ScoredMember:
     """A decider's score on new pictures, and beside the mean of logits: on the same pictures, corrected by Holm."""
 
     name: str
     count: Count
-    against: Pair | None
+    against: PairedComparison | None
     p: float | None
 
 
-def compare_deciders(answered: Answered, stands: np.ndarray) -> list[Decided]:
+def compare_members(answered: RecordedPredictions, stands: np.ndarray) -> list[ScoredMember]:
     """Every strategy and member on the pictures that no member knows; none where there are no such pictures."""
     new = stands == "unseen"
     if not new.any():
         return []
     right = {name: said[new] == answered.labels[new] for name, said in answered.decisions.items()}
-    pairs = {name: pair(good, right["logits"]) for name, good in right.items() if name != "logits"}
+    pairs = {name: compare_paired(good, right["logits"]) for name, good in right.items() if name != "logits"}
     p = dict(zip(pairs, holm([each.p for each in pairs.values()]), strict=True))
     return [
-        Decided(name, Count(int(good.sum()), len(good)), pairs.get(name), p.get(name)) for name, good in right.items()
+        ScoredMember(name, Count(int(good.sum()), len(good)), pairs.get(name), p.get(name))
+        for name, good in right.items()
     ]
 
 
-def disagreements(answered: Answered, deciders: Sequence[str]) -> list[tuple[str, ...]]:
+def disagreements(answered: RecordedPredictions, deciders: Sequence[str]) -> list[tuple[str, ...]]:
     """Pictures to which the deciders give different classes: id, label, and each decider's class."""
     said = np.stack([answered.decisions[name] for name in deciders])
     names = (*answered.names, "")  # -1: no label
@@ -112,12 +113,12 @@ def disagreements(answered: Answered, deciders: Sequence[str]) -> list[tuple[str
 LISTED = 20  # disagreements that the terminal shows
 
 
-def show(title: str, answered: Answered, stands: np.ndarray, file: Path | None) -> None:
+def show(title: str, answered: RecordedPredictions, stands: np.ndarray, file: Path | None) -> None:
     """Print every decider's score, and the pictures on which the strategies disagree; all that differ go to a file."""
     known = int((stands == "seen").sum())
     rows = [
         (row.name, str(row.count), str(row.against or ""), "" if row.p is None else shown_p(row.p))
-        for row in compare_deciders(answered, stands)
+        for row in compare_members(answered, stands)
     ]
     rows += [(f"{known} images, trained on", "seen", "", "")] if known else []
     note = "logits, softmax, vote: of all members. right alone : logits right alone; p: McNemar's, Holm-corrected"

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from creature.console import UserError
-from creature.data.folds import FoldFile
-from creature.ensembling.acceptance import Model, Unseen, ingredients, record
+from creature.data.folds import FoldTable
+from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
 from creature.ensembling.out_of_fold import never_saw
+from creature.errors import UserError
 from creature.inference.members import check_members, find_folds, folds_of, load_member, predictor, result_of
 from creature.inference.predictor import Predictor
 from creature.metrics.blend import blend
@@ -23,7 +23,7 @@ SHARE = 0.5  # of a target that is the teacher's
 DOUBT = "it has not learned what they know: train it for longer, or take another recipe"
 
 
-def soft_targets(teacher: Path, folds: FoldFile) -> torch.Tensor:
+def soft_targets(teacher: Path, folds: FoldTable) -> torch.Tensor:
     """Targets (N, K) for a student's rows: half the label, half what members said that never saw the picture.
 
     Hinton et al. 2015; here each answer is out of fold, for of what it was trained on a member would only repeat the
@@ -104,14 +104,16 @@ def student_recipe(path: str, run: Path) -> Recipe:
 
 
 def judge_student(
-    student: Path, unseen: Unseen, device: torch.device, batch_size: int, see: Callable[[Predictor], Predictor]
-) -> tuple[Model, bool]:
+    student: Path, unseen: UnseenImages, device: torch.device, batch_size: int, see: Callable[[Predictor], Predictor]
+) -> tuple[Candidate, bool]:
     """What a trained student says of pictures that no fold saw, and whether it is accepted; noted in its folder."""
     fold = student / "fold-0"
     check_members([fold])
     asked = see(predictor([load_member(fold, device, fused=True)]))
-    model = Model("student", int(result_of(fold)["parameters"]), unseen.classes(asked, batch_size, "student"), DOUBT)
+    model = Candidate(
+        "student", int(result_of(fold)["parameters"]), unseen.classes(asked, batch_size, "student"), DOUBT
+    )
     teachers = find_folds([str(student.parent)])
-    words = {"members": ingredients(teachers), **record(unseen, [model], model.name)}
+    words = {"members": ingredients(teachers), **score_record(unseen, [model], model.name)}
     write_json(student / "result.json", words)
     return model, words["accepted"]

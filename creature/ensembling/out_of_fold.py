@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from creature.console import UserError, warn
+from creature.console import warn
 from creature.data.dataset import read_images
 from creature.data.mapped_tables import compute
 from creature.data.sources import Columns
 from creature.ensembling.recorded import Tally
+from creature.errors import UserError
 from creature.inference.members import folds_of, held_by, result_of
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import blend

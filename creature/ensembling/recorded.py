@@ -12,16 +12,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from creature.console import UserError, warn
+from creature.console import warn
 from creature.data.files import label_of, read_labels
+from creature.errors import UserError
 from creature.inference.members import relation
-from creature.inference.predictor import Answers
+from creature.inference.predictor import LogitsBatch
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import STRATEGIES, blend, log
 
 
 @dataclass(frozen=True)
-class Answered:
+class RecordedPredictions:
     """Pictures with the class that each decider gave them."""
 
     ids: tuple[str, ...]
@@ -46,7 +47,7 @@ class Answered:
         same = len(own) == len(weights) and np.allclose(own / own.sum(), weights / weights.sum())
         return bool(same) and (self.strategy, self.mirror) == (strategy, mirror)
 
-    def asked_as(self, other: "Answered") -> bool:
+    def asked_as(self, other: "RecordedPredictions") -> bool:
         """Whether another ensemble, or one model, was asked in the same way, so that the models alone are compared."""
         alone = min(len(self.members), len(other.members)) == 1
         return self.mirror == other.mirror and (alone or self.strategy == other.strategy)
@@ -58,7 +59,7 @@ class Answered:
 
 
 @dataclass
-class Record:
+class Recorder:
     """Decisions as they are made, of the strategies and of `members`; of `keep`, a strategy, the probabilities, too."""
 
     members: Sequence[str]
@@ -69,7 +70,7 @@ class Record:
     decisions: list[np.ndarray] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
 
-    def watch(self, answers: Iterable[Answers]) -> Iterator[Answers]:
+    def watch(self, answers: Iterable[LogitsBatch]) -> Iterator[LogitsBatch]:
         """Pass the answers on."""
         for batch in answers:
             blends = {strategy: blend(batch.logits, strategy, self.weights) for strategy in STRATEGIES}
@@ -86,9 +87,9 @@ class Record:
         strategy: str,
         names: Sequence[str],
         models: Sequence[str] = (),
-    ) -> Answered:
+    ) -> RecordedPredictions:
         """The table, once all answers have passed; `models` are the hashes of the members' weights."""
-        return Answered(
+        return RecordedPredictions(
             ids=tuple(ids),
             hashes=tuple(self.hashes),
             labels=np.asarray(labels),
@@ -102,7 +103,7 @@ class Record:
         )
 
 
-def save_answers(path: Path, answered: Answered) -> None:
+def save_recorded(path: Path, answered: RecordedPredictions) -> None:
     """Write the table as safetensors."""
     hashes = np.frombuffer(b"".join(bytes.fromhex(content or "00" * 16) for content in answered.hashes), dtype=np.uint8)
     tensors = {
@@ -120,9 +121,9 @@ def save_answers(path: Path, answered: Answered) -> None:
     save_file(tensors, path, metadata={key: json.dumps(value) for key, value in words.items()})
 
 
-def warn_of_lost_labels(path: Path, answered: Answered) -> None:
+def warn_of_lost_labels(path: Path, answered: RecordedPredictions) -> None:
     """Warn where answers with fewer labels take the place of answers with more."""
-    before = int((load_answers(path).labels >= 0).sum()) if path.exists() else 0
+    before = int((load_recorded(path).labels >= 0).sum()) if path.exists() else 0
     now = int((answered.labels >= 0).sum())
     if now < before:
         warn(
@@ -131,7 +132,7 @@ def warn_of_lost_labels(path: Path, answered: Answered) -> None:
         )
 
 
-def load_answers(path: Path) -> Answered:
+def load_recorded(path: Path) -> RecordedPredictions:
     """Read a table; raises UserError where it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
@@ -142,7 +143,7 @@ def load_answers(path: Path) -> Answered:
         )
         ids = tuple(tensors["ids"].tobytes().decode().split("\n"))
         decisions = dict(zip(words["deciders"], tensors["decisions"], strict=True))
-        answered = Answered(
+        answered = RecordedPredictions(
             ids=ids,
             hashes=hashes,
             labels=tensors["labels"],
@@ -159,7 +160,7 @@ def load_answers(path: Path) -> Answered:
         if answered.scores is not None and answered.scores.shape != (len(ids), len(answered.names)):
             raise ValueError("its scores are not of its classes")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run ensemble.py with --images again") from None
+        raise UserError(f"{path}: cannot be read ({error}); run ensemble.py with --images again") from error
     return answered
 
 
@@ -178,7 +179,7 @@ def read_truth(path: str, ids: Sequence[str], names: Sequence[str]) -> np.ndarra
     return labels
 
 
-def standing(answered: Answered, folders: Sequence[Path]) -> np.ndarray:
+def exposure_of(answered: RecordedPredictions, folders: Sequence[Path]) -> np.ndarray:
     """How each picture (N,) may be scored: `unseen`, `selected`, `seen`, or not at all: `unread`, `unlabelled`."""
     return np.array(
         [
@@ -209,7 +210,7 @@ class Tally:
         return {**{k: count.figures() for k, count in self.scored.items()}, **self.left_out}
 
 
-def tally(answered: Answered, stands: np.ndarray, decider: str | None = None) -> Tally:
+def tally(answered: RecordedPredictions, stands: np.ndarray, decider: str | None = None) -> Tally:
     """The score of a decider, the ensemble's strategy if none is named, given the pictures' standing (N,)."""
     predicted = answered.decisions[decider or answered.strategy]
     counts = {

@@ -12,20 +12,21 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from creature.console import UserError, say
+from creature.console import say
 from creature.data.dataset import column, read_images
 from creature.data.folds import assign_folds
-from creature.data.loader import Batch, Pictures, epoch_batches, load_batches
+from creature.data.loader import Batch, ImageDataset, epoch_batches, load_batches
 from creature.data.mapped_tables import compute
 from creature.data.sources import Columns
-from creature.ensembling.acceptance import Model, Unseen, ingredients, record
+from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
+from creature.errors import UserError
 from creature.inference.members import Member, folds_of, load_member, predictor, result_of, short_names
 from creature.inference.predictor import Predictor
 from creature.recipe import Recipe, load_recipe
-from creature.storage import file_hash, whole, write_json
+from creature.storage import file_hash, write_atomically, write_json
 from creature.training.checkpoint import save_weights
 from creature.training.run_folder import environment
-from creature.training.train_data import training_views
+from creature.training.train_data import epoch_augmentations
 
 ROWS = 2048  # training pictures that BatchNorm's statistics are taken of
 DOUBT = (
@@ -106,7 +107,7 @@ def training_batches(run: Path, recipe: Recipe) -> Iterator[Batch]:
             "and a soup's BatchNorm needs them; restore them"
         )
     order = epoch_batches(rows, recipe.batch_size, recipe.seed, "soup")[: -(-ROWS // recipe.batch_size)]
-    pictures = Pictures(dataset, training_views(recipe)[-1], seed=recipe.seed)
+    pictures = ImageDataset(dataset, epoch_augmentations(recipe)[-1], seed=recipe.seed)
     for batch in load_batches(pictures, [[(int(row), 0) for row in rows] for rows in order], images.workers):
         for name, reason in batch.bad.items():
             raise UserError(f"{name}: {reason}; it was readable when the run was trained; restore it")
@@ -126,11 +127,11 @@ def cook(folders: Sequence[Path], device: torch.device, recipe: Recipe) -> Membe
 def make_soup(
     folds: Sequence[Path],
     kind: str,
-    unseen: Unseen | None,
+    unseen: UnseenImages | None,
     device: torch.device,
     batch_size: int,
     see: Callable[[Predictor], Predictor],
-) -> tuple[list[Model], bool | None]:
+) -> tuple[list[Candidate], bool | None]:
     """Write RUN/soup, uniform or greedy, of all folds of a run; the soups to be shown, and whether it is accepted.
 
     Without unseen pictures there is a uniform one, and no score.
@@ -151,11 +152,11 @@ def make_soup(
 
     models, chosen = [], [everyone]
     if unseen is not None:
-        models.append(Model("uniform soup", size, said(everyone), DOUBT))
+        models.append(Candidate("uniform soup", size, said(everyone), DOUBT))
     if unseen is not None and kind == "greedy":
         half = assign_folds(unseen.labels, unseen.hashes, 2, recipe.seed)
         chosen, predicted = choose(everyone, said, unseen.labels, half)
-        models.append(Model("greedy soup", size, predicted, DOUBT))
+        models.append(Candidate("greedy soup", size, predicted, DOUBT))
         listed = [", ".join(names[member] for member in some) for some in chosen]
         alone = ", to which no other is of use" * (len(chosen[0]) == 1)
         say(f"greedy soup: {listed[0]}{alone}; one half of the pictures chooses {listed[1]}, the other {listed[2]}")
@@ -164,7 +165,7 @@ def make_soup(
         {**fold, "chosen": member in chosen[0], "chosen_by_halves": [member in some for some in chosen[1:]]}
         for member, fold in enumerate(ingredients(folds))
     ]
-    words = {"soup": kind, "members": members, **record(unseen, models, f"{kind} soup")}
+    words = {"soup": kind, "members": members, **score_record(unseen, models, f"{kind} soup")}
     write_soup(run / "soup", folds[0], of(chosen[0]), words)
     return models, words["accepted"]
 
@@ -173,7 +174,7 @@ def write_soup(folder: Path, fold: Path, soup: Member, words: dict[str, Any]) ->
     """Leave a folder that explains itself, as a fold's does; result.json comes last and says that all is there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    with whole(folder / "model.safetensors") as part:
+    with write_atomically(folder / "model.safetensors") as part:
         save_weights(part, soup.model)
     for name in ("config.json", "recipe.yaml"):
         shutil.copyfile(fold / name, folder / name)

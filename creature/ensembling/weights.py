@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from creature.console import UserError, warn
-from creature.ensembling.compare import Pair, pair, shown_p
+from creature.console import warn
+from creature.ensembling.compare import PairedComparison, compare_paired, shown_p
 from creature.ensembling.out_of_fold import never_saw
+from creature.errors import UserError
 from creature.inference.members import folds_of, result_of
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
@@ -87,7 +88,7 @@ def weigh_runs(folders: Sequence[Path], strategy: str) -> tuple[np.ndarray, tupl
             name,
             weight,
             f"{Count(int(right.sum()), len(right))}{' selected' * mark}",
-            "" if right is equal else _difference(pair(right, equal)),
+            "" if right is equal else _difference(compare_paired(right, equal)),
         )
         for name, weight, right, mark in zip(names, shown, scores, marks, strict=True)
     ]
@@ -101,5 +102,5 @@ def weigh_runs(folders: Sequence[Path], strategy: str) -> tuple[np.ndarray, tupl
     )
 
 
-def _difference(against: Pair) -> str:
+def _difference(against: PairedComparison) -> str:
     return f"{100 * against.difference:+.2f} points ({against.first} : {against.second}, p {shown_p(against.p)})"

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from creature.console import UserError
-from creature.data.eval_transform import evaluation_view
+from creature.data.eval_transform import EvalTransform
+from creature.errors import UserError
 from creature.inference.members import Member, predictor
 from creature.inference.overlays import overlay
-from creature.inference.predictor import Predictor, Sees
+from creature.inference.predictor import Predictor
 
 
 def explained(asked: Predictor, member: Member) -> Predictor:
@@ -29,9 +29,9 @@ def explained(asked: Predictor, member: Member) -> Predictor:
     When asked, it raises UserError for a network whose logits are no means of maps.
     """
 
-    def compute(pixels: Mapping[Sees, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         logits, _ = asked.compute(pixels)
-        views, own = pixels[member.sees], logits[0]
+        views, own = pixels[member.transform], logits[0]
         maps = [activation_map(member, *each) for each in zip(views, own, own.argmax(1).tolist(), strict=True)]
         return logits, np.stack([overlay(view, places) for view, places in zip(views, maps, strict=True)])
 
@@ -40,8 +40,8 @@ def explained(asked: Predictor, member: Member) -> Predictor:
 
 def draw_overlay(member: Member, picture: Image.Image, label: int) -> np.ndarray:
     """The overlay (D, D, 3) of a picture, for one label; raises UserError as activation_map does."""
-    view = evaluation_view(*member.sees)(picture)
-    logits, _ = predictor([member]).compute({member.sees: view[None]})
+    view = member.transform(picture)
+    logits, _ = predictor([member]).compute({member.transform: view[None]})
     return overlay(view, activation_map(member, view, logits[0, 0], label))
 
 

@@ -12,10 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from creature import __version__
-from creature.console import UserError
 from creature.data.decode import MAX_BYTES, BadImage, read
 from creature.data.files import file_id, list_pictures
-from creature.inference.predictor import Picture
+from creature.errors import UserError
+from creature.inference.predictor import ImageInput
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
-class Input(NamedTuple):
+class InputPath(NamedTuple):
     """A picture to predict: its name in tables, and its path or URL."""
 
     id: str
     path: str
 
 
-class Piece(NamedTuple):
+class Shard(NamedTuple):
     """Some of the pictures, always the same ones in the same order; their number where it is known."""
 
     name: str
     size: int | None
-    pictures: Callable[[], Iterator[Picture]]
+    pictures: Callable[[], Iterator[ImageInput]]
 
 
-def list_inputs(paths: Sequence[str], urls: bool = False) -> list[Input]:
+def list_inputs(paths: Sequence[str], urls: bool = False) -> list[InputPath]:
     """Files, and all pictures below folders, sorted by id: the path below the folder if one is given, else as typed.
 
     A `-` stands for a list on the standard input, a line each. Raises UserError for what is not there or given twice.
     """
-    inputs: list[Input] = []
+    inputs: list[InputPath] = []
     for path in _spelled_out(paths):
         if is_table(path):
             raise UserError(f"{path}: pictures of a table have no file names, which a submission needs")
         if _URL.match(path):
             if not urls:
                 raise UserError(f"{path}: a URL is only fetched with --urls")
-            inputs.append(Input(path, path))
+            inputs.append(InputPath(path, path))
         elif os.path.isdir(path):
             for found in list_pictures(path):
                 name = os.path.relpath(found, path) if len(paths) == 1 else os.path.normpath(found)
-                inputs.append(Input(file_id(name), found))
+                inputs.append(InputPath(file_id(name), found))
         elif os.path.lexists(path):
-            inputs.append(Input(file_id(os.path.normpath(path)), path))
+            inputs.append(InputPath(file_id(os.path.normpath(path)), path))
         else:
             raise UserError(f"{path}: no such file or folder")
     if not inputs:
@@ -80,16 +80,16 @@ def _spelled_out(paths: Sequence[str]) -> Iterator[str]:
             yield path
 
 
-def pictures_of(inputs: Sequence[Input]) -> Iterator[Picture]:
+def read_inputs(inputs: Sequence[InputPath]) -> Iterator[ImageInput]:
     """The pictures of listed files and URLs."""
     for item in inputs:
-        yield Picture(item.id, partial(_fetch if _URL.match(item.path) else _read_file, item.path))
+        yield ImageInput(item.id, partial(_fetch if _URL.match(item.path) else _read_file, item.path))
 
 
-def rows_of(dataset: "Dataset") -> Iterator[Picture]:
+def read_rows(dataset: "Dataset") -> Iterator[ImageInput]:
     """The pictures of a table with the columns id and image."""
     for row in dataset:
-        yield Picture(row["id"], partial(read, row["image"]))  # type: ignore[call-overload]
+        yield ImageInput(row["id"], partial(read, row["image"]))  # type: ignore[call-overload]
 
 
 def _read_file(path: str) -> bytes:
@@ -106,7 +106,7 @@ def _fetch(url: str) -> bytes:
         with urllib.request.urlopen(asked, timeout=30) as answer:
             data = answer.read(MAX_BYTES + 1)
     except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError; a bad URL is a ValueError
-        raise BadImage(f"cannot be fetched: {getattr(error, 'reason', None) or error}") from None
+        raise BadImage(f"cannot be fetched: {getattr(error, 'reason', None) or error}") from error
     if not data or len(data) > MAX_BYTES:
         raise BadImage(f"fetched {'more than 256 MiB' if data else 'nothing'}")
     return data
@@ -117,21 +117,21 @@ def is_table(path: str) -> bool:
     return path.startswith("hub:") or path.endswith(".parquet")
 
 
-def find_pieces(paths: Sequence[str], column: str, urls: bool = False) -> list[Piece]:
+def find_shards(paths: Sequence[str], column: str, urls: bool = False) -> list[Shard]:
     """The pictures of all paths in pieces, whoever asks: ranges of files, row groups, files of the Hub.
 
     Raises UserError for a source that is not there, or has no such column.
     """
     paths = list(_spelled_out(paths))
     files = [path for path in paths if not is_table(path)]
-    pieces: list[Piece] = []
+    pieces: list[Shard] = []
     if files:
         inputs = list_inputs(files, urls)
         size = min(1024, max(32, -(-len(inputs) // 64)))
         for start in range(0, len(inputs), size):
             some = inputs[start : start + size]
             digest = hashlib.sha256("\n".join(item.id for item in some).encode()).hexdigest()
-            pieces.append(Piece(f"{some[0].id} and on, {digest}", len(some), partial(pictures_of, some)))
+            pieces.append(Shard(f"{some[0].id} and on, {digest}", len(some), partial(read_inputs, some)))
     for path in paths:
         if is_table(path):
             pieces += _hub_pieces(path, column) if path.startswith("hub:") else _parquet_pieces(path, column)
@@ -140,36 +140,36 @@ def find_pieces(paths: Sequence[str], column: str, urls: bool = False) -> list[P
     return pieces
 
 
-def _parquet_pieces(path: str, column: str) -> list[Piece]:
+def _parquet_pieces(path: str, column: str) -> list[Shard]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
         file = ParquetFile(path)
     except (OSError, ArrowException) as error:
-        raise UserError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from None
+        raise UserError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from error
     _check_column(path, column, file.schema_arrow.names)
     name, first, size = file_id(os.path.normpath(path)), 0, os.path.getsize(path)
 
-    def pictures(group: int, first: int) -> Iterator[Picture]:
+    def pictures(group: int, first: int) -> Iterator[ImageInput]:
         try:
             rows = ParquetFile(path).iter_batches(64, row_groups=[group], columns=[column])
             values = (value for batch in rows for value in batch.column(0).to_pylist())
             for row, value in enumerate(values, first):
-                yield Picture(f"{name}/{row:08d}", partial(_embedded, value))
+                yield ImageInput(f"{name}/{row:08d}", partial(_embedded, value))
         except (OSError, ArrowException) as error:
-            raise UserError(f"{path}: damaged in row group {group}: {_first_line(error)}; fetch it again") from None
+            raise UserError(f"{path}: damaged in row group {group}: {_first_line(error)}; fetch it again") from error
 
     pieces = []
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         rows = f"rows {first} to {first + count - 1} of {size} bytes"
-        pieces.append(Piece(f"{name}, {rows}", count, partial(pictures, group, first)))
+        pieces.append(Shard(f"{name}, {rows}", count, partial(pictures, group, first)))
         first += count
     return pieces
 
 
-def _hub_pieces(source: str, column: str) -> list[Piece]:
+def _hub_pieces(source: str, column: str) -> list[Shard]:
     from datasets import Image, IterableDataset, load_dataset
     from huggingface_hub import HfApi
 
@@ -184,10 +184,10 @@ def _hub_pieces(source: str, column: str) -> list[Piece]:
         if column in names:
             table = table.select_columns([column]).cast_column(column, Image(decode=False))
     except Exception as error:  # whatever the library, the network or the Hub raises: the user needs the reason
-        raise UserError(f"{source}: cannot be streamed: {_first_line(error)}") from None
+        raise UserError(f"{source}: cannot be streamed: {_first_line(error)}") from error
     _check_column(source, column, names)
 
-    def pictures(shard: int) -> Iterator[Picture]:
+    def pictures(shard: int) -> Iterator[ImageInput]:
         rows = iter(table.shard(table.num_shards, shard))
         for row in itertools.count():
             try:
@@ -195,11 +195,11 @@ def _hub_pieces(source: str, column: str) -> list[Piece]:
             except StopIteration:
                 return
             except Exception as error:  # as above
-                raise UserError(f"{source}: broke off: {_first_line(error)}; run this again, parts go on") from None
-            yield Picture(f"{name}:{split}/{shard:05d}/{row:08d}", partial(_from_hub, value))
+                raise UserError(f"{source}: broke off: {_first_line(error)}; run this again, parts go on") from error
+            yield ImageInput(f"{name}:{split}/{shard:05d}/{row:08d}", partial(_from_hub, value))
 
     return [
-        Piece(f"{source}@{revision}, file {shard + 1} of {table.num_shards}", None, partial(pictures, shard))
+        Shard(f"{source}@{revision}, file {shard + 1} of {table.num_shards}", None, partial(pictures, shard))
         for shard in range(table.num_shards)
     ]
 
@@ -227,7 +227,7 @@ def _from_hub(value: Mapping[str, Any]) -> bytes:
     try:
         data = HfFileSystem().cat_file(path)
     except Exception as error:  # whatever the network or the Hub raises
-        raise BadImage(f"cannot be fetched: {_first_line(error)}") from None
+        raise BadImage(f"cannot be fetched: {_first_line(error)}") from error
     return read({"bytes": data})
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from creature.console import UserError
 from creature.ensembling.calibrate import OF_ENSEMBLE, OF_MODEL
+from creature.errors import UserError
 from creature.inference.predictor import Predictor
 from creature.metrics.blend import STRATEGIES
 from creature.storage import file_hash
@@ -56,7 +56,7 @@ def load_predictor(
     return predictor
 
 
-class Found(NamedTuple):
+class FoundModel(NamedTuple):
     """Folders of the members, with their names, weights and the strategy that blends them; `home` is of all of them."""
 
     folders: list[Path]
@@ -66,7 +66,7 @@ class Found(NamedTuple):
     home: Path
 
 
-def find_model(model: str, all_members: bool) -> Found:
+def find_model(model: str, all_members: bool) -> FoundModel:
     """The one model of a folder or a repository, or with `all_members` the ensemble that it stands for.
 
     Raises UserError for a folder without a model, a repository that cannot be reached, or weights that are not those
@@ -82,17 +82,17 @@ def find_model(model: str, all_members: bool) -> Found:
             raise UserError(
                 f"{model} has {len(folders)} folds; name one, such as {folders[0]}; predict.py --members asks all"
             )
-        return Found(
+        return FoundModel(
             folders, tuple(folder.name for folder in folders), np.ones(len(folders)), "logits", folders[0].parent
         )
     else:
         folder = Path(model)
     if not all_members:
-        return Found([folder], (model,), np.ones(1), "logits", folder)
+        return FoundModel([folder], (model,), np.ones(1), "logits", folder)
     return _members(model, folder)
 
 
-def _members(model: str, main: Path) -> Found:
+def _members(model: str, main: Path) -> FoundModel:
     try:
         said = json.loads((main / "ensemble.json").read_text(encoding="utf-8"))
         listed = [(str(m["name"]), float(m["weight"]), str(m["sha256"])) for m in said["members"]]
@@ -102,7 +102,9 @@ def _members(model: str, main: Path) -> Found:
         if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
             raise ValueError("its weights are no shares")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"--members: {model} does not say what its ensemble is ({error}); predict without it") from None
+        raise UserError(
+            f"--members: {model} does not say what its ensemble is ({error}); predict without it"
+        ) from error
     folders = []
     for name, _, digest in listed:
         folder = download(f"{model.partition('@')[0]}@{name}") if model.startswith(HUB) else main.parent / name
@@ -112,7 +114,7 @@ def _members(model: str, main: Path) -> Found:
                 "publish the run again, or predict without --members"
             )
         folders.append(folder)
-    return Found(folders, tuple(name for name, *_ in listed), weights, strategy, main)
+    return FoundModel(folders, tuple(name for name, *_ in listed), weights, strategy, main)
 
 
 def download(model: str) -> Path:
@@ -133,24 +135,26 @@ def download(model: str) -> Path:
         disable_progress_bars()
     try:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
-    except GatedRepoError:
+    except GatedRepoError as error:
         raise UserError(
             f"{model}: its owner lets in who asks; ask on its page, then log in with `hf auth login`"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"{model}: the repository has no branch {revision!r}") from None
-    except RepositoryNotFoundError:
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{model}: the repository has no branch {revision!r}") from error
+    except RepositoryNotFoundError as error:
         raise UserError(
             f"{model}: no such repository, or a private one of others; log in with `hf auth login`, or set HF_TOKEN"
-        ) from None
-    except HFValidationError:
-        raise UserError(f"{model}: a model of the Hub is written hf-hub:USER/NAME or hf-hub:USER/NAME@BRANCH") from None
+        ) from error
+    except HFValidationError as error:
+        raise UserError(
+            f"{model}: a model of the Hub is written hf-hub:USER/NAME or hf-hub:USER/NAME@BRANCH"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"{model}: not in the local cache, and the Hub cannot be reached ({_first_line(error.__cause__ or error)})"
-        ) from None
+        ) from error
     except (HTTPError, OSError, ValueError) as error:
-        raise UserError(f"{model}: cannot be downloaded: {_first_line(error)}; what is there is kept") from None
+        raise UserError(f"{model}: cannot be downloaded: {_first_line(error)}; what is there is kept") from error
     if not (folder / "config.json").exists():
         raise UserError(f"{model}: the repository has no config.json; it is no timm model")
     return folder

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from creature.console import UserError
-from creature.data.eval_transform import FITS
-from creature.data.folds import FoldFile, read_folds
+from creature.data.eval_transform import CROP_MODES, EvalTransform
+from creature.data.folds import FoldTable, read_folds
 from creature.data.normalize import Normalize
+from creature.errors import UserError
 from creature.inference.fuse_batchnorm import fuse
-from creature.inference.predictor import Predictor, Sees
+from creature.inference.predictor import Predictor
 from creature.storage import file_hash
 from creature.training.device import device_precision
 
@@ -36,7 +36,7 @@ class Member:
     names: tuple[str, ...]
     model: nn.Module
     normalize: Normalize
-    sees: Sees
+    transform: EvalTransform
     dtype: torch.dtype = torch.float32  # of the arithmetic
 
 
@@ -92,17 +92,22 @@ def load_member(folder: Path, device: torch.device, fused: bool = False) -> Memb
             raise UserError(f"{folder / 'config.json'} is larger than {MAX_CONFIG >> 20} MiB, which no model's is")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         view, names = config["pretrained_cfg"], tuple(map(str, config["label_names"]))
-        sees: Sees = (int(view["input_size"][1]), str(view["crop_mode"]), tuple(map(float, view["mean"])))
-        normalize = Normalize(sees[2], tuple(map(float, view["std"])))
-        if not all(0 <= each <= 1 for each in sees[2]) or not all(0.001 <= each <= 10 for each in view["std"]):
+        transform = EvalTransform(int(view["input_size"][1]), str(view["crop_mode"]), tuple(map(float, view["mean"])))
+        normalize = Normalize(transform.mean, tuple(map(float, view["std"])))
+        if not all(0 <= each <= 1 for each in transform.mean) or not all(0.001 <= each <= 10 for each in view["std"]):
             raise UserError(
                 f"{folder / 'config.json'}: mean and std must be numbers, mean from 0 to 1 and std from 0.001 to 10, "
-                f"got {sees[2]} and {view['std']}"
+                f"got {transform.mean} and {view['std']}"
             )
-        if sees[1] not in FITS:
-            raise UserError(f"{folder / 'config.json'}: crop_mode must be one of {', '.join(FITS)}, got {sees[1]!r}")
-        if not 1 <= len(names) <= MAX_CLASSES or not 16 <= sees[0] <= MAX_SIZE:
-            raise UserError(f"{folder}: {len(names)} classes at {sees[0]} pixels are more, or less, than any model has")
+        if transform.crop_mode not in CROP_MODES:
+            raise UserError(
+                f"{folder / 'config.json'}: crop_mode must be one of {', '.join(CROP_MODES)}, "
+                f"got {transform.crop_mode!r}"
+            )
+        if not 1 <= len(names) <= MAX_CLASSES or not 16 <= transform.size <= MAX_SIZE:
+            raise UserError(
+                f"{folder}: {len(names)} classes at {transform.size} pixels are more, or less, than any model has"
+            )
         arguments = config.get("model_args") or {}
         size: dict[str, Any] = {"img_size": int(arguments["img_size"])} if "img_size" in arguments else {}
         if (view["interpolation"], float(view["crop_pct"])) != ("bilinear", 1.0):
@@ -116,7 +121,7 @@ def load_member(folder: Path, device: torch.device, fused: bool = False) -> Memb
         model.load_state_dict(load_file(folder / "model.safetensors"))
         model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if fused:  # here and not on the device, whose arithmetic may be coarser; small pictures show the same pairs
-            fuse(model, sees[0] if size else min(sees[0], 128))
+            fuse(model, transform.size if size else min(transform.size, 128))
     except UserError:
         raise
     except (
@@ -130,8 +135,8 @@ def load_member(folder: Path, device: torch.device, fused: bool = False) -> Memb
         SafetensorError,
     ) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise UserError(f"{folder}: no model can be loaded from here ({reason})") from None
-    return Member(folder, names, model.to(device), normalize.to(device), sees, _dtype(folder, device))
+        raise UserError(f"{folder}: no model can be loaded from here ({reason})") from error
+    return Member(folder, names, model.to(device), normalize.to(device), transform, _dtype(folder, device))
 
 
 def _dtype(folder: Path, device: torch.device) -> torch.dtype:
@@ -155,7 +160,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def predictor(
@@ -187,21 +192,21 @@ def predictor(
             try:
                 parts = [forward(member, part) for part in pixels.split(fits[0])]
                 return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 fits[0] = min(fits[0], len(pixels)) // 2
                 if not fits[0]:
-                    raise UserError(f"--device: {device} has no room for a single picture; try --device cpu") from None
+                    raise UserError(f"--device: {device} has no room for a single picture; try --device cpu") from error
 
-    def compute(pixels: Mapping[Sees, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-        seen = {sees: torch.from_numpy(of_view) for sees, of_view in pixels.items()}
-        found = [in_parts(member, seen[member.sees]) for member in members]
+    def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        seen = {transform: torch.from_numpy(views) for transform, views in pixels.items()}
+        found = [in_parts(member, seen[member.transform]) for member in members]
         return np.stack([each[0] for each in found]), found[0][1] if features else None
 
     return Predictor(
         title=title or str(members[0].folder),
         names=members[0].names,
         members=tuple(member.folder.name for member in members) if names is None else tuple(names),
-        views=tuple(dict.fromkeys(member.sees for member in members)),
+        transforms=tuple(dict.fromkeys(member.transform for member in members)),
         compute=compute,
         weights=np.ones(len(members)) if weights is None else weights,
         strategy=strategy,
@@ -212,7 +217,7 @@ def predictor(
 
 
 @cache
-def folds_of(run: Path) -> FoldFile:
+def folds_of(run: Path) -> FoldTable:
     """A run's fold file, read once."""
     return read_folds(run / "folds.json")
 
@@ -289,4 +294,4 @@ def most_frequent(folders: Sequence[Path]) -> str:
         names = json.loads((folders[0] / "config.json").read_text(encoding="utf-8"))["label_names"]
         return str(names[int(np.argmax(np.array(counts, dtype=np.int64)))])
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path}: its class_counts are no numbers of images, one a class ({error})") from None
+        raise UserError(f"{path}: its class_counts are no numbers of images, one a class ({error})") from error

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from creature.console import UserError
-from creature.inference.predictor import Predictor, Sees
+from creature.data.eval_transform import EvalTransform
+from creature.errors import UserError
+from creature.inference.predictor import Predictor
 
 KEY = "creature"  # of the metadata that says how pictures are seen and what the classes are called
 
@@ -19,8 +20,8 @@ def open_session(path: str) -> Predictor:
     """
     try:
         import onnxruntime
-    except ImportError:
-        raise UserError(f"{path} needs ONNX Runtime: pip install onnxruntime") from None
+    except ImportError as error:
+        raise UserError(f"{path} needs ONNX Runtime: pip install onnxruntime") from error
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     options = onnxruntime.SessionOptions()
@@ -30,19 +31,19 @@ def open_session(path: str) -> Predictor:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
         said = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
-        sees: Sees = (int(said["size"]), str(said["fit"]), tuple(map(float, said["mean"])))
+        transform = EvalTransform(int(said["size"]), str(said["fit"]), tuple(map(float, said["mean"])))
         names, fallback = tuple(map(str, said["names"])), str(said["fallback"])
     except Exception as error:  # ONNX Runtime's own errors share no base
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"{path}: no model of python -m creature.publishing.onnx_export ({type(error).__name__}: {reason})"
-        ) from None
+        ) from error
 
-    def compute(pixels: Mapping[Sees, np.ndarray]) -> tuple[np.ndarray, None]:
-        (probabilities,) = session.run(["probabilities"], {"pixels": pixels[sees]})
+    def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, None]:
+        (probabilities,) = session.run(["probabilities"], {"pixels": pixels[transform]})
         # Predictors speak in logits, up to a constant: softmax of a logarithm is what it was taken of.
         return np.log(np.maximum(np.asarray(probabilities), np.finfo(np.float32).tiny))[None], None
 
     return Predictor(
-        path, names, (path,), (sees,), compute, np.ones(1), "logits", fallback=fallback, files=(Path(path),)
+        path, names, (path,), (transform,), compute, np.ones(1), "logits", fallback=fallback, files=(Path(path),)
     )

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from creature.console import BROKEN_IMAGES, UserError, say
+from creature.console import BROKEN_IMAGES, say
+from creature.errors import UserError
 
 if TYPE_CHECKING:
-    from creature.inference.prediction_files import Input, Row
+    from creature.inference.inputs import InputPath
+    from creature.inference.prediction_files import Prediction
 
 
 def add_options(parser: argparse.ArgumentParser, default_format: str, parts: bool = False) -> None:
@@ -79,7 +81,7 @@ def check_options(args: argparse.Namespace, reads: Iterable[str | None] = ()) ->
         raise UserError("--top and --batch-size must be 1 or more")
 
 
-def arrange(args: argparse.Namespace, inputs: list["Input"]) -> tuple[list["Input"], tuple[str, str]]:
+def arrange(args: argparse.Namespace, inputs: list["InputPath"]) -> tuple[list["InputPath"], tuple[str, str]]:
     """Inputs in the order of the wanted format, and a submission's column names."""
     from creature.inference.prediction_files import order_for_submission
 
@@ -91,7 +93,7 @@ def arrange(args: argparse.Namespace, inputs: list["Input"]) -> tuple[list["Inpu
 def write(
     args: argparse.Namespace,
     columns: tuple[str, str],
-    rows: Iterable["Row"],
+    rows: Iterable["Prediction"],
     top: int,
     fallback: str,
     features: int | None = None,
@@ -100,9 +102,9 @@ def write(
     """Write the rows as they come, as the options say; the exit code tells of pictures that could not be read."""
     from creature.inference import prediction_files
 
-    broken: list[Row] = []
+    broken: list[Prediction] = []
 
-    def noted() -> Iterator["Row"]:
+    def noted() -> Iterator["Prediction"]:
         for row in rows:
             if row.broken:
                 broken.append(row)

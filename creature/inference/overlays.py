@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from creature.console import UserError
-from creature.inference.prediction_files import Row
-from creature.storage import whole
+from creature.errors import UserError
+from creature.inference.prediction_files import Prediction
+from creature.storage import write_atomically
 
 FOR, AGAINST = np.array([[0xD5, 0x5E, 0x00], [0x00, 0x72, 0xB2]], np.float32)  # which the colour-blind tell apart
 SIDE = 384  # pixels of an overlay, at least
@@ -33,7 +33,7 @@ def overlay(view: np.ndarray, places: np.ndarray) -> np.ndarray:
     return (grey + STRENGTH * np.abs(signed) * (colour - grey)).round().astype(np.uint8)
 
 
-def save(rows: Iterable[Row], folder: Path) -> Iterator[Row]:
+def save(rows: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
     """The rows as they come; the overlay (D, D, 3) that each has as its features is written into the folder.
 
     Raises UserError where it cannot be.
@@ -43,10 +43,10 @@ def save(rows: Iterable[Row], folder: Path) -> Iterator[Row]:
             path = folder / file_name(row.id)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with whole(path) as part:
+                with write_atomically(path) as part:
                     Image.fromarray(row.features).save(part, "PNG")
             except OSError as error:
-                raise UserError(f"--explain: cannot write {path}: {error.strerror or error}") from None
+                raise UserError(f"--explain: cannot write {path}: {error.strerror or error}") from error
         yield row._replace(features=None)
 
 

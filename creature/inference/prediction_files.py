@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from creature.console import UserError, warn
-from creature.inference.inputs import Input
-from creature.inference.predictor import Answers, Predictor
+from creature.console import warn
+from creature.errors import UserError
+from creature.inference.inputs import InputPath
+from creature.inference.predictor import LogitsBatch, Predictor
 from creature.metrics.blend import blend, log
-from creature.storage import whole
+from creature.storage import write_atomically
 
 if TYPE_CHECKING:
     from creature.metrics.calibration import Calibration
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 FULL_COLUMNS = ("id", "status", "label", "probability")
 
 
-class Row(NamedTuple):
+class Prediction(NamedTuple):
     """One answered input: labels and probabilities, the best first.
 
     `status` is ok, or unsure where no answer is given, or why the input could not be read.
@@ -48,12 +49,12 @@ def stem(name: str) -> str:
     return PurePosixPath(name).stem
 
 
-def order_for_submission(inputs: Sequence[Input], template: str | None) -> tuple[list[Input], tuple[str, str]]:
+def order_for_submission(inputs: Sequence[InputPath], template: str | None) -> tuple[list[InputPath], tuple[str, str]]:
     """Inputs in the order of a submission, by name or as a template has them, and the names of its two columns.
 
     Raises UserError where two inputs share a name, or the template names an image that is not there.
     """
-    by_stem: dict[str, Input] = {}
+    by_stem: dict[str, InputPath] = {}
     for item in inputs:
         other = by_stem.setdefault(stem(item.id), item)
         if other is not item:
@@ -67,7 +68,7 @@ def order_for_submission(inputs: Sequence[Input], template: str | None) -> tuple
         with open(template, newline="", encoding="utf-8-sig") as file:
             header, *rows = [row for row in csv.reader(file) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--template: {template} cannot be read: {error}") from None
+        raise UserError(f"--template: {template} cannot be read: {error}") from error
     if len(header) != 2:
         raise UserError(f"--template: {template} must have two columns, image and label, got {','.join(header)!r}")
     by_name = by_stem | {PurePosixPath(item.id).name: item for item in inputs} | {item.id: item for item in inputs}
@@ -88,10 +89,10 @@ def _whole(path: Path) -> Iterator[Path]:
         raise UserError(f"--out: {path} is no file; give the name of one, such as prediction.csv")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with write_atomically(path) as part:
             yield part
     except OSError as error:
-        raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from None
+        raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -101,9 +102,9 @@ def table_writer(path: Path) -> Iterator[Any]:
         yield csv.writer(file, lineterminator="\n")
 
 
-def answer_rows(
-    answers: Iterable[Answers], predictor: Predictor, top: int, calibration: "Calibration | None" = None
-) -> Iterator[Row]:
+def to_predictions(
+    answers: Iterable[LogitsBatch], predictor: Predictor, top: int, calibration: "Calibration | None" = None
+) -> Iterator[Prediction]:
     """Each picture's row, with the `top` labels of the blended members, calibrated where that is asked for."""
     for batch in answers:
         probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
@@ -114,11 +115,11 @@ def answer_rows(
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for at, name in enumerate(batch.ids):
             if at in batch.broken:
-                yield Row(name, batch.broken[at], (), ())
+                yield Prediction(name, batch.broken[at], (), ())
             else:
                 labels = tuple(predictor.names[k] for k in best[at])
                 features = None if batch.features is None else batch.features[at]
-                row = Row(name, "ok", labels, tuple(map(float, probabilities[at, best[at]])), features)
+                row = Prediction(name, "ok", labels, tuple(map(float, probabilities[at, best[at]])), features)
                 if sets is not None:
                     order = np.argsort(-probabilities[at], kind="stable")
                     row = row._replace(set=tuple(predictor.names[k] for k in order if sets[at, k]))
@@ -127,7 +128,7 @@ def answer_rows(
                 yield row
 
 
-def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], fallback: str) -> None:
+def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Prediction], fallback: str) -> None:
     """Write image names and labels; a picture that could not be read gets the `fallback` label."""
     with table_writer(path) as out:
         out.writerow(columns)
@@ -135,7 +136,9 @@ def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Row], 
             out.writerow((row.id, row.labels[0] if row.labels else fallback))
 
 
-def write_full(path: Path, rows: Iterable[Row], top: int, features: int | None = None, sets: bool = False) -> None:
+def write_full(
+    path: Path, rows: Iterable[Prediction], top: int, features: int | None = None, sets: bool = False
+) -> None:
     """Write id, status, and the `top` labels with their probabilities; empty where the picture could not be read.
 
     As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of so many `features`, if asked. A
@@ -164,7 +167,7 @@ def more_columns(top: int) -> tuple[str, ...]:
     return tuple(name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}"))
 
 
-def record(row: Row, top: int, features: int | None = None, sets: bool = False) -> dict[str, Any]:
+def record(row: Prediction, top: int, features: int | None = None, sets: bool = False) -> dict[str, Any]:
     """A row by column; None where there is nothing."""
     pairs = zip(row.labels, row.probabilities, strict=True)
     cells = [cell for pair in pairs for cell in pair]
@@ -177,7 +180,7 @@ def record(row: Row, top: int, features: int | None = None, sets: bool = False) 
     return found
 
 
-def _write_parquet(path: Path, rows: Iterable[Row], top: int, features: int | None, sets: bool) -> None:
+def _write_parquet(path: Path, rows: Iterable[Prediction], top: int, features: int | None, sets: bool) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
@@ -191,7 +194,7 @@ def _write_parquet(path: Path, rows: Iterable[Row], top: int, features: int | No
             file.write_table(pa.Table.from_pylist(some, schema))
 
 
-def warn_of_broken(broken: Sequence[Row], fallback: str) -> None:
+def warn_of_broken(broken: Sequence[Prediction], fallback: str) -> None:
     """Name the pictures that could not be read, and what stands in their place."""
     instead = f"they have the most frequent class, {fallback}" if fallback else "they have no label"
     listing = "\n  ".join(f"{row.id}: {row.status}" for row in broken[:20])

@@ -12,21 +12,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from creature.console import UserError, progress
+from creature.console import progress
 from creature.data.decode import BLACK, BadImage, content_hash, decode
-from creature.data.eval_transform import evaluation_view
+from creature.data.eval_transform import EvalTransform
+from creature.errors import UserError
 
-Sees = tuple[int, str, tuple[float, ...]]  # size, fit, mean: what makes an evaluation view
 
-
-class Picture(NamedTuple):
+class ImageInput(NamedTuple):
     """A picture to ask about; `read` gives its encoded bytes, or raises BadImage."""
 
     id: str
     read: Callable[[], bytes]
 
 
-class Answers(NamedTuple):
+class LogitsBatch(NamedTuple):
     """What all members say to a batch of pictures; `broken`: why, by position, where none could see."""
 
     ids: Sequence[str]
@@ -43,8 +42,8 @@ class Predictor:
     title: str
     names: tuple[str, ...]
     members: tuple[str, ...]
-    views: tuple[Sees, ...]
-    compute: Callable[[Mapping[Sees, np.ndarray]], tuple[np.ndarray, np.ndarray | None]]
+    transforms: tuple[EvalTransform, ...]
+    compute: Callable[[Mapping[EvalTransform, np.ndarray]], tuple[np.ndarray, np.ndarray | None]]
     weights: np.ndarray
     strategy: str
     features: int | None = None  # how many `compute` gives; None where it was not asked for any
@@ -53,40 +52,43 @@ class Predictor:
     mirror: bool = False  # whether mirror images are asked about, too
 
 
-def mirrored(predictor: Predictor) -> Predictor:
+def with_mirroring(predictor: Predictor) -> Predictor:
     """The predictor with the mean of the logits of a picture and of its mirror image; features are of the picture."""
 
-    def compute(pixels: Mapping[Sees, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         logits, features = predictor.compute(pixels)
-        others, _ = predictor.compute({sees: np.ascontiguousarray(view[..., ::-1]) for sees, view in pixels.items()})
+        others, _ = predictor.compute(
+            {transform: np.ascontiguousarray(view[..., ::-1]) for transform, view in pixels.items()}
+        )
         return (logits + others) / 2, features
 
     return replace(predictor, title=f"{predictor.title}, with mirror images", compute=compute, mirror=True)
 
 
-def ask(
-    predictor: Predictor, pictures: Iterable[Picture], batch_size: int, title: str, total: int | None = None
-) -> Iterator[Answers]:
+def predict_batches(
+    predictor: Predictor, pictures: Iterable[ImageInput], batch_size: int, title: str, total: int | None = None
+) -> Iterator[LogitsBatch]:
     """Answers to the pictures, in order; two batches of them are in memory, however many there are.
 
     A picture that cannot be decoded keeps its place in the batch, black, so that it changes no other answer. Raises
     UserError for answers that are no finite numbers.
     """
-    views = {sees: evaluation_view(*sees) for sees in predictor.views}
 
-    def prepare(picture: Picture) -> tuple[str, str, list[np.ndarray]]:
+    transforms = predictor.transforms
+
+    def prepare(picture: ImageInput) -> tuple[str, str, list[np.ndarray]]:
         data, reason, image = b"", "", BLACK.image()
         try:
             data = picture.read()
             image = decode(data)
         except BadImage as error:
             reason = str(error)
-        return content_hash(data) if data else "", reason, [view(image) for view in views.values()]
+        return content_hash(data) if data else "", reason, [transform(image) for transform in transforms]
 
     with progress() as bar, ThreadPoolExecutor() as pool:
         task = bar.add_task(title, total=total, speed="")
 
-        def begin(batch: Sequence[Picture]) -> tuple[Sequence[Picture], list[Future[Any]]]:
+        def begin(batch: Sequence[ImageInput]) -> tuple[Sequence[ImageInput], list[Future[Any]]]:
             return batch, [pool.submit(prepare, picture) for picture in batch]
 
         coming = iter(pictures)
@@ -95,11 +97,11 @@ def ask(
         while ahead:
             batch, prepared = ahead.pop(0)
             hashes, reasons, seen = zip(*(future.result() for future in prepared), strict=True)
-            pixels = {sees: np.stack(of_view) for sees, of_view in zip(views, zip(*seen, strict=True), strict=True)}
+            pixels = {t: np.stack(views) for t, views in zip(transforms, zip(*seen, strict=True), strict=True)}
             logits, features = predictor.compute(pixels)
             if not np.isfinite(logits).all():
                 raise UserError(f"{predictor.title}: its answers are no finite numbers; its weights are damaged")
             broken = {at: reason for at, reason in enumerate(reasons) if reason}
-            yield Answers([picture.id for picture in batch], list(hashes), broken, logits, features)
+            yield LogitsBatch([picture.id for picture in batch], list(hashes), broken, logits, features)
             bar.update(task, advance=len(batch), speed=f"{bar.tasks[task].speed or 0:.0f}")
             ahead += islice(begun, 1)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from creature.console import UserError, say, warn
-from creature.inference.inputs import Piece
-from creature.inference.prediction_files import Row, write_full
+from creature.console import say, warn
+from creature.errors import UserError
+from creature.inference.inputs import Shard
+from creature.inference.prediction_files import Prediction, write_full
 from creature.inference.predictor import Predictor
 from creature.storage import file_hash
 
@@ -23,10 +24,10 @@ def process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def write_parts(
+def write_shards(
     out: Path,
-    pieces: Sequence[Piece],
-    answered: Callable[[Sequence[Piece]], Iterator[Row]],
+    pieces: Sequence[Shard],
+    answered: Callable[[Sequence[Shard]], Iterator[Prediction]],
     predictor: Predictor,
     top: int,
 ) -> int:
@@ -44,7 +45,7 @@ def write_parts(
     paths = {at: out / f"part-{at:05d}-of-{len(pieces):05d}.parquet" for at in own}
     broken = written = 0
 
-    def counted(rows: Iterator[Row]) -> Iterator[Row]:
+    def counted(rows: Iterator[Prediction]) -> Iterator[Prediction]:
         nonlocal broken, written
         for row in rows:
             broken += row.broken
@@ -74,7 +75,7 @@ def _claim(out: Path, mark: dict[str, Any]) -> None:
             os.replace(part, path)
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--out: {out} cannot hold parts: {error}; name another folder") from None
+        raise UserError(f"--out: {out} cannot hold parts: {error}; name another folder") from error
     if changed := [key for key, value in json.loads(text).items() if before.get(key) != value]:
         raise UserError(
             f"--out: {out} holds predictions with other {' and '.join(changed)}; name another folder, or remove it"

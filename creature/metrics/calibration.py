@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from creature.console import UserError
+from creature.errors import UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
 
@@ -19,7 +19,7 @@ PARTS = 5  # of the rows, each judged by what the others gave
 
 
 @dataclass(frozen=True)
-class Fitted:
+class CalibrationData:
     """A temperature, and what the calibrated model says of rows that it never saw: what any promise rests on."""
 
     temperature: float
@@ -57,10 +57,10 @@ def calibrate(
     logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, precision: float | None = None
 ) -> Calibration:
     """Fit on logits (N, K) with their labels (N,); raises what `fit` and `promise` do."""
-    return promise(fit(logits, labels), coverage, precision)
+    return choose_thresholds(fit(logits, labels), coverage, precision)
 
 
-def fit(logits: np.ndarray, labels: np.ndarray, selected: bool = False, mirror: bool = False) -> Fitted:
+def fit(logits: np.ndarray, labels: np.ndarray, selected: bool = False, mirror: bool = False) -> CalibrationData:
     """The temperature for logits (N, K) with labels (N,), and what promises rest on.
 
     Raises UserError for too few rows.
@@ -70,7 +70,7 @@ def fit(logits: np.ndarray, labels: np.ndarray, selected: bool = False, mirror: 
     temperature = fit_temperature(logits, labels)
     found = blend(logits[None] / temperature)
     own = found[np.arange(len(labels)), labels]
-    return Fitted(temperature, own, found.max(1), found.argmax(1) == labels, selected, mirror)
+    return CalibrationData(temperature, own, found.max(1), found.argmax(1) == labels, selected, mirror)
 
 
 def cross_fit(
@@ -87,7 +87,9 @@ def enough_to_cross_fit(n: int) -> bool:
     return n - math.ceil(n / PARTS) >= FEWEST
 
 
-def promise(fitted: Fitted, coverage: float | None = None, precision: float | None = None) -> Calibration:
+def choose_thresholds(
+    fitted: CalibrationData, coverage: float | None = None, precision: float | None = None
+) -> Calibration:
     """What a coverage and a precision ask for.
 
     Raises UserError where the rows are too few for the coverage, or no threshold reaches the precision.

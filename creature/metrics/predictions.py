@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from creature.console import UserError
+from creature.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,4 +45,4 @@ def load_predictions(path: Path) -> Predictions:
             ids = tuple(lines.split("\n")) if lines else ()
             return Predictions(ids, file.get_tensor("logits"), tuple(json.loads(file.metadata()["names"])))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as predictions: {error}") from None
+        raise UserError(f"{path}: cannot be read as predictions: {error}") from error

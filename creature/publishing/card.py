@@ -17,7 +17,7 @@ from creature.metrics.accuracy import Count
 from creature.recipe import Recipe
 from creature.reporting.figures import curve_figures, run_figures, to_bytes
 from creature.reporting.page import CLASS_COLUMNS, class_table
-from creature.reporting.study import Run
+from creature.reporting.study import StudyRun
 from creature.reporting.tables import escape_markdown as escape
 
 
@@ -38,7 +38,7 @@ class Score(NamedTuple):
     selected: bool = False
 
 
-def measured(run: Run) -> list[Score]:
+def measured(run: StudyRun) -> list[Score]:
     """Every score of the run: out of fold, and on the holdout and labelled pictures that ensemble.py has seen."""
     main, several = run.folds[0].name, len(run.folds) > 1
     first = run.results[0]
@@ -72,7 +72,7 @@ def base_model(recipe: Recipe) -> str | None:
     return f"timm/{backbone.name}{tag}"
 
 
-def write_cards(run: Run, branches: dict[str, Path], repo: str, terms: Terms, onnx: bool) -> None:
+def write_cards(run: StudyRun, branches: dict[str, Path], repo: str, terms: Terms, onnx: bool) -> None:
     """Write every branch's README.md, and into main the figures, and `.eval_results` for a holdout of the Hub."""
     main = branches["main"]
     drawn = curve_figures([run], run) | run_figures(run)
@@ -93,7 +93,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def _front(run: Run, repo: str, terms: Terms, scores: Sequence[Score]) -> str:
+def _front(run: StudyRun, repo: str, terms: Terms, scores: Sequence[Score]) -> str:
     sources = [*run.recipe.images.train, *run.recipe.images.validation, *run.recipe.images.holdout]
     of_hub = sorted({source.split(":")[1] for source in sources if source.startswith("hub:")})
     results = [
@@ -122,7 +122,7 @@ def _front(run: Run, repo: str, terms: Terms, scores: Sequence[Score]) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _main_card(run: Run, repo: str, terms: Terms, captions: dict[str, str], onnx: bool) -> Iterator[str]:
+def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str], onnx: bool) -> Iterator[str]:
     scores, recipe, held = measured(run), run.recipe, run.held
     classes = len(held.names)
     base = base_model(recipe)
@@ -172,7 +172,7 @@ def _main_card(run: Run, repo: str, terms: Terms, captions: dict[str, str], onnx
     yield f"Weights: {escape(terms.license)}. Pictures: {escape(terms.data)}"
 
 
-def _usage(repo: str, run: Run, onnx: bool) -> Iterator[str]:
+def _usage(repo: str, run: StudyRun, onnx: bool) -> Iterator[str]:
     yield f"""With [timm](https://github.com/huggingface/pytorch-image-models):
 
 ```python
@@ -212,7 +212,7 @@ python predict.py hf-hub:{repo} photos/ --out predictions.csv{every}
 `golden.png` must give the logits in `golden.json`, on a CPU in fp32 to within 1e-4, whatever it is loaded with."""
 
 
-def _training(run: Run, base: str | None) -> Iterator[tuple[str, str]]:
+def _training(run: StudyRun, base: str | None) -> Iterator[tuple[str, str]]:
     recipe, first = run.recipe, run.results[0]
     seconds = sum(result["seconds"] for result in run.results)
     yield "backbone", f"{recipe.backbone.name}, {first['parameters'] / 1e6:.1f} M parameters"
@@ -229,7 +229,7 @@ def _training(run: Run, base: str | None) -> Iterator[tuple[str, str]]:
     yield "software", f"creature {__version__}, {versions}"
 
 
-def _limits(run: Run) -> Iterator[str]:
+def _limits(run: StudyRun) -> Iterator[str]:
     held, counts = run.held, run.results[0]["class_counts"]
     rare = min(range(len(counts)), key=counts.__getitem__)
     amount = f"Classes have from {min(counts)} ({escape(held.names[rare])}) to {max(counts)} pictures"
@@ -251,7 +251,7 @@ def _limits(run: Run) -> Iterator[str]:
     yield "- Not for decisions about people, nor where a wrong label harms someone, without a person who checks."
 
 
-def _member_card(run: Run, branch: str, repo: str, terms: Terms) -> Iterator[str]:
+def _member_card(run: StudyRun, branch: str, repo: str, terms: Terms) -> Iterator[str]:
     result = run.results[[fold.name for fold in run.folds].index(branch)]
     score = Score(f"{branch} alone", "held out of it", "train", Count(result["correct"], result["n"]), run.selected)
     yield _front(run, repo, terms, [score])
@@ -260,7 +260,7 @@ def _member_card(run: Run, branch: str, repo: str, terms: Terms) -> Iterator[str
     yield f"accuracy on the pictures held out of it {score.right}{' selected' * score.selected}."
 
 
-def _hub_results(run: Run) -> Iterator[EvalResultEntry]:
+def _hub_results(run: StudyRun) -> Iterator[EvalResultEntry]:
     """The published model's score on a holdout that is one data set of the Hub."""
     sources, rows = run.recipe.images.holdout, run.new("holdout", run.folds[0].name)
     if rows and len(sources) == 1 and sources[0].startswith("hub:"):

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from creature.console import UserError, run, say
-from creature.storage import differing
+from creature.console import run, say
+from creature.errors import UserError
+from creature.storage import manifest_differences
 
 
 def check(folder: Path) -> None:
@@ -15,7 +16,7 @@ def check(folder: Path) -> None:
 
     Raises UserError with all that is wrong.
     """
-    if wrong := differing(folder):
+    if wrong := manifest_differences(folder):
         raise UserError(f"{folder} is not what was published; download it again:\n  " + "\n  ".join(wrong))
     from creature.publishing.export import answer  # torch is not needed to find a damaged file
 
@@ -24,7 +25,7 @@ def check(folder: Path) -> None:
         picture = (folder / Path(golden["picture"]).name).read_bytes()
         said = [float(logit) for logit in golden["logits"]]
     except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / 'golden.json'} names no picture and logits ({error})") from None
+        raise UserError(f"{folder / 'golden.json'} names no picture and logits ({error})") from error
     _, found = answer(folder, picture)
     far = max(abs(a - b) for a, b in zip(found, said, strict=True)) if len(found) == len(said) else math.inf
     if not far <= 1e-3:

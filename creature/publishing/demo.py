@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from creature.console import UserError, printable, run, say
+from creature.console import printable, run, say
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     from creature.inference.predictor import Predictor
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the page needs {error.name}, which is not installed: pip install -e '.[demo]'") from None
+        raise UserError(f"the page needs {error.name}, which is not installed: pip install -e '.[demo]'") from error
     from creature.inference.load import load_predictor
 
     predictor = load_predictor(args.model, args.members, args.device)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             server_name="127.0.0.1", server_port=args.port, prevent_thread_lock=True, quiet=True, footer_links=[]
         )
     except OSError as error:
-        raise UserError(f"--port: {args.port} cannot be used here: {error}; try --port {args.port + 1}") from None
+        raise UserError(f"--port: {args.port} cannot be used here: {error}; try --port {args.port + 1}") from error
     say(f"{predictor.title}: open {url} in a browser; Ctrl-C ends it")
     page.block_thread()
     return 0
@@ -82,14 +83,14 @@ def build(predictor: "Predictor") -> Any:
 
 def answerer(predictor: "Predictor") -> Callable[[str | None], tuple[dict[str, float] | None, str, list[list[str]]]]:
     """What the page does with a photo: probabilities by label, a sentence, and a row for each member."""
-    from creature.inference.inputs import Input, pictures_of
-    from creature.inference.predictor import ask
+    from creature.inference.inputs import InputPath, read_inputs
+    from creature.inference.predictor import predict_batches
     from creature.metrics.blend import blend
 
     def answer(path: str | None) -> tuple[dict[str, float] | None, str, list[list[str]]]:
         if path is None:
             return None, "", []
-        (said,) = ask(predictor, pictures_of([Input("photo", path)]), 1, "predicting")
+        (said,) = predict_batches(predictor, read_inputs([InputPath("photo", path)]), 1, "predicting")
         if said.broken:
             return None, f"This photo cannot be read: {_text(said.broken[0])}.", []
         (together,) = blend(said.logits, predictor.strategy, predictor.weights)

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from creature.console import UserError, warn
-from creature.data.folds import FoldFile, read_folds, write_folds
+from creature.console import warn
+from creature.data.folds import FoldTable, read_folds, write_folds
 from creature.data.sources import short_names
 from creature.ensembling import out_of_fold
-from creature.ensembling.calibrate import OF_ENSEMBLE, OF_MODEL, of_member, rows_of_ensemble, save_fitted
+from creature.ensembling.calibrate import OF_ENSEMBLE, OF_MODEL, member_calibration, rows_of_ensemble, save_calibration
+from creature.errors import UserError
 from creature.inference.members import load_member, predictor
-from creature.inference.predictor import Picture, ask
+from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics import calibration
 from creature.recipe import Recipe, check_recipe, dump_recipe
-from creature.reporting.study import Run
+from creature.reporting.study import StudyRun
 from creature.samples import draw
 from creature.storage import file_hash, write_json
 from creature.training.checkpoint import place
@@ -33,7 +34,7 @@ from creature.training.checkpoint import place
 GOLDEN_SIZE = (160, 120)  # not square, so that a wrong fit cannot hide
 
 
-def export(run: Run, out: Path) -> dict[str, Path]:
+def export(run: StudyRun, out: Path) -> dict[str, Path]:
     """Write `out`/main and, of several members, `out`/fold-N; the folders by branch, without their cards.
 
     Raises UserError for a run without a finished fold.
@@ -57,7 +58,7 @@ def export(run: Run, out: Path) -> dict[str, Path]:
     return {branch: out / branch for branch in branches}
 
 
-def as_published(run: Run) -> Run:
+def as_published(run: StudyRun) -> StudyRun:
     """The run without answers that were blended in another way than what is published of it."""
     said = ensemble(run)
     way = np.array([member["weight"] for member in said["members"]]), said["strategy"], said.get("mirror", False)
@@ -73,20 +74,20 @@ def as_published(run: Run) -> Run:
     return replace(run, answered=kept)
 
 
-def write_calibrations(run: Run, out: Path, branches: dict[str, Path], said: dict[str, Any]) -> None:
+def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Path], said: dict[str, Any]) -> None:
     """What calibration rests on, for each model that held out enough rows, and for the ensemble if it was asked.
 
     A table of probabilities that names no picture.
     """
     for branch, fold in branches.items():
         if out_of_fold.out_of_fold(fold).n >= calibration.FEWEST:
-            save_fitted(out / branch / OF_MODEL, of_member(fold))
+            save_calibration(out / branch / OF_MODEL, member_calibration(fold))
     if len(run.folds) > 1:
         weights, mirror = np.array([member["weight"] for member in said["members"]]), bool(said.get("mirror", False))
         found = rows_of_ensemble(run.folder, run.folds, weights, said["strategy"], mirror)
         if found and len(found.labels) >= calibration.FEWEST:
             fitted = calibration.fit(found.logits, found.labels, found.selected, mirror)
-            save_fitted(out / "main" / OF_ENSEMBLE, fitted)
+            save_calibration(out / "main" / OF_ENSEMBLE, fitted)
 
 
 def portable(recipe: Recipe) -> Recipe:
@@ -104,7 +105,7 @@ def portable(recipe: Recipe) -> Recipe:
     return check_recipe(settings, "the recipe")
 
 
-def anonymous(folds: FoldFile) -> FoldFile:
+def anonymous(folds: FoldTable) -> FoldTable:
     """The fold file with hashes for ids, which are names of files; pictures are still known by their content."""
     import pyarrow as pa
 
@@ -115,13 +116,13 @@ def anonymous(folds: FoldFile) -> FoldFile:
     return replace(folds, ids=pa.chunked_array([list(map(hashed, folds.ids.to_pylist()))]), bad=bad)
 
 
-def ensemble(run: Run) -> dict[str, Any]:
+def ensemble(run: StudyRun) -> dict[str, Any]:
     """The members with the hashes of their weights, how they are blended, and what was measured."""
     path = run.folder / "ensemble" / "result.json"
     try:
         said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read: {error}; run python ensemble.py {run.folder} again") from None
+        raise UserError(f"{path}: cannot be read: {error}; run python ensemble.py {run.folder} again") from error
     now = {
         fold.name: result["sha256"]["model.safetensors"] for fold, result in zip(run.folds, run.results, strict=True)
     }
@@ -149,5 +150,5 @@ def write_golden(folder: Path) -> None:
 def answer(folder: Path, picture: bytes) -> tuple[Sequence[str], list[float]]:
     """Class names and logits (K,) of an encoded picture, by the model of a folder on the CPU."""
     member = load_member(folder, torch.device("cpu"))
-    (answers,) = ask(predictor([member]), [Picture("golden", lambda: picture)], 1, "golden outputs")
+    (answers,) = predict_batches(predictor([member]), [ImageInput("golden", lambda: picture)], 1, "golden outputs")
     return member.names, answers.logits[0, 0].astype(float).tolist()

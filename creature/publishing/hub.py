@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from creature.console import UserError, run, say, show_table
+from creature.console import run, say, show_table
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -75,7 +76,7 @@ def check_repo(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{repo}: a repository is written USER/NAME: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{repo}: a repository is written USER/NAME: {str(error).splitlines()[0]}") from error
     if repo.count("/") != 1:
         raise UserError(f"{repo}: a repository is written USER/NAME, with your name or your organization's")
 
@@ -92,12 +93,12 @@ def check_access(repo: str) -> None:
     owner = repo.partition("/")[0]
     try:
         known = HfApi().whoami()
-    except LocalTokenNotFoundError:
-        raise UserError(f"{repo} cannot be published: no token for the Hub is here: {LOGIN}") from None
+    except LocalTokenNotFoundError as error:
+        raise UserError(f"{repo} cannot be published: no token for the Hub is here: {LOGIN}") from error
     except HfHubHTTPError as error:
         _explain(repo, error)
     except (HTTPError, OSError) as error:
-        raise UserError(_cut(repo, error)) from None
+        raise UserError(_cut(repo, error)) from error
     names = [known["name"], *(each["name"] for each in known.get("orgs", []))]
     if owner not in names:
         raise UserError(f"{repo}: {owner} is neither you nor an organization of yours, which are: {', '.join(names)}")
@@ -175,7 +176,7 @@ def _need_report() -> None:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the card needs {error.name}, which is not installed: pip install -e '.[report]'") from None
+        raise UserError(f"the card needs {error.name}, which is not installed: pip install -e '.[report]'") from error
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -210,9 +211,9 @@ def publish(repo: str, branches: Mapping[str, Path], public: bool) -> str:
     except (HTTPError, OSError, RuntimeError) as error:  # no network, a cut connection, or an upload with its cause
         if isinstance(error.__cause__, HfHubHTTPError):
             _explain(repo, error.__cause__)
-        raise UserError(_cut(repo, error)) from None
+        raise UserError(_cut(repo, error)) from error
     except ValueError as error:  # the Hub checks the card before anything else
-        raise UserError(f"{repo} was not published: {' '.join(str(error).split())}") from None
+        raise UserError(f"{repo} was not published: {' '.join(str(error).split())}") from error
     return str(url)
 
 

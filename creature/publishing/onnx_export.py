@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from creature.console import UserError, run, say, show_table
+from creature.console import run, say, show_table
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +79,7 @@ def export_onnx(folder: Path, out: Path) -> None:
     from creature.inference.onnx import KEY, open_session
 
     member = load_member(folder, torch.device("cpu"))
-    size, fit, mean = member.sees
+    size = member.transform.size
     served = _serve(member)
     noise = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     part = out.with_name(f".{out.name}.{os.getpid()}.onnx")
@@ -96,7 +97,8 @@ def export_onnx(folder: Path, out: Path) -> None:
                 dynamo=True,
                 external_data=False,
             )
-        said = {"names": member.names, "size": size, "fit": fit, "mean": mean}
+        said = {"names": member.names, "size": size, "fit": member.transform.crop_mode}
+        said["mean"] = member.transform.mean
         said["fallback"] = most_frequent([folder]) if (folder / "result.json").exists() else ""
         model = onnx.load(part)
         _forget_places(model)
@@ -106,13 +108,13 @@ def export_onnx(folder: Path, out: Path) -> None:
             expected = served(noise).numpy()
         predictor = open_session(str(part))
         for count in (1, 3):
-            logits, _ = predictor.compute({member.sees: noise[:count].numpy()})
+            logits, _ = predictor.compute({member.transform: noise[:count].numpy()})
             if (worst := float(np.abs(np.exp(logits[0]) - expected[:count]).max())) > TOLERANCE:
                 raise UserError(f"{folder}: the ONNX model's probabilities differ by {worst:.2g}, over {TOLERANCE:g}")
         os.replace(part, out)
     except (torch.onnx.errors.OnnxExporterError, OSError) as error:
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} cannot be exported to {out}: {reason}") from None
+        raise UserError(f"{folder} cannot be exported to {out}: {reason}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -131,8 +133,8 @@ def _need(*packages: str) -> None:
     for package in packages:
         try:
             __import__(package)
-        except ImportError:
-            raise UserError(f"ONNX needs {package}, which is not installed: pip install -e '.[export]'") from None
+        except ImportError as error:
+            raise UserError(f"ONNX needs {package}, which is not installed: pip install -e '.[export]'") from error
 
 
 @contextmanager
@@ -176,7 +178,7 @@ def quantize(path: Path, pictures: str) -> Path | None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from creature.inference.inputs import list_inputs, pictures_of
+    from creature.inference.inputs import list_inputs, read_inputs
     from creature.inference.onnx import open_session
 
     inputs = list_inputs([pictures])
@@ -187,7 +189,7 @@ def quantize(path: Path, pictures: str) -> Path | None:
         )
     order = np.random.default_rng(0).permutation(len(inputs))
     whole = open_session(str(path))
-    seen = list(_see(whole, pictures_of([inputs[at] for at in order])))
+    seen = list(_see(whole, read_inputs([inputs[at] for at in order])))
 
     class Reader(CalibrationDataReader):
         """Hands the calibration pictures over."""
@@ -231,23 +233,22 @@ def quantize(path: Path, pictures: str) -> Path | None:
 
 def _see(predictor: "Predictor", pictures: Any) -> Iterator["np.ndarray"]:
     from creature.data.decode import BadImage, decode
-    from creature.data.eval_transform import evaluation_view
 
-    view = evaluation_view(*predictor.views[0])
+    view = predictor.transforms[0]
     for picture in pictures:
         try:
             yield view(decode(picture.read()))
         except BadImage as error:
-            raise UserError(f"--quantize: {picture.id}: {error}; remove it from the folder") from None
+            raise UserError(f"--quantize: {picture.id}: {error}; remove it from the folder") from error
 
 
 def _judge(whole: "Predictor", small: "Predictor", seen: Sequence["np.ndarray"]) -> tuple[float, float]:
     """Median of the ratios of times, measured side by side, and the share of pictures that get the same label."""
-    sees = whole.views[0]
+    transform = whole.transforms[0]
 
     def timed(compute: Callable[..., Any], pixels: "np.ndarray") -> tuple[float, int]:
         began = time.perf_counter()
-        logits, _ = compute({sees: pixels[None]})
+        logits, _ = compute({transform: pixels[None]})
         return time.perf_counter() - began, int(logits[0, 0].argmax())
 
     for each in (whole, small):  # the first answer is slower

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-from creature.console import UserError, printable
-from creature.data.eval_transform import evaluation_view
+from creature.console import printable
+from creature.errors import UserError
 from creature.inference.members import load_member
 
 TOLERANCE = 1e-5
@@ -41,7 +41,7 @@ def verify(folder: Path, public: Collection[str] = ()) -> list[tuple[str, str]]:
     golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
     image = Image.open(folder / golden["picture"]).convert("RGB")
     member = load_member(folder, torch.device("cpu"))
-    pixels = torch.from_numpy(evaluation_view(*member.sees)(image))[None]
+    pixels = torch.from_numpy(member.transform(image))[None]
     inputs = member.normalize(pixels).contiguous()
     said = np.array(golden["logits"])
     checks: dict[str, Callable[[], Iterator[str]]] = {

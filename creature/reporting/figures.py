@@ -24,7 +24,7 @@ from creature.console import printable, warn
 from creature.metrics.accuracy import Count
 from creature.metrics.calibration import BINS, calibration_error
 from creature.recipe import cycle_ends
-from creature.reporting.study import Run
+from creature.reporting.study import StudyRun
 from creature.reporting.tables import in_order
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -76,7 +76,7 @@ def _warn_of_letters() -> None:
     warn("figures: no font here has all letters of the names, which are drawn as boxes; install Noto Sans CJK")
 
 
-def curve_figures(runs: Sequence[Run], baseline: Run) -> dict[str, tuple[str, Figure]]:
+def curve_figures(runs: Sequence[StudyRun], baseline: StudyRun) -> dict[str, tuple[str, Figure]]:
     """Figures 3, 4 and 5 as name -> (what it shows, figure): a line for each run, of its first trained fold."""
     drawn = [run for run in in_order(runs) if run.histories]
     if not drawn:
@@ -100,7 +100,7 @@ def curve_figures(runs: Sequence[Run], baseline: Run) -> dict[str, tuple[str, Fi
     return figures
 
 
-def _curves(runs: Sequence[Run], key: str, label: str, names: Sequence[str]) -> Figure:
+def _curves(runs: Sequence[StudyRun], key: str, label: str, names: Sequence[str]) -> Figure:
     columns = 2 if max(map(len, names)) < 24 else 1
     with _figure(f"{label} of one fold a run", 3.2 + 0.19 * -(-len(runs) // columns)) as (figure, axes):
         handles, restarts = [], []
@@ -128,7 +128,7 @@ def _curves(runs: Sequence[Run], key: str, label: str, names: Sequence[str]) -> 
     return figure
 
 
-def run_figures(run: Run) -> dict[str, tuple[str, Figure]]:
+def run_figures(run: StudyRun) -> dict[str, tuple[str, Figure]]:
     """Figures of a run's held-out rows as name -> (what it shows, figure)."""
     held, count = run.held, run.held.count
     of = f"held-out rows, accuracy {count}{' selected' * run.selected}"
@@ -204,7 +204,7 @@ def _recall(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> 
     return figure
 
 
-def _reliability(run: Run) -> Figure:
+def _reliability(run: StudyRun) -> Figure:
     held, n = run.held, len(run.held.labels)
     drawn = {"as it is": run.probabilities}
     if run.calibrated is None:
@@ -228,7 +228,7 @@ def _reliability(run: Run) -> Figure:
     return figure
 
 
-def _coverage(run: Run) -> Figure:
+def _coverage(run: StudyRun) -> Figure:
     order = np.argsort(-run.probabilities.max(1), kind="stable")
     n = np.arange(1, len(order) + 1)
     accuracy = run.held.right[order].cumsum() / n

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from creature.console import UserError, run, say, show_table, warn
+from creature.console import run, say, show_table, warn
+from creature.errors import UserError
 
 if TYPE_CHECKING:
-    from creature.reporting.study import Run
+    from creature.reporting.study import StudyRun
 
 COLUMNS = ("image", "label", "probability", "member_says", "its_probability", "surely")
 NOTE = (
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def warn_of_unjudged(found: "Run") -> None:
+def warn_of_unjudged(found: "StudyRun") -> None:
     """Say how many images no finished fold held out, and what would judge them."""
     from creature.inference.members import folds_of
 
@@ -81,7 +82,7 @@ def warn_of_unjudged(found: "Run") -> None:
         warn(f"{always} images are not judged, for the one model was trained on them; with folds.count=5 all would be")
 
 
-def contradicted(found: "Run") -> list[tuple[str, ...]]:
+def contradicted(found: "StudyRun") -> list[tuple[str, ...]]:
     """A line of COLUMNS for each row whose label its member contradicts, the least likely label first."""
     from creature.metrics.label_errors import confident, suspects
 

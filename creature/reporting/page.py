@@ -13,17 +13,18 @@ from markupsafe import Markup
 from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 
-from creature.console import UserError, printable
+from creature.console import printable
 from creature.data.dataset import read_images
 from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.sources import Columns
 from creature.ensembling.out_of_fold import held_out
+from creature.errors import UserError
 from creature.inference.explain import draw_overlay
 from creature.inference.members import choose_device, load_member
 from creature.metrics.accuracy import Count
 from creature.metrics.label_errors import suspects
 from creature.reporting.figures import confused_pairs
-from creature.reporting.study import Run
+from creature.reporting.study import StudyRun
 from creature.reporting.tables import Table
 
 SHOWN = 24  # pictures in a gallery
@@ -55,7 +56,7 @@ def data_url(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def class_table(run: Run) -> list[dict[str, Any]]:
+def class_table(run: StudyRun) -> list[dict[str, Any]]:
     """A record for each class of the held-out rows; empty scores where it has none."""
     held, classes = run.held, len(run.held.names)
     precision, _, f1, _ = precision_recall_fscore_support(
@@ -93,7 +94,7 @@ def class_cells(records: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, fl
     return [[cell(value) for value in record.values()] for record in records]
 
 
-def gallery(run: Run, explain: bool = False) -> tuple[list[Mistake], str]:
+def gallery(run: StudyRun, explain: bool = False) -> tuple[list[Mistake], str]:
     """The held-out rows whose label is the least likely, be it the model or the label that is wrong; and what lacks."""
     models, held, probabilities = run.judged
     worst = suspects(probabilities, held.labels)[:SHOWN]
@@ -129,7 +130,7 @@ def gallery(run: Run, explain: bool = False) -> tuple[list[Mistake], str]:
     return shown, " ".join(notes)
 
 
-def _overlays(run: Run) -> Callable[[str, Image.Image, int], np.ndarray]:
+def _overlays(run: StudyRun) -> Callable[[str, Image.Image, int], np.ndarray]:
     """What draws the overlay of a held-out row for a label: by a member that never saw it."""
     holders = {name: fold for fold in run.once for name in held_out(fold)[0].ids}
     load = cache(lambda fold: load_member(fold, choose_device("auto")))

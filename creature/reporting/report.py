@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from creature.console import UserError, run, say, show_cells
+from creature.console import run, say, show_cells
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     from creature.reporting.page import Figure
-    from creature.reporting.study import Run
+    from creature.reporting.study import StudyRun
     from creature.reporting.tables import Table
 
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the report needs {error.name}, which is not installed: pip install -e '.[report]'") from None
+        raise UserError(f"the report needs {error.name}, which is not installed: pip install -e '.[report]'") from error
 
     from creature.reporting import study, tables
 
@@ -67,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write_report(runs, baseline, shown, out, args.explain)
     except OSError as error:
-        raise UserError(f"--out: cannot write to {out}: {error.strerror or error}; name another folder") from None
+        raise UserError(f"--out: cannot write to {out}: {error.strerror or error}; name another folder") from error
     say(f"{out} holds the tables (.md, .csv), the figures (.png, .svg) and the page; next: open {out / 'index.html'}")
     return 0
 
 
 def write_report(
-    runs: "Sequence[Run]", baseline: "Run", shown: "Sequence[Table]", out: Path, explain: bool = False
+    runs: "Sequence[StudyRun]", baseline: "StudyRun", shown: "Sequence[Table]", out: Path, explain: bool = False
 ) -> None:
     """Write tables, figures and the page."""
     from creature.reporting import page, tables
@@ -89,7 +90,7 @@ def write_report(
     write(out / "index.html", page.render(title, lead, shown, curves, sections))
 
 
-def find_baseline(runs: "Sequence[Run]", name: str | None) -> "Run":
+def find_baseline(runs: "Sequence[StudyRun]", name: str | None) -> "StudyRun":
     """The run that was asked for; raises UserError where it is none of the runs."""
     from creature.reporting.tables import choose_baseline
 
@@ -101,7 +102,7 @@ def find_baseline(runs: "Sequence[Run]", name: str | None) -> "Run":
     raise UserError(f"--baseline: {name} is none of the runs: {', '.join(each.name for each in runs)}")
 
 
-def default_folder(runs: "Sequence[Run]") -> Path:
+def default_folder(runs: "Sequence[StudyRun]") -> Path:
     """Within a run, or beside several."""
     folders = [os.path.abspath(each.folder) for each in runs]
     within = Path(folders[0] if len(folders) == 1 else os.path.commonpath(map(os.path.dirname, folders))) / "report"
@@ -109,7 +110,7 @@ def default_folder(runs: "Sequence[Run]") -> Path:
 
 
 def draw(
-    runs: "Sequence[Run]", baseline: "Run", out: Path, explain: bool
+    runs: "Sequence[StudyRun]", baseline: "StudyRun", out: Path, explain: bool
 ) -> tuple[list["Figure"], list[dict[str, Any]]]:
     """Write all figures and class tables; the page's curves, and its section on each run with rows."""
     from creature.console import progress

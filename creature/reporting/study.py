@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from creature.console import UserError, say, warn
+from creature.console import say, warn
 from creature.data.sources import short_names
-from creature.ensembling.compare import Pair, pair
+from creature.ensembling.compare import PairedComparison, compare_paired
 from creature.ensembling.out_of_fold import full_repeats, held_out, never_saw, out_of_fold, pooled
-from creature.ensembling.recorded import Answered, load_answers, read_truth, standing
+from creature.ensembling.recorded import RecordedPredictions, exposure_of, load_recorded, read_truth
+from creature.errors import UserError
 from creature.inference.members import folds_of, result_of
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import blend
@@ -23,7 +24,7 @@ from creature.recipe import Recipe, load_recipe, recipe_changes
 
 
 @dataclass(frozen=True)
-class Rows:
+class ScoredRows:
     """Labelled pictures that a model was not trained on, and what it says of them."""
 
     ids: tuple[str, ...]
@@ -62,7 +63,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One run of a study; `folds` are the finished ones, and without any there are no rows."""
 
     name: str
@@ -70,7 +71,7 @@ class Run:
     recipe: Recipe
     folds: tuple[Path, ...]
     histories: dict[int, list[dict[str, Any]]]  # fold -> a row an epoch
-    answered: dict[str, Answered]  # images, holdout
+    answered: dict[str, RecordedPredictions]  # images, holdout
 
     @cached_property
     def results(self) -> list[dict[str, Any]]:
@@ -100,7 +101,7 @@ class Run:
         return np.concatenate(after)
 
     @cached_property
-    def held(self) -> Rows:
+    def held(self) -> ScoredRows:
         """Every row that a finished fold held out, as the one member says that never saw it."""
         folds = folds_of(self.folder)
         content = dict(zip(folds.ids.to_pylist(), folds.hashes.to_pylist(), strict=True))
@@ -108,10 +109,10 @@ class Run:
         ids = tuple(name for table, _ in tables for name in table.ids)
         labels = np.concatenate([labels for _, labels in tables])
         hashes = tuple(content[name] for name in ids)
-        return Rows(ids, hashes, labels, self.probabilities.argmax(1), folds.names)
+        return ScoredRows(ids, hashes, labels, self.probabilities.argmax(1), folds.names)
 
     @cached_property
-    def judged(self) -> tuple[int, Rows, np.ndarray]:
+    def judged(self) -> tuple[int, ScoredRows, np.ndarray]:
         """R, and as `held` and `probabilities` what R members that never saw a row say together, one of each repeat."""
         alone = 1, self.held, self.probabilities
         if len(full_repeats(self.folds)) < 2:
@@ -121,7 +122,7 @@ class Run:
             return alone
         folds, said = folds_of(self.folder), blend(logits)
         ids, hashes = (tuple(column.take(rows).to_pylist()) for column in (folds.ids, folds.hashes))
-        return len(logits), Rows(ids, hashes, folds.labels[rows], said.argmax(1), folds.names), said
+        return len(logits), ScoredRows(ids, hashes, folds.labels[rows], said.argmax(1), folds.names), said
 
     @cached_property
     def made(self) -> list[tuple[str, dict[str, Scored]]]:
@@ -157,25 +158,25 @@ class Run:
     @cached_property
     def stands(self) -> dict[str, np.ndarray]:
         """How the pictures of `answered` may be scored; by the folds that had answered."""
-        return {name: standing(table, self.answering(table)) for name, table in self.answered.items()}
+        return {name: exposure_of(table, self.answering(table)) for name, table in self.answered.items()}
 
-    def answering(self, table: Answered) -> list[Path]:
+    def answering(self, table: RecordedPredictions) -> list[Path]:
         """The folds that answered a table."""
         return [self.folder / member for member in table.members]
 
-    def new(self, kind: str, decider: str | None = None) -> Rows | None:
+    def new(self, kind: str, decider: str | None = None) -> ScoredRows | None:
         """The pictures of `images` or `holdout` that no member knows; None where there are none."""
         if kind not in self.answered or not (self.stands[kind] == "unseen").any():
             return None
         table, chosen = self.answered[kind], np.flatnonzero(self.stands[kind] == "unseen")
         said = table.decisions[decider or table.strategy][chosen]
         hashes = tuple(table.hashes[row] for row in chosen)
-        return Rows(tuple(table.ids[row] for row in chosen), hashes, table.labels[chosen], said, table.names)
+        return ScoredRows(tuple(table.ids[row] for row in chosen), hashes, table.labels[chosen], said, table.names)
 
 
-def read_runs(folders: Sequence[str], labels: str | None) -> list[Run]:
+def read_runs(folders: Sequence[str], labels: str | None) -> list[StudyRun]:
     """The runs of all folders, in the given order; a report's own folder among them is passed over, and said so."""
-    runs: list[Run] = []
+    runs: list[StudyRun] = []
     reports = [folder for folder in folders if (Path(folder) / "index.html").exists()]
     for report in reports:
         say(f"{report} holds a report, and no run")
@@ -191,7 +192,7 @@ def read_runs(folders: Sequence[str], labels: str | None) -> list[Run]:
     return runs
 
 
-def _read_run(name: str, folder: Path, labels: str | None) -> Run:
+def _read_run(name: str, folder: Path, labels: str | None) -> StudyRun:
     finished = tuple(sorted((path.parent for path in folder.glob("fold-*/result.json")), key=_number))
     histories = {
         _number(path.parent): _read_history(path)
@@ -200,12 +201,12 @@ def _read_run(name: str, folder: Path, labels: str | None) -> Run:
     answered = {}
     for kind in ("images", "holdout"):
         path = folder / "ensemble" / f"{kind}.safetensors"
-        table = load_answers(path) if finished and path.exists() else None
+        table = load_recorded(path) if finished and path.exists() else None
         if table and (checked := _checked(table, folder, finished, labels if kind == "images" else None)):
             answered[kind] = checked
     if labels and finished and "images" not in answered:
         warn(f"{folder} has no predictions to score; run python ensemble.py {folder} --images DIR --labels {labels}")
-    return Run(name, folder, load_recipe(folder / "recipe.yaml"), finished, histories, answered)
+    return StudyRun(name, folder, load_recipe(folder / "recipe.yaml"), finished, histories, answered)
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
@@ -213,14 +214,16 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [{key: float(row[key]) for key in ("epoch", "loss", "accuracy")} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as a fold's history: {error}; restore it from a copy") from None
+        raise UserError(f"{path}: cannot be read as a fold's history: {error}; restore it from a copy") from error
 
 
 def _number(fold: Path) -> int:
     return int(fold.name.removeprefix("fold-"))
 
 
-def _checked(table: Answered, folder: Path, finished: Sequence[Path], labels: str | None) -> Answered | None:
+def _checked(
+    table: RecordedPredictions, folder: Path, finished: Sequence[Path], labels: str | None
+) -> RecordedPredictions | None:
     """The table with the labels of a file, if one is given; None where other weights gave the answers."""
     if gone := [member for member in table.members if folder / member not in finished]:
         raise UserError(f"{folder}/ensemble was made with {gone[0]}, which is not there; run ensemble.py again")
@@ -236,16 +239,16 @@ def _checked(table: Answered, folder: Path, finished: Sequence[Path], labels: st
     return replace(table, labels=truth)
 
 
-def same_rows(first: Rows, second: Rows) -> Pair | None:
+def same_rows(first: ScoredRows, second: ScoredRows) -> PairedComparison | None:
     """Two models on the pictures, told by content, that neither was trained on; None where there are no such."""
     where = {content: row for row, content in reversed(list(enumerate(second.hashes)))}
     shared = {content: row for row, content in reversed(list(enumerate(first.hashes))) if content in where}
     if not shared or first.names != second.names:
         return None
-    return pair(first.right[list(shared.values())], second.right[[where[content] for content in shared]])
+    return compare_paired(first.right[list(shared.values())], second.right[[where[content] for content in shared]])
 
 
-def changes(baseline: Run, run: Run) -> list[str]:
+def changes(baseline: StudyRun, run: StudyRun) -> list[str]:
     """Settings that differ from the baseline's and change the result; and whether the data or its folds do."""
     found = recipe_changes(baseline.recipe, run.recipe)
     if run.folds and baseline.folds and run.results[0]["folds"] != baseline.results[0]["folds"]:
@@ -255,9 +258,9 @@ def changes(baseline: Run, run: Run) -> list[str]:
     return found
 
 
-def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
+def seed_groups(runs: Sequence[StudyRun]) -> list[list[StudyRun]]:
     """Finished runs of the same folds that differ in the seed alone, two or more together."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[StudyRun]] = {}
     for run in runs:
         if run.folds:
             trained = ",".join(fold.name for fold in run.folds)

@@ -11,9 +11,9 @@ from typing import Any
 
 from creature.console import printable
 from creature.ensembling.acceptance import MARGIN
-from creature.ensembling.compare import Pair, compare_deciders, holm, shown_p
+from creature.ensembling.compare import PairedComparison, compare_members, holm, shown_p
 from creature.metrics.accuracy import Count
-from creature.reporting.study import Rows, Run, Scored, changes, same_rows, seed_groups
+from creature.reporting.study import Scored, ScoredRows, StudyRun, changes, same_rows, seed_groups
 
 # The course report's own accuracies on its 100 classes: validation (n = 300; None: its members had seen the images),
 # public and private test (n = 1172 each).
@@ -56,30 +56,30 @@ class Table:
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def in_report(run: Run) -> str:
+def in_report(run: StudyRun) -> str:
     """The row of the report that a run repeats: by the name of its recipe, or of the one in fair/ of that name."""
     name = run.recipe.name.removeprefix("fair_")
     return "resnext" if name == "baseline" else name
 
 
-def choose_baseline(runs: Sequence[Run]) -> Run:
+def choose_baseline(runs: Sequence[StudyRun]) -> StudyRun:
     """The run that repeats the report's baseline, or the first one."""
     return next((run for run in runs if in_report(run) == "resnext"), runs[0])
 
 
-def missing(runs: Sequence[Run]) -> list[str]:
+def missing(runs: Sequence[StudyRun]) -> list[str]:
     """Rows of the report that no run repeats, where some run repeats one."""
     given = {in_report(run) for run in runs}
     return [name for name in REPORT if name not in given] if given & set(REPORT) else []
 
 
-def in_order(runs: Sequence[Run]) -> list[Run]:
+def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:
     """Runs in the order of the report's rows, then all others as they were given."""
     rank = {name: at for at, name in enumerate(REPORT)}
     return sorted(runs, key=lambda run: rank.get(in_report(run), len(rank)))
 
 
-def scores_table(runs: Sequence[Run]) -> Table:
+def scores_table(runs: Sequence[StudyRun]) -> Table:
     """Table 1: what each run scores on pictures that it was not trained on."""
     splits = [split for split in SPLITS if any(split in run.answered for run in runs)]
     selected, repeats = any(run.folds and run.selected for run in runs), bool(missing(runs))
@@ -144,13 +144,13 @@ def scores_table(runs: Sequence[Run]) -> Table:
     return Table("scores", "Table 1. Scores", note, tuple(columns), rows, records)
 
 
-def tricks_table(runs: Sequence[Run], baseline: Run) -> Table:
+def tricks_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table:
     """Table 2: each run against the baseline, on the same pictures."""
     others = [run for run in in_order(runs) if run is not baseline]
     splits = ["held", *(split for split in SPLITS if any(split in run.answered for run in runs))]
     repeats = any(in_report(run) in REPORT for run in runs)
     pairs = {(run.name, split): _pair(run, baseline, split) for run in others for split in splits}
-    measured = [key for key, value in pairs.items() if isinstance(value, Pair)]
+    measured = [key for key, value in pairs.items() if isinstance(value, PairedComparison)]
     p = dict(zip(measured, holm([pairs[key].p for key in measured]), strict=True))  # type: ignore[union-attr]
     called = {"held": "held out", **CALLED}
     columns = ["run", "differs in", *(called[split] for split in splits), *(["the report: public, private"] * repeats)]
@@ -161,7 +161,7 @@ def tricks_table(runs: Sequence[Run], baseline: Run) -> Table:
         for split in splits:
             found = pairs[run.name, split]
             record = dict.fromkeys(COMPARED) | {"run": run.name, "baseline": baseline.name, "rows": called[split]}
-            if isinstance(found, Pair):
+            if isinstance(found, PairedComparison):
                 corrected = p[run.name, split]
                 mark = " selected" * (split == "held" and (run.selected or baseline.selected))
                 cells.append(_difference(found, corrected, mark))
@@ -193,14 +193,14 @@ def tricks_table(runs: Sequence[Run], baseline: Run) -> Table:
     return Table("tricks", f"Table 2. Each run against {baseline.name}", note, tuple(columns), rows, records)
 
 
-def strategies_table(runs: Sequence[Run]) -> Table | None:
+def strategies_table(runs: Sequence[StudyRun]) -> Table | None:
     """Table 3: strategies and single members of every run with two members or more, on labelled new pictures."""
     repeats = any(in_report(run) in REPORT for run in runs)
     columns = ("run", "pictures", "who", "accuracy", "against logits", *(["the report: public, private"] * repeats))
     rows, records = [], []
     for run in in_order(runs):
         for split, table in run.answered.items():
-            found = compare_deciders(table, run.stands[split]) if len(table.members) > 1 else []
+            found = compare_members(table, run.stands[split]) if len(table.members) > 1 else []
             for each in found:
                 member = each.name in table.members
                 against = Cell("") if each.against is None or each.p is None else _difference(each.against, each.p)
@@ -225,7 +225,7 @@ def strategies_table(runs: Sequence[Run]) -> Table | None:
     return Table("strategies", "Table 3. Ensemble strategies", note, columns, rows, records)
 
 
-def single_table(runs: Sequence[Run]) -> Table | None:
+def single_table(runs: Sequence[StudyRun]) -> Table | None:
     """Table 4: what may stand in an ensemble's place, beside it and its members, on pictures that none of them saw."""
     rows, records = [], []
     for run in in_order(runs):
@@ -256,7 +256,7 @@ def single_table(runs: Sequence[Run]) -> Table | None:
     return Table("single", "Table 4. One model in the ensemble's place", note, columns, rows, records)
 
 
-def _scored_together(run: Run) -> list[tuple[str, dict[str, Scored]]]:
+def _scored_together(run: StudyRun) -> list[tuple[str, dict[str, Scored]]]:
     """Models that were scored on the same pictures, beside an ensemble with the same answers; where these are from."""
     found: list[tuple[str, dict[str, Scored]]] = []
     for source, scores in run.made:
@@ -267,7 +267,7 @@ def _scored_together(run: Run) -> list[tuple[str, dict[str, Scored]]]:
     return found
 
 
-def seeds_table(runs: Sequence[Run], baseline: Run) -> Table | None:
+def seeds_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table | None:
     """Runs that differ in the seed alone: mean and spread of their scores, which is what a recipe gives."""
     groups = seed_groups(runs)
     if not groups:
@@ -299,24 +299,24 @@ def seeds_table(runs: Sequence[Run], baseline: Run) -> Table | None:
     return Table("seeds", "Seeds", note, columns, rows, records)
 
 
-def _name(run: Run) -> Cell:
+def _name(run: StudyRun) -> Cell:
     folds, of = len(run.folds), run.recipe.folds.members
     return Cell(run.name if of == 1 else f"{run.name} ({folds} of {of} folds)")
 
 
-def _cost(run: Run) -> str:
+def _cost(run: StudyRun) -> str:
     parameters = {result["parameters"] for result in run.results}
     minutes = sum(result["seconds"] for result in run.results) / 60
     size = " and ".join(f"{number / 1e6:.1f} M" for number in sorted(parameters))
     return f"{len(run.folds)} x {size}, {minutes:.1f} min"
 
 
-def _ensemble_score(run: Run) -> Cell:
+def _ensemble_score(run: StudyRun) -> Cell:
     models, rows, _ = run.judged
     return Cell(f"{rows.count} by {models} members{' selected' * run.selected}") if models > 1 else Cell("")
 
 
-def _split_score(run: Run, split: str) -> tuple[Cell, dict[str, Any]]:
+def _split_score(run: StudyRun, split: str) -> tuple[Cell, dict[str, Any]]:
     record = dict.fromkeys(SCORED) | {"run": run.name, "split": CALLED[split]}
     if split not in run.answered:
         return Cell("not predicted", "weak"), record | {"status": "not predicted"}
@@ -331,17 +331,17 @@ def _split_score(run: Run, split: str) -> tuple[Cell, dict[str, Any]]:
     return Cell("no labels", "weak"), record | {"status": "no labels"}
 
 
-def _record(run: Run, split: str, count: Count, status: str) -> dict[str, Any]:
+def _record(run: StudyRun, split: str, count: Count, status: str) -> dict[str, Any]:
     return dict.fromkeys(SCORED) | {"run": run.name, "split": split, "status": status, **count.figures()}
 
 
-def _rows(run: Run, split: str) -> Rows | None:
+def _rows(run: StudyRun, split: str) -> ScoredRows | None:
     if not run.folds:
         return None
     return run.held if split == "held" else run.new(split)
 
 
-def _pair(run: Run, baseline: Run, split: str) -> Pair | str:
+def _pair(run: StudyRun, baseline: StudyRun, split: str) -> PairedComparison | str:
     first, second = _rows(run, split), _rows(baseline, split)
     if first is None or second is None:
         return "not scored" if first is None else f"{baseline.name} is not scored"
@@ -350,7 +350,7 @@ def _pair(run: Run, baseline: Run, split: str) -> Pair | str:
     return same_rows(first, second) or "the rows differ"
 
 
-def _difference(found: Pair, p: float, mark: str = "") -> Cell:
+def _difference(found: PairedComparison, p: float, mark: str = "") -> Cell:
     return _toned(found.difference, f"{found}{mark}, n = {found.n}, p {shown_p(found.p)}, Holm", p)
 
 

@@ -16,7 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # type: ignor
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
-from creature.console import UserError
+from creature.errors import UserError
 from creature.recipe import Backbone, Optimizer
 
 
@@ -55,10 +55,10 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         model = timm.create_model(backbone.name, pretrained=download, **arguments)
     except Exception as error:
         if isinstance(error, TypeError) and "drop_path_rate" in str(error):
-            raise UserError(f"backbone.drop_path: {backbone.name} has no such blocks; set it to 0") from None
+            raise UserError(f"backbone.drop_path: {backbone.name} has no such blocks; set it to 0") from error
         if not download:
-            raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {reason_of(error)}") from None
-        raise _no_weights(backbone, error) from None
+            raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {reason_of(error)}") from error
+        raise _no_weights(backbone, error) from error
     check_size(model, backbone.name, size, "images.size")
     if backbone.weights:
         _load_weights(model, backbone.weights)
@@ -67,10 +67,10 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     if backbone.gradient_checkpointing:
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
-        except (AssertionError, AttributeError):
+        except (AssertionError, AttributeError) as error:
             raise UserError(
                 f"backbone.gradient_checkpointing: {backbone.name} does not support it; set it to false"
-            ) from None
+            ) from error
     if backbone.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
@@ -104,7 +104,7 @@ def reach_weights(backbone: Backbone) -> None:
         with suppress(HfHubHTTPError):  # any answer is one
             get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None), timeout=10)
     except Exception as error:  # whatever the network raises
-        raise _no_weights(backbone, error) from None
+        raise _no_weights(backbone, error) from error
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def check_size(model: nn.Module, name: str, size: int, field: str) -> None:
     try:
         model.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
-        raise UserError(f"{field}: {name} cannot see {size} x {size} pixels: {reason_of(error)}") from None
+        raise UserError(f"{field}: {name} cannot see {size} x {size} pixels: {reason_of(error)}") from error
     model.train()
 
 
@@ -127,7 +127,7 @@ def _load_weights(model: nn.Module, path: str) -> None:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"backbone.weights: {path} cannot be read as safetensors: {error}") from None
+        raise UserError(f"backbone.weights: {path} cannot be read as safetensors: {error}") from error
     own = model.state_dict()
     head = tuple(f"{prefix}." for prefix in classifier_keys(model))
     replaced = {

@@ -24,17 +24,26 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
-from creature.console import UserError, warn
+from creature.console import warn
+from creature.errors import UserError
 from creature.metrics.predictions import Predictions, save_predictions
 from creature.recipe import Checkpoint, Recipe, dump_recipe
-from creature.storage import differing, file_hash, sync, whole, write_json, write_manifest, write_text
+from creature.storage import (
+    file_hash,
+    manifest_differences,
+    sync,
+    write_atomically,
+    write_json,
+    write_manifest,
+    write_text,
+)
 
 MOST_SKIPPED = 10
 LOWER = "try a lower optimizer.lr, or optimizer.clip_norm=1"
 
 
 @dataclass(config=ConfigDict(strict=True, extra="forbid"))  # a resume point of another version is refused by name
-class Position:
+class TrainingState:
     """Where a fold's training stands: the next batch, the loss so far in this epoch, and the epochs behind it."""
 
     epoch: NonNegativeInt = 0
@@ -77,13 +86,13 @@ class Position:
 
 
 @contextmanager
-def _timed(position: Position) -> Iterator[None]:
+def _timed(position: TrainingState) -> Iterator[None]:
     began = time.monotonic()
     yield
     position.saving_seconds += time.monotonic() - began
 
 
-def publish(folder: Path, write: Callable[[Path], None]) -> None:
+def write_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder, then give it its name; after a crash it is there whole, or not at all.
 
     Raises UserError, and leaves nothing behind, where the disk is full or may not be written.
@@ -105,12 +114,12 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{folder}: cannot be written: {reason}; what was saved before is kept; free space, and --resume goes on"
-        ) from None
+        ) from error
 
 
 def verifies(folder: Path) -> bool:
     """Whether every file of a published folder is the one that its manifest names."""
-    return not differing(folder)
+    return not manifest_differences(folder)
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -133,7 +142,7 @@ def save_state(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    position: Position,
+    position: TrainingState,
     average: ModelEmaV3 | None = None,
 ) -> None:
     """Publish a resume point, named by its place (`steps` and an end an epoch), and then delete all older but one.
@@ -164,7 +173,7 @@ def save_state(
     # A place has one state: where it is kept already, replacing it would only risk it.
     if not verifies(fold / "state" / f"step-{step:08d}"):
         with _timed(position):
-            publish(fold / "state" / f"step-{step:08d}", write)
+            write_folder_atomically(fold / "state" / f"step-{step:08d}", write)
     try:
         write_history(fold, position.history)
     except OSError as error:  # a log; the resume point holds the same rows
@@ -177,7 +186,7 @@ def save_state(
 
 def load_state(
     fold: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, average: ModelEmaV3 | None = None
-) -> Position:
+) -> TrainingState:
     """Restore all in place from the newest resume point that verifies; from nothing, the beginning.
 
     Raises UserError where that point is not this model's.
@@ -197,7 +206,7 @@ def load_state(
         if scaler and scaler_state:
             scaler.load_state_dict(scaler_state)
         return position
-    return Position()
+    return TrainingState()
 
 
 def has_state(fold: Path) -> bool:
@@ -215,14 +224,14 @@ def _of_this_model(folder: Path) -> Iterator[None]:
         raise UserError(
             f"{folder}: whole, and yet no resume point of this model and version ({reason}); "
             "go on with the version that wrote it, or start another run with --out DIR"
-        ) from None
+        ) from error
 
 
-def _read_progress(folder: Path) -> tuple[Position, int, Any]:
+def _read_progress(folder: Path) -> tuple[TrainingState, int, Any]:
     """Where a resume point stands, with how many threads it was computed, and the state of the gradient's scaler."""
     said = json.loads((folder / "state.json").read_text())
     threads, scaler = said.pop("threads"), said.pop("scaler")
-    position = Position(**said)
+    position = TrainingState(**said)
     figures = [row.get(name) for row in position.history for name in ("correct", "seconds", "loss")]
     if position.epoch != len(position.history) or not all(isinstance(figure, int | float) for figure in figures):
         raise ValueError("its history is not one row an epoch")
@@ -250,7 +259,7 @@ def kept_epoch(fold: Path, epoch: int) -> Path:
 
 def place(source: Path, target: Path) -> None:
     """Give a file a second name, without a second copy on disk where the file system can."""
-    with whole(target) as part:
+    with write_atomically(target) as part:
         try:
             os.link(source, part)
         except OSError:
@@ -273,7 +282,7 @@ def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
 
 
 def keep_epoch(
-    fold: Path, model: nn.Module, predictions: Predictions, position: Position, checkpoint: Checkpoint, epochs: int
+    fold: Path, model: nn.Module, predictions: Predictions, position: TrainingState, checkpoint: Checkpoint, epochs: int
 ) -> None:
     """Publish the epoch just ended, weights and held-out predictions, if it is the best, the last or asked for."""
     done, every = position.epoch - 1, checkpoint.every_epochs
@@ -284,10 +293,10 @@ def keep_epoch(
             save_predictions(part / "held_out.safetensors", predictions)
 
         with _timed(position):
-            publish(kept_epoch(fold, done), write)
+            write_folder_atomically(kept_epoch(fold, done), write)
 
 
-def prune_epochs(fold: Path, position: Position, checkpoint: Checkpoint) -> None:
+def prune_epochs(fold: Path, position: TrainingState, checkpoint: Checkpoint) -> None:
     """Delete kept epochs that are neither asked for, nor the best or the last of any resume point that is there."""
     every, needed = checkpoint.every_epochs, {position.best_epoch, position.epoch - 1}
     for point in filter(verifies, _steps(fold).values()):

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 from torch import distributed
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-from creature.console import UserError
+from creature.errors import UserError
 
 # A step takes seconds; held-out rows and saving, minutes; a scan of a million pictures by the main process, an hour.
 WAIT, WAIT_IN_FOLD, WAIT_IN_STEP = timedelta(hours=2), timedelta(minutes=10), timedelta(seconds=45)
@@ -64,7 +64,7 @@ def noticing_loss(accelerator: Accelerator) -> Iterator[None]:
         reason = re.sub(r"\[/\S+\] *|\. This is typically.*", "", str(error).splitlines()[0])[:200]
         raise UserError(
             f"another process of this training is gone or hangs ({reason}); start again with --resume"
-        ) from None
+        ) from error
 
 
 def check_processes(accelerator: Accelerator) -> None:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from creature.console import UserError
 from creature.data.folds import assign_folds
+from creature.errors import UserError
 
 FOLDS = 3
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # on the squared weights, whose features have a square of 1

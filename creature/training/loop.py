@@ -17,10 +17,11 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from creature.console import Interrupted, UserError, progress, warn
-from creature.data.loader import Batch, Features, Pictures, load_batches, seed_of
+from creature.console import progress, warn
+from creature.data.loader import Batch, FeatureDataset, ImageDataset, derive_seed, load_batches
+from creature.errors import Interrupted, UserError
 from creature.training import distributed
-from creature.training.checkpoint import Position
+from creature.training.checkpoint import TrainingState
 from creature.training.losses import RowLoss
 from creature.training.signals import Stop
 
@@ -41,7 +42,7 @@ class Learner:
     normalize: nn.Module
     see: See
     row_loss: RowLoss
-    position: Position
+    position: TrainingState
     seed: tuple[int, int]  # the recipe's, and the fold
     rate: Callable[[float], float]  # the learning rate after so many epochs
     parts: int  # in which a process computes its share of a batch
@@ -80,7 +81,7 @@ def predict(
     accelerator: Accelerator,
     model: nn.Module,
     normalize: nn.Module,
-    pictures: Pictures | Features,
+    pictures: ImageDataset | FeatureDataset,
     rows: np.ndarray,
     batch_size: int,
     workers: int,
@@ -176,7 +177,7 @@ def read_every(device: torch.device) -> int:
 
 
 def read_steps(
-    unread: list[tuple[torch.Tensor, list[str]]], position: Position, sizes: Sequence[int]
+    unread: list[tuple[torch.Tensor, list[str]]], position: TrainingState, sizes: Sequence[int]
 ) -> tuple[bool, bool]:
     """Move steps, each with its pictures' ids, into the position; whether one of them wishes to stop, or to save."""
     told = torch.stack([step for step, _ in unread]).tolist()
@@ -222,13 +223,13 @@ def train_step(
     except RuntimeError as error:  # which torch.OutOfMemoryError is, and which a CPU's allocator raises plain
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             said = str(error).splitlines()[0][:200]
-            raise UserError(f"backbone.compile: {said}; start another run, with it set to false") from None
+            raise UserError(f"backbone.compile: {said}; start another run, with it set to false") from error
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(
             f"out of memory with batch_size {size} in {parts} part{'s' * (parts > 1)}: --set accumulate={2 * parts} "
             "computes the same step in less, and backbone.gradient_checkpointing=true in less still"
-        ) from None
+        ) from error
     if scaler:
         scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -277,7 +278,7 @@ def seed_step(device: torch.device, *parts: object) -> None:
 
     As torch.manual_seed, which also notes the seed, with a stack trace, for every kind of device that is not there.
     """
-    seed = seed_of(*parts)
+    seed = derive_seed(*parts)
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)

@@ -14,8 +14,9 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from creature.console import UserError, warn
-from creature.data.folds import FoldFile, map_folds, write_folds
+from creature.console import warn
+from creature.data.folds import FoldTable, map_folds, write_folds
+from creature.errors import UserError
 from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
 from creature.storage import write_json, write_text
 
@@ -61,7 +62,7 @@ def contents_of(run: Path) -> dict[str, str | None]:
         said = json.loads(mark.read_text())
         return {"weights": said["weights"], "teacher": said.get("teacher")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from None
+        raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from error
 
 
 def trial_of(run: Path) -> dict[str, Any] | None:
@@ -73,7 +74,7 @@ def trial_of(run: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text())
         return {"compile": bool(found["compile"]), "reason": str(found["reason"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or start another run with --out DIR") from None
+        raise UserError(f"{path} is damaged ({error}); restore it, or start another run with --out DIR") from error
 
 
 def share_trial(run: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def share_trial(run: Path, found: dict[str, Any]) -> dict[str, Any]:
     return before or found
 
 
-def share_folds(run: Path, folds: FoldFile) -> FoldFile:
+def share_folds(run: Path, folds: FoldTable) -> FoldTable:
     """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
     path = run / "folds.json"
     with _locked(run / "run.lock"):
@@ -128,12 +129,12 @@ def lock_fold(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / "fold.lock")
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except Timeout as error:
         holder = json.loads(owner.read_text()) if owner.exists() else {"pid": "?", "host": "?"}
         raise UserError(
             f"{folder} is being trained by process {holder['pid']} on {holder['host']}; "
             "wait for it, or train another fold with --set 'folds.train=[...]'"
-        ) from None
+        ) from error
     try:
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
         yield
@@ -182,9 +183,9 @@ def read_result(fold: Path) -> dict[str, Any]:
         raise UserError(
             f"{fold / 'result.json'}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}; restore it, or train the "
             "fold again"
-        ) from None
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{fold} is no finished fold: {error}") from None
+        raise UserError(f"{fold} is no finished fold: {error}") from error
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:

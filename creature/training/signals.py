@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from creature.console import Interrupted, say
+from creature.console import say
+from creature.errors import Interrupted
 
 PR_SET_PDEATHSIG = 1
 

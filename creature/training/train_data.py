@@ -18,20 +18,21 @@ from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
-from creature.console import UserError, console, say, warn
-from creature.data.augment import View, exact_view, make_mix, training_view, whole_view
+from creature.console import console, say, warn
+from creature.data.augment import Augmentation, cached_transform, exact_transform, make_mix, training_augmentation
 from creature.data.checks import refuse_bad
 from creature.data.dataset import column, fingerprint, read_images
 from creature.data.duplicates import near_duplicates
-from creature.data.eval_transform import evaluation_view
-from creature.data.folds import FoldFile, assign_folds, folds_hash, map_folds, together
-from creature.data.image_cache import Records, Wanted, where
-from creature.data.loader import Features, Pictures, seed_of
+from creature.data.eval_transform import EvalTransform
+from creature.data.folds import FoldTable, assign_folds, folds_hash, group_copies, map_folds
+from creature.data.image_cache import CachedImages, describe_cache
+from creature.data.loader import FeatureDataset, ImageDataset, derive_seed
 from creature.data.mapped_tables import compute
 from creature.data.normalize import Normalize
-from creature.data.scan import known_images, sketches_of
+from creature.data.scan import scan_images, sketches_of
 from creature.data.sources import Columns
 from creature.device import usable_cores
+from creature.errors import UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import Images, Recipe
 from creature.storage import file_hash
@@ -47,7 +48,7 @@ from creature.training.backbone import (
     reach_weights,
     timm_config,
 )
-from creature.training.checkpoint import Position, finish_fold, has_state, kept_epoch, load_state, prune_epochs
+from creature.training.checkpoint import TrainingState, finish_fold, has_state, kept_epoch, load_state, prune_epochs
 from creature.training.compiling import compiles
 from creature.training.device import device_precision, keep_memory, share_cores
 from creature.training.distributed import MEETING, WAIT, check_processes
@@ -62,9 +63,9 @@ from creature.training.schedule import lr_factor
 class Data:
     """A run's labelled images with their folds, and how they are seen."""
 
-    folds: FoldFile
-    training: Pictures | Features
-    evaluation: Pictures | Features
+    folds: FoldTable
+    training: ImageDataset | FeatureDataset
+    evaluation: ImageDataset | FeatureDataset
     workers: int
     features: torch.Tensor | None = None  # (N, D), of the backbone as it is, where they are needed
 
@@ -127,12 +128,13 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
     field = "images.train and images.validation" if images.validation else "images.train"
     dataset = read_images([*images.train, *images.validation], columns, field)
-    sees = images.size, images.fit, mean_and_std(recipe.backbone.name, images.normalize)[0]
+    mean, _ = mean_and_std(recipe.backbone.name, images.normalize)
+    transform = EvalTransform(images.size, images.fit, mean)
     found: list[Any] = [None]
     if accelerator.is_main_process:
         saved = map_folds(out / "folds.json") if (out / "folds.json").exists() else None
         known = saved.hashes if saved else None
-        checked, bad, cache = known_images(dataset, known, field, images.cache, Wanted(*sees))
+        checked, bad, cache = scan_images(dataset, known, field, images.cache, transform)
         refuse_bad(dataset, bad, images.max_bad, field)
         good = np.setdiff1d(np.arange(len(dataset)), list(bad))
         kept, checked = (dataset.select(good), checked.take(good)) if bad else (dataset, checked)
@@ -141,7 +143,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
             folds = saved
         else:
             folds = part(recipe, kept, checked, names)
-            compare_holdout(images, folds, checked, Wanted(*sees))
+            compare_holdout(images, folds, checked, transform)
         open_run(out, recipe, contents)  # not before: what cannot be trained with must not stay as the run's recipe
         found = [(good, share_folds(out, folds), cache)]
         total = f"{len(good)} images of {len(folds.names)} classes"
@@ -149,18 +151,21 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
         parts = f"{recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}{repeats}"
         say(f"{out}: {total}, {parts}, on {accelerator.device}")
         if images.cache != "off":
-            say(f"images.cache: {where(images.cache, cache)}")
+            say(f"images.cache: {describe_cache(images.cache, cache)}")
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     good, folds, cache = found[0]
     rows = dataset if len(good) == len(dataset) else dataset.select(good)
     pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
-    train, exact = training_views(recipe), exact_view(evaluation_view(*sees))
+    train, exact = epoch_augmentations(recipe), exact_transform(transform)
     if cache is None:
-        return Data(folds, Pictures(rows, *train, seed=recipe.seed), Pictures(rows, exact), images.workers)
-    copies, views = (Records(cache, folds.hashes.to_pylist(), views) for views in (False, True))
+        return Data(folds, ImageDataset(rows, *train, seed=recipe.seed), ImageDataset(rows, exact), images.workers)
+    copies, views = (CachedImages(cache, folds.hashes.to_pylist(), views) for views in (False, True))
     rows = rows.select_columns(["id", "label"])
-    seen = Pictures(rows, *train, seed=recipe.seed, cached=copies), Pictures(rows, whole_view, cached=views)
+    seen = (
+        ImageDataset(rows, *train, seed=recipe.seed, cached=copies),
+        ImageDataset(rows, cached_transform, cached=views),
+    )
     return Data(folds, *seen, images.workers)
 
 
@@ -180,10 +185,10 @@ def hash_contents(recipe: Recipe) -> dict[str, str | None]:
     }
 
 
-def training_views(recipe: Recipe) -> list[View]:
+def epoch_augmentations(recipe: Recipe) -> list[Augmentation]:
     """A training view for each epoch."""
     sizes, epochs = recipe.augment.sizes or (recipe.images.size,), recipe.schedule.epochs
-    views = {size: training_view(size, recipe.augment) for size in sizes}
+    views = {size: training_augmentation(size, recipe.augment) for size in sizes}
     return [views[sizes[epoch * len(sizes) // epochs]] for epoch in range(epochs)]
 
 
@@ -207,7 +212,7 @@ def embed(accelerator: Accelerator, recipe: Recipe, data: Data) -> Data:
     features = torch.from_numpy(loop.predict(accelerator, body, normalize, *words))
     if not frozen:
         return replace(data, features=features)
-    found = Features(data.evaluation.dataset.select_columns(["id", "label"]), features)
+    found = FeatureDataset(data.evaluation.dataset.select_columns(["id", "label"]), features)
     return Data(data.folds, found, found, 0, features)
 
 
@@ -217,7 +222,7 @@ def normalization(accelerator: Accelerator, recipe: Recipe) -> Normalize:
     return Normalize(mean, std, recipe.backbone.channels_last).to(accelerator.device)
 
 
-def has_rows(folds: FoldFile, dataset: Any, hashes: Any) -> bool:
+def has_rows(folds: FoldTable, dataset: Any, hashes: Any) -> bool:
     """Whether a fold file is of just these rows, with their classes and contents."""
     return (
         folds.names == tuple(dataset.features["label"].names)
@@ -227,7 +232,7 @@ def has_rows(folds: FoldFile, dataset: Any, hashes: Any) -> bool:
     )
 
 
-def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -> FoldFile:
+def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -> FoldTable:
     """The folds of rows that were checked: stratified and grouped, or with count 1 images.validation as fold 0."""
     ids, labels, names = column(dataset, "id"), column(dataset, "label").to_numpy(), dataset.features["label"].names
     hashes = checked["hash"]
@@ -249,7 +254,7 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
                 "flatters; python -m creature.data.describe lists them"
             )
     else:
-        groups = together(column(dataset, "group"), hashes, labels, names, alike)
+        groups = group_copies(column(dataset, "group"), hashes, labels, names, alike)
         words = (labels, groups, recipe.folds.count, recipe.folds.seed)
         partitions = tuple(assign_folds(*words, repeat) for repeat in range(recipe.folds.repeats))
     trained = labels[partitions[0] < 0] if recipe.folds.count == 1 else labels
@@ -263,7 +268,7 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
             f"folds.count: classes with fewer pictures than its {recipe.folds.count} folds: {few.sum()}, such as "
             f"{names[rarest]} with {counts[rarest]}; correct a label, add pictures, or set fewer folds"
         )
-    folds = FoldFile(
+    folds = FoldTable(
         count=recipe.folds.count,
         seed=recipe.folds.seed,
         names=tuple(names),
@@ -279,13 +284,13 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
     return folds
 
 
-def compare_holdout(images: Images, folds: FoldFile, checked: pa.Table, wanted: Wanted) -> None:
+def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transform: EvalTransform) -> None:
     """Warn of pictures of images.holdout that are the run's own, or look like one of them: they are no fair score."""
     if not images.holdout or "sketch" not in checked.column_names:
         return
     columns = Columns(images.image_column, images.label_column, images.labels)
     holdout = read_images(images.holdout, columns, "images.holdout", folds.names)
-    held, *_ = known_images(holdout, None, "images.holdout", "off", wanted)
+    held, *_ = scan_images(holdout, None, "images.holdout", "off", transform)
     checked = checked.filter(folds.partitions[0] < 0) if folds.count == 1 else checked
     same = np.isin(held["hash"].to_numpy(), checked["hash"].to_numpy())
     head = near_duplicates(np.concatenate([sketches_of(checked), sketches_of(held)]))[len(checked) :]
@@ -300,7 +305,7 @@ def compare_holdout(images: Images, folds: FoldFile, checked: pa.Table, wanted: 
 
 def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: int, folder: Path) -> Learner:
     """A fold's model and optimizer, from the seed or from the newest resume point, prepared by Accelerate."""
-    torch.manual_seed(seed_of(recipe.seed, fold, "weights"))
+    torch.manual_seed(derive_seed(recipe.seed, fold, "weights"))
     backbone, classes = recipe.backbone, len(data.folds.names)
     whole = build_backbone(backbone, classes, recipe.images.size)
     if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
@@ -322,7 +327,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     position = load_state(folder, model, optimizer, accelerator.scaler, average)
     if not position.rows and position.batch > position.skipped:  # an older resume point, which did not count them
         position.rows = min(position.batch * recipe.batch_size, rows)
-    if backbone.head_start == "probe" and position == Position():
+    if backbone.head_start == "probe" and position == TrainingState():
         start_at_probe(recipe, data, fold, whole, average, position)
     counts = np.bincount(data.folds.labels[trained], minlength=classes)
     keep_memory(accelerator.device)
@@ -345,12 +350,12 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
 
 
 def start_at_probe(
-    recipe: Recipe, data: Data, fold: int, whole: nn.Module, average: ModelEmaV3 | None, position: Position
+    recipe: Recipe, data: Data, fold: int, whole: nn.Module, average: ModelEmaV3 | None, position: TrainingState
 ) -> None:
     """Solve the classifier on the features of a fold's training rows; the position notes what it then scores."""
     assert data.features is not None
     held, labels = data.folds.held_out(fold), data.folds.labels
-    start_classifier(whole, data.features[~held], labels[~held], seed_of(recipe.seed, fold, "probe") % 2**32)
+    start_classifier(whole, data.features[~held], labels[~held], derive_seed(recipe.seed, fold, "probe") % 2**32)
     if average:
         average.set(whole)
     with torch.inference_mode():
