@@ -1,4 +1,4 @@
-"""Combine trained folds: their out-of-fold score, and one prediction for each picture.
+"""Combine trained folds: their out-of-fold score, and one prediction for each image.
 
 python ensemble.py runs/all --images data/test --out prediction.csv
 python ensemble.py runs/all --images data/test --labels labels.csv --compare
@@ -29,7 +29,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("members", nargs="+", help="run folders (all their folds) and fold folders")
-    parser.add_argument("--images", nargs="+", metavar="PATH", help="pictures, and folders of pictures, to predict")
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="images, and folders of images, to predict")
     parser.add_argument(
         "--labels", metavar="FILE.csv", help="labels (image_name,label) of --images, to score the ensemble"
     )
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--distill",
         metavar="RECIPE",
-        help="train RUN/student, one model that learns what the members said of pictures that they never saw",
+        help="train RUN/student, one model that learns what the members said of images that they never saw",
     )
     options.add_options(parser, "submission")
     return parser.parse_args(argv)
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray"
 ) -> "tuple[dict[str, RecordedPredictions], dict[str, ImagesAt], int]":
-    """What all members say of the holdout and of --images, whose rows are written; the pictures, and the exit code."""
+    """What all members say of the holdout and of --images, whose rows are written; the images, and the exit code."""
     from creature.ensembling import out_of_fold, recorded
     from creature.inference import inputs, members, prediction_files
     from creature.inference.predictor import predict_batches, with_mirroring
@@ -124,10 +124,10 @@ def answer(
     labels = recorded.read_truth(args.labels, ids, names) if args.labels else [-1] * len(ids)
     holdout = out_of_fold.read_holdout(folds, names)
     if args.compare and not wanted and holdout is None:
-        raise UserError("--compare needs pictures: --images DIR --labels FILE.csv, or a recipe with images.holdout")
+        raise UserError("--compare needs images: --images DIR --labels FILE.csv, or a recipe with images.holdout")
     if (args.soup == "greedy" or args.distill) and not args.labels and holdout is None:
         raise UserError(
-            "--soup and --distill are scored on labelled pictures that no fold saw, and there are none: --images DIR "
+            "--soup and --distill are scored on labelled images that no fold saw, and there are none: --images DIR "
             "--labels FILE.csv, or a recipe with images.holdout; --soup uniform makes a soup without a score"
         )
     device = members.choose_device(args.device)
@@ -164,7 +164,7 @@ def answer(
 def conclude(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray", found: "Mapping[str, RecordedPredictions]"
 ) -> "dict[str, np.ndarray]":
-    """Show the scores and comparisons, and keep what all folds of a run said; how each picture may be scored."""
+    """Show the scores and comparisons, and keep what all folds of a run said; how each image may be scored."""
     from creature.console import show_table
     from creature.ensembling import compare, out_of_fold, recorded
     from creature.inference import members
@@ -232,7 +232,7 @@ def train_student(path: str, recipe: "Recipe", run: Path) -> None:
     from creature.console import say
     from creature.training.signals import listen
 
-    say(f"a student of {run}, by {path}, on all of its pictures")
+    say(f"a student of {run}, by {path}, on all of its images")
     with listen() as stop:
         out = run / "student"
         args = train.parse(["--recipe", path, *["--resume"] * (out / "recipe.yaml").exists()])

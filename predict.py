@@ -1,4 +1,4 @@
-"""Predict pictures with a trained fold, a published model, or all members of an ensemble.
+"""Predict images with a trained fold, a published model, or all members of an ensemble.
 
 python predict.py runs/all/fold-0 photo.jpg more/ --top 5
 python predict.py hf-hub:USER/NAME photos/ --out predictions.csv
@@ -30,14 +30,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "images",
         nargs="+",
-        help="pictures, folders, patterns, - for a list on the standard input, .parquet files, hub:USER/DATASET:SPLIT",
+        help="images, folders, patterns, - for a list on the standard input, .parquet files, hub:USER/DATASET:SPLIT",
     )
     parser.add_argument("--members", action="store_true", help="ask every member of the run or repository, as ensemble")
     parser.add_argument("--embed", action="store_true", help="add the features before the classifier to --out")
     parser.add_argument(
-        "--explain", type=Path, metavar="DIR", help="draw into DIR what in each picture speaks for its label"
+        "--explain", type=Path, metavar="DIR", help="draw into DIR what in each image speaks for its label"
     )
-    parser.add_argument("--urls", action="store_true", help="fetch pictures that are given as http(s)://")
+    parser.add_argument("--urls", action="store_true", help="fetch images that are given as http(s)://")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables (%(default)s)")
     options.add_promises(parser)
     options.add_options(parser, "full", parts=True)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return overlays.save(rows, args.explain) if args.explain else rows
 
     if args.explain:
-        say(f"{args.explain} gets each picture: what speaks for its first label in orange, against it in blue")
+        say(f"{args.explain} gets each image: what speaks for its first label in orange, against it in blue")
 
     if args.parts:
         broken = shards.write_shards(args.out, pieces, answered, predictor, top)
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = list(answered(pieces))
     heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.set:g}"] if args.set else []))
     show_table(f"{predictor.title}: labels and probabilities", heads, (cells(row, top) for row in rows))
-    say(f"{len(rows)} picture{'s' * (len(rows) != 1)}; next: --out FILE.csv writes them to a file")
+    say(f"{len(rows)} image{'s' * (len(rows) != 1)}; next: --out FILE.csv writes them to a file")
     return BROKEN_IMAGES if any(row.broken for row in rows) else 0
 
 

@@ -3,7 +3,7 @@
 python benchmarks/accuracy.py --data DIR --weights FILE.safetensors
 python benchmarks/accuracy.py --data DIR --weights FILE.safetensors --recipe MINE.yaml --peer-from runs/accuracy-laptop
 
-DIR holds train/ and val/ with a folder a class, test/ with pictures, and test_labels.csv (image_name,label). Both sides
+DIR holds train/ and val/ with a folder a class, test/ with images, and test_labels.csv (image_name,label). Both sides
 train on train/ and hold out val/. timm gets the best of three rates, screened with one seed on the test images. Each
 training is a process of its own, and its clock runs from the start of the process, imports included, until an epoch's
 weights are on disk; what each epoch says of the test images is asked afterwards. A finished training is a line of
@@ -76,7 +76,7 @@ def parse() -> argparse.Namespace:
 def timed(command: Sequence[str], kept: Callable[[int], Path], out: Path) -> tuple[list[float], float]:
     """Seconds from the start of a process until each epoch (from 1) is kept, and until its end; its log lies by out."""
     ends, log = [], out.with_suffix(".log")
-    # No training may find what an earlier one knew of the pictures.
+    # No training may find what an earlier one knew of the images.
     cold = {"XDG_CACHE_HOME": str(out / "cache"), "HF_DATASETS_CACHE": str(out / "cache/datasets")}
     with log.open("w") as file:
         began = time.perf_counter()
@@ -100,7 +100,7 @@ def timed(command: Sequence[str], kept: Callable[[int], Path], out: Path) -> tup
 
 
 def share_right(said: Iterator[tuple[str, str]], data: Path) -> float:
-    """Accuracy of (picture, class name) pairs on the pictures that test_labels.csv names."""
+    """Accuracy of (image, class name) pairs on the images that test_labels.csv names."""
     truth = read_labels(str(data / "test_labels.csv"))
     right = [label == label_of(truth, name) for name, label in said if label_of(truth, name)]
     return sum(right) / len(right)

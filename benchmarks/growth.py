@@ -4,7 +4,7 @@ python benchmarks/growth.py [--most ROWS]
 
 Start-up is the time from the start of main to the first step, and the memory that the process alone holds then (USS);
 each is a process of its own that has imported everything, fresh and resumed. Folds and members: a tiny ResNet on drawn
-pictures at 32 px. Resolution: EfficientNet-Lite0 from scratch. Every point is a line of growth.jsonl; lines a + b x are
+images at 32 px. Resolution: EfficientNet-Lite0 from scratch. Every point is a line of growth.jsonl; lines a + b x are
 fitted to them with equal weight to equal relative errors, and the panel says how far the farthest point is from it.
 """
 
@@ -135,7 +135,7 @@ def by_members(work: Path, pictures: Path) -> Iterator[Point]:
     for number in COUNTS:
         members = [work / f"folds-{COUNTS[-1]}/fold-{fold}" for fold in range(number)]
         words = (*members, "--images", pictures, "--out", work / "answers.csv", "--device", "cpu")
-        yield Point("ensemble", f"ensemble.py, {PICTURES} pictures", number, timed(ensemble.main, *words))
+        yield Point("ensemble", f"ensemble.py, {PICTURES} images", number, timed(ensemble.main, *words))
 
 
 def by_resolution(work: Path, recipe: Path, pictures: Path) -> Iterator[Point]:
@@ -144,9 +144,9 @@ def by_resolution(work: Path, recipe: Path, pictures: Path) -> Iterator[Point]:
         timed(train.main, "--recipe", recipe, "--out", out, "--set", f"images.size={size}")
         history = [json.loads(line) for line in (out / "fold-0/history.jsonl").read_text().splitlines()]
         fastest = max(epoch["images_per_second"] for epoch in history)
-        yield Point("training step", f"{BATCH} pictures", size**2, BATCH / fastest)
+        yield Point("training step", f"{BATCH} images", size**2, BATCH / fastest)
         words = (out / "fold-0", pictures, "--out", work / "answers.csv", "--device", "cpu")
-        yield Point("prediction", f"predict.py, {PICTURES} pictures", size**2, timed(predict.main, *words))
+        yield Point("prediction", f"predict.py, {PICTURES} images", size**2, timed(predict.main, *words))
 
 
 def measure(work: Path, most: int) -> Iterator[Point]:

@@ -2,7 +2,7 @@
 
 python benchmarks/labels.py --data DIR --weights FILE.safetensors
 
-DIR holds train/ and val/ with a folder a class. Each draw puts 5 % of the pictures into another class's folder, trains
+DIR holds train/ and val/ with a folder a class. Each draw puts 5 % of the images into another class's folder, trains
 the recipe's folds on all of them, and counts how many of as many rows as were flipped, from the top of
 creature.reporting.labels' list, are flipped ones. cleanlab ranks the same out-of-fold predictions.
 """
@@ -35,7 +35,7 @@ RANKINGS = {
 
 
 def plant(data: Path, out: Path, seed: int) -> set[str]:
-    """Links to all pictures of train/ and val/ in class folders, some of them in a wrong one; the names of these."""
+    """Links to all images of train/ and val/ in class folders, some of them in a wrong one; the names of these."""
     table = read_images([str(data / "train"), str(data / "val")], Columns(), "--data")
     names, labels = table.features["label"].names, np.array(table["label"])
     rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def main() -> int:
             _, held, probabilities = read_runs([f"{name}/run"], None)[0].judged
             flipped = np.array([held_id.removeprefix("data/") in wrong for held_id in held.ids])
             if flipped.sum() != len(wrong):
-                raise UserError(f"{args.data}: pictures with flipped labels were left out; mend or remove broken ones")
+                raise UserError(f"{args.data}: images with flipped labels were left out; mend or remove broken ones")
             orders = {"ours": suspects(probabilities, held.labels)}
             for ranking, how in RANKINGS.items():
                 scores = get_label_quality_scores(held.labels, probabilities, **how)

@@ -142,7 +142,7 @@ def drain(make: Callable[[], Any]) -> None:
 
 
 def difference(photos: list[Path]) -> float:
-    """The mean difference of our crops to those of pictures decoded in full, in grey levels."""
+    """The mean difference of our crops to those of images decoded in full, in grey levels."""
     from torchvision.transforms import v2
 
     view = training_augmentation(SIZE, Augment())

@@ -1,4 +1,4 @@
-"""What benchmarks look at: tables of tiny pictures, for costs that go by their number, and photos over and over."""
+"""What benchmarks look at: tables of tiny images, for costs that go by their number, and photos over and over."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ CLASSES = 100
 
 
 def tiny(rows: int) -> list[bytes]:
-    """Pictures of 4 by 4 pixels in 59 bytes, no two alike."""
+    """Images of 4 by 4 pixels in 59 bytes, no two alike."""
     pixels = np.random.default_rng(0).integers(0, 256, (rows, 48), dtype=np.uint8)
     return [b"P6 4 4 255\n" + row.tobytes() for row in pixels]
 
 
 def write_table(path: Path, rows: int) -> None:
-    """A Parquet file of `rows` tiny pictures in 100 classes."""
+    """A Parquet file of `rows` tiny images in 100 classes."""
     images = pa.StructArray.from_arrays(
         [pa.array(tiny(rows), pa.binary()), pa.nulls(rows, pa.string())], ["bytes", "path"]
     )

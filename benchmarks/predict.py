@@ -221,7 +221,7 @@ def starts(work: Path, photos: Path, rounds: int) -> None:
     quick: dict[str, tuple[float, list[object]]] = {
         **{f"{script} --help": (0.25, [script, "--help"]) for script in ("train.py", "predict.py", "ensemble.py")},
         "a recipe's mistakes": (0.5, ["train.py", "--recipe", mistaken]),
-        "one picture with an ONNX file": (1.0, ["predict.py", onnx, photo]),
+        "one image with an ONNX file": (1.0, ["predict.py", onnx, photo]),
     }
     for name, (limit, words) in quick.items():
         told = subprocess.run(
@@ -243,7 +243,7 @@ def starts(work: Path, photos: Path, rounds: int) -> None:
             "import, load, forward": start(["-c", BARE, fold], 0),
         }
         seconds = in_turns(sides, rounds)
-        judge("P7", f"{architecture}, one picture", "predict.py", seconds, {"import, load, forward": 1.1})
+        judge("P7", f"{architecture}, one image", "predict.py", seconds, {"import, load, forward": 1.1})
 
 
 def start(words: list[object], code: int) -> Callable[[], None]:

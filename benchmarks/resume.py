@@ -2,9 +2,9 @@
 
 python benchmarks/resume.py [PAIRS]
 
-Drawn pictures, EfficientNet-Lite0 from scratch at 96 px. The first step is timed from the start of the process, fresh
-and resumed from the middle of an epoch in turns; the ratio is resumed over fresh. Both find their pictures in the index
-of checked ones; a first start on new pictures decodes all of them before.
+Drawn images, EfficientNet-Lite0 from scratch at 96 px. The first step is timed from the start of the process, fresh
+and resumed from the middle of an epoch in turns; the ratio is resumed over fresh. Both find their images in the index
+of checked ones; a first start on new images decodes all of them before.
 """
 
 import argparse

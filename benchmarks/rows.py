@@ -2,7 +2,7 @@
 
 python benchmarks/rows.py [ROWS ...] [--folder ROWS]
 
-A Parquet file of tiny pictures, no two alike, in 100 classes; with --folder as files in class folders, too.
+A Parquet file of tiny images, no two alike, in 100 classes; with --folder as files in class folders, too.
 Each start is a process of its own up to its first step: one that finds nothing, and one that goes on with its run.
 Costs are those beyond a start of 1000 rows. Memory is anonymous (RssAnon of Linux) and of the main process: pages of a
 memory-mapped file are the system's, which may drop them.

@@ -48,7 +48,7 @@ def make_recipe(name: str, size: int, batch_size: int) -> Recipe:
 
 
 def ready_batches(size: int, rows: int, steps: int, seed: int = 0) -> list[Batch]:
-    """Noise, for which a network takes as long as for pictures."""
+    """Noise, for which a network takes as long as for images."""
     random = torch.Generator().manual_seed(seed)
     return [
         Batch(
@@ -66,7 +66,7 @@ def new_learner(recipe: Recipe) -> tuple[train_data.Accelerator, loop.Learner]:
     labels = np.arange(2 * CLASSES) % CLASSES
     ids = tuple(map(str, range(len(labels))))
     folds = FoldTable(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, (np.repeat((0, 1), CLASSES),), ids, {})
-    data = train_data.Data(folds, None, None, 0)  # type: ignore[arg-type]  # no picture is decoded
+    data = train_data.Data(folds, None, None, 0)  # type: ignore[arg-type]  # no image is decoded
     with TemporaryDirectory() as name:
         accelerator = train_data.start(recipe, Path(name))
         return accelerator, train_data.build_learner(accelerator, recipe, data, 0, Path(name))

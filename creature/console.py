@@ -18,7 +18,7 @@ from creature.errors import BrokenError, Interrupted, UserError
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-BROKEN_IMAGES = 3  # exit code of a prediction in which at least one picture could not be read
+BROKEN_IMAGES = 3  # exit code of a prediction in which at least one image could not be read
 
 # C0 and C1 controls, and lone surrogates of file names that are no UTF-8: none may reach a terminal as it is.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

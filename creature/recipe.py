@@ -37,7 +37,7 @@ class _Settings(BaseModel):
 
 
 class Images(_Settings):
-    """Where the pictures are, and how they are seen in evaluation."""
+    """Where the images are, and how they are seen in evaluation."""
 
     train: tuple[str, ...] = Field(
         min_length=1,
@@ -76,7 +76,7 @@ class Images(_Settings):
     cache: Literal["off", "auto", "memory", "disk"] = Field(
         default="off",
         description=(
-            "decode each picture once, for all folds, epochs and runs: crops are cut from copies of 8/7 of the size, "
+            "decode each image once, for all folds, epochs and runs: crops are cut from copies of 8/7 of the size, "
             "which blurs the smallest ones; held-out views stay exact; auto: on disk, if it takes at most 16 GiB"
         ),
     )
@@ -206,8 +206,8 @@ class Loss(_Settings):
         default=None,
         json_schema_extra=FREE,
         description=(
-            "distillation: a finished run on the same pictures; half of each target is then what its members that "
-            "never saw the picture say; their answers are part of this run"
+            "distillation: a finished run on the same images; half of each target is then what its members that "
+            "never saw the image say; their answers are part of this run"
         ),
     )
 
@@ -377,9 +377,9 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
 def _useless_if_frozen(recipe: Recipe) -> Iterator[str]:
     backbone, said = recipe.backbone, "is of no use with backbone.frozen"
     if recipe.augment != Augment():
-        yield f"augment: {said}, which sees each picture once, as in evaluation; remove it, or --set augment={{}}"
+        yield f"augment: {said}, which sees each image once, as in evaluation; remove it, or --set augment={{}}"
     if recipe.images.cache != "off":
-        yield f"images.cache: {said}, which decodes each picture once anyway; set it to off"
+        yield f"images.cache: {said}, which decodes each image once anyway; set it to off"
     for name in ("freeze_batch_stats", "sync_batchnorm", "gradient_checkpointing", "compile", "drop_path"):
         if getattr(backbone, name):
             plain = json.dumps(Backbone.model_fields[name].default)

@@ -1,4 +1,4 @@
-"""Drawings: pictures of twelve kinds of creatures, drawn from a seed, so that the quickstart needs no download.
+"""Drawings: images of twelve kinds of creatures, drawn from a seed, so that the quickstart needs no download.
 
 Shape alone tells the kinds apart: colours, patterns, grounds, poses and what stands in front are drawn for all alike.
 """
@@ -271,7 +271,7 @@ SEEN_FROM_ABOVE = {"beetle", "butterfly", "snake", "spider", "starfish", "turtle
 
 
 def draw(species: str, rng: np.random.Generator, size: int = 64) -> Image.Image:
-    """One picture of a creature in its surroundings; RGB, size x size pixels."""
+    """One image of a creature in its surroundings; RGB, size x size pixels."""
     side = size * OVERSAMPLING
     level = rng.uniform(0.15, 0.85)
     image = _ground(rng, level, side)
@@ -341,7 +341,7 @@ def _with_grain(rng: np.random.Generator, image: Image.Image) -> Image.Image:
 
 
 def write_drawings(folder: str | Path, train: int, test: int, seed: int = 0, size: int = 64) -> bool:
-    """Draw labelled train pictures and a flat folder of test pictures; False where the folder holds them already.
+    """Draw labelled train images and a flat folder of test images; False where the folder holds them already.
 
     Writes train/SPECIES/NUMBER.jpg, test/NAME.jpg and test_labels.csv (image_name, label); the counts are over all
     species. Raises UserError, a ValueError, where the folder holds anything else.
@@ -379,7 +379,7 @@ def _holds(folder: Path, wanted: dict[str, int]) -> bool:
 
 
 def _deal(number: int) -> tuple[str, int]:
-    """The species of a picture, and its index among the pictures of that species."""
+    """The species of an image, and its index among the images of that species."""
     return list(SPECIES)[number % len(SPECIES)], number // len(SPECIES)
 
 
@@ -389,18 +389,18 @@ def _save(path: Path, species: str, seeds: Sequence[int], size: int) -> None:
 
 
 def main() -> int:
-    """Draw the quickstart's pictures."""
+    """Draw the quickstart's images."""
     parser = argparse.ArgumentParser(prog="python -m creature.samples", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write train/, test/ and test_labels.csv")
-    parser.add_argument("--train", type=int, default=2400, help="pictures to train on (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=360, help="pictures to test on (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=2400, help="images to train on (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=360, help="images to test on (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
     options = parser.parse_args()
     drawn = write_drawings(**vars(options))
     state = "drawn" if drawn else "there already"
-    say(f"{options.train} train and {options.test} test pictures {state}")
-    say(f"pictures: {options.folder}; next: python train.py --recipe recipes/quickstart.yaml")
+    say(f"{options.train} train and {options.test} test images {state}")
+    say(f"images: {options.folder}; next: python train.py --recipe recipes/quickstart.yaml")
     return 0
 
 

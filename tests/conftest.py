@@ -1,4 +1,4 @@
-"""Pictures and a trained run that several tests share: drawn creatures at 32 px and a tiny backbone from scratch."""
+"""Images and a trained run that several tests share: drawn creatures at 32 px and a tiny backbone from scratch."""
 
 import atexit
 import gc
@@ -53,7 +53,7 @@ def holding(make: Callable[[], T]) -> tuple[T, int]:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train/<species>/ (72 pictures), test/ (24) and test_labels.csv."""
+    """A folder with train/<species>/ (72 images), test/ (24) and test_labels.csv."""
     folder = tmp_path_factory.mktemp("drawn")
     write_drawings(folder, train=72, test=24, size=32)
     return folder
@@ -61,7 +61,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of two epochs on the drawn pictures, three folds."""
+    """A recipe of two epochs on the drawn images, three folds."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     images = {**TINY["images"], "train": [str(drawn / "train")]}  # type: ignore[dict-item]
     path.write_text(json.dumps({**TINY, "images": images}))

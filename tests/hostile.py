@@ -1,4 +1,4 @@
-"""Files from the wild, each under a name that says picture, with what must become of it."""
+"""Files from the wild, each under a name that says image, with what must become of it."""
 
 import gzip
 import os
@@ -42,13 +42,13 @@ def _flipped() -> bytes:
 
 # A text of 200 MB within a small PNG.
 TEXT_BOMB = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(200_000_000), 9))
-NEVER = "not a picture in a known format"
+NEVER = "not an image in a known format"
 CONTENT: dict[str, tuple[bytes, str]] = {
     "cut in half.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
     "only its header.jpg": (JPEG[:20], NEVER),
     "cut in half.png": (encode(NOISE)[:1500], "truncated"),
     "cut in half.gif": (encode(NOISE, "GIF")[:-200], "truncated"),
-    "cut in half.webp": (encode(NOISE, "WEBP")[:200], "not a picture|corrupt"),
+    "cut in half.webp": (encode(NOISE, "WEBP")[:200], "not an image|corrupt"),
     "empty.jpg": (b"", "empty file"),
     "zeros.jpg": (bytes(5000), NEVER),
     "text.jpg": (STRANGERS["text"], NEVER),
@@ -96,16 +96,16 @@ CONTENT: dict[str, tuple[bytes, str]] = {
     "=cmd().jpg": (JPEG, GOOD),
     "[red]x[\u2044a].jpg": (JPEG, GOOD),
     "bell\x07 and clear\x1b[2J.jpg": (JPEG, GOOD),
-    "two\nlines.jpg": (b"no picture", NEVER),
+    "two\nlines.jpg": (b"no image", NEVER),
     "turned\u202egpj.jpg": (JPEG, GOOD),
     "käfer 猫 🐈.jpg": (JPEG, GOOD),
     "100%.jpg": (JPEG, GOOD),
     "x" * 240 + ".jpg": (JPEG, GOOD),
     os.fsdecode(b"\xff\xfe.jpg"): (JPEG, GOOD),
-    os.fsdecode(b"\xff\xfd.jpg"): (b"no picture", NEVER),
+    os.fsdecode(b"\xff\xfd.jpg"): (b"no image", NEVER),
 }
 if features.check("avif"):
-    CONTENT["cut in half.avif"] = (encode(NOISE, "AVIF")[:400], "not a picture|corrupt|truncated")
+    CONTENT["cut in half.avif"] = (encode(NOISE, "AVIF")[:400], "not an image|corrupt|truncated")
 PLACES: dict[str, tuple[Make, str]] = {
     "pipe.jpg": (os.mkfifo, "not a regular file"),
     "sparse.jpg": (_huge, "256 MiB"),
@@ -118,7 +118,7 @@ PLACES: dict[str, tuple[Make, str]] = {
 
 
 def write_hostile(folder: Path) -> dict[str, str]:
-    """Fill a folder, and say what each picture's reason must contain, or nothing where it is good; by path below it."""
+    """Fill a folder, and say what each image's reason must contain, or nothing where it is good; by path below it."""
     expected = {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, (data, reason) in CONTENT.items():

@@ -1,6 +1,6 @@
 """Make a golden run: what this version writes, small, for later versions to load (test_golden.py).
 
-python tests/make_golden.py tests/golden/NAME, from the root of the version that is to be kept. Twelve drawn pictures,
+python tests/make_golden.py tests/golden/NAME, from the root of the version that is to be kept. Twelve drawn images,
 two folds: fold 0 is finished, fold 1 stopped in its second epoch; expected.json says what this version made of them.
 """
 

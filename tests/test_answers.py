@@ -1,4 +1,4 @@
-"""What an ensemble said, kept and scored: on new pictures, and never on those that a member was trained on."""
+"""What an ensemble said, kept and scored: on new images, and never on those that a member was trained on."""
 
 import json
 from pathlib import Path
@@ -52,11 +52,11 @@ def a_run(folder: Path, selected: bool = False) -> list[Path]:
 
 
 def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
-    """Pictures as (content, label, what all deciders say)."""
+    """Images as (content, label, what all deciders say)."""
     index = {name: k for k, name in enumerate(NAMES)} | {"": -1}
     said = np.array([index[said] for _, _, said in rows])
     return RecordedPredictions(
-        ids=tuple(f"picture {row}" for row in range(len(rows))),
+        ids=tuple(f"image {row}" for row in range(len(rows))),
         hashes=tuple(CONTENTS.get(content, "") for content, _, _ in rows),
         labels=np.array([index[label] for _, label, _ in rows]),
         decisions={"logits": said, "softmax": said, "vote": said, "fold-0": said},
@@ -113,7 +113,7 @@ def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_p
 
 
 def test_a_record_holds_what_each_decider_said():
-    """Two members on two pictures; of one, only a wide margin makes the sure member win the mean of logits."""
+    """Two members on two images; of one, only a wide margin makes the sure member win the mean of logits."""
     logits = np.array([[[9.0, 0, 0], [1.0, 0, 0]], [[0, 1.0, 0], [0, 3.0, 0]]], dtype=np.float32)
     record = Recorder(("fold-0", "fold-1"), np.ones(2))
     batch = LogitsBatch([str(k) for k in range(2)], [CONTENTS["new"], ""], {1: "empty file"}, logits)
@@ -164,7 +164,7 @@ def test_truth_is_matched_by_name_and_its_labels_are_checked(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("image_name,label\na,red\nb.jpg,blue\n")
     assert read_truth(str(path), ("a.jpg", "b.jpg", "c.jpg"), NAMES).tolist() == [0, 2, -1]
-    with pytest.raises(UserError, match="names none of the pictures; its first is a"):
+    with pytest.raises(UserError, match="names none of the images; its first is a"):
         read_truth(str(path), ("x.jpg",), NAMES)
     path.write_text("image_name,label\na,purple\n")
     with pytest.raises(UserError, match="no class of the model: purple"):

@@ -1,4 +1,4 @@
-"""Batches: pure functions of seed, epoch and id, whatever the workers, the processes and the pictures beside."""
+"""Batches: pure functions of seed, epoch and id, whatever the workers, the processes and the images beside."""
 
 import io
 import itertools
@@ -117,7 +117,7 @@ def test_the_processes_together_see_what_one_alone_sees():
         assert sorted(alone) == sorted({item for share in shares for item in share})
 
 
-# Pictures
+# Images
 
 
 def test_a_view_is_the_same_whatever_stands_beside_it_and_another_in_each_epoch():
@@ -174,7 +174,7 @@ def test_a_broken_picture_keeps_its_place_and_is_named_and_changes_no_other(work
     items = [[(row, 0) for row in range(5)], [(5, 0), (6, 0)]]
     first, second = load_batches(ImageDataset(table(broken=2), VIEW, seed=5), items, workers)
     whole = ImageDataset(TABLE, VIEW, seed=5).__getitems__(items[0])
-    assert list(first.bad) == ["id-2"] and first.bad["id-2"].startswith("not a picture") and second.bad == {}
+    assert list(first.bad) == ["id-2"] and first.bad["id-2"].startswith("not an image") and second.bad == {}
     assert first.rows.tolist() == list(range(5)) and first.labels.tolist() == whole.labels.tolist()
     others = [0, 1, 3, 4]
     assert torch.equal(first.pixels[others], whole.pixels[others])

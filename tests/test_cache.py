@@ -1,4 +1,4 @@
-"""The cache: the same pictures decoded once, found again, never believed when damaged, and never in the way."""
+"""The cache: the same images decoded once, found again, never believed when damaged, and never in the way."""
 
 import io
 import json
@@ -221,15 +221,15 @@ def test_it_reaches_workers_that_are_spawned_without_its_pixels(kind):
 
 
 def test_only_hashes_are_asked_of_a_check_that_knows_everything(monkeypatch):
-    found, bad = check_images(table([*PICTURES, b"no picture"]), Everything(), "images.train")
-    assert found == hashes([*PICTURES, b"no picture"]) and bad == {}
+    found, bad = check_images(table([*PICTURES, b"no image"]), Everything(), "images.train")
+    assert found == hashes([*PICTURES, b"no image"]) and bad == {}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_training_from_the_cache_sees_what_one_from_files_does_where_pictures_are_small(
     tiny, run, tmp_path, workers, capsys
 ):
-    """The tests' pictures are no larger than a copy, so nothing is lost, and the runs are equal bit by bit."""
+    """The tests' images are no larger than a copy, so nothing is lost, and the runs are equal bit by bit."""
     settings = ("folds.train=[0]", f"images.workers={workers}")
     for number, kind in enumerate(("disk", "disk", "memory")):
         assert start(tiny, tmp_path / f"run-{number}", *settings, f"images.cache={kind}") == 0
@@ -248,9 +248,9 @@ def test_a_cache_that_auto_does_not_make_is_told(tiny, tmp_path, capsys, monkeyp
 def test_bad_pictures_are_listed_and_left_out_as_without_a_cache(tiny, drawn, tmp_path, capfd):
     shutil.copytree(drawn / "train", tmp_path / "train")
     victim = sorted((tmp_path / "train/fish").iterdir())[0]
-    victim.write_bytes(b"no picture")
+    victim.write_bytes(b"no image")
     settings = ("folds.train=[0]", f"images.train=[{tmp_path / 'train'}]", "images.cache=disk")
     assert start(tiny, tmp_path / "run", *settings) == 0
     bad = json.loads((tmp_path / "run/folds.json").read_text())["bad"]
-    assert list(bad) == [f"train/fish/{victim.name}"] and "not a picture" in bad[f"train/fish/{victim.name}"]
+    assert list(bad) == [f"train/fish/{victim.name}"] and "not an image" in bad[f"train/fish/{victim.name}"]
     assert bad[f"train/fish/{victim.name}"] in capfd.readouterr().err

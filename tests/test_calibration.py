@@ -244,18 +244,18 @@ def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn
     for row, p in zip(read(out), expected.probabilities(logits), strict=True):
         assert float(row["probability"]) == pytest.approx(p.max(), abs=2e-3)  # files round to six digits
     inside = sum(truth[Path(row["id"]).stem] in json.loads(row["set"]) for row in read(out))
-    assert inside in (19, 20)  # of 24, the very pictures that it was fitted on, of which one is the threshold
+    assert inside in (19, 20)  # of 24, the very images that it was fitted on, of which one is the threshold
 
 
 def test_answers_of_other_members_or_of_another_strategy_are_not_what_is_served(own, drawn):
     words = [str(own), str(drawn / "test"), "--members", "--set", "0.8"]
     ensemble.main(asked(own, drawn, "--strategy", "softmax"))
-    with pytest.raises(UserError, match="rest on its answers to labelled pictures"):
+    with pytest.raises(UserError, match="rest on its answers to labelled images"):
         predict.main(words)
     ensemble.main(asked(own, drawn, "--weights", "2"))
     assert predict.main(words) == 0  # the same for all
     shutil.rmtree(own / "fold-2")
-    with pytest.raises(UserError, match="rest on its answers to labelled pictures"):
+    with pytest.raises(UserError, match="rest on its answers to labelled images"):
         predict.main(words)
 
 
@@ -264,7 +264,7 @@ def test_pictures_that_a_member_was_trained_on_calibrate_nothing(own, drawn, tmp
     labels = tmp_path / "labels.csv"
     labels.write_text("image_name,label\n" + "".join(f"{path.stem},fish\n" for path in seen.iterdir()))
     ensemble.main([str(own), "--images", str(seen), "--labels", str(labels)])
-    with pytest.raises(UserError, match="rest on its answers to labelled pictures"):
+    with pytest.raises(UserError, match="rest on its answers to labelled images"):
         predict.main([str(own), str(drawn / "test"), "--members", "--set", "0.8"])
 
 
@@ -279,7 +279,7 @@ def test_the_ensemble_s_row_is_cross_fitted_too(own, drawn, capsys):
 
 
 def test_a_published_model_and_ensemble_promise_what_the_run_does(own, drawn, tmp_path):
-    """The same labels in every set, without the pictures or their names."""
+    """The same labels in every set, without the images or their names."""
     ensemble.main(asked(own, drawn))
     (read_run,) = read_runs([str(own)], None)
     branches = export(read_run, own / "export")

@@ -39,7 +39,7 @@ def test_holm_s_correction():
 
 @pytest.fixture
 def answered() -> RecordedPredictions:
-    """Ten pictures of cats; the vote is wrong on one more than the mean of logits, fold-0 on four."""
+    """Ten images of cats; the vote is wrong on one more than the mean of logits, fold-0 on four."""
     said = {"logits": 9, "softmax": 9, "vote": 8, "fold-0": 6, "fold-1": 10}
     return RecordedPredictions(
         ids=tuple(f"{row}.jpg" for row in range(10)),

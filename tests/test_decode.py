@@ -1,4 +1,4 @@
-"""The decoder's promises, each on pictures that are drawn here."""
+"""The decoder's promises, each on images that are drawn here."""
 
 import io
 import os
@@ -212,7 +212,7 @@ def test_the_first_of_many_frames(kind):
 
 
 STRANGERS = {
-    "text": b"this is not a picture, whatever its name says\n",
+    "text": b"this is not an image, whatever its name says\n",
     "html": b"<!DOCTYPE html><html><body>404</body></html>",
     "EPS": encode(NOISE, "EPS"),
     "PSD": b"8BPS\0\1" + bytes(40),
@@ -224,7 +224,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_formats_beyond_the_list_are_refused(kind):
-    assert "not a picture in a known format (JPEG, PNG, " in reason(STRANGERS[kind])
+    assert "not an image in a known format (JPEG, PNG, " in reason(STRANGERS[kind])
 
 
 def webp(width: int, height: int) -> bytes:
@@ -341,7 +341,7 @@ def test_whatever_pillow_raises_becomes_a_reason(error, monkeypatch):
         raise error
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", fail)
-    assert re.match(r"corrupt picture: \S", reason(encode(NOISE)))
+    assert re.match(r"corrupt image: \S", reason(encode(NOISE)))
 
 
 def test_lack_of_memory_is_no_fault_of_the_picture(monkeypatch):

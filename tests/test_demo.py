@@ -71,7 +71,7 @@ def test_a_dropped_photo_is_answered_as_by_predict(browser, page, run, drawn, tm
 def test_a_photo_that_cannot_be_decoded_is_said(browser, page, drawn, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(sorted((drawn / "test").iterdir())[0].read_bytes()[:700])
-    assert "corrupt picture" in upload(browser, page, broken, "cannot be read")
+    assert "corrupt image" in upload(browser, page, broken, "cannot be read")
 
 
 def test_names_are_text_on_the_page():

@@ -132,7 +132,7 @@ def test_the_command_says_where_the_pictures_are_and_what_comes_next(tmp_path):
         "12",
     ]
     first, again = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
-    assert "pictures drawn" in first and "pictures there already" in again
+    assert "images drawn" in first and "images there already" in again
     assert first.splitlines()[-1] == again.splitlines()[-1]
     assert str(tmp_path / "drawn") in first.splitlines()[-1]
     assert "python train.py --recipe recipes/quickstart.yaml" in first.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Near-duplicates: copies changed a little are found, other pictures are not, and folds keep them together."""
+"""Near-duplicates: copies changed a little are found, other images are not, and folds keep them together."""
 
 import io
 import json
@@ -31,7 +31,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def photo(seed: int) -> Image.Image:
-    """A picture with shapes of many sizes and soft edges, as photos have; each seed gives another."""
+    """An image with shapes of many sizes and soft edges, as photos have; each seed gives another."""
     rng = np.random.default_rng(seed)
     layers = []
     for n, share in ((4, 0.5), (8, 0.3), (24, 0.2)):
@@ -135,7 +135,7 @@ def test_copies_are_in_one_fold_and_other_labels_are_warned_of(tiny: Path, tmp_p
     assert fold["train/cat/wrong.png"] == fold["train/dog/3.png"]
     said = " ".join(capsys.readouterr().err.split())
     # The first of the three is the cat, and the dog and its mirrored copy look like it.
-    assert "2 pictures look as one with another label does, such as one in cat and dog" in said
+    assert "2 images look as one with another label does, such as one in cat and dog" in said
 
 
 @pytest.mark.parametrize("cache", ["off", "memory"])
@@ -150,7 +150,7 @@ def test_folds_are_the_same_from_the_index_and_with_a_cache(tiny: Path, tmp_path
     runs = [tmp_path / name for name in ("first", "second")]
     for out in runs:
         assert start(tiny, out, *words) == 0
-        monkeypatch.setattr(scan, "check_images", lambda *_: pytest.fail("pictures are read again"))
+        monkeypatch.setattr(scan, "check_images", lambda *_: pytest.fail("images are read again"))
     rows = [json.loads((out / "folds.json").read_text())["rows"] for out in runs]
     fold = {row[0]: row[2] for row in rows[0]}
     assert rows[0] == rows[1] and len(set(fold.values())) == 3
@@ -169,8 +169,8 @@ def test_a_holdout_that_looks_like_what_is_trained_on_is_warned_of(tiny: Path, d
     words = ("folds.train=[0]", "schedule.epochs=1")
     start(tiny, tmp_path / "run", f"images.holdout=[{tmp_path / 'held'}]", *words)
     said = " ".join(capsys.readouterr().err.split())
-    assert f"images.holdout: 3 of its {len(pictures)} pictures are trained on, too, and will not be scored" in said
-    assert f"images.holdout: {len(pictures) - 3} of its {len(pictures)} pictures look the same as one" in said
+    assert f"images.holdout: 3 of its {len(pictures)} images are trained on, too, and will not be scored" in said
+    assert f"images.holdout: {len(pictures) - 3} of its {len(pictures)} images look the same as one" in said
     with pytest.raises(UserError, match=r"images\.holdout: no such folder"):
         start(tiny, tmp_path / "other", f"images.holdout=[{tmp_path / 'none'}]", *words)
     start(tiny, tmp_path / "clean", *words)

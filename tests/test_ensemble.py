@@ -214,7 +214,7 @@ def test_predict_shows_a_table_of_pictures_and_folders(run, drawn, capsys):
     picture = sorted((drawn / "test").iterdir())[0]
     assert predict.main([str(run / "fold-0"), str(picture), str(drawn / "train/fish"), "--top", "3"]) == 0
     shown = capsys.readouterr().out
-    assert picture.stem in shown.replace("\n", "") and "3." in shown and "7 pictures" in shown
+    assert picture.stem in shown.replace("\n", "") and "3." in shown and "7 images" in shown
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_predict_shows_a_table_of_pictures_and_folders(run, drawn, capsys):
         (["{run}/nothing", "x.jpg"], "no finished fold here"),
         (["{run}/fold-0", "nothing.jpg"], "nothing.jpg: no such file or folder"),
         (["{run}/fold-0", "{run}", "--zip"], "--zip and --template need --out"),
-        (["{run}/fold-0", "{run}"], "no pictures in"),
-        (["{run}/fold-0", "{run}", "--device", "warp"], "--device|no pictures"),
+        (["{run}/fold-0", "{run}"], "no images in"),
+        (["{run}/fold-0", "{run}", "--device", "warp"], "--device|no images"),
     ],
 )
 def test_mistakes_get_one_sentence(run, words, message):
@@ -285,7 +285,7 @@ def test_strategies_and_members_are_compared(run, drawn, tmp_path, capsys):
 
 
 def test_a_comparison_needs_pictures(run):
-    with pytest.raises(UserError, match="--compare needs pictures"):
+    with pytest.raises(UserError, match="--compare needs images"):
         ensemble.main([str(run), "--compare"])
 
 
@@ -348,7 +348,7 @@ def test_mirror_images_are_named_beside_the_scores(run, drawn, tmp_path):
 
 def test_a_score_alone_tells_of_broken_pictures_too(run, drawn, tmp_path):
     shutil.copytree(drawn / "test", tmp_path / "test")
-    (tmp_path / "test/broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "test/broken.jpg").write_bytes(b"no image")
     labels = str(drawn / "test_labels.csv")
     assert ensemble.main([str(run), "--images", str(tmp_path / "test"), "--labels", labels]) == BROKEN_IMAGES
 

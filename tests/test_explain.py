@@ -82,7 +82,7 @@ def test_every_readable_picture_gets_its_overlay(run, drawn, tmp_path, capsys):
     out, words = tmp_path / "why", [str(drawn / "test"), str(tmp_path / "broken.jpg")]
     assert predict.main([str(run / "fold-0"), *words, "--explain", str(out)]) == BROKEN_IMAGES
     shown = capsys.readouterr().out
-    assert f"{out} gets each picture" in shown and "not read" in shown
+    assert f"{out} gets each image" in shown and "not read" in shown
     files = sorted(out.iterdir())
     assert len(files) == 24 and not any("broken" in path.name for path in files)
     with Image.open(files[0]) as image:

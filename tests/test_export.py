@@ -261,7 +261,7 @@ def test_a_selected_epoch_is_marked_on_the_card(tiny, tmp_path):
     ]  # fmt: skip
     assert list(hub.build(tmp_path / "run", "me/one", TERMS)) == ["main"]
     text = (tmp_path / "run/export/main/README.md").read_text()
-    assert " selected" in text and "the epoch was chosen on these pictures" in text
+    assert " selected" in text and "the epoch was chosen on these images" in text
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_answers_are_asked_for_on_a_terminal_and_kept(built, monkeypatch):
     monkeypatch.setattr("rich.prompt.Prompt.ask", lambda *_, **__: next(answers))
     assert hub.main([str(built), "me/drawn", "--dry-run"]) == 0
     assert hub.find_terms(built, None, None) == Terms("mit", "my own photos")
-    assert "Weights: mit. Pictures: my own photos" in (built / "export/main/README.md").read_text()
+    assert "Weights: mit. Images: my own photos" in (built / "export/main/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_a_failure_while_predicting_loses_no_step(tiny, run, tmp_path):
 
 
 def hold_out(picture: Path, folder: Path) -> None:
-    """The picture in a file of other content, for what is trained on is not held out."""
+    """The image in a file of other content, for what is trained on is not held out."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / picture.name).write_bytes(picture.read_bytes() + b"\0")
 

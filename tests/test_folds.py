@@ -285,7 +285,7 @@ def fold_file(**changes: Any) -> FoldTable:
         labels=np.array([0, 1, 2, 0]),
         partitions=(np.array([0, 1, -1, 1]),),
         hashes=pa.chunked_array([["a", "b", "c", "d"]]),
-        bad={'x/"bad"\n.png': "empty file", "x/%E9.png": "not a picture: \x00\udce9"},
+        bad={'x/"bad"\n.png': "empty file", "x/%E9.png": "not an image: \x00\udce9"},
     )  # fmt: skip
     return replace(folds, **changes)
 

@@ -1,4 +1,4 @@
-"""Hostile files in training and in prediction: a reason or pixels for each, and no other picture in its place."""
+"""Hostile files in training and in prediction: a reason or pixels for each, and no other image in its place."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ FOLDER = "train/fish/hostile"
 
 @pytest.fixture(scope="module")
 def wild(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """The drawn pictures with a folder of hostile ones among them, and what must become of each, by its id."""
+    """The drawn images with a folder of hostile ones among them, and what must become of each, by its id."""
     folder = tmp_path_factory.mktemp("wild")
     shutil.copytree(drawn / "train", folder / "train")
     expected = write_hostile(folder / FOLDER)
@@ -78,7 +78,7 @@ def test_a_prediction_has_a_row_for_each_and_a_bad_file_changes_no_other(run, wi
     for name, reason in expected.items():
         status, label, *_ = found[name.removeprefix(f"{FOLDER}/")]
         assert (status == "ok", label != "") == (reason == GOOD, reason == GOOD), (name, status)
-    # The same table with pictures in the place of the bad ones: what was good says the same, to the last digit.
+    # The same table with images in the place of the bad ones: what was good says the same, to the last digit.
     for path in sorted((tmp_path / "hostile").rglob("*")):
         name = file_id(str(path.relative_to(tmp_path / "hostile")))
         if expected.get(f"{FOLDER}/{name}"):
@@ -118,4 +118,4 @@ def test_hostile_files_take_little_memory(wild, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     hostile, large = json.loads(done.stdout)
-    assert hostile <= 300 and large > 60, "the 64 MB of a large picture must show, or nothing was measured"
+    assert hostile <= 300 and large > 60, "the 64 MB of a large image must show, or nothing was measured"

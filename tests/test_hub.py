@@ -45,7 +45,7 @@ def client(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def own(run: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three folds whose ensemble was scored on the test pictures."""
+    """A run of three folds whose ensemble was scored on the test images."""
     folder = tmp_path_factory.mktemp("own") / "tiny"
     shutil.copytree(run, folder)
     ensemble.main([str(folder), "--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv")])
@@ -92,12 +92,12 @@ from PIL import Image
 from huggingface_hub import hf_hub_download
 for revision in ("main", "fold-1"):
     golden = json.loads(Path(hf_hub_download("me/drawn", "golden.json", revision=revision)).read_text())
-    picture = Image.open(hf_hub_download("me/drawn", golden["picture"], revision=revision)).convert("RGB")
+    image = Image.open(hf_hub_download("me/drawn", golden["image"], revision=revision)).convert("RGB")
     name = "hf-hub:me/drawn" if revision == "main" else f"hf-hub:me/drawn@{revision}"
     model = timm.create_model(name, pretrained=True).eval()
     view = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     with torch.inference_mode():
-        logits = model(view(picture)[None])[0]
+        logits = model(view(image)[None])[0]
     assert model.pretrained_cfg["label_names"] == golden["labels"]
     torch.testing.assert_close(logits, torch.tensor(golden["logits"]), atol=1e-5, rtol=0)
     print(revision, "gives its golden outputs")

@@ -1,4 +1,4 @@
-"""The index's promise: pictures are read again as soon as one of their files may have changed, and else not."""
+"""The index's promise: images are read again as soon as one of their files may have changed, and else not."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def known(dataset: Dataset) -> tuple[list[str], dict[int, str]]:
 
 
 def reads(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the pictures are read; what is found is always what reading them finds."""
+    """Whether the images are read; what is found is always what reading them finds."""
     read = []
     with monkeypatch.context() as patched:
         patched.setattr(scan, "check_images", lambda *words: read.append(1) or check_images(*words))

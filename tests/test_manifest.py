@@ -1,4 +1,4 @@
-"""The manifest's promises: which pictures become rows, with which ids, classes and groups, and what is refused."""
+"""The manifest's promises: which images become rows, with which ids, classes and groups, and what is refused."""
 
 import io
 import os
@@ -47,7 +47,7 @@ EMBEDDED = {"bytes": picture(), "path": None}
 
 
 def fill(folder: Path, *names: str) -> Path:
-    """Pictures of these names in a folder, each of another shade; a name that ends with / is an empty folder."""
+    """Images of these names in a folder, each of another shade; a name that ends with / is an empty folder."""
     for shade, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("/"):
@@ -65,7 +65,7 @@ def write_csv(path: Path, *lines: str) -> str:
 def table(
     labels: list[Any], label: Any = None, image: Any = None, images: list[Any] | None = None, **more: list
 ) -> Dataset:
-    """Embedded pictures with their labels, of the given feature types."""
+    """Embedded images with their labels, of the given feature types."""
     images = images or [{"bytes": picture(shade), "path": None} for shade in range(len(labels))]
     features = {"image": image or ImageFeature(decode=False), "label": label or Value("string")}
     features |= {name: Value("string") for name in more}
@@ -159,7 +159,7 @@ def test_a_picture_beside_class_folders_is_refused_by_name(tmp_path):
 def test_missing_and_empty_sources_are_refused(tmp_path):
     fill(tmp_path / "x", "cat/")
     assert f"images.train: no such folder: {tmp_path / 'none'}" in refusal(tmp_path / "none")
-    assert f"images.train: {tmp_path / 'x'} holds no pictures" in refusal(tmp_path / "x")
+    assert f"images.train: {tmp_path / 'x'} holds no images" in refusal(tmp_path / "x")
     assert f"images.train: no such file: {tmp_path / 'none.parquet'}" in refusal(tmp_path / "none.parquet")
 
 
@@ -410,7 +410,7 @@ def test_a_damaged_table_is_refused_with_the_reason(tmp_path, kind):
 def test_files_of_other_endings_are_left_out_and_counted(tmp_path, capsys):
     folder = fill(tmp_path / "x", "cat/1.PNG", "cat/2.Jpeg", "cat/notes.txt", "dog/3.webp", "dog/a.TXT", "dog/README")
     assert sorted(labelled(images(folder))) == ["x/cat/1.PNG", "x/cat/2.Jpeg", "x/dog/3.webp"]
-    assert "3 files are no pictures by their ending and left out (2 .txt, 1 no ending)" in " ".join(
+    assert "3 files are no images by their ending and left out (2 .txt, 1 no ending)" in " ".join(
         capsys.readouterr().err.split()
     )
 

@@ -78,7 +78,7 @@ def test_the_evaluation_view_travels_along(tiny, drawn, tmp_path, fit):
 
 def test_a_submission_has_the_most_frequent_class_for_a_broken_picture(run, exported, tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "in/broken.jpg").write_bytes(b"no image")
     words = [str(tmp_path / "in"), "--format", "submission"]
     predict.main([str(exported), *words, "--out", str(tmp_path / "a.csv")])
     predict.main([str(run / "fold-0"), *words, "--out", str(tmp_path / "b.csv")])
@@ -103,7 +103,7 @@ def test_other_files_are_refused_in_one_sentence(exported, drawn, tmp_path, dama
 
 
 def test_int8_needs_enough_pictures_to_be_judged(exported, drawn):
-    with pytest.raises(UserError, match="has 24 pictures; 64 calibrate and at least 200 others judge"):
+    with pytest.raises(UserError, match="has 24 images; 64 calibrate and at least 200 others judge"):
         exporting.quantize(exported, str(drawn / "test"))
 
 

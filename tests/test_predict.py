@@ -51,7 +51,7 @@ def pictures(drawn: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def expected(fold: str, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Label and probability of each test picture, as the CSV of the folder says."""
+    """Label and probability of each test image, as the CSV of the folder says."""
     out = tmp_path_factory.mktemp("expected") / "p.csv"
     assert predict.main([fold, str(drawn / "test"), "--out", str(out)]) == 0
     return {row[0]: row[2:] for row in read(out)[1:]}
@@ -110,7 +110,7 @@ def test_other_schemes_are_no_urls(fold, url):
 
 @pytest.fixture(scope="module")
 def table(pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All test pictures and a broken one as Parquet, in three row groups; their names in a column of their own."""
+    """All test images and a broken one as Parquet, in three row groups; their names in a column of their own."""
     path = tmp_path_factory.mktemp("table") / "pictures.parquet"
     images = [{"bytes": p.read_bytes(), "path": p.name} for p in pictures] + [{"bytes": b"broken", "path": "x"}]
     names = [p.name for p in pictures] + ["broken"]
@@ -124,7 +124,7 @@ def test_a_parquet_file_is_streamed(fold, table, pictures, expected, tmp_path):
     rows = read(out)[1:]
     assert [row[0].rpartition("/")[2] for row in rows] == [f"{k:08d}" for k in range(25)]
     assert [row[2:] for row in rows[:24]] == [expected[p.name] for p in pictures] and rows[24][2] == ""
-    with pytest.raises(UserError, match=r"--image-column: .* has no column 'picture'; it has image, name"):
+    with pytest.raises(UserError, match=r"--image-column: .* has no column 'image'; it has image, name"):
         predict.main([fold, str(table), "--image-column", "picture"])
 
 
@@ -223,7 +223,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(pictures):
     assert [row.id for row in rows] == [path.name for path in pictures] and {row.status for row in rows} == {"ok"}
     assert asked[:3] == [8, 4, 2] and set(asked[3:]) == {2}
     fits = 0
-    with pytest.raises(UserError, match="has no room for a single picture; try --device cpu"):
+    with pytest.raises(UserError, match="has no room for a single image; try --device cpu"):
         list(predict_batches(members.predictor([member]), listed, 8, "test"))
 
 
@@ -267,7 +267,7 @@ def test_two_processes_write_each_row_once_and_an_interrupted_run_goes_on(fold, 
 def test_parts_of_other_pictures_or_another_model_are_refused(fold, run, many, drawn, tmp_path):
     out = f"{tmp_path}/parts/"
     predict.main([fold, str(drawn / "test"), "--out", out])
-    with pytest.raises(UserError, match="holds predictions with other pictures; name another folder"):
+    with pytest.raises(UserError, match="holds predictions with other images; name another folder"):
         predict.main([fold, str(many), "--out", out])
     with pytest.raises(UserError, match="with other model"):
         predict.main([str(run / "fold-1"), str(drawn / "test"), "--out", out])
@@ -314,7 +314,7 @@ def test_patterns_may_name_tables_and_submissions_may_not(fold, table, tmp_path)
     pattern = str(table.parent / "*.parquet")
     assert predict.main([fold, pattern, "--out", str(tmp_path / "p.csv")]) == BROKEN_IMAGES
     assert len(read(tmp_path / "p.csv")) == 26
-    with pytest.raises(UserError, match="pictures of a table have no file names"):
+    with pytest.raises(UserError, match="images of a table have no file names"):
         predict.main([fold, str(table), "--format", "submission", "--out", str(tmp_path / "s.csv")])
 
 

@@ -64,7 +64,7 @@ from torch import nn
 from datasets import Dataset, Image, Features, Value, ClassLabel
 from io import BytesIO
 from PIL import Image as Pillow
-from creature.data.loader import Pictures
+from creature.data.loader import Images
 from creature.data.eval_transform import EvalTransform
 from creature.data.augment import exact_view
 from creature.training.loop import predict
@@ -73,7 +73,7 @@ from creature.data.normalize import Normalize
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == int(sys.argv[1])
 
-def picture(i):
+def image(i):
     out = BytesIO()
     Pillow.new("RGB", (8, 8), (i * 7, i, 255 - i)).save(out, "PNG")
     return {"bytes": out.getvalue(), "path": None}
@@ -82,12 +82,12 @@ class Mean(nn.Module):
     def forward(self, x):
         return x.mean((2, 3))
 
-table = Dataset.from_dict({"id": list(map(str, range(33))), "image": [picture(i) for i in range(33)], "label": [0]*33})
+table = Dataset.from_dict({"id": list(map(str, range(33))), "image": [image(i) for i in range(33)], "label": [0]*33})
 table = table.cast_column("image", Image(decode=False))
-pictures = Pictures(table, exact_view(EvalTransform(8, "squash", (0, 0, 0))))
+images = Images(table, exact_view(EvalTransform(8, "squash", (0, 0, 0))))
 for n in range(1, 34):
     rows = np.random.default_rng(n).permutation(33)[:n]
-    logits = predict(accelerator, Mean(), Normalize((0, 0, 0), (1, 1, 1)), pictures, rows, 4, 0)
+    logits = predict(accelerator, Mean(), Normalize((0, 0, 0), (1, 1, 1)), images, rows, 4, 0)
     expected = np.stack([rows * 7, rows, 255 - rows], 1) / 255
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 accelerator.end_training()

@@ -25,7 +25,7 @@ from creature.recipe import (
 )
 
 ROOT = Path(__file__).parent.parent
-SMALL = "name: small\nimages: {train: [pictures]}\nbackbone: {name: resnet18}\n"
+SMALL = "name: small\nimages: {train: [images]}\nbackbone: {name: resnet18}\n"
 
 
 def load(folder: Path, more: str = "", *overrides: str, base: str = SMALL) -> Recipe:
@@ -133,7 +133,7 @@ def test_no_is_refused_as_precision_with_the_choices(tmp_path):
 
 def test_a_misspelt_choice_is_told_the_nearest_one(tmp_path):
     assert 'must be one of squash, center, border, got "centre"; did you mean center?' in mistakes(
-        tmp_path, base=SMALL.replace("[pictures]", "[pictures], fit: centre")
+        tmp_path, base=SMALL.replace("[pictures]", "[images], fit: centre")
     )
 
 

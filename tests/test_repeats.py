@@ -363,7 +363,7 @@ def test_report_and_labels_go_by_the_ensemble_of_repeats_and_count_each_row_once
     assert held == {"72"} and ("tiny", "held_out_ensemble_of_2") not in records
     text = (tmp_path / "report/scores.md").read_text()
     assert f"(n = {len(rows.ids)}) by 2 members" in text and "twice (6 of 6 folds)" in text
-    assert "Judged by the 2 members that never saw the picture" in (tmp_path / "report/index.html").read_text()
+    assert "Judged by the 2 members that never saw the image" in (tmp_path / "report/index.html").read_text()
     assert labels.main([str(tmp_path / "twice")]) == 0
     listed = list(csv.DictReader((tmp_path / "twice/labels.csv").open(encoding="utf-8")))
     assert {row["image"] for row in listed} == {rows.ids[k] for k in np.flatnonzero(~rows.right)}
@@ -380,8 +380,8 @@ def test_a_run_with_repeats_is_published_with_what_can_be_said_of_it(twice, tmp_
     assert said["ensemble_of_repeats"]["models"] == 2 and said["ensemble_of_repeats"]["n"] == 72
     card, folds = (main / "README.md").read_text(), read_folds(main / "folds.json")
     np.testing.assert_array_equal(folds.partitions, read_folds(twice / "folds.json").partitions)
-    assert "| 3 members, each picture by the one that never saw it | out of fold |" in card
-    assert "| ensemble of 2 members, for each picture those that never saw it | out of fold |" in card
+    assert "| 3 members, each image by the one that never saw it | out of fold |" in card
+    assert "| ensemble of 2 members, for each image those that never saw it | out of fold |" in card
     assert "stands in for that of all 6, which is larger and cannot be scored" in " ".join(card.split())
     assert "6 of 6, 3 drawn 2 times, seed 0" in card and "(n = 144)" not in card
 
@@ -403,7 +403,7 @@ def test_what_was_selected_on_the_rows_is_marked_with_the_last_epoch_beside_it(t
 
 @pytest.fixture(scope="module")
 def gambled(tiny: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run of three folds, drawn twice, on two classes that are nothing but chance; and its pictures."""
+    """A run of three folds, drawn twice, on two classes that are nothing but chance; and its images."""
     folder, draw = tmp_path_factory.mktemp("gamble"), np.random.default_rng(0)
     pictures = sorted((drawn / "train").rglob("*.jpg"))
     for name, path in zip(draw.permutation(np.resize(["heads", "tails"], len(pictures))), pictures, strict=True):

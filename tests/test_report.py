@@ -141,7 +141,7 @@ def test_what_differs_from_the_baseline_is_named(page):
 
 
 def test_runs_on_other_pictures_are_said_to_differ(study, tiny, tmp_path):
-    """A second data set: no picture in common, so no p."""
+    """A second data set: no image in common, so no p."""
     from creature.samples import write_drawings
 
     write_drawings(tmp_path / "drawn", train=72, test=12, size=32, seed=9)
@@ -206,7 +206,7 @@ def test_figures_need_no_picture_and_the_gallery_says_so(study, page, tmp_path, 
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(re.sub(r"- .*/train$", "- /nowhere/train", recipe, flags=re.M))
     report.main([str(run)])
-    assert "The pictures are not at hand" in (run / "report/index.html").read_text()
+    assert "The images are not at hand" in (run / "report/index.html").read_text()
     for name in ("confusion", "recall", "reliability", "coverage"):
         assert (run / f"report/resnext-{name}.svg").read_bytes() == (page / f"resnext-{name}.svg").read_bytes()
 

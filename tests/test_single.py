@@ -40,7 +40,7 @@ def own(run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def held(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test pictures in class folders."""
+    """The test images in class folders."""
     folder = tmp_path_factory.mktemp("held")
     for name, label in read(drawn / "test_labels.csv")[1:]:
         (folder / label).mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def test_a_soup_is_a_folder_that_predicts_and_stands_beside_its_members(own, dra
     assert "One model in the ensemble's place" in shown and "uniform soup" in shown and "accepted" in shown
     said = json.loads((own / "soup/result.json").read_text())
     assert set(said["scores"]) == {"ensemble of 3", "fold-0", "fold-1", "fold-2", "uniform soup"}
-    assert said["scores"]["uniform soup"]["n"] == 24 and said["accepted"] is False  # 24 pictures show no point
+    assert said["scores"]["uniform soup"]["n"] == 24 and said["accepted"] is False  # 24 images show no point
     assert [each["chosen"] for each in said["members"]] == [True] * 3
     tensors = [load_file(own / f"fold-{k}/model.safetensors") for k in range(3)]
     mean = load_file(own / "soup/model.safetensors")
@@ -189,12 +189,12 @@ def test_no_model_is_scored_on_pictures_that_a_member_was_trained_on(own, drawn,
     seen = drawn / "train/fish"
     labels = tmp_path / "labels.csv"
     labels.write_text("image_name,label\n" + "".join(f"{path.stem},fish\n" for path in seen.iterdir()))
-    with pytest.raises(UserError, match="one model is scored on labelled pictures that no member was trained on"):
+    with pytest.raises(UserError, match="one model is scored on labelled images that no member was trained on"):
         ensemble.main([str(own), "--soup", "--images", str(seen), "--labels", str(labels)])
-    with pytest.raises(UserError, match="scored on labelled pictures that no fold saw, and there are none"):
+    with pytest.raises(UserError, match="scored on labelled images that no fold saw, and there are none"):
         ensemble.main([str(own), "--soup"])
     assert not (own / "soup").exists()
-    assert ensemble.main([str(own), "--soup", "uniform"]) == 0  # and without pictures, no score
+    assert ensemble.main([str(own), "--soup", "uniform"]) == 0  # and without images, no score
     said = json.loads((own / "soup/result.json").read_text())
     assert said["scores"] is None and said["accepted"] is None
     assert "has no score" in capsys.readouterr().out
@@ -243,14 +243,14 @@ def test_a_teacher_that_saw_what_its_student_holds_out_or_other_pictures_is_refu
         start(tiny, tmp_path / "a", *one[1:])
     copies = tmp_path / "copies"
     shutil.copytree(drawn / "train", copies)
-    with pytest.raises(UserError, match=r"images\.validation: .* was trained on 72 of these pictures"):
+    with pytest.raises(UserError, match=r"images\.validation: .* was trained on 72 of these images"):
         start(tiny, tmp_path / "b", *one, f"images.train=[{held}]", f"images.validation=[{copies}]")
     next(copies.glob("fish/*")).unlink()
     with pytest.raises(UserError, match=r"loss\.teacher: .* 1 of its own are not in images\.train"):
         start(tiny, tmp_path / "c", *one, f"images.train=[{copies}]", f"images.validation=[{held}]")
     shutil.rmtree(own / "fold-1")
     members.result_of.cache_clear()
-    with pytest.raises(UserError, match=r"for 24 pictures .* has no member that never saw them"):
+    with pytest.raises(UserError, match=r"for 24 images .* has no member that never saw them"):
         start(tiny, tmp_path / "d", *one, f"images.validation=[{held}]")
     with pytest.raises(UserError, match=r"loss\.teacher: .* is no run with a finished fold"):
         start(tiny, tmp_path / "e", *one[:2], f"loss.teacher={drawn}", f"images.validation=[{held}]")
@@ -277,8 +277,8 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
         assert name in shown.split("One model in the ensemble's place")[1]
     said = json.loads((own / "student/result.json").read_text())
     fold = json.loads((own / "student/fold-0/result.json").read_text())
-    assert fold["images_trained"] == 72 and fold["n"] == 24  # all of the run's pictures; the holdout is held out
-    assert said["scores"]["student"]["correct"] == fold["correct"]  # the same pictures by another way
+    assert fold["images_trained"] == 72 and fold["n"] == 24  # all of the run's images; the holdout is held out
+    assert said["scores"]["student"]["correct"] == fold["correct"]  # the same images by another way
     assert load_recipe(own / "student/recipe.yaml").loss.teacher == str(own)
     assert report.main([str(own)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -290,7 +290,7 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
         assert int(row["correct"]) == kept[name]["correct"] and row["n"] == "24"
     p = holm([float(row["p"]) for row in list(rows.values())[1:]])
     assert [float(row["p_holm"]) for row in list(rows.values())[1:]] == pytest.approx(p)
-    assert [row["accepted"] for row in rows.values()][-3:] == ["no"] * 3  # 24 pictures show no point
+    assert [row["accepted"] for row in rows.values()][-3:] == ["no"] * 3  # 24 images show no point
     before = weights_hash(own / "student/fold-0")
     assert ensemble.main(asked) == 0 and weights_hash(own / "student/fold-0") == before
     assert "is finished" in capsys.readouterr().out
@@ -325,7 +325,7 @@ def test_a_soup_says_how_it_was_asked(own, drawn):
 
 
 def test_a_student_without_pictures_to_hold_out_is_refused(own, tiny, student, drawn):
-    with pytest.raises(UserError, match=r"--distill: a student holds out pictures that no fold saw, and neither"):
+    with pytest.raises(UserError, match=r"--distill: a student holds out images that no fold saw, and neither"):
         ensemble.main([str(own), "--distill", str(tiny), *words(drawn)])
     student.write_text(json.dumps(json.loads(student.read_text()) | {"checkpoint": {"select": "best"}}))
     with pytest.raises(UserError, match=r"checkpoint\.select in .* must be last"):

@@ -151,7 +151,7 @@ def test_a_path_that_is_not_there_is_refused(folder, monkeypatch, path):
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no pictures in"):
+    with pytest.raises(UserError, match="no images in"):
         list_inputs([str(tmp_path)])
 
 
@@ -278,11 +278,11 @@ def test_members_are_blended_and_answers_keep_their_order(folder, batch_size):
     assert [row.probabilities[0] for row in rows] == pytest.approx([expected] * 3)
 
 
-# Pictures that cannot be read
+# Images that cannot be read
 
 
 def break_one(folder: Path) -> None:
-    (folder / "b.png").write_bytes(b"no picture")
+    (folder / "b.png").write_bytes(b"no image")
 
 
 def test_a_broken_picture_has_the_fallback_class_in_a_submission(folder, tmp_path, capsys):
@@ -290,16 +290,16 @@ def test_a_broken_picture_has_the_fallback_class_in_a_submission(folder, tmp_pat
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv"), "--format", "submission") == BROKEN_IMAGES == 3
     assert read(tmp_path / "p.csv")[1:] == [["a", "red"], ["b", "green"], ["c.d", "green"]]
     warning = capsys.readouterr().err
-    assert "b: not a picture" in warning and "most frequent class, green" in warning
+    assert "b: not an image" in warning and "most frequent class, green" in warning
 
 
 def test_a_broken_picture_has_its_status_in_a_full_table(folder, tmp_path, capsys):
     break_one(folder)
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv"), "--top", "2") == BROKEN_IMAGES
     rows = read(tmp_path / "p.csv")
-    assert rows[2][0] == "b.png" and rows[2][1].startswith("not a picture") and rows[2][2:] == [""] * 4
+    assert rows[2][0] == "b.png" and rows[2][1].startswith("not an image") and rows[2][2:] == [""] * 4
     assert [row[1] for row in rows[1::2]] == ["ok", "ok"]
-    assert "b.png: not a picture" in capsys.readouterr().err
+    assert "b.png: not an image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["gone.png", pytest.param(os.fsdecode(b"\xff.png"), marks=any_bytes)])
@@ -319,7 +319,7 @@ def test_a_name_that_is_no_utf_8_is_predicted_and_written_percent_encoded(folder
 def test_many_broken_pictures_are_counted_and_twenty_are_named(capsys):
     warn_of_broken([Prediction(f"{i}.png", "empty file", (), ()) for i in range(23)], "")
     warning = capsys.readouterr().err
-    assert "23 pictures could not be read" in warning and warning.count("empty file") == 20 and "and 3 more" in warning
+    assert "23 images could not be read" in warning and warning.count("empty file") == 20 and "and 3 more" in warning
 
 
 def test_a_hostile_name_stays_one_line_and_steers_no_terminal(folder, tmp_path, capsys):

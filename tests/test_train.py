@@ -217,7 +217,7 @@ CHANGES = {
     "a class renamed": (lambda a, b: a.parent.rename(a.parent.with_name("ray")), r"6 gone .*, 6 new"),
     "a class more": (lambda a, b: shutil.copytree(b.parent, b.parent.with_name("ray")), r"6 new"),
     "a class less": (lambda a, b: shutil.rmtree(b.parent), r"6 gone"),
-    "an empty class": (lambda a, b: a.parent.with_name("ray").mkdir(), r"no picture of the classes ray"),
+    "an empty class": (lambda a, b: a.parent.with_name("ray").mkdir(), r"no image of the classes ray"),
 }
 
 
@@ -282,7 +282,7 @@ def test_one_model_is_held_out_on_its_validation_images(drawn, tiny, tmp_path, c
     held = load_predictions(tmp_path / "one/fold-0/held_out.safetensors")
     assert len(held.ids) == 12 and all(name.startswith("val/") for name in held.ids)
     assert json.loads((tmp_path / "one/fold-0/result.json").read_text())["images_trained"] == 72
-    assert "images.validation: it shares 12 pictures that look the same" in " ".join(capsys.readouterr().err.split())
+    assert "images.validation: it shares 12 images that look the same" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_it_has_no_rows(
@@ -293,7 +293,7 @@ def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_i
     for picture in sorted(rare.iterdir())[1:]:
         picture.unlink()
     start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'train'}]")
-    told = f"folds.count: classes with fewer pictures than its 3 folds: 1, such as {rare.name} with 1; correct a label"
+    told = f"folds.count: classes with fewer images than its 3 folds: 1, such as {rare.name} with 1; correct a label"
     assert told in capsys.readouterr().err
     without = []
     for fold in (0, 1, 2):
@@ -335,7 +335,7 @@ def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monke
 
 def test_a_broken_picture_is_named_and_left_out(drawn, tiny, tmp_path, capsys):
     shutil.copytree(drawn / "train", tmp_path / "train")
-    (tmp_path / "train/fish/broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "train/fish/broken.jpg").write_bytes(b"no image")
     start(tiny, tmp_path / "run", "folds.train=[0]", f"images.train=[{tmp_path / 'train'}]")
     assert "train/fish/broken.jpg" in capsys.readouterr().err
     assert "train/fish/broken.jpg" in json.loads((tmp_path / "run/folds.json").read_text())["bad"]
@@ -465,7 +465,7 @@ def test_what_compiling_saves_is_that_of_the_worst_pair_less_what_it_costs():
         ((), 50, 1, (16, 8, 2)),  # a last batch of 2
         ((), 10, 1, (10, 2, 1)),
         (("accumulate=2",), 48, 1, (8, 12, 1)),
-        (("accumulate=3",), 48, 1, (6, 18, 2)),  # 6, 5 and 5 pictures
+        (("accumulate=3",), 48, 1, (6, 18, 2)),  # 6, 5 and 5 images
         (("schedule.epochs=5",), 48, 2, (8, 15, 1)),
         (("augment.sizes=[16,32]",), 48, 1, (16, 6 * 0.625, 2)),  # as if all were of 32 px
     ],
@@ -502,7 +502,7 @@ def test_a_damaged_trial_is_named(tmp_path, text):
 
 
 def test_validation_pictures_that_are_trained_on_are_no_score(drawn, tiny, tmp_path, capsys):
-    """By content, and whatever they look like: two flat pictures are copies as well."""
+    """By content, and whatever they look like: two flat images are copies as well."""
     held, flat = tmp_path / "held", tmp_path / "flat"
     for path in sorted((drawn / "train").glob("*/*.jpg"))[::9]:
         (held / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -510,7 +510,7 @@ def test_validation_pictures_that_are_trained_on_are_no_score(drawn, tiny, tmp_p
     for folder in (drawn / "train").iterdir():
         (held / folder.name).mkdir(exist_ok=True)
     one, label = ["folds.count=1", "schedule.epochs=1"], sorted(path.name for path in held.iterdir())[0]
-    with pytest.raises(UserError, match=r"images\.validation: it has no picture that can be decoded and is not in"):
+    with pytest.raises(UserError, match=r"images\.validation: it has no image that can be decoded and is not in"):
         start(tiny, tmp_path / "none", *one, f"images.validation=[{held}]")
     Image.new("RGB", (32, 32), (9, 9, 9)).save(held / label / "flat.png")
     shutil.copytree(drawn / "train", flat)
@@ -519,7 +519,7 @@ def test_validation_pictures_that_are_trained_on_are_no_score(drawn, tiny, tmp_p
         shutil.copyfile(test, held / label / test.name)
     start(tiny, tmp_path / "run", *one, f"images.train=[{flat}]", f"images.validation=[{held}]")
     said = " ".join(capsys.readouterr().err.split())
-    assert "images.validation: 9 of its pictures are in images.train, too, and will not be scored" in said
+    assert "images.validation: 9 of its images are in images.train, too, and will not be scored" in said
     assert json.loads((tmp_path / "run/fold-0/result.json").read_text())["n"] == 2
 
 
@@ -531,7 +531,7 @@ def test_a_class_of_which_nothing_is_trained_on_is_refused(drawn, tiny, tmp_path
         (held / folder.name).mkdir(parents=True)
     shutil.copyfile(next((drawn / "test").iterdir()), held / "lynx/one.jpg")
     words = ["folds.count=1", f"images.train=[{train_on}]", f"images.validation=[{held}]"]
-    with pytest.raises(UserError, match=r"images\.train: no picture of the classes lynx; add some, or remove"):
+    with pytest.raises(UserError, match=r"images\.train: no image of the classes lynx; add some, or remove"):
         start(tiny, tmp_path / "run", *words)
 
 

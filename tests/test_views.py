@@ -190,7 +190,7 @@ def test_a_large_jpeg_is_decoded_in_no_higher_resolution_than_its_crop_needs(mon
 
 
 def mixed(name: str, count: int, seed: int, alpha: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch in which picture i has the value i everywhere, and the label i."""
+    """A batch in which image i has the value i everywhere, and the label i."""
     pixels = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1).expand(count, 3, 16, 16).clone()
     torch.manual_seed(seed)
     return make_mix(augment(mix=name, mix_alpha=alpha), count)(pixels, torch.arange(count))

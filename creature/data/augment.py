@@ -1,6 +1,6 @@
-"""Views of training pictures; those of all others have creature.data.eval_transform. B batch, K classes.
+"""Views of training images; those of all others have creature.data.eval_transform. B batch, K classes.
 
-A view takes a picture and the seed of its randomness, and gives uint8 (3, size, size); MixUp and CutMix work on the
+A view takes an image and the seed of its randomness, and gives uint8 (3, size, size); MixUp and CutMix work on the
 batch.
 """
 
@@ -34,7 +34,7 @@ def _drawing(seed: int) -> Iterator[None]:
 
 
 def exact_transform(view: Callable[[Image.Image], np.ndarray]) -> Augmentation:
-    """A view without randomness of the picture decoded in full, such as creature.data.eval_transform's."""
+    """A view without randomness of the image decoded in full, such as creature.data.eval_transform's."""
     return partial(_see_exactly, view)
 
 
@@ -51,7 +51,7 @@ def cached_transform(picture: Encoded | Decoded, _seed: int) -> torch.Tensor:
 def training_augmentation(size: int, augment: Augment) -> Augmentation:
     """Random flip, rotation, policy, crop and erasing, in the report's order; randomness is torch's own generator.
 
-    Where nothing looks at more than the crop, a picture is decoded in no higher resolution than the crop needs.
+    Where nothing looks at more than the crop, an image is decoded in no higher resolution than the crop needs.
     """
     policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
     flip, crop = v2.RandomHorizontalFlip(augment.flip), v2.RandomResizedCrop(size, scale=augment.crop_scale)
@@ -95,7 +95,7 @@ def _see_crop(
 
 
 def _crop(picture: Encoded | Decoded, edges: tuple[int, int, int, int], size: int) -> torch.Tensor:
-    """The part of a picture within the edges (left, top, right, bottom), as (3, size, size)."""
+    """The part of an image within the edges (left, top, right, bottom), as (3, size, size)."""
     left, top, right, bottom = edges
     if isinstance(picture, Decoded):
         height, width, _ = picture.array.shape

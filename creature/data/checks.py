@@ -1,4 +1,4 @@
-"""The check of every picture before the first step: its content's hash, or why it cannot be decoded. N rows."""
+"""The check of every image before the first step: its content's hash, or why it cannot be decoded. N rows."""
 
 import hashlib
 from collections.abc import Container, Sequence
@@ -54,7 +54,7 @@ def check_images(
     """Read every image once, in parallel: content hashes (N,), and the reason for each row that cannot be decoded.
 
     Content whose hash is in `known` was decoded before and is only hashed. Of what is decoded, `sketches` (N, 256) gets
-    the rows. A picture that the decoder dies of is a UserError.
+    the rows. An image that the decoder dies of is a UserError.
     """
     checks = _Check(dataset, known)
     pieces = [range(start, min(start + 16, len(dataset))) for start in range(0, len(dataset), 16)]

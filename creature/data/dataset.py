@@ -1,4 +1,4 @@
-"""The manifest: every picture of a data set as one row (id, image, label, hash, group) of a datasets.Dataset.
+"""The manifest: every image of a data set as one row (id, image, label, hash, group) of a datasets.Dataset.
 
 N rows, K classes. Rows are in the order of their ids, whatever the file system's order is. The image column is
 `Image(decode=False)`: bytes or a path, decoded by creature.data.decode alone.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-# Pillow comments on odd metadata of good pictures. Filtered once here: catch_warnings is not thread-safe.
+# Pillow comments on odd metadata of good images. Filtered once here: catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.init()  # all plugins now, or threads would race to load them at their first WEBP
 
@@ -27,7 +27,7 @@ SIDEWAYS = [Image.Transpose[name] for name in TURNS[3:]]
 
 
 class BadImage(ValueError):
-    """A picture that cannot be decoded; the message is the reason, without the file's name."""
+    """An image that cannot be decoded; the message is the reason, without the file's name."""
 
 
 def read(image: Mapping[str, Any]) -> bytes:
@@ -49,12 +49,12 @@ def read(image: Mapping[str, Any]) -> bytes:
 
 
 def content_hash(data: bytes) -> str:
-    """The name of a picture by its content: 32 hex digits of BLAKE2b over the file's bytes."""
+    """The name of an image by its content: 32 hex digits of BLAKE2b over the file's bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 class Encoded:
-    """An encoded picture, to be decoded in the resolution that is needed; `size` is (width, height), upright.
+    """An encoded image, to be decoded in the resolution that is needed; `size` is (width, height), upright.
 
     `kind` names its format and Pillow's mode.
 
@@ -80,13 +80,13 @@ class Encoded:
                 self.size = self._decoded.size
 
     def image(self) -> Image.Image:
-        """The whole picture: RGB, upright and over white."""
+        """The whole image: RGB, upright and over white."""
         return self.smaller(1)[0]
 
     def smaller(self, shrink: int) -> tuple[Image.Image, float]:
-        """The picture in a resolution that is at least 1 / shrink (1, 2, 4, 8) of the whole one, and which that is.
+        """The image in a resolution that is at least 1 / shrink (1, 2, 4, 8) of the whole one, and which that is.
 
-        A JPEG is cheaper then: what a smaller picture does not show is left out (libjpeg's scaled decoding).
+        A JPEG is cheaper then: what a smaller image does not show is left out (libjpeg's scaled decoding).
         """
         if self._decoded is not None:
             return self._decoded, 1
@@ -101,7 +101,7 @@ class Encoded:
 
 
 class Decoded(NamedTuple):
-    """A picture that is decoded, be it smaller than `size`, its (width, height)."""
+    """An image that is decoded, be it smaller than `size`, its (width, height)."""
 
     size: tuple[int, int]
     array: np.ndarray
@@ -111,11 +111,11 @@ class Decoded(NamedTuple):
         return Image.fromarray(self.array)
 
 
-BLACK = Decoded((1, 1), np.zeros((1, 1, 3), dtype=np.uint8))  # in place of a picture that is none
+BLACK = Decoded((1, 1), np.zeros((1, 1, 3), dtype=np.uint8))  # in place of an image that is none
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded picture (its first frame): RGB, upright and over white.
+    """An encoded image (its first frame): RGB, upright and over white.
 
     Raises BadImage, as Encoded does.
     """
@@ -129,11 +129,11 @@ def _reasons() -> Iterator[None]:
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise BadImage(f"not a picture in a known format ({', '.join(FORMATS)}), or its header is damaged") from error
+        raise BadImage(f"not an image in a known format ({', '.join(FORMATS)}), or its header is damaged") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:  # the plugins raise anything on corrupt data: struct.error, AssertionError, ...
-        raise BadImage(f"corrupt picture: {' '.join(str(error).split()) or type(error).__name__}"[:200]) from error
+        raise BadImage(f"corrupt image: {' '.join(str(error).split()) or type(error).__name__}"[:200]) from error
 
 
 def _upright(rgb: Image.Image, turn: Image.Transpose | None) -> Image.Image:
@@ -159,7 +159,7 @@ def _load_png(image: Image.Image, data: bytes) -> None:
         again = Image.open(BytesIO(data), formats=("PNG",))  # over its own negative
         again.im = Image.frombytes(image.mode, image.size, (~np.frombuffer(pixels, np.uint8)).tobytes()).im
         if again.tobytes() != pixels:
-            raise BadImage("truncated picture: its data ends before its last row")
+            raise BadImage("truncated image: its data ends before its last row")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -185,7 +185,7 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the picture upright; broken EXIF is ignored, as viewers do."""
+    """What makes the image upright; broken EXIF is ignored, as viewers do."""
     try:
         return TURN_OF.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:

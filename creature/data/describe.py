@@ -1,10 +1,10 @@
-"""What is in folders of pictures, before any training: classes, sizes, bad files, copies, and leaks between splits.
+"""What is in folders of images, before any training: classes, sizes, bad files, copies, and leaks between splits.
 
 python -m creature.data.describe data/
 python -m creature.data.describe data/ --labels data/test_labels.csv --out data.png
 
 Folders called train, val (or valid, validation) and test within a given one are splits; so is any other given folder.
-N pictures.
+N images.
 """
 
 import argparse
@@ -51,14 +51,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="+", help="folders of class folders, or of pictures")
-    parser.add_argument("--labels", metavar="FILE.csv", help="labels (image, label) of pictures in no class folder")
+    parser.add_argument("folders", nargs="+", help="folders of class folders, or of images")
+    parser.add_argument("--labels", metavar="FILE.csv", help="labels (image, label) of images in no class folder")
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw classes and sizes, too")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Look at every picture, and say what was found."""
+    """Look at every image, and say what was found."""
     args = parse(argv)
     labels = read_labels(args.labels) if args.labels else {}
     alone = len(args.folders) == 1
@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = zip(args.folders, names, strict=True)
     pictures = [picture for folder, name in named for picture in find(folder, labels, name)]
     if labels and not any(label_of(labels, os.path.basename(picture.path)) for picture in pictures):
-        raise UserError(f"--labels: {args.labels} names none of the pictures; its first is {next(iter(labels))}")
+        raise UserError(f"--labels: {args.labels} names none of the images; its first is {next(iter(labels))}")
     if args.out and any(os.path.realpath(picture.path) == os.path.realpath(args.out) for picture in pictures):
-        raise UserError(f"--out: {args.out} is one of the pictures, and would be replaced; name another file")
+        raise UserError(f"--out: {args.out} is one of the images, and would be replaced; name another file")
     found = list(look(pictures))
     show_table("Splits", SPLIT_COLUMNS, splits_table(found))
     if classes := classes_table(found):
@@ -92,10 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find(folder: str, labels: dict[str, str], name: str) -> Iterator[ScannedImage]:
-    """The pictures of a folder, by split, with the label that their class folder or the CSV gives them.
+    """The images of a folder, by split, with the label that their class folder or the CSV gives them.
 
     Of several folders each has a name, by which its splits are told apart; of one that stands alone, which has none,
-    pictures are called by their path within it.
+    images are called by their path within it.
 
     Raises UserError for a folder that is not there, or holds none.
     """
@@ -105,7 +105,7 @@ def find(folder: str, labels: dict[str, str], name: str) -> Iterator[ScannedImag
         own = os.path.basename(os.path.normpath(root))
         split = own if not name else f"{name}/{own}" if inside else name
         if not (paths := list_pictures(root)):
-            raise UserError(f"{root}: holds no pictures")
+            raise UserError(f"{root}: holds no images")
         for path in sorted(paths):
             within = os.path.relpath(path, root)
             top, separator, _ = within.partition(os.sep)
@@ -114,7 +114,7 @@ def find(folder: str, labels: dict[str, str], name: str) -> Iterator[ScannedImag
 
 
 def look(pictures: Sequence[ScannedImage]) -> Iterator[ScannedImage]:
-    """The pictures with what is found in their files; as many at once as there are cores."""
+    """The images with what is found in their files; as many at once as there are cores."""
     with progress() as bar, ThreadPoolExecutor(usable_cores()) as pool:
         task = bar.add_task("looking", total=len(pictures), speed="")
         for seen in pool.map(_look, pictures):
@@ -157,7 +157,7 @@ def splits_table(found: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
 
 
 def classes_table(found: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
-    """Pictures of each class in each split, the rarest class first."""
+    """Images of each class in each split, the rarest class first."""
     counts = Counter((picture.label, picture.split) for picture in found if picture.label)
     totals = Counter(picture.label for picture in found if picture.label)
     order = sorted(totals, key=lambda name: (totals[name], natural(name)))
@@ -165,7 +165,7 @@ def classes_table(found: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
 
 
 def kinds_table(found: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
-    """Shorter sides, and how many pictures are of which format and mode."""
+    """Shorter sides, and how many images are of which format and mode."""
     columns = [[picture for picture in found if picture.split == s and picture.kind] for s in splits_of(found)]
     sides = [np.array([min(picture.size) for picture in own] or [0]) for own in columns]
     rows = [
@@ -179,7 +179,7 @@ def kinds_table(found: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
 
 
 def copies_of(found: Sequence[ScannedImage]) -> list[tuple[ScannedImage, ScannedImage, str]]:
-    """Pictures that are there more than once, each with the first one; those in two splits come first."""
+    """Images that are there more than once, each with the first one; those in two splits come first."""
     first: dict[str, int] = {}
     sketches = np.zeros((len(found), LENGTH), dtype=np.uint8)
     for row, picture in enumerate(found):
@@ -209,10 +209,10 @@ def of_shown(rows: Sequence[object]) -> str:
 
 
 def advice(found: Sequence[ScannedImage], copies: Sequence[tuple[ScannedImage, ScannedImage, str]]) -> Iterator[str]:
-    """What to do about it, and the folds that the pictures allow."""
+    """What to do about it, and the folds that the images allow."""
     for one, other in combinations(splits_of(found), 2):
         if n := sum({a.split, b.split} == {one, other} for a, b, _ in copies):
-            yield f"{other} has copies of pictures in {one} ({n}): its score would flatter; remove them there"
+            yield f"{other} has copies of images in {one} ({n}): its score would flatter; remove them there"
     if n := sum("two labels" in remark(a, b) for a, b, _ in copies):
         yield f"copies with another label than their first: {n}; correct the labels"
     if n := sum(bool(picture.bad) for picture in found):
@@ -220,25 +220,25 @@ def advice(found: Sequence[ScannedImage], copies: Sequence[tuple[ScannedImage, S
     for split in splits_of(found):
         own = [picture.label for picture in found if picture.split == split]
         if any(own) and (n := own.count("")):
-            yield f"{split} has pictures without a label: {n} of {len(own)}"
+            yield f"{split} has images without a label: {n} of {len(own)}"
     trainable = [picture for picture in found if picture.label and picture.split.rpartition("/")[2] != "test"]
     labelled = Counter[str]()
     for picture in trainable:
         labelled[picture.label] += not picture.bad  # a class of bad files alone is there, too
     if labelled and (unknown := sorted({picture.label for picture in found} - {"", *labelled})):
         named = ", ".join(unknown[:SHOWN])
-        yield f"classes that only test has ({len(unknown)}): {named}; correct the labels, or add pictures to train on"
+        yield f"classes that only test has ({len(unknown)}): {named}; correct the labels, or add images to train on"
     if not labelled:
         return
     rarest, n = min(labelled.items(), key=lambda item: item[1])
     sources = sorted({picture.split for picture in trainable}, key=splits_of(found).index)
     if n < 2:
         has = "one" if n else "none"
-        yield f"suggested: more pictures of {rarest}, which has {has}: no fold can train on it and hold it out"
+        yield f"suggested: more images of {rarest}, which has {has}: no fold can train on it and hold it out"
     elif n < 5:
-        yield f"suggested: folds.count={n}, for {rarest} has {n} pictures, over {' and '.join(sources)} pooled"
+        yield f"suggested: folds.count={n}, for {rarest} has {n} images, over {' and '.join(sources)} pooled"
     else:
-        why = f"{rarest}, the rarest class, has {n} pictures, so each of five folds holds out {n // 5} or more"
+        why = f"{rarest}, the rarest class, has {n} images, so each of five folds holds out {n // 5} or more"
         yield f"suggested: folds.count=5 over {' and '.join(sources)} pooled: {why}"
     if copies:
         yield "copies are kept in one fold by themselves; folds.group does the same for series of one animal or place"

@@ -1,4 +1,4 @@
-"""A data set as a figure: how many pictures each class has, and how large they are."""
+"""A data set as a figure: how many images each class has, and how large they are."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ NAMED = 40  # classes, at most, that are named
 
 
 def draw_figure(found: "Sequence[ScannedImage]", path: Path) -> None:
-    """Draw the pictures of each class, by split, and their shorter sides; the file's ending says the format.
+    """Draw the images of each class, by split, and their shorter sides; the file's ending says the format.
 
     Raises UserError where matplotlib is not installed, or the file cannot be written.
     """
@@ -40,7 +40,7 @@ def draw_figure(found: "Sequence[ScannedImage]", path: Path) -> None:
     named = len(order) <= NAMED
     left.set_yticks(np.arange(len(order)) if named else [], [printable(name) for name in order] if named else [])
     left.invert_yaxis()
-    left.set_title(f"Pictures of {len(order)} classes", loc="left", fontsize=10)
+    left.set_title(f"Images of {len(order)} classes", loc="left", fontsize=10)
     if before.any():
         left.legend(frameon=False, fontsize=8, ncols=len(splits), loc="lower right", bbox_to_anchor=(1, 1))
     sides = [[min(picture.size) for picture in found if picture.split == split and picture.kind] for split in splits]

@@ -1,8 +1,8 @@
-"""Near-duplicates: pictures that were resized, encoded again, brightened or mirrored. N rows, P pairs.
+"""Near-duplicates: images that were resized, encoded again, brightened or mirrored. N rows, P pairs.
 
-A picture is known by its sketch, 16 x 16 levels of grey. Two pictures are near-duplicates if their sketches, or one and
+An image is known by its sketch, 16 x 16 levels of grey. Two images are near-duplicates if their sketches, or one and
 the mirrored other, are correlated to at least 0.97: of 4.5 million pairs of different small photos one was, of copies
-nearly all. A crop of more than some hundredths of a side is another picture.
+nearly all. A crop of more than some hundredths of a side is another image.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from scipy.sparse.csgraph import connected_components
 SIDE = 16
 LENGTH = SIDE * SIDE  # bytes of a sketch
 ALIKE = 0.97
-FLAT = 4.0  # levels of grey; a picture that deviates less is like any other such, and has no near-duplicates
+FLAT = 4.0  # levels of grey; an image that deviates less is like any other such, and has no near-duplicates
 BANDS, BITS = 28, 23
 CROWD = 32  # rows of one key that each row is compared with; longer chains of copies hang together by their links
 PIECE = 4096  # rows or pairs at a time; more would leave the processor's cache, and take longer
 
 
 def sketch(image: Image.Image) -> bytes:
-    """A picture as 16 x 16 levels of grey, row by row."""
+    """An image as 16 x 16 levels of grey, row by row."""
     return image.resize((SIDE, SIDE), Image.Resampling.BOX).convert("L").tobytes()
 
 
@@ -39,7 +39,7 @@ def near_duplicates(sketches: np.ndarray) -> np.ndarray:
     if not len(rows):
         return first
     _, unique, same = np.unique(sketches[rows].view(f"V{LENGTH}"), return_index=True, return_inverse=True)
-    first[rows] = rows[unique[same.ravel()]]  # such as a million copies of one picture
+    first[rows] = rows[unique[same.ravel()]]  # such as a million copies of one image
     rows = np.sort(rows[unique])
     keys = np.concatenate([_keys(sketches, rows, mirrored) for mirrored in (False, True)])
     moments = np.concatenate([_moments(sketches[rows[k : k + PIECE]]) for k in range(0, len(rows), PIECE)])

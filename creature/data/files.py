@@ -81,7 +81,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def list_pictures(folder: str) -> list[str]:
-    """Paths of all files below a folder that are pictures by their ending; says how many others there are."""
+    """Paths of all files below a folder that are images by their ending; says how many others there are."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     paths = list(walk(folder))
@@ -91,7 +91,7 @@ def list_pictures(folder: str) -> list[str]:
         named = [f"{n} {printable(ending)}" for ending, n in sorted(others.items())]
         more = [f"and {len(named) - 10} more endings"] if len(named) > 10 else []
         listed = ", ".join(named[:10] + more)
-        warn(f"{folder}: {len(paths) - len(pictures)} files are no pictures by their ending and left out ({listed})")
+        warn(f"{folder}: {len(paths) - len(pictures)} files are no images by their ending and left out ({listed})")
     return pictures
 
 

@@ -108,7 +108,7 @@ def group_copies(
     if (differ := (labels[alike] != labels) & (labels[copied] == labels)).any():
         row = differ.argmax()
         pair = f"{names[labels[alike[row]]]} and {names[labels[row]]}"
-        warn(f"images.train: {differ.sum()} pictures look as one with another label does, such as one in {pair}")
+        warn(f"images.train: {differ.sum()} images look as one with another label does, such as one in {pair}")
     for row in np.flatnonzero((copied != rows) | (grouped != rows) | (alike != rows)).tolist():
         for first in (int(copied[row]), int(grouped[row]), int(alike[row])):
             parent[root(row)] = root(first)

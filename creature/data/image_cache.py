@@ -1,7 +1,7 @@
-"""The cache: each picture is decoded once, for all folds, epochs and runs. N rows, S side of the evaluation view.
+"""The cache: each image is decoded once, for all folds, epochs and runs. N rows, S side of the evaluation view.
 
 Training crops are cut from a smaller copy, so pixels differ from those of the file; the evaluation view is kept as it
-is, exact. One folder a set of pictures, named by what it holds; the least recently used give way.
+is, exact. One folder a set of images, named by what it holds; the least recently used give way.
 """
 
 import hashlib
@@ -49,13 +49,13 @@ def estimate_bytes(transform: EvalTransform, count: int) -> int:
 
 
 class ImageCache:
-    """Pictures by the hash of their content, and why others cannot be decoded; each process maps the file itself."""
+    """Images by the hash of their content, and why others cannot be decoded; each process maps the file itself."""
 
     def __init__(self, path: str, index: dict[str, Any]):
         self.path, self.index = path, index
         self.size: int = index["size"]
         self.bad: dict[str, str] = index["bad"]
-        # (N, 5): offset in pixels, height and width of the copy, height and width of the picture
+        # (N, 5): offset in pixels, height and width of the copy, height and width of the image
         self.places = np.array(index["places"], dtype=np.int64).reshape(-1, 5)
         try:
             self.pixels = np.memmap(path, np.uint8, "r") if len(self.places) else np.zeros(0, np.uint8)
@@ -70,7 +70,7 @@ class ImageCache:
 
 
 class CachedImages:
-    """By row, what the cache holds of its picture: the copies, or the evaluation views."""
+    """By row, what the cache holds of its image: the copies, or the evaluation views."""
 
     def __init__(self, cache: ImageCache, hashes: Sequence[str], views: bool):
         numbers = {content: number for number, content in enumerate(cache.index["contents"])}
@@ -87,7 +87,7 @@ class CachedImages:
 
 
 def should_cache(kind: str, transform: EvalTransform, count: int) -> bool:
-    """Whether so many pictures are to be cached."""
+    """Whether so many images are to be cached."""
     return kind in ("memory", "disk") or (kind == "auto" and estimate_bytes(transform, count) <= AUTO_BYTES)
 
 
@@ -96,7 +96,7 @@ def open_cache(
 ) -> ImageCache:
     """The cache of the given rows, whose contents have these hashes: found, or made.
 
-    Raises UserError where there is no room for it, and for a picture that the decoder dies of.
+    Raises UserError where there is no room for it, and for an image that the decoder dies of.
     """
     first = dict(zip([hashes[row] for row in reversed(rows)], reversed(rows), strict=True))
     contents = dict(sorted(first.items()))  # a content's first row

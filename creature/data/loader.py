@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", "This DataLoader will create")
 
 
 class Batch(NamedTuple):
-    """Pictures with the rows that they came from; a picture that cannot be decoded keeps its place, black."""
+    """Images with the rows that they came from; an image that cannot be decoded keeps its place, black."""
 
     pixels: torch.Tensor  # uint8 (B, 3, H, W)
     labels: torch.Tensor  # (B,), or soft ones (B, K)
@@ -52,7 +52,7 @@ def derive_seed(*parts: object) -> int:
 def epoch_batches(rows: np.ndarray, batch_size: int, *seed: object) -> list[np.ndarray]:
     """The rows of one epoch, shuffled by the seed and cut into batches; a last batch of one joins the one before it.
 
-    BatchNorm has no statistics of a single picture, and dropping it would lose a row.
+    BatchNorm has no statistics of a single image, and dropping it would lose a row.
     """
     order = np.random.default_rng(derive_seed(*seed)).permutation(rows)
     cuts = list(range(batch_size, len(order), batch_size))
@@ -70,7 +70,7 @@ def process_share(batch: np.ndarray, process: int, processes: int) -> np.ndarray
 class ImageDataset:
     """Rows of the table as batches; an item is (row, epoch), so that each epoch sees another random view.
 
-    `views`: one, or one an epoch. Of pictures that are cached, the table needs id and label alone. Where there are soft
+    `views`: one, or one an epoch. Of images that are cached, the table needs id and label alone. Where there are soft
     `targets` (N, K), these are the labels.
     """
 
@@ -91,7 +91,7 @@ class ImageDataset:
             else:
                 seen = [self._see(*image) for image in images]
         return Batch(
-            # In the memory order of pictures, channels last, which convolutions prefer.
+            # In the memory order of images, channels last, which convolutions prefer.
             torch.stack([pixels.permute(1, 2, 0) for pixels, _ in seen]).permute(0, 3, 1, 2),
             torch.tensor(table["label"]) if self.targets is None else self.targets[rows],
             torch.tensor(rows),
@@ -100,7 +100,7 @@ class ImageDataset:
         )
 
     def _see(self, item: tuple[int, int], name: str, image: dict[str, Any]) -> tuple[torch.Tensor, str]:
-        """A picture's pixels, or black ones and the reason why."""
+        """An image's pixels, or black ones and the reason why."""
         row, epoch = item
         note_decoding(self.decoding, row)
         seed, view = derive_seed(self.seed, epoch, name), self.views[min(epoch, len(self.views) - 1)]
@@ -113,7 +113,7 @@ class ImageDataset:
 
 
 class FeatureDataset:
-    """Rows as batches of what a frozen backbone made of their pictures: `pixels` are features (B, D).
+    """Rows as batches of what a frozen backbone made of their images: `pixels` are features (B, D).
 
     Where there are soft `targets` (N, K), these are the labels.
     """
@@ -132,7 +132,7 @@ class FeatureDataset:
 
 
 def load_batches(pictures: Any, batches: Iterable[Sequence[Any]], workers: int) -> Iterator[Any]:
-    """What `pictures.__getitems__` makes of each batch of items, in order, prepared ahead by worker processes."""
+    """What `images.__getitems__` makes of each batch of items, in order, prepared ahead by worker processes."""
     pictures.decoding = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     return iter(
         DataLoader(
@@ -169,7 +169,7 @@ def note_decoding(decoding: torch.Tensor, row: int) -> None:
 
 @contextmanager
 def naming_fatal_image(*sources: Any) -> Iterator[None]:
-    """Name the picture that a worker process died of: torch knows its pid alone, and tells it at any line."""
+    """Name the image that a worker process died of: torch knows its pid alone, and tells it at any line."""
     try:
         yield
     except RuntimeError as error:
@@ -181,7 +181,7 @@ def naming_fatal_image(*sources: Any) -> Iterator[None]:
         names = ", ".join(dict.fromkeys(source.dataset[row]["id"] for source, row in rows))  # two may die of one
         raise UserError(
             f"{names or 'images'}: a process that decodes died; remove or "
-            "mend the picture, or where memory ran out, set a smaller images.workers; --resume goes on"
+            "mend the image, or where memory ran out, set a smaller images.workers; --resume goes on"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Tables with a row for each picture, memory-mapped from datasets' cache: the system may drop their pages at need."""
+"""Tables with a row for each image, memory-mapped from datasets' cache: the system may drop their pages at need."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The index of pictures that were checked: they need not be read again until one of their files changes. N rows.
+"""The index of images that were checked: they need not be read again until one of their files changes. N rows.
 
 As in git's index, a file with the same size, times and inode holds what it held; one so young that a change within the
 same tick of its clock would leave no trace is read again.
@@ -32,7 +32,7 @@ def scan_images(
 
     They are the index's, or else check_images reads and decodes all; what a cache decodes is only hashed there. Content
     whose hash is in `known` was decoded before, and gets no sketch, for its folds are drawn. Only data without a bad
-    row is in the index: what is wrong with a picture may be mended without a trace in its file.
+    row is in the index: what is wrong with an image may be mended without a trace in its file.
     """
     import pyarrow as pa
 
@@ -69,7 +69,7 @@ def sketches_of(table: "pa.Table") -> np.ndarray:
 
 
 def state_of_files(dataset: "Dataset") -> str:
-    """A name for the present state of all files that the pictures are in; none where a change of it might not show."""
+    """A name for the present state of all files that the images are in; none where a change of it might not show."""
     from datasets import config
 
     pc = compute()

@@ -53,7 +53,7 @@ def read_source(source: str, root: str, columns: Columns, field: str) -> Source:
         )
     pictures = list_pictures(source)
     if not pictures:
-        raise UserError(f"{field}: {source} holds no pictures ({', '.join(sorted(ENDINGS))})")
+        raise UserError(f"{field}: {source} holds no images ({', '.join(sorted(ENDINGS))})")
     if columns.labels_csv:
         return _read_flat(source, root, pictures, columns, field)
     return _read_class_folders(source, root, pictures, columns, field)
@@ -257,4 +257,4 @@ def check_classes(where: str, part: Source, names: Sequence[str]) -> None:
     if extra := part.classes - set(names):
         raise UserError(f"{where} has classes that the training data lacks: {listed(extra)}")
     if part.complete and (missing := set(names) - part.classes):
-        raise UserError(f"{where} lacks the classes {listed(missing)}; if it has no picture of them, add empty folders")
+        raise UserError(f"{where} lacks the classes {listed(missing)}; if it has no image of them, add empty folders")

@@ -1,4 +1,4 @@
-"""One model in an ensemble's place: scored beside it, and accepted or not. N pictures that no member was trained on."""
+"""One model in an ensemble's place: scored beside it, and accepted or not. N images that no member was trained on."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class UnseenImages:
-    """Labelled pictures that no member was trained on; the ensemble and its members, and what they said of them."""
+    """Labelled images that no member was trained on; the ensemble and its members, and what they said of them."""
 
     title: str
     hashes: np.ndarray  # (N,)
@@ -52,14 +52,14 @@ class UnseenImages:
 def find_unseen(
     title: str, answered: RecordedPredictions, stands: np.ndarray, pictures: ImagesAt, folds: Sequence[Path]
 ) -> UnseenImages:
-    """Those of the answered pictures that may score a model; raises UserError where there are not two of them."""
+    """Those of the answered images that may score a model; raises UserError where there are not two of them."""
     rows = np.flatnonzero(stands == "unseen")
     hashes = np.array(answered.hashes)[rows]
     if len(set(hashes)) < 2:
         kinds, n = np.unique(stands, return_counts=True)
         listed = ", ".join(f"{count} {kind}" for kind, count in zip(kinds.tolist(), n.tolist(), strict=True))
         raise UserError(
-            f"{title}: one model is scored on labelled pictures that no member was trained on, two at the least, and "
+            f"{title}: one model is scored on labelled images that no member was trained on, two at the least, and "
             f"these are: {listed}; give others with --images DIR --labels FILE.csv"
         )
     sizes = [int(result_of(fold)["parameters"]) for fold in folds]
@@ -72,7 +72,7 @@ def find_unseen(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model beside the ensemble, on the same pictures."""
+    """A model beside the ensemble, on the same images."""
 
     model: Candidate
     count: Count
@@ -152,19 +152,19 @@ def verdict(line: Comparison, worst: Count, frequent: int) -> str:
     if line.count.correct < worst.correct:
         return f"not accepted: worse than every member; {line.model.doubt}"
     if line.against.difference <= -MARGIN:
-        return f"not accepted: a point worse than the ensemble, or more, on these pictures; {bound}"
+        return f"not accepted: a point worse than the ensemble, or more, on these images; {bound}"
     needed = line.count.n * ((line.against.difference - line.low) / (line.against.difference + MARGIN)) ** 2
     digit = 10 ** math.floor(math.log10(needed))
     return (
         f"not accepted: it may be a point worse than the ensemble, for {bound}; were all else equal, some "
-        f"{digit * math.ceil(needed / digit):,} labelled pictures could tell"
+        f"{digit * math.ceil(needed / digit):,} labelled images could tell"
     )
 
 
 def advise(folder: Path, run: Path, accepted: bool | None) -> None:
     """Say what to do with a model that was made of a run's members."""
     if accepted is None:
-        say(f"{folder} has no score; to get one, name labelled pictures: --images DIR --labels FILE.csv")
+        say(f"{folder} has no score; to get one, name labelled images: --images DIR --labels FILE.csv")
     elif accepted:
         say(f"{folder} may stand for the ensemble; next: python predict.py {folder} PHOTO --top 5")
     else:

@@ -2,7 +2,7 @@
 
 python -m creature.ensembling.calibrate runs/laptop --set 0.95 --precision 0.9
 
-All is fitted for what answers: for one member, on the rows that it held out; for an ensemble, on labelled pictures that
+All is fitted for what answers: for one member, on the rows that it held out; for an ensemble, on labelled images that
 none of its members saw, or on repeated folds. What this command shows is cross-fitted: each row is judged by what the
 other rows gave. `predict.py RUN/fold-0 PHOTOS --set 0.95` then uses all of them. N rows, K classes, M members.
 """
@@ -61,7 +61,7 @@ def ensemble_calibration(
 ) -> CalibrationData:
     """What was fitted for the ensemble of a run, or of a published one whose main folder is `home`.
 
-    Raises UserError where no answers to pictures that no member saw are at hand.
+    Raises UserError where no answers to images that no member saw are at hand.
     """
     if (home / OF_ENSEMBLE).exists():
         return load_calibration(home / OF_ENSEMBLE)
@@ -69,7 +69,7 @@ def ensemble_calibration(
     if found is None:
         how = f" --strategy {strategy}" * (strategy != "logits") + " --mirror" * mirror
         raise UserError(
-            f"--set and --precision of an ensemble rest on its answers to labelled pictures that no member was trained "
+            f"--set and --precision of an ensemble rest on its answers to labelled images that no member was trained "
             f"on, and {home} has none; first: python ensemble.py {home} --images DIR --labels FILE.csv{how}, or train "
             "with images.holdout or folds.repeats, or ask one fold"
         )
@@ -77,7 +77,7 @@ def ensemble_calibration(
 
 
 class UnseenLogits(NamedTuple):
-    """What an ensemble's calibration rests on: pictures that no member saw."""
+    """What an ensemble's calibration rests on: images that no member saw."""
 
     logits: np.ndarray  # (N, K), logs of its probabilities
     labels: np.ndarray  # (N,)
@@ -88,7 +88,7 @@ class UnseenLogits(NamedTuple):
 def rows_of_ensemble(
     run: Path, folders: Sequence[Path], weights: np.ndarray, strategy: str, mirror: bool
 ) -> UnseenLogits | None:
-    """Pictures that no member of a run's ensemble saw, with what it says of them.
+    """Images that no member of a run's ensemble saw, with what it says of them.
 
     Its answers to the holdout, or else to labelled images, as ensemble.py has kept them; or else repeated folds, where
     the members that never saw a row stand in for the larger ensemble. None where there is neither.

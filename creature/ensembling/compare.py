@@ -80,7 +80,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class ScoredMember:
-    """A decider's score on new pictures, and beside the mean of logits: on the same pictures, corrected by Holm."""
+    """A decider's score on new images, and beside the mean of logits: on the same images, corrected by Holm."""
 
     name: str
     count: Count
@@ -89,7 +89,7 @@ class ScoredMember:
 
 
 def compare_members(answered: RecordedPredictions, stands: np.ndarray) -> list[ScoredMember]:
-    """Every strategy and member on the pictures that no member knows; none where there are no such pictures."""
+    """Every strategy and member on the images that no member knows; none where there are no such images."""
     new = stands == "unseen"
     if not new.any():
         return []
@@ -103,7 +103,7 @@ def compare_members(answered: RecordedPredictions, stands: np.ndarray) -> list[S
 
 
 def disagreements(answered: RecordedPredictions, deciders: Sequence[str]) -> list[tuple[str, ...]]:
-    """Pictures to which the deciders give different classes: id, label, and each decider's class."""
+    """Images to which the deciders give different classes: id, label, and each decider's class."""
     said = np.stack([answered.decisions[name] for name in deciders])
     names = (*answered.names, "")  # -1: no label
     rows = np.flatnonzero((said != said[0]).any(0) & np.array([bool(content) for content in answered.hashes]))
@@ -114,7 +114,7 @@ LISTED = 20  # disagreements that the terminal shows
 
 
 def show(title: str, answered: RecordedPredictions, stands: np.ndarray, file: Path | None) -> None:
-    """Print every decider's score, and the pictures on which the strategies disagree; all that differ go to a file."""
+    """Print every decider's score, and the images on which the strategies disagree; all that differ go to a file."""
     known = int((stands == "seen").sum())
     rows = [
         (row.name, str(row.count), str(row.against or ""), "" if row.p is None else shown_p(row.p))

@@ -1,4 +1,4 @@
-"""Distillation: one network that learns what members said of pictures that they never saw. N rows, K classes."""
+"""Distillation: one network that learns what members said of images that they never saw. N rows, K classes."""
 
 import json
 from collections.abc import Callable
@@ -24,34 +24,34 @@ DOUBT = "it has not learned what they know: train it for longer, or take another
 
 
 def soft_targets(teacher: Path, folds: FoldTable) -> torch.Tensor:
-    """Targets (N, K) for a student's rows: half the label, half what members said that never saw the picture.
+    """Targets (N, K) for a student's rows: half the label, half what members said that never saw the image.
 
     Hinton et al. 2015; here each answer is out of fold, for of what it was trained on a member would only repeat the
     label. Held-out rows have their label alone. Raises UserError unless teacher and student are trained on the same
-    pictures with the same labels: the student is scored on what it holds out, and no teacher may have seen that either.
+    images with the same labels: the student is scored on what it holds out, and no teacher may have seen that either.
     """
     members = find_folds([str(teacher)])
     check_members(members)
     own = folds_of(teacher)
     if own.names != folds.names:
-        raise UserError(f"loss.teacher: {teacher} was trained on other classes; name a run on the same pictures")
+        raise UserError(f"loss.teacher: {teacher} was trained on other classes; name a run on the same images")
     rows, logits = never_saw(members)
     answers = dict(zip(own.hashes.take(rows).to_pylist(), blend(logits).astype(np.float32), strict=True))
     contents, held = folds.hashes.to_pylist(), folds.held_out(0)
     known, trained = set(own.hashes.to_pylist()), {contents[row] for row in np.flatnonzero(~held)}
     if both := known & {contents[row] for row in np.flatnonzero(held)}:
         raise UserError(
-            f"images.validation: {teacher} was trained on {len(both)} of these pictures, so they cannot score its "
-            "student; name pictures that no fold saw"
+            f"images.validation: {teacher} was trained on {len(both)} of these images, so they cannot score its "
+            "student; name images that no fold saw"
         )
     if trained != known:
         raise UserError(
-            f"loss.teacher: {teacher} is a run on other pictures: {len(known - trained)} of its own are not in "
-            f"images.train, and {len(trained - known)} there are none of its own; name the same pictures"
+            f"loss.teacher: {teacher} is a run on other images: {len(known - trained)} of its own are not in "
+            f"images.train, and {len(trained - known)} there are none of its own; name the same images"
         )
     if without := trained - answers.keys():
         raise UserError(
-            f"loss.teacher: for {len(without)} pictures {teacher} has no member that never saw them; train all of its "
+            f"loss.teacher: for {len(without)} images {teacher} has no member that never saw them; train all of its "
             "folds"
         )
     targets = np.eye(len(folds.names), dtype=np.float32)[folds.labels]
@@ -61,10 +61,10 @@ def soft_targets(teacher: Path, folds: FoldTable) -> torch.Tensor:
 
 
 def student_recipe(path: str, run: Path) -> Recipe:
-    """The recipe of a run's student: another's settings, with the run's pictures, its holdout held out.
+    """The recipe of a run's student: another's settings, with the run's images, its holdout held out.
 
     Of the same backbone it starts from the run's file of weights, unless it names its own. Raises UserError where there
-    are no pictures to hold out, or the run has a student of another recipe.
+    are no images to hold out, or the run has a student of another recipe.
     """
     if not Path(path).is_file():
         raise UserError(f"--distill: {path} is no file; name the recipe of a student, such as recipes/student.yaml")
@@ -73,7 +73,7 @@ def student_recipe(path: str, run: Path) -> Recipe:
     held_out = wanted.images.validation or wanted.images.holdout or teacher.holdout
     if not held_out:
         raise UserError(
-            f"--distill: a student holds out pictures that no fold saw, and neither {run} nor {path} names any; set "
+            f"--distill: a student holds out images that no fold saw, and neither {run} nor {path} names any; set "
             f"images.holdout in {path}"
         )
     if wanted.checkpoint.select == "best":
@@ -106,7 +106,7 @@ def student_recipe(path: str, run: Path) -> Recipe:
 def judge_student(
     student: Path, unseen: UnseenImages, device: torch.device, batch_size: int, see: Callable[[Predictor], Predictor]
 ) -> tuple[Candidate, bool]:
-    """What a trained student says of pictures that no fold saw, and whether it is accepted; noted in its folder."""
+    """What a trained student says of images that no fold saw, and whether it is accepted; noted in its folder."""
     fold = student / "fold-0"
     check_members([fold])
     asked = see(predictor([load_member(fold, device, fused=True)]))

@@ -1,4 +1,4 @@
-"""Honest scores: out-of-fold accuracy of members and of the small ensembles of repeats, and of new pictures.
+"""Honest scores: out-of-fold accuracy of members and of the small ensembles of repeats, and of new images.
 
 N rows, K classes. Where the folds were drawn R times, a row has R members that never saw it, one of each repeat.
 """

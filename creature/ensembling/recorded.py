@@ -1,6 +1,6 @@
-"""What an ensemble and each of its members said of pictures, kept so that scores and tables need no picture again.
+"""What an ensemble and each of its members said of images, kept so that scores and tables need no image again.
 
-N pictures, M members, K classes, D deciders: the strategies and the members.
+N images, M members, K classes, D deciders: the strategies and the members.
 """
 
 import json
@@ -23,10 +23,10 @@ from creature.metrics.blend import STRATEGIES, blend, log
 
 @dataclass(frozen=True)
 class RecordedPredictions:
-    """Pictures with the class that each decider gave them."""
+    """Images with the class that each decider gave them."""
 
     ids: tuple[str, ...]
-    hashes: tuple[str, ...]  # of the content; empty where a picture could not be read
+    hashes: tuple[str, ...]  # of the content; empty where an image could not be read
     labels: np.ndarray  # (N,), -1 where none is known
     decisions: dict[str, np.ndarray]  # decider -> (N,)
     strategy: str  # the decider that the ensemble went by
@@ -165,9 +165,9 @@ def load_recorded(path: Path) -> RecordedPredictions:
 
 
 def read_truth(path: str, ids: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    """Labels (N,) of the pictures from a CSV (image name, label), -1 where it has none.
+    """Labels (N,) of the images from a CSV (image name, label), -1 where it has none.
 
-    Raises UserError for a label that is no class, or where no picture has one.
+    Raises UserError for a label that is no class, or where no image has one.
     """
     table, index = read_labels(path), {name: k for k, name in enumerate(names)}
     if unknown := sorted(set(table.values()) - set(names)):
@@ -175,12 +175,12 @@ def read_truth(path: str, ids: Sequence[str], names: Sequence[str]) -> np.ndarra
         raise UserError(f"--labels: {path} has labels that are no class of the model: {shown}")
     labels = np.array([index.get(label_of(table, name) or "", -1) for name in ids], dtype=np.int64)
     if (labels < 0).all():
-        raise UserError(f"--labels: {path} names none of the pictures; its first is {next(iter(table), 'missing')}")
+        raise UserError(f"--labels: {path} names none of the images; its first is {next(iter(table), 'missing')}")
     return labels
 
 
 def exposure_of(answered: RecordedPredictions, folders: Sequence[Path]) -> np.ndarray:
-    """How each picture (N,) may be scored: `unseen`, `selected`, `seen`, or not at all: `unread`, `unlabelled`."""
+    """How each image (N,) may be scored: `unseen`, `selected`, `seen`, or not at all: `unread`, `unlabelled`."""
     return np.array(
         [
             "unread" if not content else "unlabelled" if label < 0 else relation(folders, content)
@@ -191,13 +191,13 @@ def exposure_of(answered: RecordedPredictions, folders: Sequence[Path]) -> np.nd
 
 @dataclass(frozen=True)
 class Tally:
-    """Right answers to labelled pictures, apart for those that an epoch was selected on; and those not scored."""
+    """Right answers to labelled images, apart for those that an epoch was selected on; and those not scored."""
 
     scored: dict[str, Count]  # unseen, selected
     left_out: dict[str, int]  # seen, unlabelled, unread
 
     def lines(self, title: str) -> list[tuple[str, str]]:
-        """Rows of a table; where a member was trained on the picture there is the word `seen`, and no accuracy."""
+        """Rows of a table; where a member was trained on the image there is the word `seen`, and no accuracy."""
         rows = [(title, f"{count}{' selected' * (k == 'selected')}") for k, count in self.scored.items()]
         why = {"seen": "trained on", "unlabelled": "no label", "unread": "not readable"}
         said = {"seen": "seen"}
@@ -211,7 +211,7 @@ class Tally:
 
 
 def tally(answered: RecordedPredictions, stands: np.ndarray, decider: str | None = None) -> Tally:
-    """The score of a decider, the ensemble's strategy if none is named, given the pictures' standing (N,)."""
+    """The score of a decider, the ensemble's strategy if none is named, given the images' standing (N,)."""
     predicted = answered.decisions[decider or answered.strategy]
     counts = {
         k: count_correct(predicted[stands == k], answered.labels[stands == k])

@@ -1,4 +1,4 @@
-"""Soups: one network with the mean of the members' weights (Wortsman et al. 2022). M members, N pictures."""
+"""Soups: one network with the mean of the members' weights (Wortsman et al. 2022). M members, N images."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ from creature.training.checkpoint import save_weights
 from creature.training.run_folder import environment
 from creature.training.train_data import epoch_augmentations
 
-ROWS = 2048  # training pictures that BatchNorm's statistics are taken of
+ROWS = 2048  # training images that BatchNorm's statistics are taken of
 DOUBT = (
     "the mean of these weights is no model: averaging is for members that were fine-tuned from one pretraining, and "
     "not too far"
@@ -50,7 +50,7 @@ def average(folders: Sequence[Path]) -> dict[str, torch.Tensor]:
 def greedy(members: Sequence[int], right: Callable[[Ingredients], int]) -> Ingredients:
     """The members that a soup is made of: from the best on, each that makes it no worse stays (Wortsman's recipe 1).
 
-    `right`: how many of the pictures that choose a soup has right.
+    `right`: how many of the images that choose a soup has right.
     """
     chosen, most = (), -1
     for member in sorted(members, key=lambda member: -right((member,))):
@@ -93,7 +93,7 @@ def recalibrate(member: Member, batches: Iterable[Batch]) -> None:
 
 
 def training_batches(run: Path, recipe: Recipe) -> Iterator[Batch]:
-    """Training views of up to ROWS of the run's pictures, the same ones each time, without mixing.
+    """Training views of up to ROWS of the run's images, the same ones each time, without mixing.
 
     Raises UserError where they are not there, or cannot be read.
     """
@@ -103,7 +103,7 @@ def training_batches(run: Path, recipe: Recipe) -> Iterator[Batch]:
     rows = np.flatnonzero(compute().is_in(column(dataset, "id"), ids))
     if len(rows) < len(ids):
         raise UserError(
-            f"images.train: {len(ids) - len(rows)} of the {len(ids)} pictures that {run} was trained on are not there, "
+            f"images.train: {len(ids) - len(rows)} of the {len(ids)} images that {run} was trained on are not there, "
             "and a soup's BatchNorm needs them; restore them"
         )
     order = epoch_batches(rows, recipe.batch_size, recipe.seed, "soup")[: -(-ROWS // recipe.batch_size)]
@@ -134,7 +134,7 @@ def make_soup(
 ) -> tuple[list[Candidate], bool | None]:
     """Write RUN/soup, uniform or greedy, of all folds of a run; the soups to be shown, and whether it is accepted.
 
-    Without unseen pictures there is a uniform one, and no score.
+    Without unseen images there is a uniform one, and no score.
     """
     run, names, everyone = folds[0].parent, short_names(folds), tuple(range(len(folds)))
     recipe, size = load_recipe(run / "recipe.yaml"), int(result_of(folds[0])["parameters"])
@@ -159,7 +159,7 @@ def make_soup(
         models.append(Candidate("greedy soup", size, predicted, DOUBT))
         listed = [", ".join(names[member] for member in some) for some in chosen]
         alone = ", to which no other is of use" * (len(chosen[0]) == 1)
-        say(f"greedy soup: {listed[0]}{alone}; one half of the pictures chooses {listed[1]}, the other {listed[2]}")
+        say(f"greedy soup: {listed[0]}{alone}; one half of the images chooses {listed[1]}, the other {listed[2]}")
         say("its score is cross-fitted: each half is answered by the soup that the other half chose", style="dim")
     members = [
         {**fold, "chosen": member in chosen[0], "chosen_by_halves": [member in some for some in chosen[1:]]}

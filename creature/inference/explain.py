@@ -1,8 +1,8 @@
-"""Why this answer: which places of a picture speak for a label that a network gives it, and which against it.
+"""Why this answer: which places of an image speak for a label that a network gives it, and which against it.
 
 The class activation map of Zhou et al. 2016 (Learning Deep Features for Discriminative Localization). Where a network
 averages its last feature maps over all places before a linear classifier, a logit is the mean of such a map plus the
-bias: the map is the answer, place by place, without any gradient. No map is drawn unless that holds for the picture.
+bias: the map is the answer, place by place, without any gradient. No map is drawn unless that holds for the image.
 What all classes share changes no probability and says nothing, so a map is what a label has beyond their mean.
 
 K classes, C channels, h w places of the last feature maps, S side of the evaluation view, D of the overlay.
@@ -24,7 +24,7 @@ from creature.inference.predictor import Predictor
 
 
 def explained(asked: Predictor, member: Member) -> Predictor:
-    """The predictor of one member, with an overlay (D, D, 3) of each picture, for its first label, for its features.
+    """The predictor of one member, with an overlay (D, D, 3) of each image, for its first label, for its features.
 
     When asked, it raises UserError for a network whose logits are no means of maps.
     """
@@ -39,7 +39,7 @@ def explained(asked: Predictor, member: Member) -> Predictor:
 
 
 def draw_overlay(member: Member, picture: Image.Image, label: int) -> np.ndarray:
-    """The overlay (D, D, 3) of a picture, for one label; raises UserError as activation_map does."""
+    """The overlay (D, D, 3) of an image, for one label; raises UserError as activation_map does."""
     view = member.transform(picture)
     logits, _ = predictor([member]).compute({member.transform: view[None]})
     return overlay(view, activation_map(member, view, logits[0, 0], label))
@@ -69,5 +69,5 @@ def activation_map(member: Member, view: np.ndarray, logits: np.ndarray, label: 
 def _refusal(member: Member) -> UserError:
     return UserError(
         f"{member.folder}: the answers of this {type(member.model).__name__} are no averages over the places of a "
-        "picture, as those of ResNet, EfficientNet, RegNet and DenseNet are, so no map shows what they rest on"
+        "image, as those of ResNet, EfficientNet, RegNet and DenseNet are, so no map shows what they rest on"
     )

@@ -24,14 +24,14 @@ _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
 class InputPath(NamedTuple):
-    """A picture to predict: its name in tables, and its path or URL."""
+    """An image to predict: its name in tables, and its path or URL."""
 
     id: str
     path: str
 
 
 class Shard(NamedTuple):
-    """Some of the pictures, always the same ones in the same order; their number where it is known."""
+    """Some of the images, always the same ones in the same order; their number where it is known."""
 
     name: str
     size: int | None
@@ -39,14 +39,14 @@ class Shard(NamedTuple):
 
 
 def list_inputs(paths: Sequence[str], urls: bool = False) -> list[InputPath]:
-    """Files, and all pictures below folders, sorted by id: the path below the folder if one is given, else as typed.
+    """Files, and all images below folders, sorted by id: the path below the folder if one is given, else as typed.
 
     A `-` stands for a list on the standard input, a line each. Raises UserError for what is not there or given twice.
     """
     inputs: list[InputPath] = []
     for path in _spelled_out(paths):
         if is_table(path):
-            raise UserError(f"{path}: pictures of a table have no file names, which a submission needs")
+            raise UserError(f"{path}: images of a table have no file names, which a submission needs")
         if _URL.match(path):
             if not urls:
                 raise UserError(f"{path}: a URL is only fetched with --urls")
@@ -60,7 +60,7 @@ def list_inputs(paths: Sequence[str], urls: bool = False) -> list[InputPath]:
         else:
             raise UserError(f"{path}: no such file or folder")
     if not inputs:
-        raise UserError(f"no pictures in {', '.join(paths)}")
+        raise UserError(f"no images in {', '.join(paths)}")
     places = [item.path if _URL.match(item.path) else file_id(os.path.abspath(item.path)) for item in inputs]
     for names in ([item.id for item in inputs], places):
         if twice := [name for name, n in Counter(names).items() if n > 1]:
@@ -81,13 +81,13 @@ def _spelled_out(paths: Sequence[str]) -> Iterator[str]:
 
 
 def read_inputs(inputs: Sequence[InputPath]) -> Iterator[ImageInput]:
-    """The pictures of listed files and URLs."""
+    """The images of listed files and URLs."""
     for item in inputs:
         yield ImageInput(item.id, partial(_fetch if _URL.match(item.path) else _read_file, item.path))
 
 
 def read_rows(dataset: "Dataset") -> Iterator[ImageInput]:
-    """The pictures of a table with the columns id and image."""
+    """The images of a table with the columns id and image."""
     for row in dataset:
         yield ImageInput(row["id"], partial(read, row["image"]))  # type: ignore[call-overload]
 
@@ -113,12 +113,12 @@ def _fetch(url: str) -> bytes:
 
 
 def is_table(path: str) -> bool:
-    """Whether pictures are to be read from a column of the source."""
+    """Whether images are to be read from a column of the source."""
     return path.startswith("hub:") or path.endswith(".parquet")
 
 
 def find_shards(paths: Sequence[str], column: str, urls: bool = False) -> list[Shard]:
-    """The pictures of all paths in pieces, whoever asks: ranges of files, row groups, files of the Hub.
+    """The images of all paths in pieces, whoever asks: ranges of files, row groups, files of the Hub.
 
     Raises UserError for a source that is not there, or has no such column.
     """
@@ -136,7 +136,7 @@ def find_shards(paths: Sequence[str], column: str, urls: bool = False) -> list[S
         if is_table(path):
             pieces += _hub_pieces(path, column) if path.startswith("hub:") else _parquet_pieces(path, column)
     if not pieces:
-        raise UserError(f"no pictures in {', '.join(paths)}")
+        raise UserError(f"no images in {', '.join(paths)}")
     return pieces
 
 
@@ -213,7 +213,7 @@ def _embedded(value: Mapping[str, Any] | bytes | None) -> bytes:
     """The bytes within a table; a path in one could name any file here, and is never opened."""
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(data, bytes) or not data:
-        raise BadImage("the table holds no bytes here; embed the pictures")
+        raise BadImage("the table holds no bytes here; embed the images")
     return read({"bytes": data})
 
 

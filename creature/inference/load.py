@@ -23,7 +23,7 @@ def load_predictor(
 ) -> Predictor:
     """What answers: an ONNX file, the one model of a folder or repository, or all members of it.
 
-    `features` asks for what the classifier sees, too, `explain` for a drawing of each picture with its activation map.
+    `features` asks for what the classifier sees, too, `explain` for a drawing of each image with its activation map.
 
     Raises UserError where there is no model, or where it cannot give what is asked of it.
     """

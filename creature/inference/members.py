@@ -120,7 +120,7 @@ def load_member(folder: Path, device: torch.device, fused: bool = False) -> Memb
         model = timm.create_model(config["architecture"], pretrained=False, num_classes=len(names), **size)
         model.load_state_dict(load_file(folder / "model.safetensors"))
         model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if fused:  # here and not on the device, whose arithmetic may be coarser; small pictures show the same pairs
+        if fused:  # here and not on the device, whose arithmetic may be coarser; small images show the same pairs
             fuse(model, transform.size if size else min(transform.size, 128))
     except UserError:
         raise
@@ -173,10 +173,10 @@ def predictor(
 ) -> Predictor:
     """The members as one; `features` asks the first of them for what its classifier sees, too.
 
-    Raises UserError where not even one picture fits into the device's memory.
+    Raises UserError where not even one image fits into the device's memory.
     """
     device = next(members[0].model.parameters()).device
-    fits = [2**31]  # pictures at once, halved where the device's memory is too small for them
+    fits = [2**31]  # images at once, halved where the device's memory is too small for them
 
     def forward(member: Member, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.inference_mode(), torch.autocast(device.type, member.dtype, member.dtype != torch.float32):
@@ -195,7 +195,7 @@ def predictor(
             except torch.OutOfMemoryError as error:
                 fits[0] = min(fits[0], len(pixels)) // 2
                 if not fits[0]:
-                    raise UserError(f"--device: {device} has no room for a single picture; try --device cpu") from error
+                    raise UserError(f"--device: {device} has no room for a single image; try --device cpu") from error
 
     def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         seen = {transform: torch.from_numpy(views) for transform, views in pixels.items()}
@@ -240,7 +240,7 @@ def held_by(folder: Path) -> np.ndarray:
 
 
 def relation(folders: Sequence[Path], content: str) -> str:
-    """How members know a picture: `seen` if one was trained on it, `selected` if an epoch was, `unseen`."""
+    """How members know an image: `seen` if one was trained on it, `selected` if an epoch was, `unseen`."""
     found = "unseen"
     for folder in folders:
         rows = _rows_by_content(folder.parent).get(content)
@@ -284,7 +284,7 @@ def check_members(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def most_frequent(folders: Sequence[Path]) -> str:
-    """The class with the most images in training: what a submission says of a picture that cannot be read.
+    """The class with the most images in training: what a submission says of an image that cannot be read.
 
     Raises UserError where the result does not say how many images each class had.
     """

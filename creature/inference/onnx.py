@@ -10,7 +10,7 @@ from creature.data.eval_transform import EvalTransform
 from creature.errors import UserError
 from creature.inference.predictor import Predictor
 
-KEY = "creature"  # of the metadata that says how pictures are seen and what the classes are called
+KEY = "creature"  # of the metadata that says how images are seen and what the classes are called
 
 
 def open_session(path: str) -> Predictor:

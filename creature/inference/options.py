@@ -24,12 +24,12 @@ def add_options(parser: argparse.ArgumentParser, default_format: str, parts: boo
     )
     parser.add_argument("--template", metavar="FILE.csv", help="a submission with this file's columns and order")
     parser.add_argument("--zip", action="store_true", help="pack the submission as prediction.csv into a zip, too")
-    parser.add_argument("--top", type=int, default=1, help="labels for each picture (%(default)s)")
+    parser.add_argument("--top", type=int, default=1, help="labels for each image (%(default)s)")
     parser.add_argument(
         "--batch-size",
         type=int,
         default=32,
-        help="pictures at once, fewer where memory is short (%(default)s)",
+        help="images at once, fewer where memory is short (%(default)s)",
     )
     parser.add_argument("--mirror", action="store_true", help="ask about mirror images, too; twice the computing")
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu; auto takes the first that is there")
@@ -99,7 +99,7 @@ def write(
     features: int | None = None,
     sets: bool = False,
 ) -> int:
-    """Write the rows as they come, as the options say; the exit code tells of pictures that could not be read."""
+    """Write the rows as they come, as the options say; the exit code tells of images that could not be read."""
     from creature.inference import prediction_files
 
     broken: list[Prediction] = []

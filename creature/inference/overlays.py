@@ -1,4 +1,4 @@
-"""Pictures with a map laid over them, written one a file. No torch here.
+"""Images with a map laid over them, written one a file. No torch here.
 
 h w places of a map, S side of the evaluation view, D of the overlay.
 """
@@ -51,7 +51,7 @@ def save(rows: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
 
 
 def file_name(name: str) -> str:
-    """A picture's id as the name of one PNG in one folder, which no id leaves; another id gives another name."""
+    """An image's id as the name of one PNG in one folder, which no id leaves; another id gives another name."""
     safe = re.sub(r'[%/\\:*?"<>|\x00-\x1f\x7f]', lambda found: f"%{ord(found.group()):02X}", name)
     if safe.startswith("."):
         safe = f"%2E{safe[1:]}"  # which file managers would hide

@@ -105,7 +105,7 @@ def table_writer(path: Path) -> Iterator[Any]:
 def to_predictions(
     answers: Iterable[LogitsBatch], predictor: Predictor, top: int, calibration: "Calibration | None" = None
 ) -> Iterator[Prediction]:
-    """Each picture's row, with the `top` labels of the blended members, calibrated where that is asked for."""
+    """Each image's row, with the `top` labels of the blended members, calibrated where that is asked for."""
     for batch in answers:
         probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
         if calibration:
@@ -129,7 +129,7 @@ def to_predictions(
 
 
 def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Prediction], fallback: str) -> None:
-    """Write image names and labels; a picture that could not be read gets the `fallback` label."""
+    """Write image names and labels; an image that could not be read gets the `fallback` label."""
     with table_writer(path) as out:
         out.writerow(columns)
         for row in rows:
@@ -139,7 +139,7 @@ def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Predic
 def write_full(
     path: Path, rows: Iterable[Prediction], top: int, features: int | None = None, sets: bool = False
 ) -> None:
-    """Write id, status, and the `top` labels with their probabilities; empty where the picture could not be read.
+    """Write id, status, and the `top` labels with their probabilities; empty where the image could not be read.
 
     As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of so many `features`, if asked. A
     set of labels is a list, in CSV one of JSON.
@@ -195,11 +195,11 @@ def _write_parquet(path: Path, rows: Iterable[Prediction], top: int, features: i
 
 
 def warn_of_broken(broken: Sequence[Prediction], fallback: str) -> None:
-    """Name the pictures that could not be read, and what stands in their place."""
+    """Name the images that could not be read, and what stands in their place."""
     instead = f"they have the most frequent class, {fallback}" if fallback else "they have no label"
     listing = "\n  ".join(f"{row.id}: {row.status}" for row in broken[:20])
     more = f"\n  and {len(broken) - 20} more" if len(broken) > 20 else ""
-    warn(f"{len(broken)} pictures could not be read; {instead}:\n  {listing}{more}")
+    warn(f"{len(broken)} images could not be read; {instead}:\n  {listing}{more}")
 
 
 def write_zip(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Asking a predictor about pictures, in order, a batch being decoded while the last is computed. No torch here.
+"""Asking a predictor about images, in order, a batch being decoded while the last is computed. No torch here.
 
 M members, B batch, K classes, D features, S side of the evaluation view.
 """
@@ -19,14 +19,14 @@ from creature.errors import UserError
 
 
 class ImageInput(NamedTuple):
-    """A picture to ask about; `read` gives its encoded bytes, or raises BadImage."""
+    """An image to ask about; `read` gives its encoded bytes, or raises BadImage."""
 
     id: str
     read: Callable[[], bytes]
 
 
 class LogitsBatch(NamedTuple):
-    """What all members say to a batch of pictures; `broken`: why, by position, where none could see."""
+    """What all members say to a batch of images; `broken`: why, by position, where none could see."""
 
     ids: Sequence[str]
     hashes: list[str]  # of the content, empty where there was none
@@ -47,13 +47,13 @@ class Predictor:
     weights: np.ndarray
     strategy: str
     features: int | None = None  # how many `compute` gives; None where it was not asked for any
-    fallback: str = ""  # what a submission says of a picture that cannot be read
+    fallback: str = ""  # what a submission says of an image that cannot be read
     files: tuple[Path, ...] = ()  # of the weights
     mirror: bool = False  # whether mirror images are asked about, too
 
 
 def with_mirroring(predictor: Predictor) -> Predictor:
-    """The predictor with the mean of the logits of a picture and of its mirror image; features are of the picture."""
+    """The predictor with the mean of the logits of an image and of its mirror image; features are of the image."""
 
     def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         logits, features = predictor.compute(pixels)
@@ -68,9 +68,9 @@ def with_mirroring(predictor: Predictor) -> Predictor:
 def predict_batches(
     predictor: Predictor, pictures: Iterable[ImageInput], batch_size: int, title: str, total: int | None = None
 ) -> Iterator[LogitsBatch]:
-    """Answers to the pictures, in order; two batches of them are in memory, however many there are.
+    """Answers to the images, in order; two batches of them are in memory, however many there are.
 
-    A picture that cannot be decoded keeps its place in the batch, black, so that it changes no other answer. Raises
+    An image that cannot be decoded keeps its place in the batch, black, so that it changes no other answer. Raises
     UserError for answers that are no finite numbers.
     """
 

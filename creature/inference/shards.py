@@ -1,6 +1,6 @@
-"""Predictions of very many pictures: Parquet parts, written by any number of processes and hosts that share a folder.
+"""Predictions of very many images: Parquet parts, written by any number of processes and hosts that share a folder.
 
-The processes do not talk: which pictures are in which part, and who writes it, follows from the inputs alone.
+The processes do not talk: which images are in which part, and who writes it, follows from the inputs alone.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ def write_shards(
     predictor: Predictor,
     top: int,
 ) -> int:
-    """Write this process's parts that are not there yet; the number of pictures in them that could not be read.
+    """Write this process's parts that are not there yet; the number of images in them that could not be read.
 
-    Raises UserError for a folder that holds predictions of other pictures or another model.
+    Raises UserError for a folder that holds predictions of other images or another model.
     """
     names = hashlib.sha256(json.dumps([(piece.name, piece.size) for piece in pieces]).encode()).hexdigest()
     how = {"strategy": predictor.strategy, "weights": predictor.weights.tolist(), "top": top}
@@ -59,7 +59,7 @@ def write_shards(
     who = f"process {rank}: " if processes > 1 else ""
     say(f"{who}{written} rows written; {there} of {len(pieces)} parts are in {out}")
     if broken:
-        warn(f"{who}{broken} pictures could not be read; the column status says why")
+        warn(f"{who}{broken} images could not be read; the column status says why")
     return broken
 
 

@@ -116,11 +116,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def threshold_of_sets(of_label: np.ndarray, coverage: float) -> float:
     """The probability from which on labels are in the set, by those (N,) that the true labels had.
 
-    Split conformal prediction with the least ambiguous sets (Sadinle et al. 2019): a new picture's label, from the same
+    Split conformal prediction with the least ambiguous sets (Sadinle et al. 2019): a new image's label, from the same
     source, is in its set with at least that probability. Raises UserError where the rows are too few to promise it.
     """
     n = len(of_label)
-    rank = math.ceil(round((n + 1) * coverage, 9))  # one more than rows, for the new picture is one of n + 1
+    rank = math.ceil(round((n + 1) * coverage, 9))  # one more than rows, for the new image is one of n + 1
     if rank > n:
         needed = math.ceil(round(coverage / (1 - coverage), 9))
         raise UserError(f"--set: {coverage:g} needs {needed} held-out images, there are {n}; take a lower coverage")
@@ -143,7 +143,7 @@ def threshold_of_answers(sure: np.ndarray, right: np.ndarray, precision: float) 
         highest = max(Count(int(correct[n - 1]), n).interval[0] for n in range(1, len(order) + 1))
         raise UserError(
             f"--precision: {precision:g} is not reached by any threshold on {len(right)} held-out images; the lower "
-            f"end of the 95 % interval is {highest:.4f} at most, so ask for less, or judge by more labelled pictures"
+            f"end of the 95 % interval is {highest:.4f} at most, so ask for less, or judge by more labelled images"
         )
     return best
 

@@ -1,6 +1,6 @@
 """The model card: what was measured, how it was trained, how to use it, and what it must not be used for.
 
-Numbers come from the run's folder alone; the license and where the pictures come from, from the person.
+Numbers come from the run's folder alone; the license and where the images come from, from the person.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ from creature.reporting.tables import escape_markdown as escape
 
 
 class Terms(NamedTuple):
-    """What only a person can say: the license of the weights, and where the pictures come from."""
+    """What only a person can say: the license of the weights, and where the images come from."""
 
     license: str
     data: str
 
 
 class Score(NamedTuple):
-    """Right answers to pictures that the answering models were not trained on."""
+    """Right answers to images that the answering models were not trained on."""
 
     who: str
     pictures: str
@@ -39,16 +39,16 @@ class Score(NamedTuple):
 
 
 def measured(run: StudyRun) -> list[Score]:
-    """Every score of the run: out of fold, and on the holdout and labelled pictures that ensemble.py has seen."""
+    """Every score of the run: out of fold, and on the holdout and labelled images that ensemble.py has seen."""
     main, several = run.folds[0].name, len(run.folds) > 1
     first = run.results[0]
     scores = []
     if several:
-        who = f"{len(run.once)} members, each picture by the one that never saw it"
+        who = f"{len(run.once)} members, each image by the one that never saw it"
         scores.append(Score(who, "out of fold", "train", run.held.count, run.selected))
     models, rows, _ = run.judged
     if models > 1:
-        who = f"ensemble of {models} members, for each picture those that never saw it"
+        who = f"ensemble of {models} members, for each image those that never saw it"
         scores.append(Score(who, "out of fold", "train", rows.count, run.selected))
     scores.append(Score(f"{main} alone", "held out of it", "train", Count(first["correct"], first["n"]), run.selected))
     if run.selected:
@@ -100,7 +100,7 @@ def _front(run: StudyRun, repo: str, terms: Terms, scores: Sequence[Score]) -> s
         EvalResult(
             task_type="image-classification",
             dataset_type=of_hub[0] if of_hub else "imagefolder",
-            dataset_name=of_hub[0] if of_hub else "the owner's pictures",
+            dataset_name=of_hub[0] if of_hub else "the owner's images",
             dataset_split=score.split,
             metric_type="accuracy",
             metric_value=round(score.right.accuracy, 4),
@@ -130,8 +130,8 @@ def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str],
     yield _front(run, repo, terms, scores)
     yield f"\n# {escape(repo.partition('/')[2])}\n"
     yield (
-        f"Tells {classes} classes of pictures apart: {escape(_listed(held.names))}. "
-        f"`{recipe.backbone.name}`, {start}, on {run.results[0]['images_trained']} pictures."
+        f"Tells {classes} classes of images apart: {escape(_listed(held.names))}. "
+        f"`{recipe.backbone.name}`, {start}, on {run.results[0]['images_trained']} images."
     )
     if len(run.folds) > 1:
         yield (
@@ -144,15 +144,15 @@ def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str],
         ("who", "pictures", "accuracy, 95 % interval"),
         [(s.who, s.pictures, f"{s.right}{' selected' * s.selected}") for s in scores],
     )
-    yield "\nNo score is of pictures that the answering model was trained on; intervals are Wilson's."
+    yield "\nNo score is of images that the answering model was trained on; intervals are Wilson's."
     if run.judged[0] > 1:
         yield (
-            f"The folds were drawn {run.recipe.folds.repeats} times, so that each picture has members that never saw "
+            f"The folds were drawn {run.recipe.folds.repeats} times, so that each image has members that never saw "
             f"it, one of each repeat. Their ensemble stands in for that of all {len(run.folds)}, which is larger and "
-            "cannot be scored on these pictures."
+            "cannot be scored on these images."
         )
     if run.selected:
-        yield "`selected`: the epoch was chosen on these pictures, so the score flatters; the last epoch's does not."
+        yield "`selected`: the epoch was chosen on these images, so the score flatters; the last epoch's does not."
     yield "\n## How to use it\n"
     yield from _usage(repo, run, onnx)
     yield "\n## Classes\n"
@@ -164,12 +164,12 @@ def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str],
         yield f"![{escape(caption)}]({name}.png)\n"
     yield "## How it was trained\n"
     yield from _table(("", ""), _training(run, base))
-    yield "\n[recipe.yaml](recipe.yaml) has every setting, [folds.json](folds.json) which picture, by its content,"
+    yield "\n[recipe.yaml](recipe.yaml) has every setting, [folds.json](folds.json) which image, by its content,"
     yield "was held out of which fold, and [ensemble.json](ensemble.json) the members with the hashes of their weights."
     yield "\n## Intended use and limits\n"
     yield from _limits(run)
     yield "\n## License and data\n"
-    yield f"Weights: {escape(terms.license)}. Pictures: {escape(terms.data)}"
+    yield f"Weights: {escape(terms.license)}. Images: {escape(terms.data)}"
 
 
 def _usage(repo: str, run: StudyRun, onnx: bool) -> Iterator[str]:
@@ -196,7 +196,7 @@ print(pipeline("image-classification", model="{repo}")("photo.jpg"))
     if onnx:
         size = run.recipe.images.size
         yield f"""With [ONNX Runtime](https://onnxruntime.ai), without torch; [model.onnx](model.onnx) takes uint8
-(N, 3, {size}, {size}), the picture resized by Pillow, and gives probabilities:
+(N, 3, {size}, {size}), the image resized by Pillow, and gives probabilities:
 
 ```bash
 python predict.py model.onnx photos/
@@ -232,13 +232,13 @@ def _training(run: StudyRun, base: str | None) -> Iterator[tuple[str, str]]:
 def _limits(run: StudyRun) -> Iterator[str]:
     held, counts = run.held, run.results[0]["class_counts"]
     rare = min(range(len(counts)), key=counts.__getitem__)
-    amount = f"Classes have from {min(counts)} ({escape(held.names[rare])}) to {max(counts)} pictures"
-    amount = amount if min(counts) < max(counts) else f"Each class has {max(counts)} pictures"
+    amount = f"Classes have from {min(counts)} ({escape(held.names[rare])}) to {max(counts)} images"
+    amount = amount if min(counts) < max(counts) else f"Each class has {max(counts)} images"
     yield (
-        f"- It knows {len(held.names)} classes and no others: a picture of anything else gets one of these labels, "
+        f"- It knows {len(held.names)} classes and no others: an image of anything else gets one of these labels, "
         "often with a high probability."
     )
-    yield "- The scores hold for pictures like those that it was scored on: the same cameras, places and seasons."
+    yield "- The scores hold for images like those that it was scored on: the same cameras, places and seasons."
     yield f"- {amount}; the table above shows which are told apart poorly."
     yield (
         "- Probabilities are not calibrated; the reliability figure shows how far they can be taken at their word"
@@ -257,7 +257,7 @@ def _member_card(run: StudyRun, branch: str, repo: str, terms: Terms) -> Iterato
     yield _front(run, repo, terms, [score])
     yield f"\n# {escape(repo.partition('/')[2])}, {branch}\n"
     yield f"One of {len(run.folds)} members of the ensemble that [main](https://huggingface.co/{repo}) describes; "
-    yield f"accuracy on the pictures held out of it {score.right}{' selected' * score.selected}."
+    yield f"accuracy on the images held out of it {score.right}{' selected' * score.selected}."
 
 
 def _hub_results(run: StudyRun) -> Iterator[EvalResultEntry]:

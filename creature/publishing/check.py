@@ -25,7 +25,7 @@ def check(folder: Path) -> None:
         picture = (folder / Path(golden["picture"]).name).read_bytes()
         said = [float(logit) for logit in golden["logits"]]
     except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / 'golden.json'} names no picture and logits ({error})") from error
+        raise UserError(f"{folder / 'golden.json'} names no image and logits ({error})") from error
     _, found = answer(folder, picture)
     far = max(abs(a - b) for a, b in zip(found, said, strict=True)) if len(found) == len(said) else math.inf
     if not far <= 1e-3:

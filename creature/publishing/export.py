@@ -77,7 +77,7 @@ def as_published(run: StudyRun) -> StudyRun:
 def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Path], said: dict[str, Any]) -> None:
     """What calibration rests on, for each model that held out enough rows, and for the ensemble if it was asked.
 
-    A table of probabilities that names no picture.
+    A table of probabilities that names no image.
     """
     for branch, fold in branches.items():
         if out_of_fold.out_of_fold(fold).n >= calibration.FEWEST:
@@ -106,7 +106,7 @@ def portable(recipe: Recipe) -> Recipe:
 
 
 def anonymous(folds: FoldTable) -> FoldTable:
-    """The fold file with hashes for ids, which are names of files; pictures are still known by their content."""
+    """The fold file with hashes for ids, which are names of files; images are still known by their content."""
     import pyarrow as pa
 
     def hashed(name: str) -> str:
@@ -138,7 +138,7 @@ def ensemble(run: StudyRun) -> dict[str, Any]:
 
 
 def write_golden(folder: Path) -> None:
-    """A picture and the logits that the folder's model must give it, for whoever loads it elsewhere."""
+    """An image and the logits that the folder's model must give it, for whoever loads it elsewhere."""
     picture = draw("bird", np.random.default_rng(0), max(GOLDEN_SIZE))
     picture.crop((0, 0, *GOLDEN_SIZE)).save(out := BytesIO(), "PNG")
     (folder / "golden.png").write_bytes(out.getvalue())
@@ -148,7 +148,7 @@ def write_golden(folder: Path) -> None:
 
 
 def answer(folder: Path, picture: bytes) -> tuple[Sequence[str], list[float]]:
-    """Class names and logits (K,) of an encoded picture, by the model of a folder on the CPU."""
+    """Class names and logits (K,) of an encoded image, by the model of a folder on the CPU."""
     member = load_member(folder, torch.device("cpu"))
     (answers,) = predict_batches(predictor([member]), [ImageInput("golden", lambda: picture)], 1, "golden outputs")
     return member.names, answers.logits[0, 0].astype(float).tolist()

@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def add_terms(parser: argparse.ArgumentParser) -> None:
     """Add the options for what only a person can say."""
     parser.add_argument("--license", metavar="NAME", help="of the weights, as the Hub writes it: apache-2.0, cc-by-4.0")
-    parser.add_argument("--data", metavar="TEXT", help="where the pictures come from, and under which terms")
+    parser.add_argument("--data", metavar="TEXT", help="where the images come from, and under which terms")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,16 +120,16 @@ def find_terms(folder: Path, license: str | None, data: str | None) -> "Terms":
         missing = " and ".join(name for name, value in (("--license", license), ("--data", data)) if not value)
         raise UserError(
             f"{missing}: needed for the model card, and never guessed: --license apache-2.0 (of the weights; "
-            "mind the terms of your pictures and of the pretrained weights) --data 'where the pictures come from'"
+            "mind the terms of your images and of the pretrained weights) --data 'where the images come from'"
         )
     from rich.prompt import Prompt
 
     license = license or Prompt.ask("License of the weights, as the Hub writes it (apache-2.0, cc-by-4.0, other)")
-    data = data or Prompt.ask("Where do the pictures come from, and under which terms? A sentence for the card")
+    data = data or Prompt.ask("Where do the images come from, and under which terms? A sentence for the card")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise UserError(f"--license: must be a name such as apache-2.0, cc-by-4.0 or other, got {license!r}")
     if not data.strip():
-        raise UserError("--data: say in a sentence where the pictures come from, got nothing")
+        raise UserError("--data: say in a sentence where the images come from, got nothing")
     return Terms(license, data.strip())
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 FASTER, AGREEMENT = 1.3, 0.995  # what a quantized model must reach
-CALIBRATION, JUDGED = 64, 200  # pictures; the judged ones are at least so many, and others
+CALIBRATION, JUDGED = 64, 200  # images; the judged ones are at least so many, and others
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--quantize",
         metavar="DIR",
         help=f"write FILE.int8.onnx, too, calibrated and judged on this folder of at least {CALIBRATION + JUDGED} "
-        f"pictures, if it is {FASTER} times faster and agrees on {100 * AGREEMENT:.1f} %% of them",
+        f"images, if it is {FASTER} times faster and agrees on {100 * AGREEMENT:.1f} %% of them",
     )
     return parser.parse_args(argv)
 
@@ -168,10 +168,10 @@ def _forget_places(model: Any) -> None:
 
 
 def quantize(path: Path, pictures: str) -> Path | None:
-    """Write an int8 model beside `path` if it is faster enough and agrees enough on the pictures; says so either way.
+    """Write an int8 model beside `path` if it is faster enough and agrees enough on the images; says so either way.
 
-    Weights and activations are calibrated on the first pictures (ONNX Runtime's static quantization), speed and
-    agreement measured on the others. Raises UserError for too few pictures.
+    Weights and activations are calibrated on the first images (ONNX Runtime's static quantization), speed and
+    agreement measured on the others. Raises UserError for too few images.
     """
     _need("onnx", "onnxruntime")
     import numpy as np
@@ -184,7 +184,7 @@ def quantize(path: Path, pictures: str) -> Path | None:
     inputs = list_inputs([pictures])
     if len(inputs) < CALIBRATION + JUDGED:
         raise UserError(
-            f"--quantize: {pictures} has {len(inputs)} pictures; {CALIBRATION} calibrate and at least {JUDGED} others "
+            f"--quantize: {pictures} has {len(inputs)} images; {CALIBRATION} calibrate and at least {JUDGED} others "
             "judge, or 99.5 % could not be told from 99 %"
         )
     order = np.random.default_rng(0).permutation(len(inputs))
@@ -192,7 +192,7 @@ def quantize(path: Path, pictures: str) -> Path | None:
     seen = list(_see(whole, read_inputs([inputs[at] for at in order])))
 
     class Reader(CalibrationDataReader):
-        """Hands the calibration pictures over."""
+        """Hands the calibration images over."""
 
         def __init__(self) -> None:
             self.rest: Iterator[np.ndarray] = iter(seen[:CALIBRATION])
@@ -218,7 +218,7 @@ def quantize(path: Path, pictures: str) -> Path | None:
         ratio, agreement = _judge(whole, open_session(str(part)), seen[CALIBRATION:])
         wanted = ratio >= FASTER and agreement >= AGREEMENT
         rows = [
-            ("times as fast, one picture at once", f"{ratio:.2f}", f"{FASTER}"),
+            ("times as fast, one image at once", f"{ratio:.2f}", f"{FASTER}"),
             (f"same label (n = {len(seen) - CALIBRATION})", f"{agreement:.2%}", f"{AGREEMENT:.1%}"),
         ]
         show_table(f"{small.name} against {path.name}", ("", "measured", "asked for"), rows)
@@ -243,7 +243,7 @@ def _see(predictor: "Predictor", pictures: Any) -> Iterator["np.ndarray"]:
 
 
 def _judge(whole: "Predictor", small: "Predictor", seen: Sequence["np.ndarray"]) -> tuple[float, float]:
-    """Median of the ratios of times, measured side by side, and the share of pictures that get the same label."""
+    """Median of the ratios of times, measured side by side, and the share of images that get the same label."""
     transform = whole.transforms[0]
 
     def timed(compute: Callable[..., Any], pixels: "np.ndarray") -> tuple[float, int]:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("image", "label", "probability", "member_says", "its_probability", "surely")
 NOTE = (
-    "Each row: what never saw the picture puts it into another class than its label says. The model is "
-    "wrong or the label; only a look at the picture tells which. surely: as sure as of that class's own pictures on "
+    "Each row: what never saw the image puts it into another class than its label says. The model is "
+    "wrong or the label; only a look at the image tells which. surely: as sure as of that class's own images on "
     "average."
 )
 

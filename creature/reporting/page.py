@@ -27,28 +27,28 @@ from creature.reporting.figures import confused_pairs
 from creature.reporting.study import StudyRun
 from creature.reporting.tables import Table
 
-SHOWN = 24  # pictures in a gallery
+SHOWN = 24  # images in a gallery
 SIDE = 192  # pixels of a thumbnail
 
 CLASS_COLUMNS = ("class", "rows", "recall", "95 % from", "to", "precision", "F1", "most often taken for")
 
 
 class Figure(NamedTuple):
-    """A picture of the page, with what it shows."""
+    """An image of the page, with what it shows."""
 
     caption: str
     source: str
 
 
 class Mistake(NamedTuple):
-    """A wrong answer, with the picture."""
+    """A wrong answer, with the image."""
 
     id: str
     label: str
     said: str
     likely: str  # the probability of the label
     sure: str  # and of what was said
-    sources: tuple[str, ...]  # the picture; and what in it speaks for what was said, where that was asked for
+    sources: tuple[str, ...]  # the image; and what in it speaks for what was said, where that was asked for
 
 
 def data_url(content: bytes, kind: str) -> str:
@@ -105,8 +105,8 @@ def gallery(run: StudyRun, explain: bool = False) -> tuple[list[Mistake], str]:
     try:
         pictures = _pictures((*images.train, *images.validation), columns)
     except UserError as error:
-        return [], f"The pictures are not at hand: {error}"
-    notes = [f"Judged by the {models} members that never saw the picture."] if models > 1 else []
+        return [], f"The images are not at hand: {error}"
+    notes = [f"Judged by the {models} members that never saw the image."] if models > 1 else []
     draw, refused = _overlays(run) if explain else None, ""
     shown, absent = [], 0
     for row in worst:
@@ -124,7 +124,7 @@ def gallery(run: StudyRun, explain: bool = False) -> tuple[list[Mistake], str]:
                 refused = str(error)
         shown.append(Mistake(held.ids[row], *names, likely, sure, tuple(sources)))
     if absent:
-        notes.append(f"{absent} more are gone, or are no longer the pictures that were trained on.")
+        notes.append(f"{absent} more are gone, or are no longer the images that were trained on.")
     if draw and shown:
         notes.append(refused or "To the right: orange speaks for what it was taken for, blue against that.")
     return shown, " ".join(notes)
@@ -142,7 +142,7 @@ class _Pictures(NamedTuple):
     place: dict[str, int]  # id -> row
 
     def find(self, name: str, content: str) -> Image.Image | None:
-        """The picture; None where it is not there with that content."""
+        """The image; None where it is not there with that content."""
         try:
             data = read(self.dataset[self.place[name]]["image"])
             return decode(data) if content_hash(data) == content else None
@@ -159,7 +159,7 @@ def _thumbnail(picture: Image.Image) -> str:
 
 @cache
 def _pictures(sources: tuple[str, ...], columns: Columns) -> _Pictures:
-    """The labelled pictures of a recipe; runs of a study mostly share them."""
+    """The labelled images of a recipe; runs of a study mostly share them."""
     dataset = read_images(sources, columns, "images.train")
     return _Pictures(dataset, {name: row for row, name in enumerate(dataset["id"])})
 

@@ -29,13 +29,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument(
-        "--labels", metavar="FILE.csv", help="labels (image_name,label) of the pictures that ensemble.py has predicted"
+        "--labels", metavar="FILE.csv", help="labels (image_name,label) of the images that ensemble.py has predicted"
     )
     parser.add_argument(
         "--baseline", metavar="RUN", help="compare with this run; else the report's baseline, or the first"
     )
     parser.add_argument(
-        "--explain", action="store_true", help="beside each picture of the gallery, what in it speaks for the answer"
+        "--explain", action="store_true", help="beside each image of the gallery, what in it speaks for the answer"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="else RUN/report; for several runs, report beside them")
     return parser.parse_args(argv)

@@ -25,7 +25,7 @@ from creature.recipe import Recipe, load_recipe, recipe_changes
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Labelled pictures that a model was not trained on, and what it says of them."""
+    """Labelled images that a model was not trained on, and what it says of them."""
 
     ids: tuple[str, ...]
     hashes: tuple[str, ...]
@@ -157,7 +157,7 @@ class StudyRun:
 
     @cached_property
     def stands(self) -> dict[str, np.ndarray]:
-        """How the pictures of `answered` may be scored; by the folds that had answered."""
+        """How the images of `answered` may be scored; by the folds that had answered."""
         return {name: exposure_of(table, self.answering(table)) for name, table in self.answered.items()}
 
     def answering(self, table: RecordedPredictions) -> list[Path]:
@@ -165,7 +165,7 @@ class StudyRun:
         return [self.folder / member for member in table.members]
 
     def new(self, kind: str, decider: str | None = None) -> ScoredRows | None:
-        """The pictures of `images` or `holdout` that no member knows; None where there are none."""
+        """The images of `images` or `holdout` that no member knows; None where there are none."""
         if kind not in self.answered or not (self.stands[kind] == "unseen").any():
             return None
         table, chosen = self.answered[kind], np.flatnonzero(self.stands[kind] == "unseen")
@@ -240,7 +240,7 @@ def _checked(
 
 
 def same_rows(first: ScoredRows, second: ScoredRows) -> PairedComparison | None:
-    """Two models on the pictures, told by content, that neither was trained on; None where there are no such."""
+    """Two models on the images, told by content, that neither was trained on; None where there are no such."""
     where = {content: row for row, content in reversed(list(enumerate(second.hashes)))}
     shared = {content: row for row, content in reversed(list(enumerate(first.hashes))) if content in where}
     if not shared or first.names != second.names:

@@ -80,7 +80,7 @@ def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:
 
 
 def scores_table(runs: Sequence[StudyRun]) -> Table:
-    """Table 1: what each run scores on pictures that it was not trained on."""
+    """Table 1: what each run scores on images that it was not trained on."""
     splits = [split for split in SPLITS if any(split in run.answered for run in runs)]
     selected, repeats = any(run.folds and run.selected for run in runs), bool(missing(runs))
     repeats = repeats or any(in_report(run) in REPORT for run in runs)
@@ -124,7 +124,7 @@ def scores_table(runs: Sequence[StudyRun]) -> Table:
         records.append(dict.fromkeys(SCORED) | {"run": name, "split": "held_out", "status": "missing"})
     note = (
         "Held out: rows that the answering member never saw, pooled over its folds. Intervals: Wilson, 95 %. "
-        "selected: the epoch was chosen on these rows. seen: a member was trained on the picture, which is no "
+        "selected: the epoch was chosen on these rows. seen: a member was trained on the image, which is no "
         "accuracy. Cost: members, parameters and minutes of training steps, without reading, features and answers."
     )
     if ensembles:
@@ -135,7 +135,7 @@ def scores_table(runs: Sequence[StudyRun]) -> Table:
         )
     if repeats:
         note += (
-            " The report: a course report's own numbers, on other pictures; val n = 300, public and private 1172 each."
+            " The report: a course report's own numbers, on other images; val n = 300, public and private 1172 each."
         )
     for record in records:
         record |= dict(
@@ -145,7 +145,7 @@ def scores_table(runs: Sequence[StudyRun]) -> Table:
 
 
 def tricks_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table:
-    """Table 2: each run against the baseline, on the same pictures."""
+    """Table 2: each run against the baseline, on the same images."""
     others = [run for run in in_order(runs) if run is not baseline]
     splits = ["held", *(split for split in SPLITS if any(split in run.answered for run in runs))]
     repeats = any(in_report(run) in REPORT for run in runs)
@@ -182,7 +182,7 @@ def tricks_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table:
     better = [f"{run} ({called[split]})" for (run, split), value in p.items() if value < 0.05]
     note = (
         f"Difference to {baseline.name} in points of accuracy (right where {baseline.name} is wrong : the reverse), on "
-        "the n pictures that neither was trained on. p: McNemar's exact test, of two trained models, not two recipes: "
+        "the n images that neither was trained on. p: McNemar's exact test, of two trained models, not two recipes: "
         f"another seed gives other models. Holm: corrected for the {len(p)} comparisons of this table. "
         f"Below 0.05 after the correction: {', '.join(better) or 'none'}."
     )
@@ -194,7 +194,7 @@ def tricks_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table:
 
 
 def strategies_table(runs: Sequence[StudyRun]) -> Table | None:
-    """Table 3: strategies and single members of every run with two members or more, on labelled new pictures."""
+    """Table 3: strategies and single members of every run with two members or more, on labelled new images."""
     repeats = any(in_report(run) in REPORT for run in runs)
     columns = ("run", "pictures", "who", "accuracy", "against logits", *(["the report: public, private"] * repeats))
     rows, records = [], []
@@ -218,7 +218,7 @@ def strategies_table(runs: Sequence[StudyRun]) -> Table | None:
         return None
     note = (
         "logits, softmax, vote: mean of all members' logits, mean of their probabilities, majority. Against logits: "
-        "points, on the same pictures; McNemar's p, corrected by Holm within a run's pictures."
+        "points, on the same images; McNemar's p, corrected by Holm within a run's images."
     )
     if repeats:
         note += " The report's last row is one sub-model; here it stands beside the first."
@@ -226,7 +226,7 @@ def strategies_table(runs: Sequence[StudyRun]) -> Table | None:
 
 
 def single_table(runs: Sequence[StudyRun]) -> Table | None:
-    """Table 4: what may stand in an ensemble's place, beside it and its members, on pictures that none of them saw."""
+    """Table 4: what may stand in an ensemble's place, beside it and its members, on images that none of them saw."""
     rows, records = [], []
     for run in in_order(runs):
         for source, scores in _scored_together(run):
@@ -246,18 +246,18 @@ def single_table(runs: Sequence[StudyRun]) -> Table | None:
                 records.append(record)
     if not rows:
         return None
-    columns = ("model, parameters", "accuracy", "points above the ensemble", "accepted", "run, pictures")
+    columns = ("model, parameters", "accuracy", "points above the ensemble", "accepted", "run, images")
     note = (
-        "Soups and students as ensemble.py made and scored them, on pictures that no member was trained on. "
+        "Soups and students as ensemble.py made and scored them, on images that no member was trained on. "
         "Differences: Newcombe's interval, and McNemar's p, corrected by Holm. Accepted: surely less than a point "
-        "worse than the ensemble. The greedy soup's score is cross-fitted: of the soups that each half of the pictures "
+        "worse than the ensemble. The greedy soup's score is cross-fitted: of the soups that each half of the images "
         "chose for the other. RUN/soup holds the kind that was asked for last."
     )
     return Table("single", "Table 4. One model in the ensemble's place", note, columns, rows, records)
 
 
 def _scored_together(run: StudyRun) -> list[tuple[str, dict[str, Scored]]]:
-    """Models that were scored on the same pictures, beside an ensemble with the same answers; where these are from."""
+    """Models that were scored on the same images, beside an ensemble with the same answers; where these are from."""
     found: list[tuple[str, dict[str, Scored]]] = []
     for source, scores in run.made:
         if found and found[-1][0] == source and all(found[-1][1].get(name, new) == new for name, new in scores.items()):

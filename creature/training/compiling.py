@@ -62,7 +62,7 @@ def compiles(accelerator: Accelerator, recipe: Recipe, model: nn.Module, rows: i
 
 
 def count_work(recipe: Recipe, rows: int, processes: int) -> tuple[int, float, int]:
-    """A process's pictures in a pass, and of a fold the passes, as if all were of the last size, and the graphs."""
+    """A process's images in a pass, and of a fold the passes, as if all were of the last size, and the graphs."""
     sizes, pieces = recipe.augment.sizes or (recipe.images.size,), processes * recipe.accumulate
     batches = {min(recipe.batch_size, rows), rows % recipe.batch_size} - {0}
     parts = {max(1, n) for batch in batches for n in (batch // pieces, -(-batch // pieces))}

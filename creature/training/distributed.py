@@ -14,7 +14,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from creature.errors import UserError
 
-# A step takes seconds; held-out rows and saving, minutes; a scan of a million pictures by the main process, an hour.
+# A step takes seconds; held-out rows and saving, minutes; a scan of a million images by the main process, an hour.
 WAIT, WAIT_IN_FOLD, WAIT_IN_STEP = timedelta(hours=2), timedelta(minutes=10), timedelta(seconds=45)
 
 

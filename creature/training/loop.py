@@ -179,7 +179,7 @@ def read_every(device: torch.device) -> int:
 def read_steps(
     unread: list[tuple[torch.Tensor, list[str]]], position: TrainingState, sizes: Sequence[int]
 ) -> tuple[bool, bool]:
-    """Move steps, each with its pictures' ids, into the position; whether one of them wishes to stop, or to save."""
+    """Move steps, each with its images' ids, into the position; whether one of them wishes to stop, or to save."""
     told = torch.stack([step for step, _ in unread]).tolist()
     for (loss, taken, *_), (_, ids) in zip(told, unread, strict=True):
         if not taken:

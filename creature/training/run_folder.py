@@ -48,7 +48,7 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
 
 
 def warn_of_places(run: Path, recipe: Recipe) -> None:
-    """Warn of pictures in other places than a run's recipe says: that is where later programs look for them."""
+    """Warn of images in other places than a run's recipe says: that is where later programs look for them."""
     begun = load_recipe(run / "recipe.yaml").images
     for name in ("train", "validation", "holdout", "labels"):
         if getattr(begun, name) != getattr(recipe.images, name):

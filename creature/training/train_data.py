@@ -242,15 +242,15 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
         contents = hashes.to_numpy()
         if n := int((seen := (fold == 0) & np.isin(contents, contents[fold < 0])).sum()):
             fold[seen] = -1
-            warn(f"images.validation: {n} of its pictures are in images.train, too, and will not be scored")
+            warn(f"images.validation: {n} of its images are in images.train, too, and will not be scored")
         if not (fold == 0).any():
             raise UserError(
-                "images.validation: it has no picture that can be decoded and is not in images.train, too; name others"
+                "images.validation: it has no image that can be decoded and is not in images.train, too; name others"
             )
         partitions = (fold,)
         if n := int((fold[alike] != fold).sum()):
             warn(
-                f"images.validation: it shares {n} pictures that look the same with images.train, so its score "
+                f"images.validation: it shares {n} images that look the same with images.train, so its score "
                 "flatters; python -m creature.data.describe lists them"
             )
     else:
@@ -260,13 +260,13 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
     trained = labels[partitions[0] < 0] if recipe.folds.count == 1 else labels
     if len(missing := np.setdiff1d(np.arange(len(names)), trained)):
         listed = ", ".join(names[k] for k in missing[:10])
-        raise UserError(f"images.train: no picture of the classes {listed}; add some, or remove their folders")
+        raise UserError(f"images.train: no image of the classes {listed}; add some, or remove their folders")
     counts = np.bincount(labels, minlength=len(names))
     if (few := counts < recipe.folds.count).any():
         rarest = counts.argmin()
         warn(
-            f"folds.count: classes with fewer pictures than its {recipe.folds.count} folds: {few.sum()}, such as "
-            f"{names[rarest]} with {counts[rarest]}; correct a label, add pictures, or set fewer folds"
+            f"folds.count: classes with fewer images than its {recipe.folds.count} folds: {few.sum()}, such as "
+            f"{names[rarest]} with {counts[rarest]}; correct a label, add images, or set fewer folds"
         )
     folds = FoldTable(
         count=recipe.folds.count,
@@ -285,7 +285,7 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
 
 
 def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transform: EvalTransform) -> None:
-    """Warn of pictures of images.holdout that are the run's own, or look like one of them: they are no fair score."""
+    """Warn of images of images.holdout that are the run's own, or look like one of them: they are no fair score."""
     if not images.holdout or "sketch" not in checked.column_names:
         return
     columns = Columns(images.image_column, images.label_column, images.labels)
@@ -295,10 +295,10 @@ def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transfo
     same = np.isin(held["hash"].to_numpy(), checked["hash"].to_numpy())
     head = near_duplicates(np.concatenate([sketches_of(checked), sketches_of(held)]))[len(checked) :]
     if same.any():
-        warn(f"images.holdout: {same.sum()} of its {len(held)} pictures are trained on, too, and will not be scored")
+        warn(f"images.holdout: {same.sum()} of its {len(held)} images are trained on, too, and will not be scored")
     if n := int((~same & (head < len(checked))).sum()):
         warn(
-            f"images.holdout: {n} of its {len(held)} pictures look the same as one that is trained on, so its score "
+            f"images.holdout: {n} of its {len(held)} images look the same as one that is trained on, so its score "
             "flatters; python -m creature.data.describe lists them"
         )
 
