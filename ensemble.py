@@ -118,7 +118,7 @@ def answer(
 
     listed = inputs.list_inputs(args.images) if args.images else []
     wanted, columns = options.arrange(args, listed)
-    names = members.folds_of(folds[0].parent).names
+    names = members.folds_of(folds[0].parent).class_names
     full = {item.path: item.id for item in listed}  # a submission's ids are shorter
     ids = [full[item.path] for item in wanted]
     labels = recorded.read_truth(args.labels, ids, names) if args.labels else [-1] * len(ids)

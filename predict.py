@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pieces = [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))]
     else:
         pieces = inputs.find_shards(args.images, args.image_column, args.urls)
-    top = min(args.top, len(predictor.names))
+    top = min(args.top, len(predictor.class_names))
 
     def answered(some: "Sequence[Shard]") -> "Iterator[Prediction]":
         total = None if any(piece.size is None for piece in some) else sum(piece.size or 0 for piece in some)

@@ -114,9 +114,9 @@ def train_fold(
 
     from creature.console import say
     from creature.data.loader import epoch_batches, load_batches, training_order
-    from creature.metrics.accuracy import Count, count_correct
-    from creature.metrics.predictions import Predictions
+    from creature.metrics.accuracy import Count
     from creature.metrics.scores import score
+    from creature.run import held_out_predictions
     from creature.training import checkpoint, loop, train_data
 
     folds, epochs, main = data.folds, recipe.schedule.epochs, accelerator.is_main_process
@@ -143,8 +143,8 @@ def train_fold(
         with stop.saving(save):
             words = (data.evaluation, held_out, recipe.batch_size, data.workers)
             logits = loop.predict(accelerator, learner.judged, learner.normalize, *words)
-        held = Predictions(tuple(folds.ids.take(held_out).to_pylist()), logits, folds.names)
-        count = count_correct(logits.argmax(1), folds.labels[held_out])
+        held = held_out_predictions(folds, held_out, logits)
+        count = held.score
         lr = learner.rate(position.epoch + 1 - 1 / len(sizes))
         seconds, loss = position.seconds, position.loss_sum / max(1, position.rows)
         figures = {"loss": loss, "learning_rate": lr, "seconds": round(seconds, 3), "skipped_steps": position.skipped}

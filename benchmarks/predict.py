@@ -37,9 +37,10 @@ from creature.device import usable_cores
 from creature.inference import inputs, members, prediction_files
 from creature.inference.load import load_predictor
 from creature.inference.predictor import predict_batches
-from creature.metrics.predictions import Predictions, save_predictions
+from creature.metrics.predictions import save_predictions
 from creature.publishing.onnx_export import export_onnx
 from creature.recipe import check_recipe
+from creature.run import held_out_predictions
 from creature.training.backbone import build_backbone, mean_and_std, timm_config
 from creature.training.checkpoint import finish_fold, kept_epoch
 from creature.training.run_folder import open_run, share_folds
@@ -95,7 +96,11 @@ def write_run(run: Path, architecture: str) -> None:
         held = tuple(ids[row] for row in rows if row % MEMBERS == fold)
         save_predictions(
             kept / "held_out.safetensors",
-            Predictions(held, np.zeros((len(held), len(NAMES)), dtype=np.float32), NAMES),
+            held_out_predictions(
+                folds,
+                np.array([row for row in rows if row % MEMBERS == fold]),
+                np.zeros((len(held), len(NAMES)), dtype=np.float32),
+            ),
         )
         config = timm_config(model, NAMES, SIZE, recipe.images.fit, *mean_and_std(architecture, "imagenet"))
         count = {"n": len(held), "correct": 1}

@@ -32,7 +32,7 @@ def a_run(folder: Path, selected: bool = False) -> list[Path]:
     folds = FoldTable(
         count=2,
         seed=0,
-        names=NAMES,
+        class_names=NAMES,
         fingerprint="",
         ids=tuple(rows),
         labels=np.zeros(3, dtype=np.int64),
@@ -61,7 +61,7 @@ def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
         labels=np.array([index[label] for _, label, _ in rows]),
         decisions={"logits": said, "softmax": said, "vote": said, "fold-0": said},
         strategy="logits",
-        names=NAMES,
+        class_names=NAMES,
     )
 
 
@@ -133,11 +133,11 @@ def test_saved_answers_are_read_back(tmp_path):
     answered = table(("new", "red", "blue"), ("unread", "", "red"))
     save_recorded(tmp_path / "some/images.safetensors", answered)
     found = load_recorded(tmp_path / "some/images.safetensors")
-    assert (found.ids, found.hashes, found.strategy, found.names) == (
+    assert (found.ids, found.hashes, found.strategy, found.class_names) == (
         answered.ids,
         answered.hashes,
         answered.strategy,
-        answered.names,
+        answered.class_names,
     )
     assert found.members == ["fold-0"]
     np.testing.assert_array_equal(found.labels, answered.labels)

@@ -56,7 +56,7 @@ def test_the_run_that_predictions_are_measured_with_answers(tmp_path: Path):
     members.check_members(members.find_folds([str(tmp_path / "run")]))
     asked = load_predictor(str(tmp_path / "run/fold-4"), False, "cpu")
     logits, _ = asked.compute({t: np.zeros((2, 3, t.size, t.size), dtype=np.uint8) for t in asked.transforms})
-    assert logits.shape == (1, 2, len(asked.names)) and np.isfinite(logits).all()
+    assert logits.shape == (1, 2, len(asked.class_names)) and np.isfinite(logits).all()
 
 
 def test_a_folder_without_photos_is_named(tmp_path: Path):

@@ -47,7 +47,7 @@ def answered() -> RecordedPredictions:
         labels=np.zeros(10, dtype=np.int64),
         decisions={name: (np.arange(10) >= right).astype(np.int64) for name, right in said.items()},
         strategy="logits",
-        names=NAMES,
+        class_names=NAMES,
     )
 
 

@@ -61,7 +61,7 @@ def test_the_ensemble_is_the_blend_of_its_members(run, drawn, tmp_path):
     answers = list(predict_batches(members.predictor(loaded), pictures, 7, "test"))
     expected = blend(np.concatenate([batch.logits for batch in answers], axis=1))
     for row, probabilities in zip(read(out)[1:], expected, strict=True):
-        assert row[1] == "ok" and row[2] == loaded[0].names[probabilities.argmax()]
+        assert row[1] == "ok" and row[2] == loaded[0].class_names[probabilities.argmax()]
         np.testing.assert_allclose([float(p) for p in row[3::2]], np.sort(probabilities)[::-1], atol=2e-6)
 
 

@@ -245,7 +245,7 @@ def test_the_card_has_every_number_with_n_and_interval(built, run):
 def test_the_card_shows_classes_figures_and_terms_and_no_markup_of_names(built):
     text = (built / "export/main/README.md").read_text()
     assert "Drawn by a \\*program\\* for tests \\<b\\>" in text and "<b>" not in text
-    assert all(f"| {name} |" in text for name in read_folds(built / "folds.json").names)
+    assert all(f"| {name} |" in text for name in read_folds(built / "folds.json").class_names)
     pictures = [line.rpartition("(")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(pictures) >= 6 and all((built / "export/main" / name).stat().st_size > 1000 for name in pictures)
     assert 'timm.create_model("hf-hub:me/drawn", pretrained=True)' in text and 'model="me/drawn"' in text

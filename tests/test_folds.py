@@ -232,7 +232,7 @@ def test_files_and_hashes_of_many_rows_are_those_of_every_version(tmp_path):
     partition = json.dumps([folds.fingerprint, folds.count, sorted(zip(ids, fold, strict=True))])
     assert folds_hash(folds) == hashlib.sha256(partition.encode()).hexdigest()
     for again in (read_folds(tmp_path / "folds.json"), map_folds(tmp_path / "folds.json")):
-        assert again.table.equals(folds.table) and (again.names, again.bad) == (folds.names, folds.bad)
+        assert again.table.equals(folds.table) and (again.class_names, again.bad) == (folds.class_names, folds.bad)
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -279,7 +279,7 @@ def fold_file(**changes: Any) -> FoldTable:
     folds = FoldTable(
         count=2,
         seed=7,
-        names=("cat", "naïve\n\"dog\"", "\udce9"),
+        class_names=("cat", "naïve\n\"dog\"", "\udce9"),
         fingerprint="f" * 64,
         ids=pa.chunked_array([["x/1.png", 'x/"2",\n.png', "x/猫.png", "x/\\4]}.png"]]),
         labels=np.array([0, 1, 2, 0]),

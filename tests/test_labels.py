@@ -62,12 +62,12 @@ def test_the_table_has_every_contradicted_row_with_what_the_member_that_never_sa
     for fold in range(3):
         held = load_predictions(run / f"fold-{fold}/held_out.safetensors")
         wrong |= {
-            name: held.names[logits.argmax()]
+            name: held.class_names[logits.argmax()]
             for name, logits in zip(held.ids, held.logits, strict=True)
             if logits.argmax() != truth[name]
         }
     assert {row["image"]: row["member_says"] for row in rows} == wrong
-    assert all(row["label"] == held.names[truth[row["image"]]] for row in rows)
+    assert all(row["label"] == held.class_names[truth[row["image"]]] for row in rows)
     likely = [float(row["probability"]) for row in rows]
     assert likely == sorted(likely) and len(rows) > 20
     assert f"{len(rows)}; next: look at them" in capsys.readouterr().out.replace("\n", " ")
@@ -82,7 +82,10 @@ def made_up(run: Path, folder: Path, names: tuple[str, ...], ids: list[str], giv
     rows = pa.array(ids)
     write_folds(folder / "folds.json", FoldTable(1, 0, names, "made up", rows, given, (fold,), rows, {}))
     held = tuple(name for name, of in zip(ids, fold, strict=True) if of == 0)
-    save_predictions(folder / "fold-0/held_out.safetensors", Predictions(held, np.float32(logits), names))
+    labels, hashes = given[fold == 0].astype(int), ("",) * len(held)
+    save_predictions(
+        folder / "fold-0/held_out.safetensors", Predictions(held, hashes, labels, np.float32(logits), names)
+    )
     return folder
 
 

@@ -129,5 +129,5 @@ def test_int8_is_written_only_where_it_pays(exported, drawn, tmp_path, monkeypat
     assert seen["measured"][0] > 0 and 0 <= seen["measured"][1] <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.int8.onnx", "m.onnx"][not written :]
     if small:
-        assert open_session(str(small)).names == open_session(str(path)).names
+        assert open_session(str(small)).class_names == open_session(str(path)).class_names
         assert open_session(str(small)).transforms == (EvalTransform(32, "squash", (0.0, 0.0, 0.0)),)

@@ -1,13 +1,14 @@
 """Prediction files: what is written is read, and what is damaged is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from creature.errors import UserError
+from creature.errors import BrokenError
 from creature.metrics.predictions import Predictions, load_predictions, save_predictions
 
 NAMES = ("ant", "bee", "Käfer")
@@ -15,7 +16,9 @@ IDS = ("train/ant/1.png", "train/蜂/2 é.png", "🐜", " ", "a,b\t'\"")
 
 
 def predictions(count: int = len(IDS)) -> Predictions:
-    return Predictions(IDS[:count], np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32), NAMES)
+    logits = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+    hashes = tuple(f"{row + 1:032x}" for row in range(count))
+    return Predictions(IDS[:count], hashes, np.arange(count) % 3, logits, NAMES)
 
 
 @pytest.mark.parametrize("count", [0, 1, len(IDS)])
@@ -23,12 +26,17 @@ def test_what_is_written_is_read(tmp_path, count):
     before = predictions(count)
     save_predictions(tmp_path / "p.safetensors", before)
     after = load_predictions(tmp_path / "p.safetensors")
-    assert (after.ids, after.names) == (before.ids, before.names)
+    assert (after.ids, after.class_names, after.content_hashes) == (
+        before.ids,
+        before.class_names,
+        before.content_hashes,
+    )
+    assert np.array_equal(after.labels, before.labels)
     assert after.logits.dtype == np.float32 and np.array_equal(after.logits, before.logits)
 
 
 def test_logits_of_any_memory_layout_are_kept(tmp_path):
-    before = Predictions(IDS, np.asfortranarray(predictions().logits), NAMES)
+    before = replace(predictions(), logits=np.asfortranarray(predictions().logits))
     save_predictions(tmp_path / "p.safetensors", before)
     assert np.array_equal(load_predictions(tmp_path / "p.safetensors").logits, before.logits)
 
@@ -46,7 +54,7 @@ def test_logits_of_any_memory_layout_are_kept(tmp_path):
 )
 def test_a_table_that_is_not_complete_and_unique_is_refused(ids, shape):
     with pytest.raises(ValueError, match=r"two rows|shape|line break"):
-        Predictions(ids, np.zeros(shape, np.float32), NAMES)
+        Predictions(ids, ("",) * len(ids), np.zeros(len(ids), int), np.zeros(shape, np.float32), NAMES)
 
 
 def save(path: Path, metadata: dict[str, str] | None, **tensors: np.ndarray) -> None:
@@ -89,5 +97,5 @@ def test_a_damaged_file_is_a_user_error_that_names_it(tmp_path, damage):
     path = tmp_path / "p.safetensors"
     save_predictions(path, predictions())
     DAMAGES[damage](path)
-    with pytest.raises(UserError, match=r"p\.safetensors: cannot be read as predictions"):
+    with pytest.raises(BrokenError, match=r"p\.safetensors: cannot be read as predictions"):
         load_predictions(path)

@@ -70,7 +70,7 @@ def drawn_folds(rows: int = 9, repeats: int = 1, seed: int = 5) -> FoldTable:
     return FoldTable(
         count=3,
         seed=seed,
-        names=("cat", 'a "dog"', "猫"),
+        class_names=("cat", 'a "dog"', "猫"),
         fingerprint="ff",
         ids=pa.chunked_array([[f"x/{row}.png" for row in range(rows)]]),
         labels=labels,

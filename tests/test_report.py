@@ -224,7 +224,7 @@ def test_the_gallery_explains_each_answer_by_a_member_that_never_saw_the_picture
     assert len(shown) > 10 and len({member.folder for member, _ in asked}) == 3 and "orange speaks for" in note
     for mistake, (member, label) in zip(shown, asked, strict=True):
         assert mistake.id in held_out(study / "all", int(member.folder.name[-1]))[0]
-        assert member.names[label] == mistake.said and len(set(mistake.sources)) == 2
+        assert member.class_names[label] == mistake.said and len(set(mistake.sources)) == 2
     plain, quiet = page_of_runs.gallery(run)
     assert [each.sources for each in plain] == [each.sources[:1] for each in shown] and "orange" not in quiet
 

@@ -133,7 +133,7 @@ def rotate(folder: Path, sequences: int) -> None:
                 position.end_step(1.0, True, 4, [])
                 if position.batch == steps:
                     position.end_epoch({"correct": int(random.integers(0, 4)), "seconds": 1.0, "loss": 1.0})
-                    held = Predictions(("a",), np.zeros((1, 2), np.float32), ("x", "y"))
+                    held = Predictions(("a",), ("",), np.zeros(1, int), np.zeros((1, 2), np.float32), ("x", "y"))
                     checkpoint.keep_epoch(fold, model, held, position, keep, 99)
                     checkpoint.save_state(fold, steps, accelerator, model, optimizer, position)  # type: ignore[arg-type]
                     checkpoint.prune_epochs(fold, position, keep)

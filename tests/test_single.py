@@ -218,7 +218,7 @@ def test_a_target_is_half_the_label_and_half_what_was_said_out_of_fold(run, tiny
         answers |= dict(zip(said.ids, torch.from_numpy(said.logits).softmax(1).numpy(), strict=True))
     names = {content: name for name, _, _, content in json.loads((run / "folds.json").read_text())["rows"]}
     for row, content in enumerate(folds.hashes.to_pylist()):
-        label = np.eye(len(folds.names))[folds.labels[row]]
+        label = np.eye(len(folds.class_names))[folds.labels[row]]
         own = label if folds.held_out(0)[row] else (1 - SHARE) * label + SHARE * answers[names[content]]
         np.testing.assert_allclose(targets[row], own, atol=1e-6)
     plain = tmp_path / "plain"

@@ -74,7 +74,7 @@ def test_timm_loads_a_fold_and_gives_the_held_out_logits(run: Path, drawn: Path)
     with torch.inference_mode():
         np.testing.assert_allclose(model(pictures).numpy(), held.logits, atol=1e-5)
     config = json.loads((fold / "config.json").read_text())
-    assert tuple(config["label_names"]) == held.names and "num_classes" not in config.get("model_args", {})
+    assert tuple(config["label_names"]) == held.class_names and "num_classes" not in config.get("model_args", {})
 
 
 @pytest.mark.parametrize("settings", [("images.workers=1",), ("images.workers=2",)])
@@ -298,7 +298,7 @@ def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_i
     without = []
     for fold in (0, 1, 2):
         held = load_predictions(tmp_path / f"run/fold-{fold}/held_out.safetensors")
-        assert held.logits.shape[1] == len(held.names) == 12 and held.names[-1] == rare.name
+        assert held.logits.shape[1] == len(held.class_names) == 12 and held.class_names[-1] == rare.name
         result = run_folder.read_result(tmp_path / f"run/fold-{fold}")
         assert [k for k, recall in enumerate(result["class_recall"]) if recall is None] == result[
             "classes_without_rows"

@@ -28,7 +28,7 @@ class FoldTable:
 
     count: int
     seed: int
-    names: tuple[str, ...]
+    class_names: tuple[str, ...]
     fingerprint: str
     ids: "pa.ChunkedArray"  # (N,) strings, as are the hashes: Python's own would take 150 bytes a row
     labels: np.ndarray  # (N,)
@@ -124,7 +124,8 @@ def _first(values: Any) -> np.ndarray:
 
 def _head(folds: FoldTable) -> dict[str, Any]:
     repeats = {"repeats": len(folds.partitions)} if len(folds.partitions) > 1 else {}  # what has none says nothing
-    return {name: getattr(folds, name) for name in ("count", "seed", "fingerprint", "names", "bad")} | repeats
+    head = {"count": folds.count, "seed": folds.seed, "fingerprint": folds.fingerprint, "names": folds.class_names}
+    return {**head, "bad": folds.bad, **repeats}
 
 
 def write_folds(path: Path, folds: FoldTable) -> None:
@@ -183,7 +184,7 @@ def _fold_file(head: dict[str, Any], table: "pa.Table") -> FoldTable:
     return FoldTable(
         count=head["count"],
         seed=head["seed"],
-        names=tuple(head["names"]),
+        class_names=tuple(head["names"]),
         fingerprint=head["fingerprint"],
         ids=table["id"],
         labels=table["label"].to_numpy(),

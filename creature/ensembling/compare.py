@@ -105,7 +105,7 @@ def compare_members(answered: RecordedPredictions, stands: np.ndarray) -> list[S
 def disagreements(answered: RecordedPredictions, deciders: Sequence[str]) -> list[tuple[str, ...]]:
     """Images to which the deciders give different classes: id, label, and each decider's class."""
     said = np.stack([answered.decisions[name] for name in deciders])
-    names = (*answered.names, "")  # -1: no label
+    names = (*answered.class_names, "")  # -1: no label
     rows = np.flatnonzero((said != said[0]).any(0) & np.array([bool(content) for content in answered.hashes]))
     return [(answered.ids[r], names[answered.labels[r]], *(names[k] for k in said[:, r])) for r in rows]
 

@@ -33,7 +33,7 @@ def soft_targets(teacher: Path, folds: FoldTable) -> torch.Tensor:
     members = find_folds([str(teacher)])
     check_members(members)
     own = folds_of(teacher)
-    if own.names != folds.names:
+    if own.class_names != folds.class_names:
         raise UserError(f"loss.teacher: {teacher} was trained on other classes; name a run on the same images")
     rows, logits = never_saw(members)
     answers = dict(zip(own.hashes.take(rows).to_pylist(), blend(logits).astype(np.float32), strict=True))
@@ -54,7 +54,7 @@ def soft_targets(teacher: Path, folds: FoldTable) -> torch.Tensor:
             f"loss.teacher: for {len(without)} images {teacher} has no member that never saw them; train all of its "
             "folds"
         )
-    targets = np.eye(len(folds.names), dtype=np.float32)[folds.labels]
+    targets = np.eye(len(folds.class_names), dtype=np.float32)[folds.labels]
     for row in np.flatnonzero(~held).tolist():
         targets[row] = (1 - SHARE) * targets[row] + SHARE * answers[contents[row]]
     return torch.from_numpy(targets)

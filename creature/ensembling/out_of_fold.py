@@ -15,12 +15,13 @@ from creature.data.dataset import read_images
 from creature.data.mapped_tables import compute
 from creature.data.sources import Columns
 from creature.ensembling.recorded import Tally
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
 from creature.inference.members import folds_of, held_by, result_of
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import blend
 from creature.metrics.predictions import Predictions, load_predictions
 from creature.recipe import load_recipe
+from creature.run import with_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,11 +33,12 @@ def held_out(folder: Path, last: bool = False) -> tuple[Predictions, np.ndarray]
     Raises UserError where they are not the rows that the run's fold file says.
     """
     path = (_last_epoch(folder) if last else folder) / "held_out.safetensors"
-    folds, held, own = folds_of(folder.parent), load_predictions(path), held_by(folder)
-    expected = dict(zip(folds.ids.filter(own).to_pylist(), folds.labels[own], strict=True))
-    if set(held.ids) != set(expected) or held.names != folds.names:
+    folds, own = folds_of(folder.parent), held_by(folder)
+    held = load_predictions(path)
+    if set(held.ids) != set(folds.ids.filter(own).to_pylist()) or held.class_names != folds.class_names:
         raise UserError(f"{path}: its rows are not those that {folder.parent / 'folds.json'} holds out")
-    return held, np.array([expected[name] for name in held.ids])
+    held = with_labels(held, folds)
+    return held, held.labels
 
 
 def _last_epoch(folder: Path) -> Path:
@@ -125,7 +127,7 @@ def out_of_fold_table(folders: Sequence[Path], strategy: str) -> tuple[tuple[str
 def _last_of_repeats(folders: Sequence[Path], strategy: str) -> str:
     try:
         found = ensemble_of_repeats(folders, strategy, last=True)
-    except UserError:  # kept/ may be deleted to save space
+    except BrokenError:  # kept/ may be deleted to save space
         return "not kept"
     return str(found and found[1])
 

@@ -30,7 +30,7 @@ class RecordedPredictions:
     labels: np.ndarray  # (N,), -1 where none is known
     decisions: dict[str, np.ndarray]  # decider -> (N,)
     strategy: str  # the decider that the ensemble went by
-    names: tuple[str, ...]
+    class_names: tuple[str, ...]
     mirror: bool = False  # whether mirror images were asked about, too
     models: tuple[str, ...] = ()  # SHA-256 of the members' weights
     weights: tuple[float, ...] = ()  # of the members
@@ -95,7 +95,7 @@ class Recorder:
             labels=np.asarray(labels),
             decisions=dict(zip((*STRATEGIES, *self.members), np.concatenate(self.decisions, axis=1), strict=True)),
             strategy=strategy,
-            names=tuple(names),
+            class_names=tuple(names),
             mirror=self.mirror,
             models=tuple(models),
             weights=tuple(self.weights.tolist()),
@@ -113,7 +113,7 @@ def save_recorded(path: Path, answered: RecordedPredictions) -> None:
         "labels": answered.labels.astype(np.int64),
         "decisions": np.stack(list(answered.decisions.values())).astype(np.int32),
     }
-    words = {"deciders": list(answered.decisions), "names": answered.names, "strategy": answered.strategy}
+    words = {"deciders": list(answered.decisions), "names": answered.class_names, "strategy": answered.strategy}
     words |= {"mirror": answered.mirror, "models": answered.models, "weights": answered.weights}
     if answered.scores is not None:
         tensors["scores"] = answered.scores
@@ -149,7 +149,7 @@ def load_recorded(path: Path) -> RecordedPredictions:
             labels=tensors["labels"],
             decisions=decisions,
             strategy=words["strategy"],
-            names=tuple(words["names"]),
+            class_names=tuple(words["names"]),
             mirror=bool(words.get("mirror", False)),  # older tables do not say, nor what follows
             models=tuple(words.get("models", ())),
             weights=tuple(words.get("weights", ())),
@@ -157,7 +157,7 @@ def load_recorded(path: Path) -> RecordedPredictions:
         )
         if {len(hashes), len(answered.labels), *map(len, decisions.values())} != {len(ids)}:
             raise ValueError("its columns differ in length")
-        if answered.scores is not None and answered.scores.shape != (len(ids), len(answered.names)):
+        if answered.scores is not None and answered.scores.shape != (len(ids), len(answered.class_names)):
             raise ValueError("its scores are not of its classes")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run ensemble.py with --images again") from error

@@ -45,7 +45,7 @@ def load_predictor(
     share_cores()
     keep_memory(chosen)
     loaded = [members.load_member(folder, chosen, fused=True) for folder in found.folders]
-    if len({member.names for member in loaded}) > 1:
+    if len({member.class_names for member in loaded}) > 1:
         raise UserError(f"{model}: its members know different classes")
     title = f"{model}, {len(loaded)} members" if all_members else model
     predictor = members.predictor(loaded, found.weights, found.strategy, features, title, found.names)

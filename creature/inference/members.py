@@ -33,7 +33,7 @@ class Member:
     """One trained fold, ready to answer."""
 
     folder: Path
-    names: tuple[str, ...]
+    class_names: tuple[str, ...]
     model: nn.Module
     normalize: Normalize
     transform: EvalTransform
@@ -204,7 +204,7 @@ def predictor(
 
     return Predictor(
         title=title or str(members[0].folder),
-        names=members[0].names,
+        class_names=members[0].class_names,
         members=tuple(member.folder.name for member in members) if names is None else tuple(names),
         transforms=tuple(dict.fromkeys(member.transform for member in members)),
         compute=compute,
@@ -262,7 +262,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 def check_members(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The members' results; raises UserError unless all share class names and fold file."""
     results = [result_of(folder) for folder in folders]
-    names = [folds_of(folder.parent).names for folder in folders]
+    names = [folds_of(folder.parent).class_names for folder in folders]
     for folder, result, own in zip(folders, results, names, strict=True):
         if file_hash(folder / "model.safetensors") != result["sha256"]["model.safetensors"]:
             raise UserError(

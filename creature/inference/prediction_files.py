@@ -117,12 +117,12 @@ def to_predictions(
             if at in batch.broken:
                 yield Prediction(name, batch.broken[at], (), ())
             else:
-                labels = tuple(predictor.names[k] for k in best[at])
+                labels = tuple(predictor.class_names[k] for k in best[at])
                 features = None if batch.features is None else batch.features[at]
                 row = Prediction(name, "ok", labels, tuple(map(float, probabilities[at, best[at]])), features)
                 if sets is not None:
                     order = np.argsort(-probabilities[at], kind="stable")
-                    row = row._replace(set=tuple(predictor.names[k] for k in order if sets[at, k]))
+                    row = row._replace(set=tuple(predictor.class_names[k] for k in order if sets[at, k]))
                 if sure is not None and not sure[at]:
                     row = row._replace(status="unsure", labels=(), probabilities=())
                 yield row

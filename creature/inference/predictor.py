@@ -40,7 +40,7 @@ class Predictor:
     """Models that answer together: `compute` takes the pixels uint8 (B, 3, S, S) of each view."""
 
     title: str
-    names: tuple[str, ...]
+    class_names: tuple[str, ...]
     members: tuple[str, ...]
     transforms: tuple[EvalTransform, ...]
     compute: Callable[[Mapping[EvalTransform, np.ndarray]], tuple[np.ndarray, np.ndarray | None]]

@@ -124,13 +124,13 @@ def _front(run: StudyRun, repo: str, terms: Terms, scores: Sequence[Score]) -> s
 
 def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str], onnx: bool) -> Iterator[str]:
     scores, recipe, held = measured(run), run.recipe, run.held
-    classes = len(held.names)
+    classes = len(held.class_names)
     base = base_model(recipe)
     start = f"fine-tuned from [{base}](https://huggingface.co/{base})" if base else "trained from scratch"
     yield _front(run, repo, terms, scores)
     yield f"\n# {escape(repo.partition('/')[2])}\n"
     yield (
-        f"Tells {classes} classes of images apart: {escape(_listed(held.names))}. "
+        f"Tells {classes} classes of images apart: {escape(_listed(held.class_names))}. "
         f"`{recipe.backbone.name}`, {start}, on {run.results[0]['images_trained']} images."
     )
     if len(run.folds) > 1:
@@ -232,11 +232,11 @@ def _training(run: StudyRun, base: str | None) -> Iterator[tuple[str, str]]:
 def _limits(run: StudyRun) -> Iterator[str]:
     held, counts = run.held, run.results[0]["class_counts"]
     rare = min(range(len(counts)), key=counts.__getitem__)
-    amount = f"Classes have from {min(counts)} ({escape(held.names[rare])}) to {max(counts)} images"
+    amount = f"Classes have from {min(counts)} ({escape(held.class_names[rare])}) to {max(counts)} images"
     amount = amount if min(counts) < max(counts) else f"Each class has {max(counts)} images"
     yield (
-        f"- It knows {len(held.names)} classes and no others: an image of anything else gets one of these labels, "
-        "often with a high probability."
+        f"- It knows {len(held.class_names)} classes and no others: an image of anything else gets one of these "
+        "labels, often with a high probability."
     )
     yield "- The scores hold for images like those that it was scored on: the same cameras, places and seasons."
     yield f"- {amount}; the table above shows which are told apart poorly."

@@ -61,7 +61,7 @@ def build(predictor: "Predictor") -> Any:
 
     several = len(predictor.members) > 1
     with gr.Blocks(title="creature", analytics_enabled=False) as page:
-        gr.Markdown(f"# {_text(predictor.title)}\nDrop a photo of one of {_text(_listed(predictor.names))}.")
+        gr.Markdown(f"# {_text(predictor.title)}\nDrop a photo of one of {_text(_listed(predictor.class_names))}.")
         with gr.Row():
             # filepath without a mode: the file as it was dropped, for the one decoder.
             photo = gr.Image(
@@ -96,13 +96,13 @@ def answerer(predictor: "Predictor") -> Callable[[str | None], tuple[dict[str, f
         (together,) = blend(said.logits, predictor.strategy, predictor.weights)
         alone = [blend(logits[None])[0] for logits in said.logits]
         rows = [
-            [member, predictor.names[each.argmax()], f"{each.max():.3f}"]
+            [member, predictor.class_names[each.argmax()], f"{each.max():.3f}"]
             for member, each in zip(predictor.members, alone, strict=True)
         ]
-        best = predictor.names[together.argmax()]
-        same = sum(predictor.names[each.argmax()] == best for each in alone)
+        best = predictor.class_names[together.argmax()]
+        same = sum(predictor.class_names[each.argmax()] == best for each in alone)
         note = f"{same} of {len(alone)} members say **{_text(best)}**." if len(alone) > 1 else ""
-        return dict(zip(predictor.names, map(float, together), strict=True)), note, rows
+        return dict(zip(predictor.class_names, map(float, together), strict=True)), note, rows
 
     return answer
 

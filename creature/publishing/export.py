@@ -151,4 +151,4 @@ def answer(folder: Path, picture: bytes) -> tuple[Sequence[str], list[float]]:
     """Class names and logits (K,) of an encoded image, by the model of a folder on the CPU."""
     member = load_member(folder, torch.device("cpu"))
     (answers,) = predict_batches(predictor([member]), [ImageInput("golden", lambda: picture)], 1, "golden outputs")
-    return member.names, answers.logits[0, 0].astype(float).tolist()
+    return member.class_names, answers.logits[0, 0].astype(float).tolist()

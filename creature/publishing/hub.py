@@ -159,7 +159,7 @@ def build(folder: Path, repo: str, terms: "Terms", onnx: bool = False) -> dict[s
 
         export_onnx(branches["main"], branches["main"] / "model.onnx")
     write_cards(read, branches, repo, terms, onnx)
-    public = [repo, terms.license, terms.data, *read.held.names]
+    public = [repo, terms.license, terms.data, *read.held.class_names]
     checked = {branch: verify(path, public) for branch, path in branches.items()}
     for path in branches.values():
         write_manifest(path)

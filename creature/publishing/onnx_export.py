@@ -97,7 +97,7 @@ def export_onnx(folder: Path, out: Path) -> None:
                 dynamo=True,
                 external_data=False,
             )
-        said = {"names": member.names, "size": size, "fit": member.transform.crop_mode}
+        said = {"names": member.class_names, "size": size, "fit": member.transform.crop_mode}
         said["mean"] = member.transform.mean
         said["fallback"] = most_frequent([folder]) if (folder / "result.json").exists() else ""
         model = onnx.load(part)

@@ -133,9 +133,9 @@ def run_figures(run: StudyRun) -> dict[str, tuple[str, Figure]]:
     held, count = run.held, run.held.count
     of = f"held-out rows, accuracy {count}{' selected' * run.selected}"
     return {
-        "confusion": (f"Confusion matrix of {of}", _confusion(held.labels, held.predicted, held.names)),
-        "confused": ("The most confused pairs of classes", _confused(held.labels, held.predicted, held.names)),
-        "recall": ("Recall by class, with 95 % intervals", _recall(held.labels, held.predicted, held.names)),
+        "confusion": (f"Confusion matrix of {of}", _confusion(held.labels, held.predicted, held.class_names)),
+        "confused": ("The most confused pairs of classes", _confused(held.labels, held.predicted, held.class_names)),
+        "recall": ("Recall by class, with 95 % intervals", _recall(held.labels, held.predicted, held.class_names)),
         "reliability": ("Reliability: how often it is right when it is so sure", _reliability(run)),
         "coverage": ("Accuracy against coverage: if only the surest answers count", _coverage(run)),
     }

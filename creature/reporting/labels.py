@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = contradicted(found)
     models, held, probabilities = found.judged
     if lines:
-        classes = by_class(probabilities, held.labels, held.names)
+        classes = by_class(probabilities, held.labels, held.class_names)
         show_table("Labels that the members contradict, by class", CLASS_COLUMNS, classes)
         cells = [(name, f"{label} {p}", f"{said} {q}", surely) for name, label, p, said, q, surely in lines[: args.top]]
         judges = "member says" if models == 1 else f"{models} members say"
@@ -91,7 +91,16 @@ def contradicted(found: "StudyRun") -> list[tuple[str, ...]]:
     for row in suspects(probabilities, held.labels).tolist():
         label, said = held.labels[row], held.predicted[row]
         likely, surest = (f"{probabilities[row, k]:.4f}" for k in (label, said))
-        lines.append((held.ids[row], held.names[label], likely, held.names[said], surest, "yes" if sure[row] else "no"))
+        lines.append(
+            (
+                held.ids[row],
+                held.class_names[label],
+                likely,
+                held.class_names[said],
+                surest,
+                "yes" if sure[row] else "no",
+            )
+        )
     return lines
 
 

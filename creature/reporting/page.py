@@ -58,7 +58,7 @@ def data_url(content: bytes, kind: str) -> str:
 
 def class_table(run: StudyRun) -> list[dict[str, Any]]:
     """A record for each class of the held-out rows; empty scores where it has none."""
-    held, classes = run.held, len(run.held.names)
+    held, classes = run.held, len(run.held.class_names)
     precision, _, f1, _ = precision_recall_fscore_support(
         held.labels,
         held.predicted,
@@ -69,7 +69,7 @@ def class_table(run: StudyRun) -> list[dict[str, Any]]:
     for truth, said, _, _ in confused_pairs(held.labels, held.predicted, classes):
         taken.setdefault(truth, said)
     records = []
-    for k, name in enumerate(held.names):
+    for k, name in enumerate(held.class_names):
         own = held.labels == k
         record: dict[str, Any] = dict.fromkeys(CLASS_COLUMNS, "") | {"class": name, "rows": int(own.sum())}
         if own.any():
@@ -77,7 +77,7 @@ def class_table(run: StudyRun) -> list[dict[str, Any]]:
             low, high = count.interval
             record |= {"recall": count.accuracy, "95 % from": low, "to": high}
             record |= {"precision": float(np.asarray(precision)[k]), "F1": float(np.asarray(f1)[k])}
-            record["most often taken for"] = held.names[taken[k]] if k in taken else ""
+            record["most often taken for"] = held.class_names[taken[k]] if k in taken else ""
         records.append(record)
     return records
 
@@ -116,7 +116,7 @@ def gallery(run: StudyRun, explain: bool = False) -> tuple[list[Mistake], str]:
             continue
         label, said = int(held.labels[row]), int(held.predicted[row])
         likely, sure = (f"{probabilities[row, k]:.4f}" for k in (label, said))
-        names, sources = (held.names[label], held.names[said]), [_thumbnail(picture)]
+        names, sources = (held.class_names[label], held.class_names[said]), [_thumbnail(picture)]
         if draw and not refused:
             try:
                 sources.append(_thumbnail(Image.fromarray(draw(held.ids[row], picture, said))))

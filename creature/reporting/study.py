@@ -31,7 +31,7 @@ class ScoredRows:
     hashes: tuple[str, ...]
     labels: np.ndarray  # (N,)
     predicted: np.ndarray  # (N,)
-    names: tuple[str, ...]
+    class_names: tuple[str, ...]
 
     @property
     def right(self) -> np.ndarray:
@@ -109,7 +109,7 @@ class StudyRun:
         ids = tuple(name for table, _ in tables for name in table.ids)
         labels = np.concatenate([labels for _, labels in tables])
         hashes = tuple(content[name] for name in ids)
-        return ScoredRows(ids, hashes, labels, self.probabilities.argmax(1), folds.names)
+        return ScoredRows(ids, hashes, labels, self.probabilities.argmax(1), folds.class_names)
 
     @cached_property
     def judged(self) -> tuple[int, ScoredRows, np.ndarray]:
@@ -122,7 +122,7 @@ class StudyRun:
             return alone
         folds, said = folds_of(self.folder), blend(logits)
         ids, hashes = (tuple(column.take(rows).to_pylist()) for column in (folds.ids, folds.hashes))
-        return len(logits), ScoredRows(ids, hashes, folds.labels[rows], said.argmax(1), folds.names), said
+        return len(logits), ScoredRows(ids, hashes, folds.labels[rows], said.argmax(1), folds.class_names), said
 
     @cached_property
     def made(self) -> list[tuple[str, dict[str, Scored]]]:
@@ -171,7 +171,9 @@ class StudyRun:
         table, chosen = self.answered[kind], np.flatnonzero(self.stands[kind] == "unseen")
         said = table.decisions[decider or table.strategy][chosen]
         hashes = tuple(table.hashes[row] for row in chosen)
-        return ScoredRows(tuple(table.ids[row] for row in chosen), hashes, table.labels[chosen], said, table.names)
+        return ScoredRows(
+            tuple(table.ids[row] for row in chosen), hashes, table.labels[chosen], said, table.class_names
+        )
 
 
 def read_runs(folders: Sequence[str], labels: str | None) -> list[StudyRun]:
@@ -235,7 +237,7 @@ def _checked(
         warn(f"{folder}/ensemble was made with {len(table.members)} of {len(finished)} finished folds")
     if labels is None:
         return table
-    truth = read_truth(labels, table.ids, table.names)
+    truth = read_truth(labels, table.ids, table.class_names)
     return replace(table, labels=truth)
 
 
@@ -243,7 +245,7 @@ def same_rows(first: ScoredRows, second: ScoredRows) -> PairedComparison | None:
     """Two models on the images, told by content, that neither was trained on; None where there are no such."""
     where = {content: row for row, content in reversed(list(enumerate(second.hashes)))}
     shared = {content: row for row, content in reversed(list(enumerate(first.hashes))) if content in where}
-    if not shared or first.names != second.names:
+    if not shared or first.class_names != second.class_names:
         return None
     return compare_paired(first.right[list(shared.values())], second.right[[where[content] for content in shared]])
 

@@ -27,7 +27,6 @@ from creature.data.eval_transform import EvalTransform
 from creature.data.folds import FoldTable, assign_folds, folds_hash, group_copies, map_folds
 from creature.data.image_cache import CachedImages, describe_cache
 from creature.data.loader import FeatureDataset, ImageDataset, derive_seed
-from creature.data.mapped_tables import compute
 from creature.data.normalize import Normalize
 from creature.data.scan import scan_images, sketches_of
 from creature.data.sources import Columns
@@ -35,6 +34,7 @@ from creature.device import usable_cores
 from creature.errors import UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import Images, Recipe
+from creature.run import with_labels
 from creature.storage import file_hash
 from creature.training import loop
 from creature.training.backbone import (
@@ -146,7 +146,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
             compare_holdout(images, folds, checked, transform)
         open_run(out, recipe, contents)  # not before: what cannot be trained with must not stay as the run's recipe
         found = [(good, share_folds(out, folds), cache)]
-        total = f"{len(good)} images of {len(folds.names)} classes"
+        total = f"{len(good)} images of {len(folds.class_names)} classes"
         repeats = f", drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
         parts = f"{recipe.folds.count} fold{'s' * (recipe.folds.count > 1)}{repeats}"
         say(f"{out}: {total}, {parts}, on {accelerator.device}")
@@ -203,7 +203,7 @@ def needs_features(recipe: Recipe, out: Path) -> bool:
 def embed(accelerator: Accelerator, recipe: Recipe, data: Data) -> Data:
     """With the features of the backbone as it is, computed once for all folds; a frozen one is trained on them."""
     frozen, name = recipe.backbone.frozen, recipe.backbone.name
-    model = build_backbone(recipe.backbone, len(data.folds.names), recipe.images.size)
+    model = build_backbone(recipe.backbone, len(data.folds.class_names), recipe.images.size)
     field = f"backbone.{'frozen' if frozen else 'head_start'}"
     body = Body(model, field, name, recipe.images.size).to(accelerator.device)
     normalize, rows = normalization(accelerator, recipe), np.arange(len(data.folds.labels))
@@ -225,7 +225,7 @@ def normalization(accelerator: Accelerator, recipe: Recipe) -> Normalize:
 def has_rows(folds: FoldTable, dataset: Any, hashes: Any) -> bool:
     """Whether a fold file is of just these rows, with their classes and contents."""
     return (
-        folds.names == tuple(dataset.features["label"].names)
+        folds.class_names == tuple(dataset.features["label"].names)
         and column(dataset, "id").equals(folds.ids)
         and np.array_equal(column(dataset, "label").to_numpy(), folds.labels)
         and hashes.equals(folds.hashes)
@@ -271,7 +271,7 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
     folds = FoldTable(
         count=recipe.folds.count,
         seed=recipe.folds.seed,
-        names=tuple(names),
+        class_names=tuple(names),
         fingerprint=fingerprint(ids, labels, hashes, names),
         ids=ids,
         labels=labels,
@@ -289,7 +289,7 @@ def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transfo
     if not images.holdout or "sketch" not in checked.column_names:
         return
     columns = Columns(images.image_column, images.label_column, images.labels)
-    holdout = read_images(images.holdout, columns, "images.holdout", folds.names)
+    holdout = read_images(images.holdout, columns, "images.holdout", folds.class_names)
     held, *_ = scan_images(holdout, None, "images.holdout", "off", transform)
     checked = checked.filter(folds.partitions[0] < 0) if folds.count == 1 else checked
     same = np.isin(held["hash"].to_numpy(), checked["hash"].to_numpy())
@@ -306,7 +306,7 @@ def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transfo
 def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: int, folder: Path) -> Learner:
     """A fold's model and optimizer, from the seed or from the newest resume point, prepared by Accelerate."""
     torch.manual_seed(derive_seed(recipe.seed, fold, "weights"))
-    backbone, classes = recipe.backbone, len(data.folds.names)
+    backbone, classes = recipe.backbone, len(data.folds.class_names)
     whole = build_backbone(backbone, classes, recipe.images.size)
     if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
         whole = convert_sync_batchnorm(whole)
@@ -393,10 +393,10 @@ def finish(
     chosen = best if recipe.checkpoint.select == "best" else last
 
     def scores(epoch: int) -> dict[str, Any]:
-        held = load_predictions(kept_epoch(folder, epoch) / "held_out.safetensors")
+        held = with_labels(load_predictions(kept_epoch(folder, epoch) / "held_out.safetensors"), folds)
         return {
             "epoch": epoch + 1,
-            **score(held.logits.argmax(1), folds.labels[compute().index_in(held.ids, folds.ids)], len(folds.names)),
+            **score(held.predicted, held.labels, len(folds.class_names)),
         }
 
     model, images = learner.whole, recipe.images
@@ -408,7 +408,7 @@ def finish(
         "start": position.start,
         "epochs": recipe.schedule.epochs,
         "images_trained": int((~folds.held_out(fold)).sum()),
-        "class_counts": np.bincount(folds.labels, minlength=len(folds.names)).tolist(),
+        "class_counts": np.bincount(folds.labels, minlength=len(folds.class_names)).tolist(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(sum(row["seconds"] for row in position.history), 3),
         "saving_seconds": round(position.saving_seconds, 3),
@@ -417,5 +417,5 @@ def finish(
         **environment(accelerator.device, accelerator.num_processes),
     }
     mean, std = mean_and_std(recipe.backbone.name, images.normalize)
-    finish_fold(folder, recipe, timm_config(model, folds.names, images.size, images.fit, mean, std), result)
+    finish_fold(folder, recipe, timm_config(model, folds.class_names, images.size, images.fit, mean, std), result)
     prune_epochs(folder, position, recipe.checkpoint)
