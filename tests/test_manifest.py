@@ -21,7 +21,7 @@ from creature.data import checks, files
 from creature.data.checks import check_images, refuse_bad
 from creature.data.dataset import fingerprint, read_images
 from creature.data.decode import content_hash, decode, read
-from creature.data.files import file_id, file_image, label_of, list_pictures, natural, read_labels, walk
+from creature.data.files import file_id, file_image, label_of, list_images, natural, read_labels, walk
 from creature.data.sources import Columns
 from creature.errors import UserError
 
@@ -416,7 +416,7 @@ def test_files_of_other_endings_are_left_out_and_counted(tmp_path, capsys):
 
 
 def test_many_other_endings_are_cut_in_the_warning(tmp_path, capsys):
-    list_pictures(str(fill(tmp_path / "x", *(f"a.k{i}" for i in range(30)))))
+    list_images(str(fill(tmp_path / "x", *(f"a.k{i}" for i in range(30)))))
     told = capsys.readouterr().err
     assert "30 files" in told
     assert "and 20 more endings" in told

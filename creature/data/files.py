@@ -80,7 +80,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def list_pictures(folder: str) -> list[str]:
+def list_images(folder: str) -> list[str]:
     """Paths of all files below a folder that are images by their ending; says how many others there are."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
