@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from creature.data.decode import BadImage, read
 from creature.console import printable, warn
+from creature.data.decode import BadImage, read
 from creature.errors import UserError
 
 _KINDS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
