@@ -41,7 +41,9 @@ def read_images(sources: Sequence[str], columns: Columns, field: str, names: Seq
     text = Value("string")
     features = Features(id=text, label=ClassLabel(names=list(names)), group=text, source=Value("int32"))
     images = concatenate_datasets([part.images for part in parts])
-    dataset = concatenate_datasets([images, Dataset.from_file(str(store_table(rows.cast(features.arrow_schema))))], axis=1)
+    dataset = concatenate_datasets(
+        [images, Dataset.from_file(str(store_table(rows.cast(features.arrow_schema))))], axis=1
+    )
     return dataset if order is None else dataset.select(order)
 
 

@@ -47,7 +47,9 @@ def scan_images(
         table = pa.table({"hash": hashes})
     if caching:
         hashes = table["hash"].to_pylist()
-        cache = open_cache(kind, dataset, hashes, [row for row in range(len(hashes)) if row not in bad], transform, title)
+        cache = open_cache(
+            kind, dataset, hashes, [row for row in range(len(hashes)) if row not in bad], transform, title
+        )
         bad |= {row: cache.bad[content] for row, content in enumerate(hashes) if content in cache.bad}
         good = [row for row in range(len(sketches)) if row not in bad]
         copies = CachedImages(cache, [hashes[row] for row in good], views=False)

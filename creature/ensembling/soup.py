@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from torch.optim.swa_utils import update_bn
 from creature.console import say
 from creature.data.dataset import column, read_images
 from creature.data.folds import assign_folds
-from creature.data.loader import Batch, ImageDataset, epoch_batches, load_batches
+from creature.data.loader import Batch, ImageDataset, epoch_batches
 from creature.data.mapped_tables import compute
 from creature.data.sources import Columns
+from creature.data.workers import load_batches
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
 from creature.errors import UserError
 from creature.inference.members import Member, folds_of, load_member, predictor, result_of, short_names
@@ -92,10 +94,11 @@ def recalibrate(member: Member, batches: Iterable[Batch]) -> None:
     update_bn((member.normalize(batch.pixels.to(device)) for batch in batches), member.model)
 
 
-def training_batches(run: Path, recipe: Recipe) -> Iterator[Batch]:
+@contextmanager
+def training_batches(run: Path, recipe: Recipe) -> Iterator[Iterator[Batch]]:
     """Training views of up to ROWS of the run's images, the same ones each time, without mixing.
 
-    Raises UserError where they are not there, or cannot be read.
+    Raises UserError where they are not there, or, from the iterator, where one cannot be read.
     """
     images, ids = recipe.images, folds_of(run).ids
     columns = Columns(images.image_column, images.label_column, images.labels)
@@ -108,10 +111,14 @@ def training_batches(run: Path, recipe: Recipe) -> Iterator[Batch]:
         )
     order = epoch_batches(rows, recipe.batch_size, recipe.seed, "soup")[: -(-ROWS // recipe.batch_size)]
     pictures = ImageDataset(dataset, epoch_augmentations(recipe)[-1], seed=recipe.seed)
-    for batch in load_batches(pictures, [[(int(row), 0) for row in rows] for rows in order], images.workers):
-        for name, reason in batch.bad.items():
-            raise UserError(f"{name}: {reason}; it was readable when the run was trained; restore it")
-        yield batch
+    with load_batches(pictures, [[(int(row), 0) for row in rows] for rows in order], images.workers) as batches:
+        yield map(_refuse_bad, batches)
+
+
+def _refuse_bad(batch: Batch) -> Batch:
+    for name, reason in batch.bad.items():
+        raise UserError(f"{name}: {reason}; it was readable when the run was trained; restore it")
+    return batch
 
 
 def cook(folders: Sequence[Path], device: torch.device, recipe: Recipe) -> Member:
@@ -120,7 +127,8 @@ def cook(folders: Sequence[Path], device: torch.device, recipe: Recipe) -> Membe
     if len({result_of(folder)["sha256"]["model.safetensors"] for folder in folders}) > 1:
         member.model.load_state_dict(average(folders))
         if norms(member.model) and not (recipe.backbone.freeze_batch_stats or recipe.backbone.frozen):
-            recalibrate(member, training_batches(folders[0].parent, recipe))
+            with training_batches(folders[0].parent, recipe) as batches:
+                recalibrate(member, batches)
     return member
 
 
