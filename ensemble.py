@@ -111,10 +111,10 @@ def answer(
     args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray"
 ) -> "tuple[dict[str, RecordedPredictions], dict[str, ImagesAt], int]":
     """What all members say of the holdout and of --images, whose rows are written; the images, and the exit code."""
+    from creature.device import keep_memory, share_cores
     from creature.ensembling import out_of_fold, recorded
     from creature.inference import inputs, members, prediction_files
     from creature.inference.predictor import predict_batches, with_mirroring
-    from creature.training.device import keep_memory, share_cores
 
     listed = inputs.list_inputs(args.images) if args.images else []
     wanted, columns = options.arrange(args, listed)

@@ -35,8 +35,8 @@ def load_predictor(
                 f"{model} is one model without features; --members, --embed and --explain need the trained folder"
             )
         return open_session(model)
+    from creature.device import keep_memory, share_cores
     from creature.inference import members
-    from creature.training.device import keep_memory, share_cores
 
     found = find_model(model, all_members)
     if features and len(found.folders) > 1:
