@@ -39,7 +39,7 @@ from creature.inference.load import load_predictor
 from creature.inference.predictor import predict_batches
 from creature.metrics.predictions import save_predictions
 from creature.publishing.onnx_export import export_onnx
-from creature.recipe import check_recipe
+from creature.recipe_file import check_recipe
 from creature.run import held_out_predictions
 from creature.training.backbone import build_backbone, mean_and_std, timm_config
 from creature.training.checkpoint import finish_fold, kept_epoch

@@ -4,29 +4,19 @@
 Importing this module is cheap: what needs torch, timm or the device is checked later, still before any data is read.
 """
 
-import difflib
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from io import StringIO
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from creature.console import printable, run
+from creature.console import run
 from creature.errors import UserError
 
 # Marks what does not change a run's result, and so is not part of its identity.
 FREE: dict[str, JsonValue] = {"identity": False}
-
-# What a recipe never needs and a hostile file may have.
-MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_MISTAKES = 2**20, 50_000, 20, 50
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -248,6 +238,15 @@ class Schedule(_Settings):
     )
     update: Literal["step", "epoch"] = Field(default="step", description="how often the learning rate moves")
 
+    def cycle_ends(self) -> list[int]:
+        """Epochs after which a cycle of cosine_warm_restarts ends, up to the first one at or after the last epoch."""
+        ends, length, end = [], self.restart_epochs, self.warmup_epochs
+        while not ends or ends[-1] < self.epochs:
+            end += length
+            ends.append(int(end))
+            length *= self.restart_factor
+        return ends
+
 
 class Checkpoint(_Settings):
     """What is kept of a fold."""
@@ -417,20 +416,10 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, value
 
 
-def cycle_ends(schedule: Schedule) -> list[int]:
-    """Epochs after which a cycle of cosine_warm_restarts ends, up to the first one at or after the last epoch."""
-    ends, length, end = [], schedule.restart_epochs, schedule.warmup_epochs
-    while not ends or ends[-1] < schedule.epochs:
-        end += length
-        ends.append(int(end))
-        length *= schedule.restart_factor
-    return ends
-
-
 def recipe_warnings(recipe: Recipe) -> list[str]:
     """What is allowed and seldom meant."""
     schedule = recipe.schedule
-    if schedule.name == "cosine_warm_restarts" and (ends := cycle_ends(schedule))[-1] != schedule.epochs:
+    if schedule.name == "cosine_warm_restarts" and (ends := schedule.cycle_ends())[-1] != schedule.epochs:
         past = schedule.epochs - (ends[-2] if len(ends) > 1 else schedule.warmup_epochs)
         choices = " or ".join(str(end) for end in ends[-2:])
         return [
@@ -438,174 +427,6 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
             f"the learning rate still high; cycles end at {choices}"
         ]
     return []
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe whole, with overrides such as `schedule.epochs=5` merged before the check.
-
-    Raises UserError with every mistake at once.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UserError(f"--recipe: {path} is larger than {MAX_BYTES >> 20} MiB, which no recipe is")
-        text = data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UserError(f"--recipe: cannot read {path}: {reason}") from error
-    settings = _parse_yaml(text, str(path))
-    if not isinstance(settings, dict):
-        given = "nothing" if settings is None else f"a {type(settings).__name__}"
-        raise UserError(f"{path}: a recipe is a mapping of settings (`name: first`, one a line), got {given}")
-    for override in overrides:
-        _merge(settings, override)
-    return check_recipe(settings, str(path))
-
-
-def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
-    """A Recipe from plain values; raises UserError with every mistake at once."""
-    try:
-        # Through JSON: strict types without refusing a list where the frozen model holds a tuple.
-        text = json.dumps(settings, default=str)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: the names of settings are plain words: {error}") from error
-    try:
-        return Recipe.model_validate_json(text)
-    except ValidationError as error:
-        problems = error.errors()
-        lines = [line for problem in problems[:MAX_MISTAKES] for line in _explain(dict(problem))]
-        count = max(len(problems), len(lines))
-        more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
-        raise UserError("\n  ".join([f"{source}: {count} mistake{'s' * (count > 1)}", *lines, *more])) from error
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    text = recipe.model_dump_json()
-    writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    writer.allow_unicode = "\x85" not in text  # a line end to YAML, which the writer does not escape
-    writer.dump(json.loads(text), out := StringIO())
-    return out.getvalue()
-
-
-class _Constructor(SafeConstructor):
-    """YAML 1.2's values: a date is a string."""
-
-
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    reader = YAML(typ="safe", pure=True)
-    reader.Constructor = _Constructor
-    try:
-        _refuse_bombs(text, source)
-        return reader.load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{where}: {error.problem or error.context}") from error
-    except UserError:
-        raise
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"{source}: no YAML: {error}") from error
-
-
-def _refuse_bombs(text: str, source: str) -> None:
-    """Read no more than the syntax: a few lines of aliases can stand for gigabytes, and a deep nest ends the stack."""
-    depth = 0
-    for n, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
-        where = f"{source}, line {event.start_mark.line + 1}"
-        if isinstance(event, AliasEvent):
-            raise UserError(f"{where}: *{event.anchor} is an alias, which recipes do not have; write the value itself")
-        if tag := getattr(event, "tag", None):
-            raise UserError(f"{where}: {tag} is a tag, which recipes do not have; write the value alone, or in quotes")
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise UserError(f"{where}: nested too deeply, {MAX_DEPTH} levels are the most")
-        if n > MAX_VALUES:
-            raise UserError(f"{where}: too many values, {MAX_VALUES} are the most")
-
-
-def _merge(settings: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"--set: must look like schedule.epochs=5, got {override!r}")
-    *parents, last = key.split(".")
-    for i, parent in enumerate(parents):
-        settings = settings.setdefault(parent, {})
-        if not isinstance(settings, dict):
-            raise UserError(f"--set {override}: {'.'.join(parents[: i + 1])} is one value and has no settings inside")
-    settings[last] = _parse_yaml(value, f"--set {key}")
-
-
-def _keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
-
-
-def _nearest(key: str) -> str:
-    """The setting that a wrong key most likely means: alike in the last part, of the same group if possible."""
-    group, _, own = key.rpartition(".")
-
-    def likeness(other: str) -> tuple[float, bool]:
-        other_group, _, name = other.rpartition(".")
-        return difflib.SequenceMatcher(None, own, name).ratio(), other_group == group
-
-    best = max(_keys(), key=likeness)
-    return best if likeness(best)[0] >= 0.6 else ""
-
-
-def _explain(problem: dict[str, Any]) -> list[str]:
-    """The mistakes of one pydantic error, each as one line: setting, rule, value and way out."""
-    key, given = _short(printable(".".join(str(part) for part in problem["loc"]))), problem["input"]
-    shown = _short(json.dumps(given))
-    match problem["type"]:
-        case "extra_forbidden":
-            if key in _keys():
-                return [f"{key}: no such setting here; write it within {key.rpartition('.')[0]}"]
-            near = _nearest(key)
-            way_out = f"did you mean {near}?" if near else "`python -m creature.recipe schema` lists all"
-            return [f"{key}: no such setting; {way_out}"]
-        case "json_invalid":
-            return ["a text holds half a character (a lone surrogate, such as \\ud800); name files in UTF-8"]
-        case "missing":
-            return [f"{key}: required, and not given"]
-        case "value_error":
-            return str(problem["ctx"]["error"]).split("\n")
-        case "literal_error":
-            choices = _choices(problem["loc"])
-            near = difflib.get_close_matches(str(given)[:60], choices, n=1)
-            return [
-                f"{key}: must be one of {', '.join(choices)}, got {shown}"
-                + (f"; did you mean {near[0]}?" if near else "")
-            ]
-        case "model_type":
-            return [f"{key}: must hold settings, indented below it, got {shown}"]
-        case "tuple_type":
-            return [f"{key}: must be a list, such as [a, b], got {shown}"]
-        case "too_short" if not given:
-            return [f"{key}: must hold one value or more, such as [a, b], got {shown}"]
-        case "string_type":
-            return [f"{key}: must be text, in quotes where it looks like a number, got {shown}"]
-        case _:
-            return [f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shown}"]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _choices(loc: Sequence[str | int]) -> list[str]:
-    model: Any = Recipe
-    for part in loc:
-        model = model.model_fields[part].annotation
-    return [choice if isinstance(choice, str) else json.dumps(choice) for choice in get_args(model)]
 
 
 def main() -> int:

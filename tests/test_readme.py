@@ -10,7 +10,7 @@ import pytest
 import ensemble
 import predict
 import train
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

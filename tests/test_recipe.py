@@ -11,18 +11,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from creature.errors import UserError
-from creature.recipe import (
-    MAX_BYTES,
-    MAX_MISTAKES,
-    Recipe,
-    Schedule,
-    check_recipe,
-    cycle_ends,
-    dump_recipe,
-    load_recipe,
-    recipe_changes,
-    recipe_warnings,
-)
+from creature.recipe import Recipe, Schedule, recipe_changes, recipe_warnings
+from creature.recipe_file import MAX_BYTES, MAX_MISTAKES, check_recipe, dump_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 SMALL = "name: small\nimages: {train: [images]}\nbackbone: {name: resnet18}\n"
@@ -51,7 +41,7 @@ def set_all(settings: dict[str, Any], **values: Any) -> Recipe:
 
 
 def small(**values: Any) -> Recipe:
-    return set_all({"name": "small", "images": {"train": ["pictures"]}, "backbone": {"name": "resnet18"}}, **values)
+    return set_all({"name": "small", "images": {"train": ["images"]}, "backbone": {"name": "resnet18"}}, **values)
 
 
 def models(model: type[BaseModel] = Recipe) -> Iterator[type[BaseModel]]:
@@ -78,7 +68,7 @@ def test_a_recipe_cannot_be_changed_in_any_part():
 
 def test_lists_of_a_recipe_are_tuples(tmp_path):
     recipe = load(tmp_path, "folds: {train: [0, 2]}\naugment: {crop_scale: [0.5, 1]}\ntracking: [tensorboard]\n")
-    assert (recipe.images.train, recipe.folds.train) == (("pictures",), (0, 2))
+    assert (recipe.images.train, recipe.folds.train) == (("images",), (0, 2))
     assert (recipe.augment.crop_scale, recipe.tracking) == ((0.5, 1.0), ("tensorboard",))
 
 
@@ -133,7 +123,7 @@ def test_no_is_refused_as_precision_with_the_choices(tmp_path):
 
 def test_a_misspelt_choice_is_told_the_nearest_one(tmp_path):
     assert 'must be one of squash, center, border, got "centre"; did you mean center?' in mistakes(
-        tmp_path, base=SMALL.replace("[pictures]", "[images], fit: centre")
+        tmp_path, base=SMALL.replace("[images]", "[images], fit: centre")
     )
 
 
@@ -335,8 +325,8 @@ def test_another_word_than_schema_is_answered_with_the_usage():
 def test_a_bad_recipe_is_refused_before_anything_heavy_is_imported(tmp_path):
     (tmp_path / "bad.yaml").write_text("name: x\nschedule: {epoch: 1}\nprecision: no\n")
     code = (
-        "import sys\nfrom creature import recipe\nfrom creature.console import UserError\n"
-        "try:\n    recipe.load_recipe(sys.argv[1], ['seed=1'])\nexcept UserError as error:\n    print(error)\n"
+        "import sys\nfrom creature import recipe_file\nfrom creature.console import UserError\n"
+        "try:\n    recipe_file.load_recipe(sys.argv[1], ['seed=1'])\nexcept UserError as error:\n    print(error)\n"
         "print([name for name in ('torch', 'torchvision', 'timm', 'datasets', 'accelerate', 'numpy', 'PIL')"
         " if name in sys.modules])"
     )
@@ -348,7 +338,7 @@ def test_a_bad_recipe_is_refused_before_anything_heavy_is_imported(tmp_path):
 
 FREE_CHANGES = {
     "name": "other",
-    "images__train": ["elsewhere/pictures"],
+    "images__train": ["elsewhere/images"],
     "images__holdout": ["holdout"],
     "images__labels": "labels.csv",
     "images__max_bad": 7,
@@ -471,7 +461,7 @@ def test_the_epochs_since_the_last_restart_are_counted_from_the_end_of_the_warm_
     ("length", "factor", "ends"), [(10, 2, [10, 30, 70, 150]), (20, 1, [20, 40, 60, 80]), (80, 3, [80])]
 )
 def test_cycles_end_where_their_lengths_add_up(length, factor, ends):
-    assert cycle_ends(Schedule(epochs=80, restart_epochs=length, restart_factor=factor)) == ends
+    assert Schedule(epochs=80, restart_epochs=length, restart_factor=factor).cycle_ends() == ends
 
 
 LOOP = "images: &a [*a]\n"
@@ -579,7 +569,7 @@ def test_every_setting_s_mistakes_are_told_with_key_rule_and_value_and_without_a
     schema = Recipe.model_json_schema()
     wrong = list(wrong_settings(schema, schema))
     assert len(wrong) >= 60
-    base = {"name": "small", "images": {"train": ["pictures"]}, "backbone": {"name": "resnet18"}}
+    base = {"name": "small", "images": {"train": ["images"]}, "backbone": {"name": "resnet18"}}
     for number, (key, value, _) in enumerate(wrong):
         settings = json.loads(json.dumps(base))
         *parents, last = key.split(".")
@@ -589,7 +579,7 @@ def test_every_setting_s_mistakes_are_told_with_key_rule_and_value_and_without_a
         inner[last] = value
         (tmp_path / f"{number:03d}.yaml").write_text(json.dumps(settings))
     code = (
-        "import json, sys\nfrom pathlib import Path\nfrom creature.recipe import load_recipe\n"
+        "import json, sys\nfrom pathlib import Path\nfrom creature.recipe_file import load_recipe\n"
         "from creature.console import UserError\nsaid = []\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try:\n        load_recipe(path)\n        said.append('accepted')\n"

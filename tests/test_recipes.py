@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 import train
 from creature.data.loader import load_batches, training_order
-from creature.recipe import load_recipe, recipe_changes
+from creature.recipe import recipe_changes
+from creature.recipe_file import load_recipe
 from creature.training import loop, train_data
 from creature.training.backbone import build_backbone
 

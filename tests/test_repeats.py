@@ -31,7 +31,8 @@ from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
 from creature.metrics.predictions import load_predictions, save_predictions
 from creature.publishing import hub
-from creature.recipe import _identity, check_recipe
+from creature.recipe import _identity
+from creature.recipe_file import check_recipe
 from creature.reporting import labels, report
 from creature.reporting.study import read_runs
 from creature.training import loop

@@ -19,7 +19,7 @@ from torch import nn
 import train
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 from creature.training import compiling, loop, run_folder, train_data
 
 

@@ -14,7 +14,8 @@ from creature.errors import UserError
 from creature.inference.members import check_members, find_folds, folds_of, load_member, predictor, result_of
 from creature.inference.predictor import Predictor
 from creature.metrics.blend import blend
-from creature.recipe import Recipe, load_recipe, recipe_changes
+from creature.recipe import Recipe, recipe_changes
+from creature.recipe_file import load_recipe
 from creature.storage import write_json
 from creature.training.run_folder import contents_of
 from creature.training.train_data import hash_contents

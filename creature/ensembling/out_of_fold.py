@@ -20,7 +20,7 @@ from creature.inference.members import folds_of, held_by, result_of
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import blend
 from creature.metrics.predictions import Predictions, load_predictions
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 from creature.run import with_labels
 
 if TYPE_CHECKING:

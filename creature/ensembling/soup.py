@@ -22,7 +22,8 @@ from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients,
 from creature.errors import UserError
 from creature.inference.members import Member, folds_of, load_member, predictor, result_of, short_names
 from creature.inference.predictor import Predictor
-from creature.recipe import Recipe, load_recipe
+from creature.recipe import Recipe
+from creature.recipe_file import load_recipe
 from creature.storage import file_hash, write_atomically, write_json
 from creature.training.checkpoint import save_weights
 from creature.training.run_folder import environment

@@ -25,7 +25,8 @@ from creature.errors import UserError
 from creature.inference.members import load_member, predictor
 from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics import calibration
-from creature.recipe import Recipe, check_recipe, dump_recipe
+from creature.recipe import Recipe
+from creature.recipe_file import check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
 from creature.samples import draw
 from creature.storage import file_hash, write_json

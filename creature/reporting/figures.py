@@ -23,7 +23,6 @@ from sklearn.metrics import confusion_matrix
 from creature.console import printable, warn
 from creature.metrics.accuracy import Count
 from creature.metrics.calibration import BINS, calibration_error
-from creature.recipe import cycle_ends
 from creature.reporting.study import StudyRun
 from creature.reporting.tables import in_order
 
@@ -113,7 +112,7 @@ def _curves(runs: Sequence[StudyRun], key: str, label: str, names: Sequence[str]
             if schedule.name == "cosine_warm_restarts":
                 # The last epoch of a cycle; the next one starts at the full learning rate again.
                 ends = [
-                    (e, v) for e, v in zip(epochs, values, strict=True) if e in cycle_ends(schedule) and e < epochs[-1]
+                    (e, v) for e, v in zip(epochs, values, strict=True) if e in schedule.cycle_ends() and e < epochs[-1]
                 ]
                 restarts += [
                     axes.scatter(*point, s=34, facecolor="white", edgecolor=line["color"], zorder=3) for point in ends

@@ -20,7 +20,8 @@ from creature.inference.members import folds_of, result_of
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import blend
 from creature.metrics.calibration import cross_fit, enough_to_cross_fit
-from creature.recipe import Recipe, load_recipe, recipe_changes
+from creature.recipe import Recipe, recipe_changes
+from creature.recipe_file import load_recipe
 
 
 @dataclass(frozen=True)

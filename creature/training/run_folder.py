@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from creature.console import warn
 from creature.data.folds import FoldTable, map_folds, write_folds
 from creature.errors import UserError
-from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
+from creature.recipe import Recipe, recipe_changes
+from creature.recipe_file import dump_recipe, load_recipe
 from creature.storage import write_json, write_text
 
 CONTENTS = {"weights": "backbone.weights", "teacher": "loss.teacher"}  # what run.json has a hash of, by setting
