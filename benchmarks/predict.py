@@ -102,7 +102,7 @@ def write_run(run: Path, architecture: str) -> None:
                 np.zeros((len(held), len(NAMES)), dtype=np.float32),
             ),
         )
-        config = timm_config(model, NAMES, SIZE, recipe.images.fit, *mean_and_std(architecture, "imagenet"))
+        config = timm_config(model, NAMES, SIZE, recipe.images.crop_mode, *mean_and_std(architecture, "imagenet"))
         count = {"n": len(held), "correct": 1}
         result = {"fold": fold, "selected": False, "epoch": 1, **count, "last": count, "seconds": 1.0}
         counts = {"class_counts": [5] * len(NAMES), "parameters": sum(each.numel() for each in model.parameters())}

@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -13,18 +14,18 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from creature.console import printable
+from creature.console import printable, warn
 from creature.errors import UserError
-from creature.recipe import Recipe
+from creature.recipe import OLDER_KEYS, Recipe
 
 # What a recipe never needs and a hostile file may have.
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_MISTAKES = 2**20, 50_000, 20, 50
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe whole, with overrides such as `schedule.epochs=5` merged before the check.
+    """Read and check a recipe, with overrides such as `schedule.epochs=5` merged before the check.
 
-    Raises UserError with every mistake at once.
+    Raises UserError with all mistakes at once.
     """
     try:
         with open(path, "rb") as file:
@@ -39,30 +40,63 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(settings, dict):
         given = "nothing" if settings is None else f"a {type(settings).__name__}"
         raise UserError(f"{path}: a recipe is a mapping of settings (`name: first`, one a line), got {given}")
+    mistakes = _rename_older_keys(settings)
     for override in overrides:
-        _merge(settings, override)
-    return check_recipe(settings, str(path))
+        mistakes += _merge(settings, override)
+    return _validate(settings, str(path), mistakes)
 
 
 def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
-    """A Recipe from plain values; raises UserError with every mistake at once."""
+    """A Recipe from plain values; raises UserError with all mistakes at once, after the name of their source."""
+    settings = deepcopy(settings)
+    return _validate(settings, source, _rename_older_keys(settings))
+
+
+def _rename_older_keys(settings: dict[str, Any]) -> list[str]:
+    """Give settings in an older spelling their present names, in place; the mistakes where both spellings are there."""
+    mistakes = []
+    for older, key in OLDER_KEYS.items():
+        group, _, name = key.rpartition(".")
+        older_name = older.rpartition(".")[2]
+        values = settings.get(group) if group else settings
+        if isinstance(values, dict) and older_name in values:
+            value = values.pop(older_name)
+            if name in values:
+                mistakes.append(f"{key}: given twice, also by its older name {older}; remove {older}")
+            values.setdefault(name, value)
+    return mistakes
+
+
+def _validate(settings: dict[str, Any], source: str, mistakes: list[str]) -> Recipe:
+    """The Recipe of settings in the present spelling; `mistakes` are those that are known already."""
+    backbone = settings.get("backbone")
+    if isinstance(backbone, dict) and backbone.get("compile") == "auto":
+        warn(f"{source}: backbone.compile: auto is no longer offered, and taken as false; write true or false")
+        backbone["compile"] = False
     try:
         # Through JSON: strict types without refusing a list where the frozen model holds a tuple.
         text = json.dumps(settings, default=str)
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: the names of settings are plain words: {error}") from error
     try:
-        return Recipe.model_validate_json(text)
+        recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
         problems = error.errors()
-        lines = [line for problem in problems[:MAX_MISTAKES] for line in _explain(dict(problem))]
-        count = max(len(problems), len(lines))
+        lines = [*mistakes, *(line for problem in problems[:MAX_MISTAKES] for line in _explain(dict(problem)))]
+        count = max(len(mistakes) + len(problems), len(lines))
         more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
-        raise UserError("\n  ".join([f"{source}: {count} mistake{'s' * (count > 1)}", *lines, *more])) from error
+        raise _mistakes_error(source, count, [*lines, *more]) from error
+    if mistakes:
+        raise _mistakes_error(source, len(mistakes), mistakes)
+    return recipe
+
+
+def _mistakes_error(source: str, count: int, lines: Sequence[str]) -> UserError:
+    return UserError("\n  ".join([f"{source}: {count} mistake{'s' * (count > 1)}", *lines]))
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
+    """The recipe as YAML, with every setting."""
     text = recipe.model_dump_json()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
@@ -111,16 +145,21 @@ def _refuse_bombs(text: str, source: str) -> None:
             raise UserError(f"{where}: too many values, {MAX_VALUES} are the most")
 
 
-def _merge(settings: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+def _merge(settings: dict[str, Any], override: str) -> list[str]:
+    """Put an override into the settings, in place; gives the mistakes of spelling, as _rename_older_keys does."""
+    key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"--set: must look like schedule.epochs=5, got {override!r}")
+    value = _parse_yaml(text, f"--set {key}")
+    key = OLDER_KEYS.get(key, key)
+    mistakes = _rename_older_keys({key: value})  # within a whole group, such as optimizer={average: 0.9}
     *parents, last = key.split(".")
     for i, parent in enumerate(parents):
         settings = settings.setdefault(parent, {})
         if not isinstance(settings, dict):
             raise UserError(f"--set {override}: {'.'.join(parents[: i + 1])} is one value and has no settings inside")
-    settings[last] = _parse_yaml(value, f"--set {key}")
+    settings[last] = value
+    return mistakes
 
 
 def _keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
@@ -132,14 +171,14 @@ def _keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
 
 def _nearest(key: str) -> str:
     """The setting that a wrong key most likely means: alike in the last part, of the same group if possible."""
-    group, _, own = key.rpartition(".")
+    group, _, name = key.rpartition(".")
 
     def likeness(other: str) -> tuple[float, bool]:
-        other_group, _, name = other.rpartition(".")
-        return difflib.SequenceMatcher(None, own, name).ratio(), other_group == group
+        other_group, _, other_name = other.rpartition(".")
+        return difflib.SequenceMatcher(None, name, other_name).ratio(), other_group == group
 
-    best = max(_keys(), key=likeness)
-    return best if likeness(best)[0] >= 0.6 else ""
+    best = max([*_keys(), *OLDER_KEYS], key=likeness)
+    return OLDER_KEYS.get(best, best) if likeness(best)[0] >= 0.6 else ""
 
 
 def _explain(problem: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from creature.recipe import Augment
 
 ROOT = Path(__file__).parent.parent
 B, N = 4, 11
-VIEW = training_augmentation(16, Augment(policy="trivial_augment", erasing=0.5))
+VIEW = training_augmentation(16, Augment(policy="trivial_augment", random_erasing=0.5))
 SIZES = range(2, 2 * B + 2)
 
 

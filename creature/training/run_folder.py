@@ -66,26 +66,6 @@ def contents_of(run: Path) -> dict[str, str | None]:
         raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from error
 
 
-def trial_of(run: Path) -> dict[str, Any] | None:
-    """What a trial of backbone.compile=auto found, if this run has had one."""
-    path = run / "compile.json"
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-        return {"compile": bool(found["compile"]), "reason": str(found["reason"])}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or start another run with --out DIR") from error
-
-
-def share_trial(run: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """The run's trial: the first one's, by whoever came first."""
-    with _locked(run / "run.lock"):
-        if (before := trial_of(run)) is None:
-            write_json(run / "compile.json", found)
-    return before or found
-
-
 def share_folds(run: Path, folds: FoldTable) -> FoldTable:
     """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
     path = run / "folds.json"
