@@ -76,7 +76,7 @@ def write_run(run: Path, architecture: str) -> None:
     hashes = tuple(f"{row:032x}" for row in rows)
     folds = FoldTable(MEMBERS, 0, NAMES, "benchmark", ids, rows % len(NAMES), (rows % MEMBERS,), hashes, {})
     open_run(run, recipe, {"weights": None, "teacher": None})
-    share_folds(run, folds)
+    folds = share_folds(run, folds)
     for fold in range(MEMBERS):
         torch.manual_seed(fold)
         model = build_backbone(recipe.backbone, len(NAMES), SIZE)
