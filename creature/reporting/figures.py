@@ -24,7 +24,6 @@ from creature.console import printable, warn
 from creature.metrics.accuracy import Count
 from creature.metrics.calibration import BINS, calibration_error
 from creature.reporting.study import StudyRun
-from creature.reporting.tables import in_order
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 LINES = [{"color": color, "linestyle": style} for style, color in product(("-", "--", ":", "-."), COLORS)]
@@ -77,7 +76,7 @@ def _warn_of_letters() -> None:
 
 def curve_figures(runs: Sequence[StudyRun], baseline: StudyRun) -> dict[str, tuple[str, Figure]]:
     """Figures 3, 4 and 5 as name -> (what it shows, figure): a line for each run, of its first trained fold."""
-    drawn = [run for run in in_order(runs) if run.histories]
+    drawn = [run for run in runs if run.histories]
     if not drawn:
         return {}
     others = [run for run in drawn if run.recipe.backbone.name != baseline.recipe.backbone.name]
