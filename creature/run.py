@@ -163,7 +163,7 @@ class Run:
     @cached_property
     def recipe(self) -> "Recipe":
         """Its recipe, with every setting."""
-        from creature.recipe import load_recipe  # here, for a prediction need not wait for the schema
+        from creature.recipe_file import load_recipe  # here, for a prediction need not wait for the schema
 
         return load_recipe(self.folder / "recipe.yaml")
 

@@ -23,7 +23,7 @@ from creature.ensembling.soup import average, choose, greedy, norms
 from creature.errors import UserError
 from creature.inference import members
 from creature.metrics.predictions import load_predictions
-from creature.recipe import dump_recipe, load_recipe
+from creature.recipe_file import dump_recipe, load_recipe
 from creature.reporting import report
 from creature.reporting.study import read_runs
 from creature.reporting.tables import single_table
