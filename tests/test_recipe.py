@@ -16,8 +16,8 @@ from ruamel.yaml import YAML
 from creature.errors import UserError
 from creature.recipe import OLDER_KEYS, Recipe, Schedule, identity_settings, recipe_changes, recipe_warnings
 from creature.recipe_file import MAX_BYTES, MAX_MISTAKES, check_recipe, dump_recipe, load_recipe
+from helpers import ROOT
 
-ROOT = Path(__file__).parent.parent
 SMALL = "name: small\nimages: {train: [images]}\nbackbone: {name: resnet18}\n"
 
 
