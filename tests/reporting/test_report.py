@@ -20,6 +20,7 @@ from creature.errors import UserError
 from creature.reporting import page as page_of_runs
 from creature.reporting import report, tables
 from creature.reporting.study import read_runs
+from helpers import ROOT
 
 HOSTILE = "<img src=x onerror=alert(1)> $x_{2}$ & \"q'\\"
 
@@ -52,7 +53,7 @@ def page(study: Path) -> Path:
     return study / "report"
 
 
-REFERENCE = Path(__file__).parent.parent / "recipes/paper/reference.json"
+REFERENCE = ROOT / "recipes/paper/reference.json"
 BESIDE = ("--reference", str(REFERENCE))
 NAMES = ("all", "focal", "focal_1", "resnext", "resnext_1", "restarts", "vit")
 
