@@ -88,9 +88,8 @@ def read_result(fold: Path) -> FoldResult:
         return FoldResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise BrokenError(
-            f"{path}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}; restore it, or train the fold again"
-        ) from error
+        where = ".".join(map(str, wrong["loc"])) or "numbers"
+        raise BrokenError(f"{path}: {where}: {wrong['msg']}; restore it, or train the fold again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{fold} is no finished fold: {error}") from error
 
