@@ -356,13 +356,13 @@ def test_a_holdout_of_the_hub_gets_an_eval_result(tiny, drawn, tmp_path):
 def test_no_score_is_published_of_another_blend_than_what_is(built, tmp_path, drawn, capsys):
     own = tmp_path / "own"
     shutil.copytree(built, own)
-    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    assert as_published(*read_runs([str(own)], None)).recorded.keys() == {"images"}
     words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--strategy", "softmax"]
     ensemble.main([str(own), *words])
-    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    assert as_published(*read_runs([str(own)], None)).recorded.keys() == {"images"}
     ensemble.main([str(own)])  # by logits, from now on
     capsys.readouterr()
-    assert not as_published(*read_runs([str(own)], None)).answered
-    assert "its score is left out, for it was asked in another way (softmax)" in " ".join(
+    assert not as_published(*read_runs([str(own)], None)).recorded
+    assert "its score is left out, for it was blended in another way (softmax)" in " ".join(
         capsys.readouterr().err.split()
     )

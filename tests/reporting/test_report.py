@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 import ensemble
 import train
-from creature.ensembling.compare import PairedComparison, holm
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
+from creature.metrics.significance import PairedComparison, holm
 from creature.reporting import page as page_of_runs
 from creature.reporting import report, tables
 from creature.reporting.study import read_runs
@@ -173,7 +173,7 @@ def test_p_values_are_corrected_for_their_number_and_told_in_the_note(study, mon
     splits = iter([PairedComparison(50, 50, 900), PairedComparison(61, 39, 900), PairedComparison(20, 80, 900)])
     monkeypatch.setattr(tables, "same_rows", lambda first, second: next(splits))
     runs = read_runs([str(study / name) for name in ("resnext_1", "focal", "focal_1", "vit")], None)
-    runs = [replace(run, answered={}) for run in runs]
+    runs = [replace(run, recorded={}) for run in runs]
     table = tables.tricks_table(runs, runs[0])
     found = [record for record in table.records if record["status"] == "compared"]
     p = [record["p"] for record in found]
@@ -288,9 +288,7 @@ def test_the_gallery_explains_each_answer_by_a_member_that_never_saw_the_picture
 def test_a_network_without_maps_keeps_its_gallery_and_says_why(study, tmp_path):
     assert report.main([str(study / "vit"), "--explain", "--out", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report/index.html").read_text()
-    assert (
-        text.count("data:image/jpeg") > 10 and "fold-0: the answers of this VisionTransformer are no averages" in text
-    )
+    assert text.count("data:image/jpeg") > 10 and "fold-0: the logits of this VisionTransformer are no averages" in text
 
 
 def test_an_unfinished_run_is_named_and_a_report_passed_over(study, page, tmp_path, capsys):
@@ -321,7 +319,7 @@ def test_mistakes_get_one_sentence(study, page, words, message):
 def test_a_damaged_history_is_refused(study, tmp_path):
     shutil.copytree(study / "resnext", tmp_path / "run")
     (tmp_path / "run/fold-0/history.jsonl").write_text("no JSON\n")
-    with pytest.raises(UserError, match=r"history\.jsonl: cannot be read as a fold's history"):
+    with pytest.raises(BrokenError, match=r"history\.jsonl: cannot be read as a fold's history"):
         report.main([str(tmp_path / "run")])
 
 
@@ -329,7 +327,7 @@ def test_damaged_answers_are_refused(study, tmp_path):
     shutil.copytree(study / "resnext", tmp_path / "run")
     path = tmp_path / "run/ensemble/images.safetensors"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"run ensemble\.py with --images again"):
+    with pytest.raises(BrokenError, match=r"run ensemble\.py with --images again"):
         report.main([str(tmp_path / "run")])
 
 
@@ -420,7 +418,7 @@ def test_answers_of_other_weights_are_left_out(study, tmp_path, capsys):
     for name in ("model.safetensors", "result.json", "held_out.safetensors"):
         shutil.copyfile(study / "focal/fold-0" / name, run / "fold-0" / name)
     (found,) = read_runs([str(run)], None)
-    assert not found.answered and "has answers of other weights, which are left out" in capsys.readouterr().err
+    assert not found.recorded and "has predictions of other weights, which are left out" in capsys.readouterr().err
 
 
 def test_runs_that_were_asked_in_different_ways_are_not_compared(study, drawn, tmp_path):
