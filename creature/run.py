@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from creature.data.arrow_tables import arrow_compute
 from creature.data.folds import FoldTable
-from creature.data.mapped_tables import compute
 from creature.metrics.predictions import Predictions
 
 
@@ -27,7 +27,7 @@ def with_labels(predictions: Predictions, folds: FoldTable) -> Predictions:
     """
     if (predictions.labels >= 0).all():
         return predictions
-    rows = compute().index_in(list(predictions.ids), folds.ids)
+    rows = arrow_compute().index_in(list(predictions.ids), folds.ids)
     if rows.null_count:
         raise ValueError("a row is none of the fold table's")
     rows = rows.to_numpy()

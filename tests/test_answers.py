@@ -40,7 +40,7 @@ def a_run(folder: Path, selected: bool = False) -> list[Path]:
         hashes=tuple(CONTENTS[name] for name in rows),
         bad={},
     )
-    write_folds(folder / "folds.json", folds)
+    write_folds(folder, folds)
     folders = [folder / "fold-0", folder / "fold-1"]
     for k, fold in enumerate(folders):
         fold.mkdir()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fold_files import folds_rows
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -63,7 +64,7 @@ def held_out(run: Path, fold: int = 0) -> tuple[list[str], np.ndarray]:
     """Ids and whether each is right, by the files alone."""
     tensors = load_file(run / f"fold-{fold}/held_out.safetensors")
     ids = tensors["ids"].tobytes().decode().split("\n")
-    labels = {row[0]: row[1] for row in json.loads((run / "folds.json").read_text())["rows"]}
+    labels = {row[0]: row[1] for row in folds_rows(run)}
     return ids, tensors["logits"].argmax(1) == np.array([labels[name] for name in ids])
 
 

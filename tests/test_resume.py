@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fold_files import folds_rows
 from scipy.stats import theilslopes
 from test_train import losses, start, weights_hash
 
@@ -53,7 +54,7 @@ def test_a_run_that_is_stopped_after_every_step_is_bitwise_equal_and_sees_each_r
         for name in ("model.safetensors", "held_out.safetensors"):
             assert (cut / f"fold-{fold}" / name).read_bytes() == (whole / f"fold-{fold}" / name).read_bytes()
         assert losses(cut / f"fold-{fold}") == losses(whole / f"fold-{fold}")
-    rows = json.loads((whole / "folds.json").read_text())["rows"]
+    rows = folds_rows(whole)
     folds = [row[2] for row in rows]
     trained_by = {row: sum(fold != folds[row] for fold in (0, 1)) for row in range(len(rows))}
     assert Counter(seen) == {(epoch, row): trained_by[row] for epoch in range(3) for row in trained_by}

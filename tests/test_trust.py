@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from fold_files import old_text
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_tensors
@@ -23,6 +24,7 @@ from test_train import start
 import ensemble
 import predict
 import train
+from creature.data.folds import read_folds
 from creature.errors import Interrupted, UserError
 from creature.inference.members import load_member
 from creature.training import checkpoint
@@ -288,6 +290,8 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
     begun = tmp_path / "begun"
     shutil.copytree(run, begun)
     shutil.rmtree(begun / "fold-2")
+    (begun / "folds.json").write_text(old_text(read_folds(begun)))  # as an earlier version began it
+    (begun / "folds.arrow").unlink()
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 4)
         with pytest.raises(Interrupted):

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from creature.console import run, say, show_table
+from creature.data.folds import find_folds_file
 from creature.errors import UserError
 from creature.inference.options import add_promises
 from creature.metrics.accuracy import Count
@@ -46,7 +47,7 @@ def member_calibration(folder: Path) -> CalibrationData:
 
     if (folder / OF_MODEL).exists():
         return load_calibration(folder / OF_MODEL)
-    if not (folder / "held_out.safetensors").exists() or not (folder.parent / "folds.json").exists():
+    if not (folder / "held_out.safetensors").exists() or not find_folds_file(folder.parent):
         raise UserError(
             f"--set and --precision rest on the images that a fold held out, and {folder} has none of them; give a "
             "trained fold, such as runs/NAME/fold-0"
@@ -65,7 +66,7 @@ def ensemble_calibration(
     """
     if (home / OF_ENSEMBLE).exists():
         return load_calibration(home / OF_ENSEMBLE)
-    found = rows_of_ensemble(home, folders, weights, strategy, mirror) if (home / "folds.json").exists() else None
+    found = rows_of_ensemble(home, folders, weights, strategy, mirror) if find_folds_file(home) else None
     if found is None:
         how = f" --strategy {strategy}" * (strategy != "logits") + " --mirror" * mirror
         raise UserError(

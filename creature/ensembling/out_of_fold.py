@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from creature.console import warn
+from creature.data.arrow_tables import arrow_compute
 from creature.data.dataset import read_images
-from creature.data.mapped_tables import compute
+from creature.data.folds import find_folds_file
 from creature.data.sources import Columns
 from creature.ensembling.recorded import Tally
 from creature.errors import BrokenError, UserError
@@ -36,7 +37,7 @@ def held_out(folder: Path, last: bool = False) -> tuple[Predictions, np.ndarray]
     folds, own = folds_of(folder.parent), held_by(folder)
     held = load_predictions(path)
     if set(held.ids) != set(folds.ids.filter(own).to_pylist()) or held.class_names != folds.class_names:
-        raise UserError(f"{path}: its rows are not those that {folder.parent / 'folds.json'} holds out")
+        raise UserError(f"{path}: its rows are not those that {find_folds_file(folder.parent)} holds out")
     held = with_labels(held, folds)
     return held, held.labels
 
@@ -75,7 +76,7 @@ def never_saw(folders: Sequence[Path], last: bool = False) -> tuple[np.ndarray, 
     ids, tables = folds_of(folders[0].parent).ids, []
     for members in full_repeats(folders):
         held = [held_out(member, last)[0] for member in members]
-        rows = np.concatenate([compute().index_in(each.ids, ids).to_numpy() for each in held])
+        rows = np.concatenate([arrow_compute().index_in(each.ids, ids).to_numpy() for each in held])
         order, logits = np.argsort(rows), np.concatenate([each.logits for each in held])
         tables.append((rows[order], logits[order]))
     shared = reduce(np.intersect1d, [rows for rows, _ in tables])

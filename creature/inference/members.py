@@ -219,7 +219,7 @@ def predictor(
 @cache
 def folds_of(run: Path) -> FoldTable:
     """A run's fold file, read once."""
-    return read_folds(run / "folds.json")
+    return read_folds(run)
 
 
 @cache

@@ -51,7 +51,7 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
             shutil.copyfile(fold / name, folder / name)
         (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")
         write_golden(folder)
-    write_folds(out / "main" / "folds.json", anonymous(read_folds(run.folder / "folds.json")))
+    write_folds(out / "main", anonymous(read_folds(run.folder)))
     said = ensemble(run)
     write_json(out / "main" / "ensemble.json", said)
     write_calibrations(run, out, branches, said)
