@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from creature.device import usable_cores
+from creature.console import progress, warn
 from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.duplicates import sketch
 from creature.data.workers import load_batches, note_decoding
-from creature.console import progress, warn
+from creature.device import usable_cores
 from creature.errors import UserError
 
 if TYPE_CHECKING:

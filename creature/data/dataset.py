@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from creature.data.arrow_tables import arrow_compute, iterate_rows, store_table
 from creature.data.files import natural
-from creature.data.arrow_tables import arrow_compute, store_table, iterate_rows
 from creature.data.sources import Columns, check_classes, read_source, short_names
 from creature.errors import UserError
 

@@ -8,15 +8,15 @@ The file is an Arrow table, as it can be memory-mapped where it lies: the rows t
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from creature.data.arrow_tables import arrow_compute, iterate_rows, map_table, write_table
 from creature.console import warn
+from creature.data.arrow_tables import arrow_compute, iterate_rows, map_table, write_table
 from creature.errors import UserError
 
 if TYPE_CHECKING:

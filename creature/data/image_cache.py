@@ -21,13 +21,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch.nn.functional import interpolate
 
-from creature.device import usable_cores
-from creature.storage import manifest_differences, sync, write_json, write_manifest
+from creature.console import progress, warn
 from creature.data.decode import BadImage, Decoded, decode, read
 from creature.data.eval_transform import EvalTransform
 from creature.data.workers import load_batches, note_decoding
-from creature.console import progress, warn
+from creature.device import usable_cores
 from creature.errors import UserError
+from creature.storage import manifest_differences, sync, write_json, write_manifest
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from creature.data.image_cache import ImageCache, CachedImages, should_cache, open_cache
-from creature.data.checks import Everything, check_images
-from creature.data.eval_transform import EvalTransform
-from creature.data.duplicates import LENGTH, sketch
 from creature.data.arrow_tables import arrow_compute, store_table, stored_table
+from creature.data.checks import Everything, check_images
+from creature.data.duplicates import LENGTH, sketch
+from creature.data.eval_transform import EvalTransform
+from creature.data.image_cache import CachedImages, ImageCache, open_cache, should_cache
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,0 +1,371 @@
+"""What is published: folders that prove themselves, tell nothing of the machine, and a card of measured numbers."""
+
+import getpass
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+import ensemble
+import train
+from creature.data.folds import read_folds
+from creature.errors import UserError
+from creature.inference.load import find_model
+from creature.publishing import check, hub
+from creature.publishing.card import Terms, base_model, measured
+from creature.publishing.export import anonymous, as_published, export, portable
+from creature.publishing.verify import scan, verify
+from creature.recipe import load_recipe
+from creature.reporting.study import read_runs
+from creature.storage import write_manifest
+from creature.training.checkpoint import verifies
+from helpers.fold_files import folds_rows
+
+TERMS = Terms("apache-2.0", "Drawn by a *program* for tests <b>")
+
+
+@pytest.fixture(scope="module")
+def built(run: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its exported folders beside."""
+    folder = tmp_path_factory.mktemp("built") / "tiny"
+    shutil.copytree(run, folder)
+    ensemble.main([str(folder), "--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv")])
+    hub.build(folder, "me/drawn", TERMS)
+    return folder
+
+
+@pytest.fixture
+def main(built: Path, tmp_path: Path) -> Path:
+    """A copy of main to spoil."""
+    shutil.copytree(built / "export/main", tmp_path / "main")
+    return tmp_path / "main"
+
+
+def test_every_folder_proves_itself_and_has_a_manifest(built):
+    for branch in ("main", "fold-0", "fold-1", "fold-2"):
+        folder = built / "export" / branch
+        assert all(outcome in ("ok", "not checked: transformers is not installed") for _, outcome in verify(folder))
+        assert verifies(folder)
+    assert not list((built / "export").rglob("state")) and not list((built / "export").rglob("*optimizer*"))
+
+
+def test_no_file_of_the_training_data_is_named_anywhere(built, run):
+    names = [row[0] for row in folds_rows(run)]
+    texts = [
+        path for path in (built / "export").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml", ".md", ".arrow")
+    ]
+    assert len(names) == 72 and len(texts) > 10
+    assert not [(path, name) for path in texts for name in names if name.encode() in path.read_bytes()]
+
+
+def test_a_download_is_checked_against_manifest_and_golden_answer(built, main, capsys):
+    assert check.main([str(built / "export/fold-1")]) == 0
+    assert "every file is as its manifest says" in capsys.readouterr().out
+    config = (main / "config.json").read_text()
+    (main / "config.json").write_text(config.replace("a", "b", 1))
+    (main / "README.md").unlink()
+    with pytest.raises(UserError, match=r"(?s)README.md: missing.*config.json: of another content|config.*README"):
+        check.main([str(main)])
+    (main / "config.json").write_text(config)
+    (main / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"manifest.json: names no files"):
+        check.main([str(main)])
+    write_manifest(main)
+    assert check.main([str(main)]) == 0
+    golden = json.loads((main / "golden.json").read_text())
+    golden["logits"][0] += 1
+    (main / "golden.json").write_text(json.dumps(golden))
+    write_manifest(main)  # an author may change both; what the model answers is still compared
+    with pytest.raises(UserError, match=r"not those of golden.json \(up to 1 away\)"):
+        check.main([str(main)])
+    (main / "manifest.json").write_text('{"../x": {}, "/etc/passwd": {}}')
+    with pytest.raises(UserError, match=r"(?s)\.\./x: lies outside.*/etc/passwd: lies outside"):
+        check.main([str(main)])
+    (main / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest.json: cannot be read"):
+        check.main([str(main)])
+
+
+def test_the_golden_picture_is_not_square(built):
+    width, height = Image.open(built / "export/main/golden.png").size
+    assert width != height
+
+
+def spoil_pixels(folder: Path) -> None:
+    change(folder, lambda config: config["pretrained_cfg"].update(crop_mode="center"))
+
+
+def spoil_mean(folder: Path) -> None:
+    change(folder, lambda config: config["pretrained_cfg"].update(mean=[0.1, 0.1, 0.1]))
+
+
+def spoil_labels(folder: Path) -> None:
+    change(folder, lambda config: config["label_names"].reverse())
+
+
+def spoil_classes(folder: Path) -> None:
+    change(folder, lambda config: config.update(model_args={"num_classes": 12}))
+
+
+def change(folder: Path, how) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    how(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def spoil_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("weight"))
+    save_file(tensors | {name: tensors[name] + 0.01}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def spoil_format(folder: Path) -> None:
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+
+
+def spoil_metadata(folder: Path) -> None:
+    words = {"format": "pt", "host": "x"}
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata=words)
+
+
+def spoil_pickle(folder: Path) -> None:
+    torch.save({}, folder / "optimizer.pt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_pixels, "logits differ"),
+        (spoil_mean, "logits differ"),
+        (spoil_labels, r"timm loads it[^\n]*: its labels are in another order"),
+        (spoil_weights, "logits differ"),
+        (spoil_format, "lacks the metadata format: pt"),
+        (spoil_metadata, "has metadata that no one reads: host"),
+        (spoil_pickle, "optimizer.pt may be a pickle"),
+    ],
+)
+def test_a_folder_that_gives_something_else_is_refused(main, spoil, message):
+    spoil(main)
+    with pytest.raises(UserError, match=f"(?s)must not be published.*{message}"):
+        verify(main)
+
+
+def test_what_only_transformers_stumbles_over_is_refused_too(main):
+    pytest.importorskip("transformers", reason="pip install transformers")
+    spoil_classes(main)
+    with pytest.raises(UserError, match=r"transformers loads it: .*num_classes"):
+        verify(main)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("trained on /home/someone/photos/x.jpg", "a path of this machine: /home/someone/photos/x.jpg"),
+        ('"/data/birds/a"', "a path of this machine: /data/birds/a"),
+        ("(/mnt/x/y)", "a path"),
+        ("C:\\\\Users\\\\someone", "a path"),
+        ("see ~/photos", "a path"),
+        ("file:///x", "a path"),
+        ("hf_" + "a1" * 15, "a token: hf_a..."),
+        ("ghp_" + "a1" * 15, "a token"),
+        ("AKIA" + "A1" * 8, "a token"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a token"),
+    ],
+)
+@pytest.mark.parametrize("name", ["README.md", "recipe.yaml", "history.jsonl", "sub/x.json"])
+def test_places_and_tokens_are_found(tmp_path, text, found, name):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / name).write_text(f"first line\nsecond: {text}\n")
+    (problem,) = scan(tmp_path)
+    assert f"{Path(name).name}, line 2: {found}" in problem
+    assert "a1a1" not in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://huggingface.co/timm/resnet50.a1_in1k", "and/or, 3/4", "</details>", "- train", "`a`/`b`", "images/s",
+     "hf-hub:me/creature", "[x](../y/z.md)", "0.9 / 0.95", "hf_hub_download", "n = 5 : 3"],
+)  # fmt: skip
+def test_addresses_and_fractions_are_no_places(tmp_path, text):
+    (tmp_path / "README.md").write_text(f"{text}\n")
+    assert list(scan(tmp_path)) == []
+
+
+def test_names_of_person_and_host_are_found_but_where_they_are_published_anyway(tmp_path, monkeypatch):
+    monkeypatch.setattr(getpass, "getuser", lambda: "robin")
+    monkeypatch.setattr(socket, "gethostname", lambda: "lab-7")
+    (tmp_path / "README.md").write_text("By Robin on LAB-7; robins are birds.\n")
+    assert [problem.rpartition(": ")[2] for problem in scan(tmp_path)] == ["Robin"]
+    assert [problem.rpartition(": ")[2] for problem in scan(tmp_path, ["robin/birds"])] == ["LAB-7"]
+    assert list(scan(tmp_path, ["robin", "lab", "7"])) == []
+
+
+def test_the_recipe_keeps_names_and_no_paths(tiny, tmp_path):
+    words = [
+        "images.train=[/home/someone/a/train, /home/someone/b/train, 'hub:me/birds:train']",
+        "images.holdout=[/mnt/x/holdout]", "images.labels=/mnt/x/labels.csv", "backbone.weights=/mnt/w/r.safetensors",
+    ]  # fmt: skip
+    recipe = load_recipe(tiny, words)
+    images = portable(recipe).images
+    assert images.train == ("a/train", "b/train", "hub:me/birds:train") and images.holdout == ("holdout",)
+    assert images.labels == "labels.csv" and portable(recipe).backbone.weights == "r.safetensors"
+    assert portable(recipe).identity() == recipe.identity()
+    student = ["folds.count=1", "images.validation=[/mnt/x/val]", "loss.teacher=/home/someone/runs/all"]
+    assert portable(load_recipe(tiny, student)).loss.teacher == "all"
+
+
+def test_the_fold_file_keeps_contents_and_no_names(run):
+    folds = read_folds(run)
+    told = anonymous(folds)
+    assert told.hashes == folds.hashes and np.array_equal(told.partitions, folds.partitions)
+    assert len(set(told.ids.to_pylist()) - set(folds.ids.to_pylist())) == len(folds.ids)
+
+
+def test_the_card_has_every_number_with_n_and_interval(built, run):
+    card = ModelCard.load(built / "export/main/README.md")
+    data, results = card.data.to_dict(), [json.loads((run / f"fold-{k}/result.json").read_text()) for k in range(3)]
+    assert (data["library_name"], data["pipeline_tag"], data["license"]) == ("timm", "image-classification", TERMS[0])
+    assert "base_model" not in data  # from scratch
+    said = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    right = sum(result["correct"] for result in results)
+    (pooled,) = [name for name in said if "out of fold" in name]
+    assert said[pooled] == round(right / 72, 4) and "(n = 72)" in pooled and "[" in pooled
+    (alone,) = [name for name in said if name.startswith("fold-0 alone, held out")]
+    assert said[alone] == round(results[0]["accuracy"], 4) and "(n = 24)" in alone
+    scored = json.loads((built / "ensemble/result.json").read_text())["ensemble"]
+    (test,) = [name for name in said if name.startswith("ensemble of 3, test")]
+    assert said[test] == round(next(iter(scored.values()))["unseen"]["accuracy"], 4) and "(n = 24)" in test
+
+
+def test_the_card_shows_classes_figures_and_terms_and_no_markup_of_names(built):
+    text = (built / "export/main/README.md").read_text()
+    assert "Drawn by a \\*program\\* for tests \\<b\\>" in text and "<b>" not in text
+    assert all(f"| {name} |" in text for name in read_folds(built).class_names)
+    pictures = [line.rpartition("(")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert len(pictures) >= 6 and all((built / "export/main" / name).stat().st_size > 1000 for name in pictures)
+    assert 'timm.create_model("hf-hub:me/drawn", pretrained=True)' in text and 'model="me/drawn"' in text
+    assert "--members" in text and "model.onnx" not in text and "selected" not in text
+
+
+def test_a_selected_epoch_is_marked_on_the_card(tiny, tmp_path):
+    words = ["--set", "checkpoint.select=best", "--set", "folds.train=[0]"]
+    train.main(["--recipe", str(tiny), "--out", str(tmp_path / "run"), *words])
+    (read,) = read_runs([str(tmp_path / "run")], None)
+    assert [(score.who, score.selected) for score in measured(read)] == [
+        ("fold-0 alone", True), ("fold-0 alone, last epoch", False)
+    ]  # fmt: skip
+    assert list(hub.build(tmp_path / "run", "me/one", TERMS)) == ["main"]
+    text = (tmp_path / "run/export/main/README.md").read_text()
+    assert " selected" in text and "the epoch was chosen on these images" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (["backbone.name=resnet50.a1_in1k", "backbone.pretrained=true"], "timm/resnet50.a1_in1k"),
+        (["backbone.name=resnet50.a1_in1k", "backbone.weights=r.safetensors"], "timm/resnet50.a1_in1k"),
+        (["backbone.name=tf_efficientnet_lite0", "backbone.pretrained=true"], "timm/tf_efficientnet_lite0.in1k"),
+        (["backbone.name=resnet50.a1_in1k"], None),
+    ],
+)
+def test_the_base_model_is_what_training_began_with(tiny, settings, name):
+    assert base_model(load_recipe(tiny, settings)) == name
+
+
+def test_an_exported_folder_predicts_and_names_its_members(built):
+    found = find_model(str(built / "export/main"), all_members=True)
+    assert [folder.name for folder in found.folders] == ["fold-0", "fold-1", "fold-2"]
+    assert find_model(str(built / "export/main"), all_members=False).folders == [built / "export/main"]
+
+
+def test_a_run_without_a_finished_fold_is_not_exported(tiny, tmp_path):
+    train.main(["--recipe", str(tiny), "--out", str(tmp_path / "run"), "--set", "folds.train=[0]"])
+    (tmp_path / "run/fold-0/result.json").unlink()
+    (read,) = read_runs([str(tmp_path / "run")], None)
+    with pytest.raises(UserError, match="has no finished fold; train one first"):
+        export(read, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{run}", "me/x"], "--license and --data: needed for the model card, and never guessed"),
+        (["{run}", "me/x", "--license", "mit"], "^--data: needed"),
+        (["{run}", "me/x", "--license", "My License", "--data", "x"], "--license: must be a name such as apache-2.0"),
+        (["{run}", "me/x", "--license", "mit", "--data", "  "], "--data: say in a sentence"),
+        (["{run}/fold-0/kept", "me/x"], "is no run; give a folder that train.py made"),
+    ],
+)
+def test_what_only_a_person_can_say_is_never_guessed(run, tmp_path, words, message):
+    shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        hub.main([word.format(run=tmp_path / "run") for word in words] + ["--dry-run"])
+
+
+def test_answers_are_asked_for_on_a_terminal_and_kept(built, monkeypatch):
+    (built / "sharing.json").unlink()
+    answers = iter(["mit", "my own photos"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("rich.prompt.Prompt.ask", lambda *_, **__: next(answers))
+    assert hub.main([str(built), "me/drawn", "--dry-run"]) == 0
+    assert hub.find_terms(built, None, None) == Terms("mit", "my own photos")
+    assert "Weights: mit. Images: my own photos" in (built / "export/main/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda said: said.update(strategy="mean"),
+        lambda said: said["members"][0].update(name="../../secret"),
+        lambda said: said["members"][0].update(weight=float("nan")),
+        lambda said: [member.update(weight=0) for member in said["members"]],
+        lambda said: said.pop("members"),
+    ],
+)
+def test_an_ensemble_that_is_no_ensemble_is_refused(main, spoil):
+    said = json.loads((main / "ensemble.json").read_text())
+    spoil(said)
+    (main / "ensemble.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"--members: .* does not say what its ensemble is"):
+        find_model(str(main), all_members=True)
+
+
+def test_a_holdout_of_the_hub_gets_an_eval_result(tiny, drawn, tmp_path):
+    holdout = tmp_path / "held"
+    for name, label in (line.split(",") for line in (drawn / "test_labels.csv").read_text().split()[1:]):
+        (holdout / label).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(drawn / f"test/{name}.jpg", holdout / label / f"{name}.jpg")
+    words = ["--set", f"images.holdout=[{holdout}]", "--set", "folds.train=[0]", "--set", "schedule.epochs=1"]
+    train.main(["--recipe", str(tiny), "--out", str(tmp_path / "run"), *words])
+    ensemble.main([str(tmp_path / "run")])
+    saved = tmp_path / "run/recipe.yaml"
+    saved.write_text(saved.read_text().replace(str(holdout), "hub:me/birds:test"))
+    branches = hub.build(tmp_path / "run", "me/one", TERMS)
+    (entry,) = YAML(typ="safe").load((branches["main"] / ".eval_results/holdout.yaml").read_text())
+    scored = json.loads((tmp_path / "run/ensemble/result.json").read_text())["ensemble"]["images.holdout"]["unseen"]
+    assert entry["dataset"] == {"id": "me/birds", "task_id": "test"}
+    assert entry["value"] == round(scored["accuracy"], 4) and "(n = 24)" in entry["notes"]
+    assert ModelCard.load(branches["main"] / "README.md").data.datasets == ["me/birds"]
+
+
+def test_no_score_is_published_of_another_blend_than_what_is(built, tmp_path, drawn, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(built, own)
+    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--strategy", "softmax"]
+    ensemble.main([str(own), *words])
+    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    ensemble.main([str(own)])  # by logits, from now on
+    capsys.readouterr()
+    assert not as_published(*read_runs([str(own)], None)).answered
+    assert "its score is left out, for it was asked in another way (softmax)" in " ".join(
+        capsys.readouterr().err.split()
+    )
