@@ -54,7 +54,7 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
             shutil.copyfile(fold.folder / name, folder / name)
         (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")
         write_golden(folder)
-    write_folds(out / "main" / "folds.json", anonymous(run.run.fold_table))
+    write_folds(out / "main", anonymous(run.run.fold_table))
     summary = published_ensemble(run)
     write_json(out / "main" / "ensemble.json", summary)
     write_calibrations(run, out, branches, blending_of(summary))

@@ -24,7 +24,7 @@ from creature.data.checks import refuse_bad
 from creature.data.dataset import column, fingerprint, read_images
 from creature.data.duplicates import near_duplicates
 from creature.data.eval_transform import EvalTransform
-from creature.data.folds import FoldTable, assign_folds, folds_hash, group_copies, map_folds
+from creature.data.folds import FoldTable, assign_folds, find_folds_file, folds_hash, group_copies, read_folds
 from creature.data.image_cache import CachedImages, describe_cache
 from creature.data.loader import FeatureDataset, ImageDataset, derive_seed
 from creature.data.normalize import Normalize
@@ -130,7 +130,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     transform = EvalTransform(images.size, images.crop_mode, mean)
     found: list[Any] = [None]
     if accelerator.is_main_process:
-        saved = map_folds(out / "folds.json") if (out / "folds.json").exists() else None
+        saved = read_folds(out) if find_folds_file(out) else None
         known = saved.hashes if saved else None
         checked, bad, cache = scan_images(dataset, known, field, images.cache, transform)
         refuse_bad(dataset, bad, images.max_bad, field)

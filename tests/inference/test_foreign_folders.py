@@ -21,10 +21,12 @@ from safetensors.torch import save_file as save_tensors
 import ensemble
 import predict
 import train
+from creature.data.folds import read_folds
 from creature.errors import BrokenError, Interrupted, UserError
 from creature.inference.members import load_member
 from creature.training import checkpoint
 from helpers import ROOT
+from helpers.fold_files import old_text
 from helpers.runs import start, stopping_after
 
 AUDITED = """
@@ -300,6 +302,8 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
     begun = tmp_path / "begun"
     shutil.copytree(run, begun)
     shutil.rmtree(begun / "fold-2")
+    (begun / "folds.json").write_text(old_text(read_folds(begun)))  # as an earlier version began it
+    (begun / "folds.arrow").unlink()
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 4)
         with pytest.raises(Interrupted):

@@ -30,6 +30,7 @@ from creature.publishing.export import export
 from creature.reporting import figures
 from creature.reporting.study import read_runs
 
+
 @pytest.fixture(autouse=True)
 def few_rows_are_enough(monkeypatch):
     """The tiny run's folds hold out 24 rows each."""
