@@ -86,26 +86,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_IMAGES if broken else 0
     if args.out:
         code = options.write(
-            args, columns, answered(pieces), top, predictor.fallback, predictor.features, bool(args.set)
+            args, columns, answered(pieces), top, predictor.fallback, predictor.features, bool(args.coverage)
         )
         words = f"{args.model} --members" if args.members else args.model
         say(f"the predictions are in {args.out}; next: python predict.py {words} PHOTO --top 5")
         return code
     rows = list(answered(pieces))
-    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.set:g}"] if args.set else []))
+    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.coverage:g}"] if args.coverage else []))
     show_table(f"{predictor.title}: labels and probabilities", heads, (cells(row, top) for row in rows))
     say(f"{len(rows)} image{'s' * (len(rows) != 1)}; next: --out FILE.csv writes them to a file")
     return BROKEN_IMAGES if any(row.broken for row in rows) else 0
 
 
 def promise(args: argparse.Namespace) -> "Calibration | None":
-    """What --set and --precision ask for, fitted on rows that the model never saw."""
-    if not args.set and not args.precision:
+    """What --coverage and --min-precision ask for, fitted on rows that the model never saw."""
+    if not args.coverage and not args.min_precision:
         return None
     if args.parts or args.format == "submission":
-        raise UserError("--set and --precision are for a full file or the terminal, not for submissions or parts")
+        raise UserError(
+            "--coverage and --min-precision are for a full file or the terminal, not for submissions or parts"
+        )
     if args.model.endswith(".onnx"):
-        raise UserError(f"--set and --precision need the trained fold, and {args.model} is an ONNX file")
+        raise UserError(f"--coverage and --min-precision need the trained fold, and {args.model} is an ONNX file")
 
     from creature.console import warn
     from creature.ensembling import calibrate
@@ -124,7 +126,7 @@ def promise(args: argparse.Namespace) -> "Calibration | None":
         warn(
             f"{args.model}: its epoch was chosen on the images that this is fitted on, so it promises a little too much"
         )
-    return calibration.choose_thresholds(fitted, args.set, args.precision)
+    return calibration.choose_thresholds(fitted, args.coverage, args.min_precision)
 
 
 def cells(row: "Prediction", top: int) -> list[str]:

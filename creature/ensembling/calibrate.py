@@ -1,10 +1,11 @@
 """How sure to be: temperature, sets of labels with a stated coverage, and answers with a stated precision.
 
-python -m creature.ensembling.calibrate runs/laptop --set 0.95 --precision 0.9
+creature calibrate runs/laptop --coverage 0.95 --min-precision 0.9
 
 All is fitted for what answers: for one member, on the rows that it held out; for an ensemble, on labelled images that
 none of its members saw, or on repeated folds. What this command shows is cross-fitted: each row is judged by what the
-other rows gave. `predict.py RUN/fold-0 PHOTOS --set 0.95` then uses all of them. N rows, K classes, M members.
+other rows gave. `creature predict RUN/fold-0 PHOTOS --coverage 0.95` then uses all of them.
+N rows, K classes, M members.
 """
 
 import argparse
@@ -48,8 +49,8 @@ def member_calibration(folder: Path) -> CalibrationData:
         return load_calibration(folder / OF_MODEL)
     if not (folder / "held_out.safetensors").exists() or not (folder.parent / "folds.json").exists():
         raise UserError(
-            f"--set and --precision rest on the images that a fold held out, and {folder} has none of them; give a "
-            "trained fold, such as runs/NAME/fold-0"
+            f"--coverage and --min-precision rest on the images that a fold held out, and {folder} has none of them; "
+            "give a trained fold, such as runs/NAME/fold-0"
         )
     check_members([folder])  # the weights are those that the rows were answered with
     held, labels = held_out(folder)
@@ -69,9 +70,9 @@ def ensemble_calibration(
     if found is None:
         how = f" --strategy {strategy}" * (strategy != "logits") + " --mirror" * mirror
         raise UserError(
-            f"--set and --precision of an ensemble rest on its answers to labelled images that no member was trained "
-            f"on, and {home} has none; first: python ensemble.py {home} --images DIR --labels FILE.csv{how}, or train "
-            "with images.holdout or folds.repeats, or ask one fold"
+            f"--coverage and --min-precision of an ensemble rest on its answers to labelled images that no member was "
+            f"trained on, and {home} has none; first: creature ensemble {home} --images DIR --labels FILE.csv{how}, or "
+            "train with images.holdout or folds.repeats, or ask one fold"
         )
     return fit(found.logits, found.labels, found.selected, mirror)
 
@@ -142,7 +143,7 @@ def load_calibration(path: Path) -> CalibrationData:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.ensembling.calibrate",
+        prog="creature calibrate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -158,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.inference.members import find_folds, result_of
 
     head = ["member", "T", "ECE", "after"]
-    head += [f"in sets of {args.set:g} [95 %]", "size"] if args.set else []
-    head += [f"right, of {args.precision:g} [95 %]", "answered"] if args.precision else []
+    head += [f"in sets of {args.coverage:g} [95 %]", "size"] if args.coverage else []
+    head += [f"right, of {args.min_precision:g} [95 %]", "answered"] if args.min_precision else []
     rows, lacking, folds = [], [], find_folds(args.members)
     for folder in folds:
         held, labels = held_out(folder)
@@ -178,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_table("Calibration, each row judged by what the other rows gave", head, rows)
     say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")
     for home in lacking:
-        say(f"for that of an ensemble, first: python ensemble.py {home} --images DIR --labels FILE.csv")
+        say(f"for that of an ensemble, first: creature ensemble {home} --images DIR --labels FILE.csv")
     return 0
 
 
@@ -199,20 +200,20 @@ def _judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) ->
             f"{len(labels)} held-out images are too few to judge each by the others: {FEWEST} must be left without any "
             f"of {PARTS} parts"
         )
-    whole = calibrate(logits, labels, args.set, args.precision)
+    whole = calibrate(logits, labels, args.coverage, args.min_precision)
     after, covered, sizes, sure = np.empty(logits.shape), *(np.zeros(len(labels)) for _ in range(3))
-    for own, fitted in cross_fit(logits, labels, args.set, args.precision):
+    for own, fitted in cross_fit(logits, labels, args.coverage, args.min_precision):
         after[own] = fitted.probabilities(logits[own])
-        if args.set:
+        if args.coverage:
             sets = fitted.sets(after[own])
             covered[own], sizes[own] = sets[np.arange(own.sum()), labels[own]], sets.sum(1)
-        if args.precision:
+        if args.min_precision:
             sure[own] = fitted.sure(after[own])
     cells = [f"{whole.temperature:.2f}"]
     cells += [f"{calibration_error(p, labels):.4f}" for p in (blend(logits[None]), after)]
-    if args.set:
+    if args.coverage:
         cells += [str(Count(int(covered.sum()), len(labels))), f"{sizes.mean():.2f}"]
-    if args.precision:
+    if args.min_precision:
         right, answered = (after.argmax(1) == labels)[sure > 0], int(sure.sum())
         cells += [str(Count(int(right.sum()), answered)) if answered else "none", f"{answered / len(labels):.0%}"]
     return cells

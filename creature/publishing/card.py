@@ -245,7 +245,7 @@ def _limits(run: StudyRun) -> Iterator[str]:
         + (
             "."
             if run.calibrated is None
-            else ", and what a temperature mends, by which `predict.py --set 0.95` divides."
+            else ", and what a temperature mends, by which `creature predict --coverage 0.95` divides."
         )
     )
     yield "- Not for decisions about people, nor where a wrong label harms someone, without a person who checks."
