@@ -1,10 +1,10 @@
 """Combine trained folds: their out-of-fold score, and one prediction for each image.
 
-python ensemble.py runs/all --images data/test --out prediction.csv
-python ensemble.py runs/all --images data/test --labels labels.csv --compare
-python ensemble.py runs/all runs/other --strategy softmax --weights 2 1 --images data/test --out prediction.csv
-python ensemble.py runs/all --soup --images data/test --labels labels.csv
-python ensemble.py runs/all --distill recipes/student.yaml      # of a run with images.holdout
+creature ensemble runs/all --images data/test --out prediction.csv
+creature ensemble runs/all --images data/test --labels labels.csv --compare
+creature ensemble runs/all runs/other --strategy softmax --weights 2 1 --images data/test --out prediction.csv
+creature ensemble runs/all --soup --images data/test --labels labels.csv
+creature ensemble runs/all --distill recipes/student.yaml      # of a run with images.holdout
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.parts:
         raise UserError(
             f"--out: writes one file, such as predictions.csv, got the folder {args.out}; parts are written by "
-            "python predict.py RUN PHOTOS --members --out DIR/"
+            "creature predict RUN PHOTOS --members --out DIR/"
         )
     if (args.out or args.labels) and not args.images:
         raise UserError("--out and --labels need --images FOLDER")
@@ -100,10 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_one(args, student, folds, found, stands, sources)
     if args.out:
         rows = len(found["images"].ids)
-        say(f"{rows} rows are in {args.out}; next: hand it in, or python predict.py {folds[0]} PHOTO --top 5")
+        say(f"{rows} rows are in {args.out}; next: hand it in, or creature predict {folds[0]} PHOTO --top 5")
     elif not one:
         where, scored = " ".join(args.members), f"{len(folds)} member{'s' * (len(folds) != 1)} scored"
-        say(f"{scored}; next: python ensemble.py {where} --images DIR --out FILE.csv")
+        say(f"{scored}; next: creature ensemble {where} --images DIR --out FILE.csv")
     return code
 
 

@@ -1,8 +1,8 @@
 """Predict images with a trained fold, a published model, or all members of an ensemble.
 
-python predict.py runs/all/fold-0 photo.jpg more/ --top 5
-python predict.py hf-hub:USER/NAME photos/ --out predictions.csv
-python predict.py model.onnx 'photos/**/*.jpg' --out predictions.parquet
+creature predict runs/all/fold-0 photo.jpg more/ --top 5
+creature predict hf-hub:USER/NAME photos/ --out predictions.csv
+creature predict model.onnx 'photos/**/*.jpg' --out predictions.parquet
 accelerate launch predict.py runs/all --members archive.parquet --out parts/
 """
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args, columns, answered(pieces), top, predictor.fallback, predictor.features, bool(args.coverage)
         )
         words = f"{args.model} --members" if args.members else args.model
-        say(f"the predictions are in {args.out}; next: python predict.py {words} PHOTO --top 5")
+        say(f"the predictions are in {args.out}; next: creature predict {words} PHOTO --top 5")
         return code
     rows = list(answered(pieces))
     heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.coverage:g}"] if args.coverage else []))

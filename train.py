@@ -28,9 +28,7 @@ FORMATS = {"loss": ".4f", "learning_rate": ".1e", "seconds": ".1f"}
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--recipe", required=True, help="YAML file; python -m creature.recipe schema lists all settings"
-    )
+    parser.add_argument("--recipe", required=True, help="YAML file; creature schema lists all settings")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
     )
@@ -62,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator.end_training()
     if terms:
         say(f"{publish(args.push, build(out, args.push, terms), public=False)} is published")
-    say(f"{out} holds weights and held-out predictions; next: python ensemble.py {out} --images DIR --out FILE.csv")
+    say(f"{out} holds weights and held-out predictions; next: creature ensemble {out} --images DIR --out FILE.csv")
     return 0
 
 

@@ -1,6 +1,6 @@
 """The recipe: every setting of a training, with its default, bounds and meaning, once.
 
-`python -m creature.recipe schema` prints the JSON schema, for editors that complete and check recipes.
+`creature schema` prints the JSON schema, for editors that complete and check recipes.
 Importing this module is cheap: what needs torch, timm or the device is checked later, still before any data is read.
 """
 
@@ -19,7 +19,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from creature.console import printable, run
+from creature.console import printable
 from creature.errors import UserError
 
 # Marks what does not change a run's result, and so is not part of its identity.
@@ -570,7 +570,7 @@ def _explain(problem: dict[str, Any]) -> list[str]:
             if key in _keys():
                 return [f"{key}: no such setting here; write it within {key.rpartition('.')[0]}"]
             near = _nearest(key)
-            way_out = f"did you mean {near}?" if near else "`python -m creature.recipe schema` lists all"
+            way_out = f"did you mean {near}?" if near else "`creature schema` lists all"
             return [f"{key}: no such setting; {way_out}"]
         case "json_invalid":
             return ["a text holds half a character (a lone surrogate, such as \\ud800); name files in UTF-8"]
@@ -611,10 +611,6 @@ def _choices(loc: Sequence[str | int]) -> list[str]:
 def main() -> int:
     """Print the JSON schema of a recipe."""
     if sys.argv[1:] != ["schema"]:
-        raise UserError("usage: python -m creature.recipe schema > recipe.schema.json")
+        raise UserError("usage: creature schema > recipe.schema.json")
     print(json.dumps(Recipe.model_json_schema(), indent=2))
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -100,9 +100,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one(tmp_path, wrong, key
 
 
 def test_an_unknown_setting_that_is_like_none_is_refused_with_the_way_to_the_list(tmp_path):
-    assert "optimizer.zzzz: no such setting; `python -m creature.recipe schema`" in mistakes(
-        tmp_path, "optimizer: {zzzz: 1}"
-    )
+    assert "optimizer.zzzz: no such setting; `creature schema`" in mistakes(tmp_path, "optimizer: {zzzz: 1}")
 
 
 def test_a_dotted_setting_in_the_file_is_told_where_it_belongs(tmp_path):
@@ -328,7 +326,7 @@ def test_the_schema_forbids_unknown_settings():
 def test_another_word_than_schema_is_answered_with_the_usage():
     done = python("-m", "creature.recipe", "scheme")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "usage: python -m creature.recipe schema" in done.stderr
+    assert "usage: creature schema" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from creature.console import run, say, show_table
+from creature.console import say, show_table
 from creature.errors import UserError
 from creature.inference.options import add_promises
 from creature.metrics.accuracy import Count
@@ -217,7 +217,3 @@ def _judged(logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) ->
         right, answered = (after.argmax(1) == labels)[sure > 0], int(sure.sum())
         cells += [str(Count(int(right.sum()), answered)) if answered else "none", f"{answered / len(labels):.0%}"]
     return cells
-
-
-if __name__ == "__main__":
-    run(main)

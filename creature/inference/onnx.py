@@ -35,9 +35,7 @@ def open_session(path: str) -> Predictor:
         names, fallback = tuple(map(str, said["names"])), str(said["fallback"])
     except Exception as error:  # ONNX Runtime's own errors share no base
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
-            f"{path}: no model of python -m creature.publishing.onnx_export ({type(error).__name__}: {reason})"
-        ) from error
+        raise UserError(f"{path}: no model of creature export ({type(error).__name__}: {reason})") from error
 
     def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, None]:
         (probabilities,) = session.run(["probabilities"], {"pixels": pixels[transform]})

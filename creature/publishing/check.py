@@ -1,4 +1,4 @@
-"""Whether a downloaded model is the one that was published: python -m creature.publishing.check FOLDER."""
+"""Whether a downloaded model is the one that was published: creature check FOLDER."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from creature.console import run, say
+from creature.console import say
 from creature.errors import UserError
 from creature.storage import manifest_differences
 
@@ -42,7 +42,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(folder)
     say(f"{folder}: every file is as its manifest says, and the model answers as it did when it was published")
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,7 +1,7 @@
 """A page in the browser: drop a photo, see the five best answers, and how the members of an ensemble agree.
 
-python -m creature.publishing.demo runs/all --members
-python -m creature.publishing.demo hf-hub:USER/NAME
+creature demo runs/all --members
+creature demo hf-hub:USER/NAME
 """
 
 import argparse
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from creature.console import printable, run, say
+from creature.console import printable, say
 from creature.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SHOWN = 5
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.publishing.demo",
+        prog="creature demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -116,7 +116,3 @@ def _text(name: str) -> str:
     from creature.reporting.tables import escape_markdown
 
     return escape_markdown(printable(name))
-
-
-if __name__ == "__main__":
-    run(main)

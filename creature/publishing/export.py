@@ -40,7 +40,7 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
     Raises UserError for a run without a finished fold.
     """
     if not run.folds:
-        raise UserError(f"{run.folder} has no finished fold; train one first: python train.py --recipe ...")
+        raise UserError(f"{run.folder} has no finished fold; train one first: creature train --recipe ...")
     shutil.rmtree(out, ignore_errors=True)
     branches = {"main": run.folds[0]} | {fold.name: fold for fold in run.folds if len(run.folds) > 1}
     for branch, fold in branches.items():
@@ -122,7 +122,7 @@ def ensemble(run: StudyRun) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read: {error}; run python ensemble.py {run.folder} again") from error
+        raise UserError(f"{path}: cannot be read: {error}; run creature ensemble {run.folder} again") from error
     now = {
         fold.name: result["sha256"]["model.safetensors"] for fold, result in zip(run.folds, run.results, strict=True)
     }

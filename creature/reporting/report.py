@@ -1,7 +1,7 @@
 """Tables, figures and one page of a study.
 
-python -m creature.reporting.report runs/*
-python -m creature.reporting.report runs/* --labels test_labels.csv
+creature report runs/*
+creature report runs/* --labels test_labels.csv
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from creature.console import run, say, show_cells
+from creature.console import say, show_cells
 from creature.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.reporting.report",
+        prog="creature report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -149,7 +149,3 @@ def draw(
 def write(path: Path, text: str) -> None:
     """Write a text as it is, with the same line ends everywhere."""
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -207,7 +207,7 @@ def _read_run(name: str, folder: Path, labels: str | None) -> StudyRun:
         if table and (checked := _checked(table, folder, finished, labels if kind == "images" else None)):
             answered[kind] = checked
     if labels and finished and "images" not in answered:
-        warn(f"{folder} has no predictions to score; run python ensemble.py {folder} --images DIR --labels {labels}")
+        warn(f"{folder} has no predictions to score; run creature ensemble {folder} --images DIR --labels {labels}")
     return StudyRun(name, folder, load_recipe(folder / "recipe.yaml"), finished, histories, answered)
 
 

@@ -251,7 +251,7 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
         if n := int((fold[alike] != fold).sum()):
             warn(
                 f"images.validation: it shares {n} images that look the same with images.train, so its score "
-                "flatters; python -m creature.data.describe lists them"
+                "flatters; creature inspect lists them"
             )
     else:
         groups = group_copies(column(dataset, "group"), hashes, labels, names, alike)
@@ -299,7 +299,7 @@ def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transfo
     if n := int((~same & (head < len(checked))).sum()):
         warn(
             f"images.holdout: {n} of its {len(held)} images look the same as one that is trained on, so its score "
-            "flatters; python -m creature.data.describe lists them"
+            "flatters; creature inspect lists them"
         )
 
 
