@@ -5,9 +5,12 @@ creature ensemble runs/all --images data/test --labels labels.csv --compare
 creature ensemble runs/all runs/other --strategy softmax --weights 2 1 --images data/test --out prediction.csv
 creature ensemble runs/all --soup --images data/test --labels labels.csv
 creature ensemble runs/all --distill recipes/student.yaml      # of a run with images.holdout
+
+`python ensemble.py` is the same, in a checkout.
 """
 
 import argparse
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("members", nargs="+", help="run folders (all their folds) and fold folders")
     parser.add_argument("--images", nargs="+", metavar="PATH", help="images, and folders of images, to predict")
     parser.add_argument(
@@ -82,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     one = args.soup or args.distill
     if one and (len(args.members) > 1 or not members.is_whole_run(folds) or args.weights is not None):
         raise UserError(
-            "--soup and --distill are of all finished folds of one run, which count the same: ensemble.py RUN --soup"
+            "--soup and --distill are of all finished folds of one run, which count the same: "
+            "creature ensemble RUN --soup"
         )
     if one and len(folds) < 2:
         raise UserError(f"--soup and --distill make one model of several, and {folds[0].parent} has one finished fold")
@@ -228,11 +234,12 @@ def make_one(
 
 def train_student(path: str, recipe: "Recipe", run: Path) -> None:
     """Train a run's student, or go on with it; as train.py does."""
-    import train
     from creature.console import say
+    from creature.shipped import load_script
     from creature.training.signals import listen
 
     say(f"a student of {run}, by {path}, on all of its images")
+    train = load_script("train")
     with listen() as stop:
         out = run / "student"
         args = train.parse(["--recipe", path, *["--resume"] * (out / "recipe.yaml").exists()])

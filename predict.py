@@ -3,10 +3,13 @@
 creature predict runs/all/fold-0 photo.jpg more/ --top 5
 creature predict hf-hub:USER/NAME photos/ --out predictions.csv
 creature predict model.onnx 'photos/**/*.jpg' --out predictions.parquet
-accelerate launch predict.py runs/all --members archive.parquet --out parts/
+accelerate launch -m creature predict runs/all --members archive.parquet --out parts/
+
+`python predict.py` is the same, in a checkout.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="a fold (runs/NAME/fold-0), hf-hub:USER/NAME, an exported folder, or FILE.onnx")
     parser.add_argument(
         "images",

@@ -4,10 +4,10 @@
 Importing this module is cheap: what needs torch, timm or the device is checked later, still before any data is read.
 """
 
+import argparse
 import difflib
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -608,9 +608,9 @@ def _choices(loc: Sequence[str | int]) -> list[str]:
     return [choice if isinstance(choice, str) else json.dumps(choice) for choice in get_args(model)]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the JSON schema of a recipe."""
-    if sys.argv[1:] != ["schema"]:
-        raise UserError("usage: creature schema > recipe.schema.json")
+    description = "Print every setting of a recipe with its meaning: creature schema > recipe.schema.json"
+    argparse.ArgumentParser(prog="creature schema", description=description).parse_args(argv)
     print(json.dumps(Recipe.model_json_schema(), indent=2))
     return 0

@@ -388,7 +388,7 @@ def _save(path: Path, species: str, seeds: Sequence[int], size: int) -> None:
     draw(species, np.random.default_rng(seeds), size).save(path, quality=90)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Draw the quickstart's images."""
     parser = argparse.ArgumentParser(prog="creature draw", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write train/, test/ and test_labels.csv")
@@ -396,9 +396,9 @@ def main() -> int:
     parser.add_argument("--test", type=int, default=360, help="images to test on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     drawn = write_drawings(**vars(options))
     state = "drawn" if drawn else "there already"
     say(f"{options.train} train and {options.test} test images {state}")
-    say(f"images: {options.folder}; next: creature train --recipe recipes/quickstart.yaml")
+    say(f"images: {options.folder}; next: creature train --recipe quickstart")
     return 0

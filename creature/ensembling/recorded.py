@@ -128,7 +128,7 @@ def warn_of_lost_labels(path: Path, answered: RecordedPredictions) -> None:
     if now < before:
         warn(
             f"{path}: these answers, {now or 'none'} with a label, replace {before} with one, on which a score and "
-            "--coverage rest; to have them again, run ensemble.py with the same --images and --labels again"
+            "--coverage rest; to have them again, run creature ensemble with the same --images and --labels again"
         )
 
 
@@ -160,7 +160,7 @@ def load_recorded(path: Path) -> RecordedPredictions:
         if answered.scores is not None and answered.scores.shape != (len(ids), len(answered.class_names)):
             raise ValueError("its scores are not of its classes")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run ensemble.py with --images again") from error
+        raise UserError(f"{path}: cannot be read ({error}); run creature ensemble with --images again") from error
     return answered
 
 

@@ -80,7 +80,7 @@ def find_model(model: str, all_members: bool) -> FoundModel:
         folders = find_folds([model])
         if len(folders) > 1 and not all_members:
             raise UserError(
-                f"{model} has {len(folders)} folds; name one, such as {folders[0]}; predict.py --members asks all"
+                f"{model} has {len(folders)} folds; name one, such as {folders[0]}; creature predict --members asks all"
             )
         return FoundModel(
             folders, tuple(folder.name for folder in folders), np.ones(len(folders)), "logits", folders[0].parent

@@ -36,7 +36,7 @@ def check(folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check a folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="creature check", description=__doc__)
     parser.add_argument("folder", type=Path, help="such as `hf download USER/NAME --local-dir FOLDER` makes")
     folder = parser.parse_args(argv).folder
     check(folder)

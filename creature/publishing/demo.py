@@ -25,7 +25,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="what predict.py takes: a fold or run, hf-hub:USER/NAME, or FILE.onnx")
+    parser.add_argument("model", help="what creature predict takes: a fold or run, hf-hub:USER/NAME, or FILE.onnx")
     parser.add_argument("--members", action="store_true", help="ask every member of the run or repository")
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu; auto takes the first that is there")
     parser.add_argument("--port", type=int, default=7860, help="of the page, on this computer alone (%(default)s)")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the page needs {error.name}, which is not installed: pip install -e '.[demo]'") from error
+        raise UserError(f"the page needs {error.name}, which is not installed: pip install 'creature[demo]'") from error
     from creature.inference.load import load_predictor
 
     predictor = load_predictor(args.model, args.members, args.device)

@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     visible.add_argument("--private", action="store_true", help="only you see a new repository (so it is anyway)")
     visible.add_argument("--public", action="store_true", help="everyone sees a new repository")
     parser.add_argument("--dry-run", action="store_true", help="build and verify the folders, and upload nothing")
-    parser.add_argument("--onnx", action="store_true", help="add model.onnx (pip install -e '.[export]')")
+    parser.add_argument("--onnx", action="store_true", help="add model.onnx (pip install 'creature[export]')")
     add_terms(parser)
     return parser.parse_args(argv)
 
@@ -176,7 +176,9 @@ def _need_report() -> None:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the card needs {error.name}, which is not installed: pip install -e '.[report]'") from error
+        raise UserError(
+            f"the card needs {error.name}, which is not installed: pip install 'creature[report]'"
+        ) from error
 
 
 def files_of(folder: Path) -> dict[str, Path]:

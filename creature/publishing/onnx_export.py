@@ -134,7 +134,7 @@ def _need(*packages: str) -> None:
         try:
             __import__(package)
         except ImportError as error:
-            raise UserError(f"ONNX needs {package}, which is not installed: pip install -e '.[export]'") from error
+            raise UserError(f"ONNX needs {package}, which is not installed: pip install 'creature[export]'") from error
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def warn_of_unjudged(found: "StudyRun") -> None:
     folds = folds_of(found.folder).partitions[0]
     always = int((folds < 0).sum())
     if pending := len(folds) - always - len(found.judged[1].ids):
-        warn(f"{pending} images are not judged, for no finished fold holds them out; train.py --resume goes on")
+        warn(f"{pending} images are not judged, for no finished fold holds them out; creature train --resume goes on")
     if always:
         warn(f"{always} images are not judged, for the one model was trained on them; with folds.count=5 all would be")
 

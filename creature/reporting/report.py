@@ -29,7 +29,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument(
-        "--labels", metavar="FILE.csv", help="labels (image_name,label) of the images that ensemble.py has predicted"
+        "--labels",
+        metavar="FILE.csv",
+        help="labels (image_name,label) of the images that creature ensemble has predicted",
     )
     parser.add_argument(
         "--baseline", metavar="RUN", help="compare with this run; else the report's baseline, or the first"
@@ -48,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the report needs {error.name}, which is not installed: pip install -e '.[report]'") from error
+        raise UserError(
+            f"the report needs {error.name}, which is not installed: pip install 'creature[report]'"
+        ) from error
 
     from creature.reporting import study, tables
 

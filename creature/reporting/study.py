@@ -228,10 +228,10 @@ def _checked(
 ) -> RecordedPredictions | None:
     """The table with the labels of a file, if one is given; None where other weights gave the answers."""
     if gone := [member for member in table.members if folder / member not in finished]:
-        raise UserError(f"{folder}/ensemble was made with {gone[0]}, which is not there; run ensemble.py again")
+        raise UserError(f"{folder}/ensemble was made with {gone[0]}, which is not there; run creature ensemble again")
     now = tuple(result_of(folder / member)["sha256"]["model.safetensors"] for member in table.members)
     if table.models not in ((), now):  # older tables do not say
-        warn(f"{folder}/ensemble has answers of other weights, which are left out; run ensemble.py again")
+        warn(f"{folder}/ensemble has answers of other weights, which are left out; run creature ensemble again")
         return None
     if len(table.members) < len(finished):
         warn(f"{folder}/ensemble was made with {len(table.members)} of {len(finished)} finished folds")

@@ -77,7 +77,7 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
     if unknown := set(recipe.tracking) - known:
         raise UserError(
             f"tracking: {', '.join(sorted(unknown))} is not installed; there is: {', '.join(sorted(known)) or 'none'} "
-            "(pip install -e '.[tracking]' brings tensorboard)"
+            "(pip install 'creature[tracking]' brings tensorboard)"
         )
     # Without this, processes on a machine that has no GPU would each believe that they are alone.
     cpu = recipe.device == "cpu" or bool(os.environ.get("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
