@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
@@ -65,7 +66,7 @@ def show_cells(title: str, note: str, columns: Sequence[str], rows: Iterable[Ite
     console.print()
 
 
-def progress(unit: str = "images") -> Progress:
+def progress(unit: str = "images", shown: bool = True) -> Progress:
     """A progress bar with rate and time left; it shows nothing where the output is no terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -75,7 +76,7 @@ def progress(unit: str = "images") -> Progress:
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
-        disable=not console.is_terminal or os.environ.get("RANK", "0") != "0",
+        disable=not shown or not console.is_terminal or os.environ.get("RANK", "0") != "0",
     )
 
 
@@ -94,9 +95,12 @@ def run(main: Callable[[], int]) -> NoReturn:
 
     75 is EX_TEMPFAIL: what is started again goes on. With CREATURE_DEBUG set, an error's causes and places are shown.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata of good images
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name that a pipe cannot take ends no run
     wait_patiently()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = main()
     except (UserError, BrokenError) as error:
