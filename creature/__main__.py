@@ -4,14 +4,14 @@ A verb's module is imported when it is asked for, so that `creature --help` is t
 """
 
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A row of the table: its module has `main(argv)`, which gives the exit code."""
+    """A row of the table; its module has `parse(argv)`, and `main(argv)` that returns the exit code."""
 
     name: str
     help: str
@@ -59,8 +59,8 @@ def overview() -> str:
     return "\n".join([*lines, "", "creature VERB --help explains one of them."])
 
 
-def find_main(name: str) -> Callable[[Sequence[str]], int]:
-    """A verb's main function; raises UserError for an unknown verb, with the nearest."""
+def load_verb(name: str) -> ModuleType:
+    """Import a verb's module; raises UserError for an unknown verb, with the nearest."""
     verb = VERBS.get(name)
     if verb is None:
         from difflib import get_close_matches
@@ -73,8 +73,8 @@ def find_main(name: str) -> Callable[[Sequence[str]], int]:
     if verb.module.endswith(".py"):
         from creature.shipped import load_script
 
-        return load_script(verb.module.removesuffix(".py")).main
-    return import_module(verb.module).main
+        return load_script(verb.module.removesuffix(".py"))
+    return import_module(verb.module)
 
 
 def main() -> int:
@@ -91,7 +91,7 @@ def main() -> int:
     from creature.console import run
 
     sys.argv = [f"creature {name}", *argv]  # the name by which the scripts' help calls itself
-    run(lambda: find_main(name)(argv))
+    run(lambda: load_verb(name).main(argv))
 
 
 if __name__ == "__main__":

@@ -608,9 +608,14 @@ def _choices(loc: Sequence[str | int]) -> list[str]:
     return [choice if isinstance(choice, str) else json.dumps(choice) for choice in get_args(model)]
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    description = "Print every setting of a recipe with its meaning: creature schema > recipe.schema.json"
+    return argparse.ArgumentParser(prog="creature schema", description=description).parse_args(argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the JSON schema of a recipe."""
-    description = "Print every setting of a recipe with its meaning: creature schema > recipe.schema.json"
-    argparse.ArgumentParser(prog="creature schema", description=description).parse_args(argv)
+    parse(argv)
     print(json.dumps(Recipe.model_json_schema(), indent=2))
     return 0

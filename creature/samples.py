@@ -388,15 +388,20 @@ def _save(path: Path, species: str, seeds: Sequence[int], size: int) -> None:
     draw(species, np.random.default_rng(seeds), size).save(path, quality=90)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the quickstart's images."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="creature draw", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write train/, test/ and test_labels.csv")
     parser.add_argument("--train", type=int, default=2400, help="images to train on (default: %(default)s)")
     parser.add_argument("--test", type=int, default=360, help="images to test on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the quickstart's images."""
+    options = parse(argv)
     drawn = write_drawings(**vars(options))
     state = "drawn" if drawn else "there already"
     say(f"{options.train} train and {options.test} test images {state}")

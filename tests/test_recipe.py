@@ -302,7 +302,7 @@ def test_the_resolved_recipe_holds_every_setting_in_the_schema_s_order(tmp_path)
 
 
 def test_the_schema_command_prints_json_with_a_description_of_every_setting():
-    done = python("-m", "creature.recipe", "schema")
+    done = python("-m", "creature", "schema")
     assert (done.returncode, done.stderr) == (0, "")
     schema = json.loads(done.stdout)
     described = 0
@@ -323,8 +323,8 @@ def test_the_schema_forbids_unknown_settings():
     )
 
 
-def test_another_word_than_schema_is_answered_with_the_usage():
-    done = python("-m", "creature.recipe", "scheme")
+def test_an_argument_of_schema_is_answered_with_the_usage():
+    done = python("-m", "creature", "schema", "laptop")
     assert (done.returncode, done.stdout) == (2, "")
     assert "usage: creature schema" in done.stderr
     assert "Traceback" not in done.stderr

@@ -34,11 +34,16 @@ def check(folder: Path) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check a folder."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="creature check", description=__doc__)
     parser.add_argument("folder", type=Path, help="such as `hf download USER/NAME --local-dir FOLDER` makes")
-    folder = parser.parse_args(argv).folder
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check a folder."""
+    folder = parse(argv).folder
     check(folder)
     say(f"{folder}: every file is as its manifest says, and the model answers as it did when it was published")
     return 0
