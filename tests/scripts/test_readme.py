@@ -7,7 +7,7 @@ import pytest
 
 import train
 from creature.__main__ import VERBS, load_verb
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
