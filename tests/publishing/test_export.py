@@ -23,7 +23,7 @@ from creature.publishing import check, hub
 from creature.publishing.card import Terms, base_model, measured
 from creature.publishing.export import anonymous, as_published, export, portable
 from creature.publishing.verify import scan, verify
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 from creature.reporting.study import read_runs
 from creature.storage import write_manifest
 from creature.training.checkpoint import verifies
@@ -359,13 +359,13 @@ def test_a_holdout_of_the_hub_gets_an_eval_result(tiny, drawn, tmp_path):
 def test_no_score_is_published_of_another_blend_than_what_is(built, tmp_path, drawn, capsys):
     own = tmp_path / "own"
     shutil.copytree(built, own)
-    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    assert as_published(*read_runs([str(own)], None)).recorded.keys() == {"images"}
     words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--strategy", "softmax"]
     ensemble.main([str(own), *words])
-    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    assert as_published(*read_runs([str(own)], None)).recorded.keys() == {"images"}
     ensemble.main([str(own)])  # by logits, from now on
     capsys.readouterr()
-    assert not as_published(*read_runs([str(own)], None)).answered
-    assert "its score is left out, for it was asked in another way (softmax)" in " ".join(
+    assert not as_published(*read_runs([str(own)], None)).recorded
+    assert "its score is left out, for it was blended in another way (softmax)" in " ".join(
         capsys.readouterr().err.split()
     )

@@ -92,7 +92,7 @@ from PIL import Image
 from huggingface_hub import hf_hub_download
 for revision in ("main", "fold-1"):
     golden = json.loads(Path(hf_hub_download("me/drawn", "golden.json", revision=revision)).read_text())
-    image = Image.open(hf_hub_download("me/drawn", golden["image"], revision=revision)).convert("RGB")
+    image = Image.open(hf_hub_download("me/drawn", golden["picture"], revision=revision)).convert("RGB")
     name = "hf-hub:me/drawn" if revision == "main" else f"hf-hub:me/drawn@{revision}"
     model = timm.create_model(name, pretrained=True).eval()
     view = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
