@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train every fold that the recipe lists, and publish the run if asked to."""
     args = parse(argv)
-    from creature.recipe import load_recipe
+    from creature.recipe_file import load_recipe
     from creature.training.signals import listen
 
     recipe = load_recipe(args.recipe, args.set)

@@ -88,9 +88,8 @@ def read_result(fold: Path) -> FoldResult:
         return FoldResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise BrokenError(
-            f"{path}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}; restore it, or train the fold again"
-        ) from error
+        where = ".".join(map(str, wrong["loc"])) or "numbers"
+        raise BrokenError(f"{path}: {where}: {wrong['msg']}; restore it, or train the fold again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{fold} is no finished fold: {error}") from error
 
@@ -163,7 +162,7 @@ class Run:
     @cached_property
     def recipe(self) -> "Recipe":
         """Its recipe, with every setting."""
-        from creature.recipe import load_recipe  # here, for a prediction need not wait for the schema
+        from creature.recipe_file import load_recipe  # here, for a prediction need not wait for the schema
 
         return load_recipe(self.folder / "recipe.yaml")
 

@@ -15,7 +15,8 @@ from creature.errors import UserError
 from creature.inference.members import load_member, predictor
 from creature.inference.predictor import Predictor
 from creature.metrics.blend import blend
-from creature.recipe import Recipe, load_recipe, recipe_changes
+from creature.recipe import Recipe, recipe_changes
+from creature.recipe_file import load_recipe
 from creature.run import Run, check_members, find_members
 from creature.storage import write_json
 from creature.training.run_folder import contents_of

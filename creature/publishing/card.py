@@ -218,7 +218,10 @@ def _training(run: StudyRun, base: str | None) -> Iterator[tuple[str, str]]:
     yield "backbone", f"{recipe.backbone.name}, {first.parameters / 1e6:.1f} M parameters"
     yield "pretraining", f"{base}" if base else "none"
     images = recipe.images
-    yield "evaluation view", f"{images.size} x {images.size} pixels, {images.fit}, normalization: {images.normalize}"
+    yield (
+        "evaluation view",
+        f"{images.size} x {images.size} pixels, {images.crop_mode}, normalization: {images.normalize}",
+    )
     repeats = f", {recipe.folds.count} drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
     yield "folds", f"{len(run.folds)} of {recipe.folds.members}{repeats}, seed {recipe.folds.seed}"
     yield "schedule", f"{recipe.schedule.epochs} epochs, {recipe.schedule.name}, batch size {recipe.batch_size}"

@@ -26,7 +26,8 @@ from creature.inference.members import load_member, predictor
 from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics.blend import Blending
 from creature.metrics.calibration import ENSEMBLE_CALIBRATION, FEWEST, MODEL_CALIBRATION, fit, save_calibration
-from creature.recipe import Recipe, check_recipe, dump_recipe
+from creature.recipe import Recipe
+from creature.recipe_file import check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
 from creature.run import Fold
 from creature.samples import draw

@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from creature.console import warn
 from creature.data.folds import FoldTable, map_folds, write_folds
 from creature.errors import UserError
-from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
+from creature.recipe import Recipe, recipe_changes
+from creature.recipe_file import dump_recipe, load_recipe
 from creature.storage import write_json, write_text
 
 CONTENTS = {"weights": "backbone.weights", "teacher": "loss.teacher"}  # what run.json has a hash of, by setting
@@ -63,26 +64,6 @@ def contents_of(run: Path) -> dict[str, str | None]:
         return {"weights": said["weights"], "teacher": said.get("teacher")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from error
-
-
-def trial_of(run: Path) -> dict[str, Any] | None:
-    """What a trial of backbone.compile=auto found, if this run has had one."""
-    path = run / "compile.json"
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-        return {"compile": bool(found["compile"]), "reason": str(found["reason"])}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or start another run with --out DIR") from error
-
-
-def share_trial(run: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """The run's trial: the first one's, by whoever came first."""
-    with _locked(run / "run.lock"):
-        if (before := trial_of(run)) is None:
-            write_json(run / "compile.json", found)
-    return before or found
 
 
 def share_folds(run: Path, folds: FoldTable) -> FoldTable:

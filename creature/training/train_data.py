@@ -49,7 +49,6 @@ from creature.training.backbone import (
     timm_config,
 )
 from creature.training.checkpoint import TrainingState, finish_fold, has_state, kept_epoch, load_state, prune_epochs
-from creature.training.compiling import compiles
 from creature.training.distributed import MEETING, WAIT, check_processes
 from creature.training.linear_probe import start_classifier
 from creature.training.loop import Learner, make_see
@@ -128,7 +127,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     field = "images.train and images.validation" if images.validation else "images.train"
     dataset = read_images([*images.train, *images.validation], columns, field)
     mean, _ = mean_and_std(recipe.backbone.name, images.normalize)
-    transform = EvalTransform(images.size, images.fit, mean)
+    transform = EvalTransform(images.size, images.crop_mode, mean)
     found: list[Any] = [None]
     if accelerator.is_main_process:
         saved = map_folds(out / "folds.json") if (out / "folds.json").exists() else None
@@ -312,10 +311,10 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     for size in recipe.augment.sizes or ():
         check_size(whole, backbone.name, size, "augment.sizes")
     whole = whole.to(accelerator.device)
-    average = ModelEmaV3(whole, recipe.optimizer.average, use_warmup=True) if recipe.optimizer.average else None
+    average = ModelEmaV3(whole, recipe.optimizer.ema_decay, use_warmup=True) if recipe.optimizer.ema_decay else None
     trained = ~data.folds.held_out(fold)
     rows = int(trained.sum())
-    if compiles(accelerator, recipe, whole, rows, folder.parent):
+    if backbone.compile:
         torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
         whole.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
     if fold == recipe.train_folds[0]:
@@ -341,7 +340,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         position,
         seed=(recipe.seed, fold),
         rate=lambda epochs: recipe.optimizer.lr * lr_factor(recipe.schedule, epochs),
-        parts=recipe.accumulate,
+        parts=recipe.gradient_accumulation_steps,
         clip_norm=recipe.optimizer.clip_norm,
         freeze_batch_stats=backbone.freeze_batch_stats,
         save_minutes=recipe.checkpoint.every_minutes,
@@ -416,5 +415,5 @@ def finish(
         **environment(accelerator.device, accelerator.num_processes),
     }
     mean, std = mean_and_std(recipe.backbone.name, images.normalize)
-    finish_fold(folder, recipe, timm_config(model, folds.class_names, images.size, images.fit, mean, std), result)
+    finish_fold(folder, recipe, timm_config(model, folds.class_names, images.size, images.crop_mode, mean, std), result)
     prune_epochs(folder, position, recipe.checkpoint)

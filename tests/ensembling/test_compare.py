@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from creature.ensembling.compare import compare_members, compare_paired, disagreements, holm, show
-from creature.ensembling.recorded import RecordedPredictions
+from creature.ensembling.compare import compare_members, disagreements, show_comparison
+from creature.metrics.recorded import RecordedPredictions
+from creature.metrics.significance import compare_paired, holm
 
 NAMES = ("cat", "dog", "emu")
 
@@ -43,9 +44,9 @@ def answered() -> RecordedPredictions:
     said = {"logits": 9, "softmax": 9, "vote": 8, "fold-0": 6, "fold-1": 10}
     return RecordedPredictions(
         ids=tuple(f"{row}.jpg" for row in range(10)),
-        hashes=tuple(f"{row:032x}" for row in range(1, 11)),
+        content_hashes=tuple(f"{row:032x}" for row in range(1, 11)),
         labels=np.zeros(10, dtype=np.int64),
-        decisions={name: (np.arange(10) >= right).astype(np.int64) for name, right in said.items()},
+        predicted={name: (np.arange(10) >= right).astype(np.int64) for name, right in said.items()},
         strategy="logits",
         class_names=NAMES,
     )
@@ -70,11 +71,11 @@ def test_deciders_are_scored_on_new_pictures_alone(answered):
 def test_disagreements_name_picture_truth_and_what_each_said(answered):
     strategies = ("logits", "softmax", "vote")
     assert disagreements(answered, strategies) == [("8.jpg", "cat", "cat", "cat", "dog")]
-    assert len(disagreements(answered, tuple(answered.decisions))) == 4
+    assert len(disagreements(answered, tuple(answered.predicted))) == 4
 
 
 def test_the_comparison_is_shown_and_written(answered, tmp_path, capsys):
-    show("test", answered, np.array(["unseen"] * 9 + ["seen"]), tmp_path / "d.csv")
+    show_comparison("test", answered, np.array(["unseen"] * 9 + ["seen"]), tmp_path / "d.csv")
     shown = capsys.readouterr().out
     assert "1 images, trained on" in shown and "(n = 9)" in shown and "(n = 10)" not in shown
     assert "1 of 10 images are given different classes" in shown

@@ -23,7 +23,7 @@ from creature.publishing import check, hub
 from creature.publishing.card import Terms, base_model, measured
 from creature.publishing.export import anonymous, as_published, export, portable
 from creature.publishing.verify import scan, verify
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 from creature.reporting.study import read_runs
 from creature.storage import write_manifest
 from creature.training.checkpoint import verifies

@@ -9,7 +9,7 @@ import pytest
 import ensemble
 import predict
 import train
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()

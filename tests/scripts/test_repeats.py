@@ -1,7 +1,6 @@
 """Folds drawn several times: R members that never saw a row, whose ensemble stands in for the whole one."""
 
 import csv
-import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -21,16 +20,16 @@ import ensemble
 from creature.data.folds import FoldTable, assign_folds, folds_hash, map_folds, read_folds, write_folds
 from creature.ensembling import out_of_fold
 from creature.ensembling.calibrate import rows_of_ensemble
-from creature.ensembling.recorded import load_recorded
-from creature.errors import Interrupted, UserError
-from creature.inference.members import find_folds
+from creature.errors import BrokenError, Interrupted, UserError
 from creature.metrics.accuracy import Count
-from creature.metrics.blend import blend
+from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import load_predictions, save_predictions
+from creature.metrics.recorded import load_recorded
 from creature.publishing import hub
-from creature.recipe import _identity, check_recipe
+from creature.recipe_file import check_recipe
 from creature.reporting import labels, report
 from creature.reporting.study import read_runs
+from creature.run import Fold, Run, find_members
 from creature.training import loop
 from helpers.memory import holding
 from helpers.runs import TINY, start, stopping_after, weights_hash
@@ -88,10 +87,8 @@ def test_without_repeats_a_fold_file_has_the_bytes_and_the_hash_that_it_always_h
 def test_without_repeats_a_recipe_has_the_identity_that_it_always_had(tiny):
     settings = json.loads(tiny.read_text())
     once, twice = (check_recipe(settings | {"folds": {"count": 3, "repeats": n}}, "") for n in (1, 2))
-    assert once.identity() == check_recipe(settings, "").identity() != twice.identity()
-    before = _identity(once)
-    assert before["folds"].pop("repeats") == 1
-    assert once.identity() == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
+    before = "b5fef556300479814a8e32ea8acbf6b5aedfea1434f05468e7890433349eba70"
+    assert once.identity() == check_recipe(settings, "").identity() == before != twice.identity()
 
 
 def test_with_repeats_a_fold_file_is_read_as_it_was_written_and_has_another_hash(tmp_path):
@@ -232,11 +229,12 @@ def test_every_row_has_as_many_members_as_repeats_that_no_step_showed_it_to(trai
 
 def test_the_ensemble_of_a_row_is_of_the_members_that_no_step_showed_it_to(trained):
     run, seen = trained
-    rows, logits = out_of_fold.never_saw(find_folds([str(run)]))
-    assert rows.tolist() == list(range(72)) and logits.shape == (2, 72, 12)
+    rows = out_of_fold.unseen_rows(find_members([run]))
     ids = read_folds(run / "folds.json").ids.to_pylist()
-    for row, said in zip(rows, logits.transpose(1, 0, 2), strict=True):
-        innocent = [fold for fold in range(6) if int(row) not in seen[fold]]
+    assert sorted(rows.ids) == sorted(ids) and rows.logits.shape == (2, 72, 12)
+    for name, said in zip(rows.ids, rows.logits.transpose(1, 0, 2), strict=True):
+        row = ids.index(name)
+        innocent = [fold for fold in range(6) if row not in seen[fold]]
         for fold, own in zip(innocent, said, strict=True):
             held = load_predictions(run / f"fold-{fold}/held_out.safetensors")
             np.testing.assert_array_equal(held.logits[held.ids.index(ids[row])], own)
@@ -277,8 +275,8 @@ def test_without_repeats_nothing_is_said_of_them(run, tmp_path, capsys):
 def test_predictions_of_a_member_in_the_place_of_another_s_are_refused(twice, tmp_path):
     shutil.copytree(twice, tmp_path / "run")
     shutil.copyfile(twice / "fold-0/held_out.safetensors", tmp_path / "run/fold-3/held_out.safetensors")
-    with pytest.raises(UserError, match=r"fold-3.held_out.safetensors: its rows are not those"):
-        out_of_fold.never_saw(find_folds([str(tmp_path / "run")]))
+    with pytest.raises(BrokenError, match=r"fold-3.held_out.safetensors: its rows are not those"):
+        out_of_fold.unseen_rows(find_members([tmp_path / "run"]))
     shutil.copytree(twice, tmp_path / "other")
     result = json.loads((twice / "fold-0/result.json").read_text()) | {"fold": 6}
     (tmp_path / "other/fold-0/result.json").write_text(json.dumps(result))
@@ -298,9 +296,9 @@ def test_a_repeat_that_is_not_finished_is_left_out_and_the_lack_is_said(twice, t
     assert len(found.held.ids) == 72 and found.judged[0] == 1
     ensemble.main([str(part / "fold-0"), str(part / "fold-3")])  # rows that both held out, and no others
     assert "ensemble of 2 models" in " ".join(capsys.readouterr().out.replace("│", " ").split())
-    rows, _ = out_of_fold.never_saw([part / "fold-0", part / "fold-3"])
+    rows = out_of_fold.unseen_rows(find_members([part / "fold-0", part / "fold-3"]))
     folds = read_folds(part / "folds.json")
-    assert rows.tolist() == np.flatnonzero(folds.held_out(0) & folds.held_out(3)).tolist()
+    assert sorted(rows.ids) == sorted(folds.ids.filter(folds.held_out(0) & folds.held_out(3)).to_pylist())
 
 
 def test_a_resumed_repeat_has_the_weights_of_an_uninterrupted_one(twice, tiny, tmp_path):
@@ -316,7 +314,7 @@ def test_a_resumed_repeat_has_the_weights_of_an_uninterrupted_one(twice, tiny, t
 
 
 def test_members_of_other_repeats_are_not_combined(twice, run):
-    with pytest.raises(UserError, match=r"must share one fold file \(same images, folds.count, folds.repeats"):
+    with pytest.raises(UserError, match=r"must share one fold table \(same images, folds.count, folds.repeats"):
         ensemble.main([str(twice), str(run)])
 
 
@@ -332,8 +330,8 @@ def other_answers(fold: Path) -> None:
 
 def test_weights_of_runs_are_chosen_on_their_ensembles_of_repeats(twice, tmp_path, capsys):
     shutil.copytree(twice, tmp_path / "other")
-    for fold in find_folds([str(tmp_path / "other")]):
-        other_answers(fold)
+    for fold in find_members([tmp_path / "other"]):
+        other_answers(fold.folder)
     assert ensemble.main([str(twice), str(tmp_path / "other"), "--weights"]) == 0
     shown = capsys.readouterr().out.partition("Weights, chosen")[2]
     classes = truth(twice)
@@ -387,17 +385,18 @@ def test_a_run_with_repeats_is_published_with_what_can_be_said_of_it(twice, tmp_
 
 def test_what_was_selected_on_the_rows_is_marked_with_the_last_epoch_beside_it(twice, tmp_path):
     shutil.copytree(twice, best := tmp_path / "best")
-    for fold in (found := find_folds([str(best)])):
+    for fold in sorted(best.glob("fold-*")):
         other_answers(fold)
         result = json.loads((fold / "result.json").read_text()) | {"selected": True}
         (fold / "result.json").write_text(json.dumps(result))
+    found = find_members([best])
     columns, lines = out_of_fold.out_of_fold_table(found, "logits")
     assert columns[-1] == "the same at the last epoch" and lines[-1][1].endswith("(n = 72) selected")
     classes = truth(twice)
     last = sum(np.stack(said).mean(0).argmax() == classes[name] for name, said in answers(twice).items())
     assert lines[-1][2] == str(Count(int(last), 72)) != lines[-1][1].removesuffix(" selected")
     shutil.rmtree(best / "fold-3/kept")
-    assert out_of_fold.out_of_fold_table(found, "logits")[1][-1][2] == "not kept"
+    assert out_of_fold.out_of_fold_table(find_members([best]), "logits")[1][-1][2] == "not kept"
 
 
 @pytest.fixture(scope="module")
@@ -436,11 +435,11 @@ def test_on_random_labels_the_ensemble_of_repeats_is_chance_and_naive_scoring_is
     capsys.readouterr()
     assert ensemble.main([str(run), "--images", str(pictures), "--labels", str(table)]) == 0
     shown = capsys.readouterr().out
-    models, count = out_of_fold.ensemble_of_repeats(find_folds([str(run)]), "logits") or (0, Count(0, 1))
+    models, count = out_of_fold.score_of_repeats(find_members([run]), "logits") or (0, Count(0, 1))
     assert models == 2 and count.n == 72 and str(count) in shown
     assert binomtest(count.correct, count.n).pvalue > 0.01
     known = load_recorded(run / "ensemble/images.safetensors")
-    naive = int((known.decisions["logits"] == known.labels).sum())
+    naive = int((known.predicted["logits"] == known.labels).sum())
     assert binomtest(naive, 72).pvalue < 1e-4  # what members say of rows that they were trained on is no score
     refused = shown.partition("Ensemble of 6")[2]
     assert "72 images, trained on" in refused and "seen" in refused and "(n =" not in refused
@@ -448,12 +447,12 @@ def test_on_random_labels_the_ensemble_of_repeats_is_chance_and_naive_scoring_is
 
 def test_promises_of_repeats_are_marked_where_an_epoch_was_selected_and_are_none_of_votes(twice, tmp_path):
     shutil.copytree(twice, best := tmp_path / "best")
-    for fold in find_folds([str(best)]):
+    for fold in best.glob("fold-*"):
         result = json.loads((fold / "result.json").read_text()) | {"selected": True}
         (fold / "result.json").write_text(json.dumps(result))
     for run, selected in ((twice, False), (best, True)):
-        found = find_folds([str(run)])
-        words = run, found, np.ones(len(found))
-        rows = rows_of_ensemble(*words, "logits", False)
+        found = find_members([run])
+        equal = Blending(np.ones(len(found)))
+        rows = rows_of_ensemble(Run(run), found, equal)
         assert rows and (rows.selected, len(rows.labels)) == (selected, 72)
-        assert rows_of_ensemble(*words, "vote", False) is None
+        assert rows_of_ensemble(Run(run), found, replace(equal, strategy="vote")) is None
