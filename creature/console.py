@@ -96,6 +96,16 @@ def only_errors_of(library: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+def wait_patiently() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the environment says how they wait.
+
+    By default they spin, and beside another program on the same cores a wait lasts for time slices of the kernel: steps
+    took about ten times as long (benchmarks/neighbours.py). OpenMP reads the variable when torch is loaded.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main function and exit with its code, or for a CreatureError with its message and a code.
 
@@ -105,6 +115,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata of good images
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a pipe may not take every name
+    wait_patiently()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -190,7 +190,7 @@ def _explain(problem: dict[str, Any]) -> list[str]:
             if key in _keys():
                 return [f"{key}: no such setting here; write it within {key.rpartition('.')[0]}"]
             near = _nearest(key)
-            way_out = f"did you mean {near}?" if near else "`python -m creature.recipe schema` lists all"
+            way_out = f"did you mean {near}?" if near else "`creature schema` lists all"
             return [f"{key}: no such setting; {way_out}"]
         case "json_invalid":
             return ["a text holds half a character (a lone surrogate, such as \\ud800); name files in UTF-8"]

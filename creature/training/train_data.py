@@ -75,7 +75,7 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
     if unknown := set(recipe.tracking) - known:
         raise UserError(
             f"tracking: {', '.join(sorted(unknown))} is not installed; there is: {', '.join(sorted(known)) or 'none'} "
-            "(pip install -e '.[tracking]' brings tensorboard)"
+            "(pip install 'creature[tracking]' brings tensorboard)"
         )
     # Without this, processes on a machine that has no GPU would each believe that they are alone.
     cpu = recipe.device == "cpu" or bool(os.environ.get("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
@@ -249,7 +249,7 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
         if n := int((fold[alike] != fold).sum()):
             warn(
                 f"images.validation: it shares {n} images that look the same with images.train, so its score "
-                "flatters; python -m creature.data.describe lists them"
+                "flatters; creature inspect lists them"
             )
     else:
         groups = group_copies(column(dataset, "group"), hashes, labels, names, alike)
@@ -297,7 +297,7 @@ def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transfo
     if n := int((~same & (head < len(checked))).sum()):
         warn(
             f"images.holdout: {n} of its {len(held)} images look the same as one that is trained on, so its score "
-            "flatters; python -m creature.data.describe lists them"
+            "flatters; creature inspect lists them"
         )
 
 

@@ -149,7 +149,7 @@ def test_damaged_answers_are_refused_in_one_sentence(tmp_path, damage):
         words = {"deciders": '["logits"]', "names": "[]", "strategy": '"logits"'}
         short = {"labels": tensors["labels"][:1], "decisions": tensors["decisions"][:1]}
         save_file(tensors | short, path, metadata=None if damage == "no metadata" else words)
-    with pytest.raises(BrokenError, match=r"images.safetensors: cannot be read .*; run ensemble.py"):
+    with pytest.raises(BrokenError, match=r"images.safetensors: cannot be read .*; run creature ensemble"):
         load_recorded(path)
 
 

@@ -21,13 +21,14 @@ from creature.ensembling.distill import SHARE, soft_targets, student_recipe
 from creature.ensembling.soup import average_weights, batch_norms, choose, choose_greedily
 from creature.errors import UserError
 from creature.metrics.predictions import load_predictions
-from creature.recipe_file import dump_recipe, load_recipe
 from creature.metrics.significance import difference_interval, holm
+from creature.recipe_file import dump_recipe, load_recipe
 from creature.reporting import report
 from creature.reporting.study import read_runs
 from creature.reporting.tables import single_table
 from creature.run import Run, find_members
 from helpers.runs import read_csv, start, weights_hash
+
 
 @pytest.fixture
 def own(run: Path, tmp_path: Path) -> Path:

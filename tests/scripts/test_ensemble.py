@@ -25,6 +25,7 @@ from creature.metrics.blend import blend
 from creature.reporting import report
 from helpers.runs import read_csv
 
+
 def test_an_ensemble_writes_the_report_s_format(run, drawn, tmp_path):
     out = tmp_path / "prediction.csv"
     assert ensemble.main([str(run), "--images", str(drawn / "test"), "--out", str(out), "--zip"]) == 0

@@ -218,7 +218,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(pictures):
             self.one = nn.Parameter(torch.zeros(1))
 
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    member = members.Member(Path("none"), ("a", "b", "c"), Small(), normalize, EvalTransform(8, "squash", (0.0, 0.0, 0.0)))
+    member = members.Member(
+        Path("none"), ("a", "b", "c"), Small(), normalize, EvalTransform(8, "squash", (0.0, 0.0, 0.0))
+    )
     predictor = members.predictor([member])
     listed = [ImageInput(path.name, path.read_bytes) for path in pictures]
     rows = list(to_predictions(predict_batches(predictor, listed, 8), predictor, 1))

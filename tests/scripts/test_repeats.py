@@ -29,7 +29,7 @@ from creature.publishing import hub
 from creature.recipe_file import check_recipe
 from creature.reporting import labels, report
 from creature.reporting.study import read_runs
-from creature.run import Fold, Run, find_members
+from creature.run import Run, find_members
 from creature.training import loop
 from helpers.memory import holding
 from helpers.runs import TINY, start, stopping_after, weights_hash
