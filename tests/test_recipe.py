@@ -51,7 +51,7 @@ def set_all(settings: dict[str, Any], **values: Any) -> Recipe:
 
 
 def small(**values: Any) -> Recipe:
-    return set_all({"name": "small", "images": {"train": ["pictures"]}, "backbone": {"name": "resnet18"}}, **values)
+    return set_all({"name": "small", "images": {"train": ["images"]}, "backbone": {"name": "resnet18"}}, **values)
 
 
 def models(model: type[BaseModel] = Recipe) -> Iterator[type[BaseModel]]:
@@ -78,7 +78,7 @@ def test_a_recipe_cannot_be_changed_in_any_part():
 
 def test_lists_of_a_recipe_are_tuples(tmp_path):
     recipe = load(tmp_path, "folds: {train: [0, 2]}\naugment: {crop_scale: [0.5, 1]}\ntracking: [tensorboard]\n")
-    assert (recipe.images.train, recipe.folds.train) == (("pictures",), (0, 2))
+    assert (recipe.images.train, recipe.folds.train) == (("images",), (0, 2))
     assert (recipe.augment.crop_scale, recipe.tracking) == ((0.5, 1.0), ("tensorboard",))
 
 
@@ -133,7 +133,7 @@ def test_no_is_refused_as_precision_with_the_choices(tmp_path):
 
 def test_a_misspelt_choice_is_told_the_nearest_one(tmp_path):
     assert 'must be one of squash, center, border, got "centre"; did you mean center?' in mistakes(
-        tmp_path, base=SMALL.replace("[pictures]", "[images], fit: centre")
+        tmp_path, base=SMALL.replace("[images]", "[images], fit: centre")
     )
 
 
@@ -579,7 +579,7 @@ def test_every_setting_s_mistakes_are_told_with_key_rule_and_value_and_without_a
     schema = Recipe.model_json_schema()
     wrong = list(wrong_settings(schema, schema))
     assert len(wrong) >= 60
-    base = {"name": "small", "images": {"train": ["pictures"]}, "backbone": {"name": "resnet18"}}
+    base = {"name": "small", "images": {"train": ["images"]}, "backbone": {"name": "resnet18"}}
     for number, (key, value, _) in enumerate(wrong):
         settings = json.loads(json.dumps(base))
         *parents, last = key.split(".")

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from creature.console import BROKEN_IMAGES
+from creature.data.eval_transform import EvalTransform
 from creature.data.normalize import Normalize
 from creature.errors import UserError
 from creature.inference import options
@@ -57,7 +58,7 @@ def member(strength: float = 10.0) -> Member:
     linear.weight.data = strength * torch.eye(3)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear).eval()
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Member(Path("fold-0"), NAMES, model, normalize, (8, "squash", (0.0, 0.0, 0.0)))
+    return Member(Path("fold-0"), NAMES, model, normalize, EvalTransform(8, "squash", (0.0, 0.0, 0.0)))
 
 
 def parsed(*argv: str) -> argparse.Namespace:

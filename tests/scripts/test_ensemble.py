@@ -37,7 +37,7 @@ def test_an_ensemble_writes_the_report_s_format(run, drawn, tmp_path):
     assert names == sorted(path.stem for path in (drawn / "test").iterdir()) and len(names) == 24
     assert {label for _, label in rows} <= {path.name for path in (drawn / "train").iterdir()}
     with zipfile.ZipFile(tmp_path / "prediction.zip") as packed:
-        assert packed.namelist() == ["prediction.csv"] and packed.read_csv("prediction.csv") == out.read_bytes()
+        assert packed.namelist() == ["prediction.csv"] and packed.read("prediction.csv") == out.read_bytes()
 
 
 def test_the_ensemble_is_the_blend_of_its_members(run, drawn, tmp_path):

@@ -24,6 +24,7 @@ from torch import nn
 
 import predict
 from creature.console import BROKEN_IMAGES
+from creature.data.eval_transform import EvalTransform
 from creature.data.normalize import Normalize
 from creature.errors import UserError
 from creature.inference import members
@@ -125,7 +126,7 @@ def test_a_parquet_file_is_streamed(fold, table, pictures, expected, tmp_path):
     rows = read(out)[1:]
     assert [row[0].rpartition("/")[2] for row in rows] == [f"{k:08d}" for k in range(25)]
     assert [row[2:] for row in rows[:24]] == [expected[p.name] for p in pictures] and rows[24][2] == ""
-    with pytest.raises(UserError, match=r"--image-column: .* has no column 'image'; it has image, name"):
+    with pytest.raises(UserError, match=r"--image-column: .* has no column 'picture'; it has image, name"):
         predict.main([fold, str(table), "--image-column", "picture"])
 
 
@@ -217,7 +218,8 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(pictures):
             self.one = nn.Parameter(torch.zeros(1))
 
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    member = members.Member(Path("none"), ("a", "b", "c"), Small(), normalize, (8, "squash", (0.0, 0.0, 0.0)))
+    transform = EvalTransform(8, "squash", (0.0, 0.0, 0.0))
+    member = members.Member(Path("none"), ("a", "b", "c"), Small(), normalize, transform)
     predictor = members.predictor([member])
     listed = [ImageInput(path.name, path.read_bytes) for path in pictures]
     rows = list(to_predictions(predict_batches(predictor, listed, 8, "test"), predictor, 1))
