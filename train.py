@@ -71,7 +71,6 @@ def train(
 ) -> "tuple[Accelerator, Terms | None, list[dict[str, Any]]]":
     """The folds, one after another; with the terms of publication (on the main process) and the folds' results."""
     from creature.console import say, warn
-    from creature.data.loader import naming_fatal_image
     from creature.publishing.hub import prepare_push
     from creature.recipe import recipe_warnings
     from creature.storage import naming_disk_errors
@@ -98,8 +97,7 @@ def train(
             else:
                 with run_folder.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                     stop.begin()
-                    patience = distributed.waiting(accelerator, distributed.WAIT_IN_FOLD, distributed.WAIT)
-                    with patience, naming_fatal_image(data.training, data.evaluation):
+                    with distributed.waiting(accelerator, distributed.WAIT_IN_FOLD, distributed.WAIT):
                         train_fold(accelerator, recipe, data, fold, folder, stop)
             accelerator.wait_for_everyone()
             results.append(run_folder.read_result(folder))
@@ -113,7 +111,8 @@ def train_fold(
     import numpy as np
 
     from creature.console import say
-    from creature.data.loader import epoch_batches, load_batches, training_order
+    from creature.data.loader import epoch_batches, training_order
+    from creature.data.workers import load_batches
     from creature.metrics.accuracy import Count
     from creature.metrics.scores import score
     from creature.run import held_out_predictions
@@ -127,7 +126,6 @@ def train_fold(
     sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]
     share = (accelerator.process_index, accelerator.num_processes)
     order = training_order(rows, recipe.batch_size, learner.seed, epochs, (position.epoch, position.batch), *share)
-    batches = load_batches(data.training, order, data.workers)
 
     def save() -> None:
         if main:
@@ -137,24 +135,32 @@ def train_fold(
     if position.start:
         say(f"the classifier starts at a probe of the features: {Count(**position.start)} held out")
     say(LINE.format("epoch", "loss", "rate", "seconds", "held-out accuracy [95 %]"))
-    while position.epoch < epochs:
-        title = f"fold {fold} epoch {position.epoch + 1}/{epochs}"
-        loop.train_epoch(accelerator, learner, batches, sizes, stop, save, title)
-        with stop.saving(save):
-            words = (data.evaluation, held_out, recipe.batch_size, data.workers)
-            logits = loop.predict(accelerator, learner.judged, learner.normalize, *words)
-        held = held_out_predictions(folds, held_out, logits)
-        count = held.score
-        lr = learner.rate(position.epoch + 1 - 1 / len(sizes))
-        seconds, loss = position.seconds, position.loss_sum / max(1, position.rows)
-        figures = {"loss": loss, "learning_rate": lr, "seconds": round(seconds, 3), "skipped_steps": position.skipped}
-        position.end_epoch({**figures, "images_per_second": round(len(rows) / seconds, 1), **count.figures()})
-        say(LINE.format(position.epoch, *(f"{figures[k]:{f}}" for k, f in FORMATS.items()), count))
-        accelerator.log({f"fold {fold} {name}": value for name, value in position.history[-1].items()}, position.epoch)
-        if main:
-            checkpoint.keep_epoch(folder, learner.whole, held, position, recipe.checkpoint, epochs)
-            save()
-            checkpoint.prune_epochs(folder, position, recipe.checkpoint)
+    with load_batches(data.training, order, data.workers) as batches:
+        while position.epoch < epochs:
+            title = f"fold {fold} epoch {position.epoch + 1}/{epochs}"
+            loop.train_epoch(accelerator, learner, batches, sizes, stop, save, title)
+            with stop.saving(save):
+                words = (data.evaluation, held_out, recipe.batch_size, data.workers)
+                logits = loop.predict(accelerator, learner.judged, learner.normalize, *words)
+            held = held_out_predictions(folds, held_out, logits)
+            count = held.score
+            lr = learner.rate(position.epoch + 1 - 1 / len(sizes))
+            seconds, loss = position.seconds, position.loss_sum / max(1, position.rows)
+            figures = {
+                "loss": loss,
+                "learning_rate": lr,
+                "seconds": round(seconds, 3),
+                "skipped_steps": position.skipped,
+            }
+            position.end_epoch({**figures, "images_per_second": round(len(rows) / seconds, 1), **count.figures()})
+            say(LINE.format(position.epoch, *(f"{figures[k]:{f}}" for k, f in FORMATS.items()), count))
+            accelerator.log(
+                {f"fold {fold} {name}": value for name, value in position.history[-1].items()}, position.epoch
+            )
+            if main:
+                checkpoint.keep_epoch(folder, learner.whole, held, position, recipe.checkpoint, epochs)
+                save()
+                checkpoint.prune_epochs(folder, position, recipe.checkpoint)
     if main:
         train_data.finish(accelerator, recipe, data, learner, fold, folder, score)
 

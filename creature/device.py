@@ -1,8 +1,51 @@
-"""How many cores this process may use: a job's share of a large machine, not the machine."""
+"""What the device is good at: its cores, its memory, the precision to compute in; torch is imported when needed."""
 
+import ctypes
 import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def usable_cores() -> int:
-    """Cores that the scheduler lets this process run on."""
+    """Cores that the scheduler lets this process run on: a job's share of a large machine, not the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
+    """The precision to use on this device, and why it is not the recipe's (empty where it is)."""
+    import torch
+
+    if precision == "fp32":
+        return precision, ""
+    if cpu or not torch.cuda.is_available():
+        return "fp32", f"precision: {precision} is slower than fp32 on this device, or not there at all; fp32 is used"
+    if precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+        return "fp32", "precision: this GPU only emulates bf16; fp32 is used (precision=fp16 is fast on it)"
+    return precision, ""
+
+
+def share_cores() -> None:
+    """Let the processes of this host share its cores equally; for a script's start, as it sets torch's threads.
+
+    The launcher's default is one thread, Python's is every core, and the number changes the last bits of a sum.
+    """
+    import torch
+
+    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def keep_memory(device: "torch.device") -> None:
+    """Let this process keep the memory that it frees, if it computes on a CPU and its C library is glibc.
+
+    Each batch asks for the gigabytes that the last one freed. By default the kernel takes large blocks back in between
+    and clears all their pages again, which took as long as the network. For scripts, as it is the process's setting.
+    """
+    if device.type == "cpu" and sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.malloc_trim(0)  # what was freed until now is not of a batch
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)

@@ -14,9 +14,9 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from creature.console import say
+from creature.device import keep_memory
 from creature.recipe import Recipe
 from creature.training.backbone import reason_of
-from creature.training.device import keep_memory
 from creature.training.loop import train_mode
 from creature.training.run_folder import share_trial, trial_of
 

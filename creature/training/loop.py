@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from creature.console import progress, warn
-from creature.data.loader import Batch, FeatureDataset, ImageDataset, derive_seed, load_batches
+from creature.data.loader import Batch, FeatureDataset, ImageDataset, derive_seed
+from creature.data.workers import load_batches
 from creature.errors import Interrupted, UserError
 from creature.training import distributed
 from creature.training.checkpoint import TrainingState
@@ -94,9 +95,9 @@ def predict(
     mine = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
     chunks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    with progress() as bar:
+    items = [[(int(rows[i]), 0) for i in chunk] for chunk in chunks]
+    with progress() as bar, load_batches(pictures, items, workers) as batches:
         task = bar.add_task(title, total=len(mine), speed="")
-        batches = load_batches(pictures, [[(int(rows[i]), 0) for i in chunk] for chunk in chunks], workers)
         for chunk, batch in zip(chunks, batches, strict=True):
             _refuse_bad(batch)
             pixels = normalize(batch.pixels.to(accelerator.device, non_blocking=True))

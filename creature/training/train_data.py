@@ -30,7 +30,7 @@ from creature.data.loader import FeatureDataset, ImageDataset, derive_seed
 from creature.data.normalize import Normalize
 from creature.data.scan import scan_images, sketches_of
 from creature.data.sources import Columns
-from creature.device import usable_cores
+from creature.device import device_precision, keep_memory, share_cores, usable_cores
 from creature.errors import UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import Images, Recipe
@@ -50,7 +50,6 @@ from creature.training.backbone import (
 )
 from creature.training.checkpoint import TrainingState, finish_fold, has_state, kept_epoch, load_state, prune_epochs
 from creature.training.compiling import compiles
-from creature.training.device import device_precision, keep_memory, share_cores
 from creature.training.distributed import MEETING, WAIT, check_processes
 from creature.training.linear_probe import start_classifier
 from creature.training.loop import Learner, make_see
