@@ -35,7 +35,7 @@ from creature.console import run, say
 from creature.data.folds import FoldTable, folds_hash
 from creature.device import usable_cores
 from creature.inference import inputs, members, prediction_files
-from creature.inference.load import load_predictor
+from creature.inference.classifier import load
 from creature.inference.predictor import predict_batches
 from creature.metrics.predictions import save_predictions
 from creature.publishing.onnx_export import export_onnx
@@ -123,11 +123,11 @@ def throughput(work: Path, photos: Path, rounds: int, architecture: str, count: 
     folder = write_photos(work / "photos", photos, count)
     write_run(work / "run", architecture)
     fold = work / "run" / "fold-0"
-    predictor = load_predictor(str(fold), False, "cpu")
+    predictor = load(fold, device="cpu").predictor
     listed = inputs.list_inputs([str(folder)])
 
     def predict() -> None:
-        answers = predict_batches(predictor, inputs.read_inputs(listed), BATCH, "predicting", count)
+        answers = predict_batches(predictor, inputs.read_inputs(listed), BATCH, title="predicting", total=count)
         prediction_files.write_full(work / "ours.csv", prediction_files.to_predictions(answers, predictor, 1), 1)
 
     apart = ProcessPoolExecutor(1, get_context("spawn"))

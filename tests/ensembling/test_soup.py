@@ -29,8 +29,6 @@ from creature.reporting.study import read_runs
 from creature.reporting.tables import single_table
 from helpers.runs import read_csv, start, weights_hash
 
-pytestmark = pytest.mark.usefixtures("forget_cached_runs")
-
 
 @pytest.fixture
 def own(run: Path, tmp_path: Path) -> Path:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file as save_tensors
 import ensemble
 import predict
 import train
-from creature.errors import Interrupted, UserError
+from creature.errors import BrokenError, Interrupted, UserError
 from creature.inference.members import load_member
 from creature.training import checkpoint
 from helpers import ROOT
@@ -171,7 +171,7 @@ def test_weights_whose_answers_are_no_numbers_are_refused(run, drawn, tmp_path):
     path = tmp_path / "fold-0/model.safetensors"
     nothing = {k: np.full_like(v, np.nan) if v.dtype.kind == "f" else v for k, v in load_file(path).items()}
     save_file(nothing, path)
-    with pytest.raises(UserError, match="its answers are no finite numbers; its weights are damaged"):
+    with pytest.raises(BrokenError, match="its logits are no finite numbers; its weights are damaged"):
         predict.main([str(tmp_path / "fold-0"), str(drawn / "test"), "--out", str(tmp_path / "p.csv")])
     assert not (tmp_path / "p.csv").exists()
 
@@ -179,18 +179,18 @@ def test_weights_whose_answers_are_no_numbers_are_refused(run, drawn, tmp_path):
 def test_weights_that_the_result_was_not_measured_with_are_no_member(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.copyfile(run / "fold-1/model.safetensors", tmp_path / "run/fold-0/model.safetensors")
-    with pytest.raises(UserError, match=r"fold-0/model.safetensors is not what its result.json was measured with"):
+    with pytest.raises(BrokenError, match=r"fold-0/model.safetensors is not what its result.json was measured with"):
         ensemble.main([str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"), [("correct", 10**6, "and n only 24"), ("fold", 99, "none of the")]
+    ("key", "value", "message"), [("correct", 10**6, "and n only 24"), ("fold", 99, "holds fold 99, as its result")]
 )
 def test_a_result_that_cannot_be_is_refused(run, tmp_path, key, value, message):
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run/fold-0/result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises((UserError, BrokenError), match=message):
         ensemble.main([str(tmp_path / "run")])
 
 
@@ -312,7 +312,7 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
             try:
                 use(work)
                 outcomes[name]["used"] += 1
-            except UserError:
+            except (UserError, BrokenError):
                 outcomes[name]["refused"] += 1
             shutil.rmtree(work)
     print(outcomes)

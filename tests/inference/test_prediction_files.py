@@ -21,10 +21,9 @@ from creature.errors import UserError
 from creature.inference import options
 from creature.inference.inputs import InputPath, list_inputs, read_inputs
 from creature.inference.members import Member, predictor
+from creature.inference.prediction import Prediction, to_predictions
 from creature.inference.prediction_files import (
-    Prediction,
     order_for_submission,
-    to_predictions,
     warn_of_broken,
     write_full,
     write_submission,
@@ -73,14 +72,14 @@ def answers(
     members: list[Member], inputs: list[InputPath], top: int, batch_size: int, weights: np.ndarray | None = None
 ) -> Iterator[Prediction]:
     all_of_them = predictor(members, weights)
-    return to_predictions(predict_batches(all_of_them, read_inputs(inputs), batch_size, "test"), all_of_them, top)
+    return to_predictions(predict_batches(all_of_them, read_inputs(inputs), batch_size), all_of_them, top)
 
 
 def predicted(paths: list[str], *argv: str) -> int:
     args = parsed(*argv)
     inputs, columns = options.arrange(args, list_inputs(paths))
     rows = answers([member()], inputs, args.top, args.batch_size)
-    return options.write(args, columns, rows, min(args.top, 3), "green")
+    return options.write(args, columns, rows, top=min(args.top, 3), fallback="green")
 
 
 def read(path: Path) -> list[list[str]]:

@@ -14,8 +14,7 @@ from scipy.stats import binom
 import ensemble
 import predict
 from creature.ensembling import calibrate as calibrate_verb
-from creature.ensembling.out_of_fold import held_out
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
 from creature.metrics import calibration
 from creature.metrics.blend import blend
 from creature.metrics.calibration import (
@@ -25,17 +24,17 @@ from creature.metrics.calibration import (
     threshold_of_answers,
     threshold_of_sets,
 )
+from creature.publishing import export as exporting
 from creature.publishing.export import export
 from creature.reporting import figures
 from creature.reporting.study import read_runs
-
-pytestmark = pytest.mark.usefixtures("forget_cached_runs")
 
 
 @pytest.fixture(autouse=True)
 def few_rows_are_enough(monkeypatch):
     """The tiny run's folds hold out 24 rows each."""
-    monkeypatch.setattr(calibration, "FEWEST", 10)
+    for module in (calibration, exporting):
+        monkeypatch.setattr(module, "FEWEST", 10)
 
 
 def rows(n: int, seed: int, temperature: float = 1.0, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +163,7 @@ def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     shutil.copy(copy / "fold-1/model.safetensors", copy / "fold-0/model.safetensors")
-    with pytest.raises(UserError, match=r"is not what its .* was measured with"):
+    with pytest.raises(BrokenError, match=r"is not what its .* was measured with"):
         predict.main([str(copy / "fold-0"), str(drawn / "test"), "--set", "0.8"])
 
 
@@ -182,7 +181,7 @@ def test_the_reliability_figure_shows_each_row_by_the_temperature_of_its_member_
     study = read_runs([str(run)], None)[0]
     expected = []
     for fold in study.folds:
-        held, labels = held_out(fold)
+        held, labels = fold.held_out, fold.held_out.labels
         part = np.random.default_rng(0).permutation(len(labels)) % 5
         warm = [fit_temperature(held.logits[part != k], labels[part != k]) for k in range(5)]
         expected.append(softmax(held.logits / np.array(warm)[part][:, None], axis=1))
@@ -243,12 +242,12 @@ def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn
 def test_answers_of_other_members_or_of_another_strategy_are_not_what_is_served(own, drawn):
     words = [str(own), str(drawn / "test"), "--members", "--set", "0.8"]
     ensemble.main(asked(own, drawn, "--strategy", "softmax"))
-    with pytest.raises(UserError, match="rest on its answers to labelled images"):
+    with pytest.raises(UserError, match="rest on its predictions of labelled images"):
         predict.main(words)
     ensemble.main(asked(own, drawn, "--weights", "2"))
     assert predict.main(words) == 0  # the same for all
     shutil.rmtree(own / "fold-2")
-    with pytest.raises(UserError, match="rest on its answers to labelled images"):
+    with pytest.raises(UserError, match="rest on its predictions of labelled images"):
         predict.main(words)
 
 
@@ -257,7 +256,7 @@ def test_pictures_that_a_member_was_trained_on_calibrate_nothing(own, drawn, tmp
     labels = tmp_path / "labels.csv"
     labels.write_text("image_name,label\n" + "".join(f"{path.stem},fish\n" for path in seen.iterdir()))
     ensemble.main([str(own), "--images", str(seen), "--labels", str(labels)])
-    with pytest.raises(UserError, match="rest on its answers to labelled images"):
+    with pytest.raises(UserError, match="rest on its predictions of labelled images"):
         predict.main([str(own), str(drawn / "test"), "--members", "--set", "0.8"])
 
 
@@ -281,8 +280,8 @@ def test_a_published_model_and_ensemble_promise_what_the_run_does(own, drawn, tm
             words = [str(source), str(drawn / "test"), "--set", "0.8", *more, "--out", str(tmp_path / name)]
             assert predict.main(words) == 0
         assert (tmp_path / "run.csv").read_bytes() == (tmp_path / "published.csv").read_bytes()
-    (branches["main"] / calibrate_verb.OF_MODEL).write_bytes(b"nothing")
-    with pytest.raises(UserError, match="cannot be read as a calibration"):
+    (branches["main"] / calibration.MODEL_CALIBRATION).write_bytes(b"nothing")
+    with pytest.raises(BrokenError, match="cannot be read as a calibration"):
         predict.main([str(branches["main"]), str(drawn / "test"), "--set", "0.8"])
 
 

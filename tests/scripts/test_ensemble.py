@@ -25,8 +25,6 @@ from creature.metrics.blend import blend
 from creature.reporting import report
 from helpers.runs import read_csv
 
-pytestmark = pytest.mark.usefixtures("forget_cached_runs")
-
 
 def test_an_ensemble_writes_the_report_s_format(run, drawn, tmp_path):
     out = tmp_path / "prediction.csv"

@@ -29,7 +29,7 @@ from creature.data.normalize import Normalize
 from creature.errors import UserError
 from creature.inference import members
 from creature.inference.inputs import list_inputs
-from creature.inference.prediction_files import to_predictions
+from creature.inference.prediction import to_predictions
 from creature.inference.predictor import ImageInput, predict_batches
 from helpers import ROOT
 from helpers.hub import Repo, serve
@@ -222,12 +222,12 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(pictures):
     member = members.Member(Path("none"), ("a", "b", "c"), Small(), normalize, transform)
     predictor = members.predictor([member])
     listed = [ImageInput(path.name, path.read_bytes) for path in pictures]
-    rows = list(to_predictions(predict_batches(predictor, listed, 8, "test"), predictor, 1))
+    rows = list(to_predictions(predict_batches(predictor, listed, 8), predictor, 1))
     assert [row.id for row in rows] == [path.name for path in pictures] and {row.status for row in rows} == {"ok"}
     assert asked[:3] == [8, 4, 2] and set(asked[3:]) == {2}
     fits = 0
     with pytest.raises(UserError, match="has no room for a single image; try --device cpu"):
-        list(predict_batches(members.predictor([member]), listed, 8, "test"))
+        list(predict_batches(members.predictor([member]), listed, 8))
 
 
 # Parts
