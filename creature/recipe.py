@@ -1,18 +1,16 @@
 """The recipe: every setting of a training, with its default, bounds and meaning, once.
 
+`creature schema` prints the JSON schema, for editors that complete and check recipes.
 Importing this module is cheap: what needs torch, timm or the device is checked later, still before any data is read.
 """
 
+import argparse
 import hashlib
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
-
-from creature.console import run
-from creature.errors import UserError
 
 # Spellings of earlier versions, which recipe files and --set still may use; a group's name never changed.
 OLDER_KEYS = {
@@ -535,13 +533,14 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
     return []
 
 
-def main() -> int:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    description = "Print every setting of a recipe with its meaning: creature schema > recipe.schema.json"
+    return argparse.ArgumentParser(prog="creature schema", description=description).parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the JSON schema of a recipe."""
-    if sys.argv[1:] != ["schema"]:
-        raise UserError("usage: python -m creature.recipe schema > recipe.schema.json")
+    parse(argv)
     print(json.dumps(Recipe.model_json_schema(), indent=2))
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

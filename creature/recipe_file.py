@@ -52,6 +52,13 @@ def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
     return _validate(settings, source, _rename_older_keys(settings))
 
 
+def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with overrides such as `schedule.epochs=5`; raises UserError with all mistakes at once."""
+    settings = json.loads(recipe.model_dump_json())
+    mistakes = [mistake for override in overrides for mistake in _merge(settings, override)]
+    return _validate(settings, "the recipe", mistakes)
+
+
 def _rename_older_keys(settings: dict[str, Any]) -> list[str]:
     """Give settings in an older spelling their present names, in place; the mistakes where both spellings are there."""
     mistakes = []
@@ -190,7 +197,7 @@ def _explain(problem: dict[str, Any]) -> list[str]:
             if key in _keys():
                 return [f"{key}: no such setting here; write it within {key.rpartition('.')[0]}"]
             near = _nearest(key)
-            way_out = f"did you mean {near}?" if near else "`python -m creature.recipe schema` lists all"
+            way_out = f"did you mean {near}?" if near else "`creature schema` lists all"
             return [f"{key}: no such setting; {way_out}"]
         case "json_invalid":
             return ["a text holds half a character (a lone surrogate, such as \\ud800); name files in UTF-8"]

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from creature.console import warn
+from creature.data.arrow_tables import arrow_compute
 from creature.data.folds import FoldTable, read_folds
-from creature.data.mapped_tables import compute
 from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.predictions import Predictions, concatenate, load_predictions
@@ -169,7 +169,7 @@ class Run:
     @cached_property
     def fold_table(self) -> FoldTable:
         """Which row is held out of which fold."""
-        return read_folds(self.folder / "folds.json")
+        return read_folds(self.folder)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -361,7 +361,7 @@ def with_labels(predictions: Predictions, folds: FoldTable) -> Predictions:
     """
     if (predictions.labels >= 0).all():
         return predictions
-    rows = compute().index_in(list(predictions.ids), folds.ids)
+    rows = arrow_compute().index_in(list(predictions.ids), folds.ids)
     if rows.null_count:
         raise ValueError("a row is none of the fold table's")
     rows = rows.to_numpy()

@@ -93,9 +93,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one(tmp_path, wrong, key
 
 
 def test_an_unknown_setting_that_is_like_none_is_refused_with_the_way_to_the_list(tmp_path):
-    assert "optimizer.zzzz: no such setting; `python -m creature.recipe schema`" in mistakes(
-        tmp_path, "optimizer: {zzzz: 1}"
-    )
+    assert "optimizer.zzzz: no such setting; `creature schema`" in mistakes(tmp_path, "optimizer: {zzzz: 1}")
 
 
 def test_a_dotted_setting_in_the_file_is_told_where_it_belongs(tmp_path):
@@ -370,7 +368,7 @@ def test_the_resolved_recipe_holds_every_setting_in_the_schema_s_order(tmp_path)
 
 
 def test_the_schema_command_prints_json_with_a_description_of_every_setting():
-    done = python("-m", "creature.recipe", "schema")
+    done = python("-m", "creature", "schema")
     assert (done.returncode, done.stderr) == (0, "")
     schema = json.loads(done.stdout)
     described = 0
@@ -391,10 +389,10 @@ def test_the_schema_forbids_unknown_settings():
     )
 
 
-def test_another_word_than_schema_is_answered_with_the_usage():
-    done = python("-m", "creature.recipe", "scheme")
+def test_an_argument_of_schema_is_answered_with_the_usage():
+    done = python("-m", "creature", "schema", "laptop")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "usage: python -m creature.recipe schema" in done.stderr
+    assert "usage: creature schema" in done.stderr
     assert "Traceback" not in done.stderr
 
 

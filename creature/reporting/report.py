@@ -1,7 +1,7 @@
 """Tables, figures and one page of a study.
 
-python -m creature.reporting.report runs/*
-python -m creature.reporting.report runs/* --labels test_labels.csv
+creature report runs/*
+creature report runs/* --labels test_labels.csv
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from creature.console import run, say, show_cells
+from creature.console import say, show_cells
 from creature.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.reporting.report",
+        prog="creature report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument(
-        "--labels", metavar="FILE.csv", help="labels (image_name,label) of the images that ensemble.py has predicted"
+        "--labels",
+        metavar="FILE.csv",
+        help="labels (image_name,label) of the images that creature ensemble has predicted",
     )
     parser.add_argument("--baseline", metavar="RUN", help="compare with this run; else the reference's, or the first")
     parser.add_argument(
@@ -53,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the report needs {error.name}, which is not installed: pip install -e '.[report]'") from error
+        raise UserError(
+            f"the report needs {error.name}, which is not installed: pip install 'creature[report]'"
+        ) from error
 
     from creature.reporting import study, tables
 
@@ -170,7 +174,3 @@ def draw(
 def write(path: Path, text: str) -> None:
     """Write a text as it is, with the same line ends everywhere."""
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from creature.console import warn
-from creature.data.folds import FoldTable, map_folds, write_folds
+from creature.data.folds import FoldTable, find_folds_file, read_folds, write_folds
 from creature.errors import UserError
 from creature.recipe import Recipe, recipe_changes
 from creature.recipe_file import dump_recipe, load_recipe
@@ -68,11 +68,10 @@ def contents_of(run: Path) -> dict[str, str | None]:
 
 def share_folds(run: Path, folds: FoldTable) -> FoldTable:
     """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
-    path = run / "folds.json"
     with _locked(run / "run.lock"):
-        if not path.exists():
-            write_folds(path, folds)
-    saved = map_folds(path)
+        if find_folds_file(run) is None:
+            write_folds(run, folds)
+    saved = read_folds(run)
     if saved.fingerprint != folds.fingerprint:
         before, now = (dict(zip(some.ids.to_pylist(), some.hashes.to_pylist(), strict=True)) for some in (saved, folds))
         gone, new = before.keys() - now.keys(), now.keys() - before.keys()
@@ -83,7 +82,8 @@ def share_folds(run: Path, folds: FoldTable) -> FoldTable:
             if some
         ]
         raise UserError(
-            f"{path}: the images are not those that this run was parted on: {', '.join(counts) or 'labels differ'}\n"
+            f"{find_folds_file(run)}: the images are not those that this run was parted on: "
+            f"{', '.join(counts) or 'labels differ'}\n"
             f"restore the images, or start another run with --out DIR{_untrained(run)}"
         )
     return saved

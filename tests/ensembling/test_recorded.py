@@ -1,4 +1,4 @@
-"""What an ensemble said, kept and scored: on new images, and never on those that a member was trained on."""
+"""Recorded predictions: kept and scored on new images, and never on those that a member was trained on."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def a_run(folder: Path, selected: bool = False) -> list[Fold]:
         hashes=tuple(CONTENTS[name] for name in rows),
         bad={},
     )
-    write_folds(folder / "folds.json", folds)
+    write_folds(folder, folds)
     for k in range(2):
         (fold := folder / f"fold-{k}").mkdir()
         score = {"correct": 1, "n": 2}
@@ -45,7 +45,7 @@ def a_run(folder: Path, selected: bool = False) -> list[Fold]:
 
 
 def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
-    """Images as (content, label, what all deciders say)."""
+    """Images as (content, label, what all members and strategies predict)."""
     index = {name: k for k, name in enumerate(NAMES)} | {"": -1}
     said = np.array([index[said] for _, _, said in rows])
     return RecordedPredictions(
@@ -79,8 +79,8 @@ def test_a_picture_that_any_member_was_trained_on_has_no_accuracy(tmp_path, cont
 
 
 def test_a_picture_that_the_only_member_held_out_is_new_to_it(tmp_path):
-    answered = table(("zero", "red", "red"), ("one", "red", "red"))
-    found = figures(answered, a_run(tmp_path / "run")[:1])
+    recorded = table(("zero", "red", "red"), ("one", "red", "red"))
+    found = figures(recorded, a_run(tmp_path / "run")[:1])
     assert found == {"unseen": Count(1, 1).figures(), "seen": 1, "unlabelled": 0, "unread": 0}
 
 
@@ -105,7 +105,7 @@ def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_p
     assert [said for _, said in found.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
 
 
-def test_a_record_holds_what_each_decider_said():
+def test_a_record_holds_what_each_strategy_and_member_predicts():
     """Two members on two images; of one, only a wide margin makes the sure member win the mean of logits."""
     logits = np.array([[[9.0, 0, 0], [1.0, 0, 0]], [[0, 1.0, 0], [0, 3.0, 0]]], dtype=np.float32)
     record = Recorder(("fold-0", "fold-1"), np.ones(2))
@@ -123,8 +123,8 @@ def test_a_record_holds_what_each_decider_said():
 
 
 def test_saved_answers_are_read_back(tmp_path):
-    answered = table(("new", "red", "blue"), ("unread", "", "red"))
-    save_recorded(tmp_path / "some/images.safetensors", answered)
+    recorded = table(("new", "red", "blue"), ("unread", "", "red"))
+    save_recorded(tmp_path / "some/images.safetensors", recorded)
     found = load_recorded(tmp_path / "some/images.safetensors")
     assert (found.ids, found.content_hashes, found.strategy, found.class_names) == (
         answered.ids,
@@ -149,7 +149,7 @@ def test_damaged_answers_are_refused_in_one_sentence(tmp_path, damage):
         words = {"deciders": '["logits"]', "names": "[]", "strategy": '"logits"'}
         short = {"labels": tensors["labels"][:1], "decisions": tensors["decisions"][:1]}
         save_file(tensors | short, path, metadata=None if damage == "no metadata" else words)
-    with pytest.raises(BrokenError, match=r"images.safetensors: cannot be read .*; run ensemble.py"):
+    with pytest.raises(BrokenError, match=r"images.safetensors: cannot be read .*; run creature ensemble"):
         load_recorded(path)
 
 

@@ -94,7 +94,7 @@ def test_other_files_are_refused_in_one_sentence(exported, drawn, tmp_path, dama
         model = onnx.load(path)
         del model.metadata_props[:]
         onnx.save(model, path)
-    with pytest.raises(UserError, match=r"m.onnx: no model of python -m creature.publishing.onnx_export"):
+    with pytest.raises(UserError, match=r"m.onnx: no model of creature export"):
         predict.main([str(path), str(drawn / "test")])
     with pytest.raises(UserError, match="no such file"):
         predict.main([str(tmp_path / "none.onnx"), str(drawn / "test")])

@@ -12,9 +12,11 @@ import timm
 import torch
 from PIL import Image
 
+from creature.data.folds import read_folds
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
 from creature.training import loop, run_folder, train_data
+from helpers.fold_files import folds_rows
 from helpers.runs import losses, start, weights_hash
 
 
@@ -24,7 +26,7 @@ def test_a_run_holds_exactly_these_files(run: Path):
         "result.json",
     }  # fmt: skip
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "kept" not in path.parts}
-    top = {"folds.json", "recipe.yaml", "run.json", "run.lock"}
+    top = {"folds.arrow", "recipe.yaml", "run.json", "run.lock"}
     found = {name for name in found if not name.startswith("ensemble/")}
     assert found == top | {f"fold-{k}/{name}" for k in range(3) for name in fold}
     for k in range(3):
@@ -35,7 +37,7 @@ def test_a_run_holds_exactly_these_files(run: Path):
 def test_folds_hold_out_each_row_once_and_results_say_what_they_rest_on(run: Path):
     held = [load_predictions(run / f"fold-{k}" / "held_out.safetensors") for k in range(3)]
     ids = [name for predictions in held for name in predictions.ids]
-    rows = json.loads((run / "folds.json").read_text())["rows"]
+    rows = folds_rows(run)
     assert sorted(ids) == sorted(row[0] for row in rows) and len(set(ids)) == 72
     for k, predictions in enumerate(held):
         result = json.loads((run / f"fold-{k}" / "result.json").read_text())
@@ -69,7 +71,7 @@ def test_two_runs_of_one_recipe_are_bitwise_equal_whatever_the_worker_count(run,
 def test_another_seed_gives_other_weights(run, tiny, tmp_path):
     start(tiny, tmp_path / "other", "folds.train=[1]", "seed=1")
     assert weights_hash(tmp_path / "other" / "fold-1") != weights_hash(run / "fold-1")
-    assert (tmp_path / "other" / "folds.json").read_bytes() == (run / "folds.json").read_bytes()
+    assert (tmp_path / "other" / "folds.arrow").read_bytes() == (run / "folds.arrow").read_bytes()
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
@@ -320,7 +322,7 @@ def test_a_broken_picture_is_named_and_left_out(drawn, tiny, tmp_path, capsys):
     (tmp_path / "train/fish/broken.jpg").write_bytes(b"no image")
     start(tiny, tmp_path / "run", "folds.train=[0]", f"images.train=[{tmp_path / 'train'}]")
     assert "train/fish/broken.jpg" in capsys.readouterr().err
-    assert "train/fish/broken.jpg" in json.loads((tmp_path / "run/folds.json").read_text())["bad"]
+    assert "train/fish/broken.jpg" in read_folds(tmp_path / "run").bad
     with pytest.raises(UserError, match=r"images.max_bad allows 0"):
         start(tiny, tmp_path / "run2", f"images.train=[{tmp_path / 'train'}]", "images.max_bad=0")
 
