@@ -114,7 +114,7 @@ def answer(
     from creature.ensembling import out_of_fold, recorded
     from creature.inference import inputs, members, prediction_files
     from creature.inference.predictor import predict_batches, with_mirroring
-    from creature.training.device import keep_memory, share_cores
+    from creature.device import keep_memory, share_cores
 
     listed = inputs.list_inputs(args.images) if args.images else []
     wanted, columns = options.arrange(args, listed)

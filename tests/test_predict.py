@@ -333,7 +333,7 @@ def test_a_batch_gets_the_memory_of_the_one_before_it():
     script = """
 import resource, torch
 from torch import nn
-from creature.training.device import keep_memory
+from creature.device import keep_memory
 
 model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
 

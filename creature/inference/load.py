@@ -36,7 +36,7 @@ def load_predictor(
             )
         return open_session(model)
     from creature.inference import members
-    from creature.training.device import keep_memory, share_cores
+    from creature.device import keep_memory, share_cores
 
     found = find_model(model, all_members)
     if features and len(found.folders) > 1:

@@ -22,7 +22,7 @@ from creature.errors import UserError
 from creature.inference.fuse_batchnorm import fuse
 from creature.inference.predictor import Predictor
 from creature.storage import file_hash
-from creature.training.device import device_precision
+from creature.device import device_precision
 
 # What a downloaded folder may ask for, in bytes, classes and pixels.
 MAX_CONFIG, MAX_CLASSES, MAX_SIZE = 64 * 2**20, 1_000_000, 2048

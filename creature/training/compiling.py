@@ -16,7 +16,7 @@ from torch import nn
 from creature.console import say
 from creature.recipe import Recipe
 from creature.training.backbone import reason_of
-from creature.training.device import keep_memory
+from creature.device import keep_memory
 from creature.training.loop import train_mode
 from creature.training.run_folder import share_trial, trial_of
 

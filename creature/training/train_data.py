@@ -50,7 +50,7 @@ from creature.training.backbone import (
 )
 from creature.training.checkpoint import TrainingState, finish_fold, has_state, kept_epoch, load_state, prune_epochs
 from creature.training.compiling import compiles
-from creature.training.device import device_precision, keep_memory, share_cores
+from creature.device import device_precision, keep_memory, share_cores
 from creature.training.distributed import MEETING, WAIT, check_processes
 from creature.training.linear_probe import start_classifier
 from creature.training.loop import Learner, make_see
