@@ -9,7 +9,9 @@ python ensemble.py runs/all --distill recipes/student.yaml      # of a run with 
 
 import argparse
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +21,17 @@ from creature.inference import options
 
 if TYPE_CHECKING:
     import numpy as np
+    from datasets import Dataset
 
     from creature.ensembling.acceptance import ImagesAt
-    from creature.ensembling.recorded import RecordedPredictions
+    from creature.ensembling.recorded import Recorder
+    from creature.inference.inputs import InputPath
+    from creature.inference.predictor import ImageInput, Predictor
+    from creature.metrics.recorded import RecordedPredictions
     from creature.recipe import Recipe
+    from creature.run import Fold
+
+    Labels = Sequence[int] | np.ndarray
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,155 +84,204 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.console import say, show_table
     from creature.ensembling import distill, out_of_fold
     from creature.ensembling.weights import weigh_runs
-    from creature.inference import members
+    from creature.run import check_members, is_whole_run, weigh_members
 
-    folds, weights = members.weigh(args.members, args.weights or None)
-    members.check_members(folds)
-    one = args.soup or args.distill
-    if one and (len(args.members) > 1 or not members.is_whole_run(folds) or args.weights is not None):
+    members, weights = weigh_members(args.members, args.weights or None)
+    check_members(members)
+    run, one_model = members[0].run, args.soup or args.distill
+    if one_model and (len(args.members) > 1 or not is_whole_run(members) or args.weights is not None):
         raise UserError(
             "--soup and --distill are of all finished folds of one run, which count the same: ensemble.py RUN --soup"
         )
-    if one and len(folds) < 2:
-        raise UserError(f"--soup and --distill make one model of several, and {folds[0].parent} has one finished fold")
-    student = distill.student_recipe(args.distill, folds[0].parent) if args.distill else None
-    columns, lines = out_of_fold.out_of_fold_table(folds, args.strategy)
+    if one_model and len(members) < 2:
+        raise UserError(f"--soup and --distill make one model of several, and {run} has one finished fold")
+    student = distill.student_recipe(args.distill, run) if args.distill else None
+    columns, lines = out_of_fold.out_of_fold_table(members, args.strategy)
     show_table("Out of fold: each image scored by the member that never saw it", columns, lines)
-    for sentence in out_of_fold.stand_ins(folds, args.strategy):
+    for sentence in out_of_fold.stand_ins(members, args.strategy):
         say(sentence, style="dim")
     if args.weights == []:
-        weights, head, lines = weigh_runs(folds, args.strategy)
-        show_table("Weights, chosen greedily on the out-of-fold predictions", head, lines)
-    found, sources, code = answer(args, folds, weights)
-    stands = conclude(args, folds, weights, found)
-    if one:
-        make_one(args, student, folds, found, stands, sources)
+        weighed = weigh_runs(members, args.strategy)
+        weights = weighed.weights
+        show_table("Weights, chosen greedily on the out-of-fold predictions", weighed.columns, weighed.rows)
+    tables, code = predict(args, members, weights)
+    show_and_keep(args, members, weights, tables)
+    if one_model:
+        make_one(args, student, members, tables)
     if args.out:
-        rows = len(found["images"].ids)
-        say(f"{rows} rows are in {args.out}; next: hand it in, or python predict.py {folds[0]} PHOTO --top 5")
-    elif not one:
-        where, scored = " ".join(args.members), f"{len(folds)} member{'s' * (len(folds) != 1)} scored"
+        rows = len(tables["images"].recorded.ids)
+        say(f"{rows} rows are in {args.out}; next: hand it in, or python predict.py {members[0]} PHOTO --top 5")
+    elif not one_model:
+        where, scored = " ".join(args.members), f"{len(members)} member{'s' * (len(members) != 1)} scored"
         say(f"{scored}; next: python ensemble.py {where} --images DIR --out FILE.csv")
     return code
 
 
-def answer(
-    args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray"
-) -> "tuple[dict[str, RecordedPredictions], dict[str, ImagesAt], int]":
-    """What all members say of the holdout and of --images, whose rows are written; the images, and the exit code."""
+@dataclass(frozen=True)
+class PredictedImages:
+    """Images with what the ensemble and its members predict of them."""
+
+    title: str
+    recorded: "RecordedPredictions"
+    exposed: "np.ndarray"  # (N,) how each image may be scored
+    images: "ImagesAt"
+    scored: bool  # there are labels
+
+
+def predict(
+    args: argparse.Namespace, members: "Sequence[Fold]", weights: "np.ndarray"
+) -> "tuple[dict[str, PredictedImages], int]":
+    """Predict the holdout and --images, whose rows are written; by `holdout` and `images`, and the exit code."""
     from creature.ensembling import out_of_fold, recorded
-    from creature.inference import inputs, members, prediction_files
-    from creature.inference.predictor import predict_batches, with_mirroring
+    from creature.inference import inputs
+    from creature.inference.members import choose_device, load_member, predictor
+    from creature.inference.prediction import to_predictions
+    from creature.inference.predictor import predict_batches
+    from creature.run import member_names, most_frequent_class
     from creature.device import keep_memory, share_cores
 
     listed = inputs.list_inputs(args.images) if args.images else []
-    wanted, columns = options.arrange(args, listed)
-    names = members.folds_of(folds[0].parent).class_names
-    full = {item.path: item.id for item in listed}  # a submission's ids are shorter
-    ids = [full[item.path] for item in wanted]
-    labels = recorded.read_truth(args.labels, ids, names) if args.labels else [-1] * len(ids)
-    holdout = out_of_fold.read_holdout(folds, names)
-    if args.compare and not wanted and holdout is None:
+    ordered, columns = options.arrange(args, listed)
+    class_names = members[0].run.classes
+    full_id = {item.path: item.id for item in listed}  # a submission's ids are shorter
+    ids = [full_id[item.path] for item in ordered]
+    labels = recorded.read_truth(args.labels, ids, class_names) if args.labels else [-1] * len(ids)
+    holdout = out_of_fold.read_holdout(members, class_names)
+    if args.compare and not ordered and holdout is None:
         raise UserError("--compare needs images: --images DIR --labels FILE.csv, or a recipe with images.holdout")
     if (args.soup == "greedy" or args.distill) and not args.labels and holdout is None:
         raise UserError(
             "--soup and --distill are scored on labelled images that no fold saw, and there are none: --images DIR "
             "--labels FILE.csv, or a recipe with images.holdout; --soup uniform makes a soup without a score"
         )
-    device = members.choose_device(args.device)
+    device = choose_device(args.device)
     share_cores()
     keep_memory(device)
-    loaded = [members.load_member(fold, device, fused=True) for fold in folds] if wanted or holdout else []
-    called, see = members.short_names(folds), with_mirroring if args.mirror else lambda predictor: predictor
-    models = [members.result_of(fold)["sha256"]["model.safetensors"] for fold in folds]
-    kept = None if args.strategy == "vote" else args.strategy  # for calibration, which votes have no use for
-    code, found, sources = 0, {}, {}
+    needed = members if ordered or holdout else []
+    loaded = [load_member(member.folder, device, fused=True) for member in needed]
+    names, adapt = member_names(members), adapter(args)
+    models = [member.result.sha256.weights for member in members]
+    # For calibration, which votes have no use for.
+    keep = {"holdout": None if args.strategy == "vote" else args.strategy}
+    keep["images"] = keep["holdout"] if args.labels else None
+    code, tables = 0, {}
+
+    def table(title: str, recorder: "Recorder", ids: "Sequence[str]", labels: "Labels", images: "ImagesAt") -> None:
+        kind = "holdout" if title == "images.holdout" else "images"
+        made = recorder.recorded(ids, labels, strategy=args.strategy, class_names=class_names, models=models)
+        scored = kind == "holdout" or bool(args.labels)
+        tables[kind] = PredictedImages(title, made, recorded.exposures(made, members), images, scored)
+
     if holdout is not None:
-        sources["holdout"] = lambda rows: inputs.read_rows(holdout.select(rows))
-        record = recorded.Recorder(called, weights, args.mirror, kept)
-        predictor = see(members.predictor(loaded))
-        asked = predict_batches(predictor, inputs.read_rows(holdout), args.batch_size, "holdout", len(holdout))
-        deque(record.watch(asked), maxlen=0)
-        found["holdout"] = record.answered(holdout["id"], holdout["label"], args.strategy, names, models)
-    if wanted:
-        sources["images"] = lambda rows: inputs.read_inputs([wanted[row] for row in rows])
-        record = recorded.Recorder(called, weights, args.mirror, kept if args.labels else None)
-        top = min(args.top, len(names))
-        predictor = see(members.predictor(loaded, weights, args.strategy))
-        asked = predict_batches(predictor, inputs.read_inputs(wanted), args.batch_size, "predicting", len(wanted))
-        rows = prediction_files.to_predictions(record.watch(asked), predictor, top)
+        recorder = recorded.Recorder(names, weights, args.mirror, keep["holdout"])
+        ensemble = adapt(predictor(loaded))
+        images = inputs.read_rows(holdout)
+        batches = predict_batches(ensemble, images, args.batch_size, title="holdout", total=len(holdout))
+        deque(recorder.watch(batches), maxlen=0)
+        rows_at = partial(rows_of_dataset, holdout)
+        table("images.holdout", recorder, holdout["id"], holdout["label"], rows_at)
+    if ordered:
+        recorder = recorded.Recorder(names, weights, args.mirror, keep["images"])
+        top = min(args.top, len(class_names))
+        ensemble = adapt(predictor(loaded, weights, args.strategy))
+        images = inputs.read_inputs(ordered)
+        batches = predict_batches(ensemble, images, args.batch_size, title="predicting", total=len(ordered))
+        rows = to_predictions(recorder.watch(batches), ensemble, top)
         if args.out:
-            code = options.write(args, columns, rows, top, members.most_frequent(folds))
+            code = options.write(args, columns, rows, top=top, fallback=most_frequent_class(members[0].folder))
         else:
             deque(rows, maxlen=0)
-            code = BROKEN_IMAGES if "" in record.hashes else 0
-        found["images"] = record.answered(ids, labels, args.strategy, names, models)
-    return found, sources, code
+            code = BROKEN_IMAGES if "" in recorder.content_hashes else 0
+        rows_at = partial(inputs_at, ordered)
+        table(args.labels or "images", recorder, ids, labels, rows_at)
+    return tables, code
 
 
-def conclude(
-    args: argparse.Namespace, folds: Sequence[Path], weights: "np.ndarray", found: "Mapping[str, RecordedPredictions]"
-) -> "dict[str, np.ndarray]":
-    """Show the scores and comparisons, and keep what all folds of a run said; how each image may be scored."""
+def adapter(args: argparse.Namespace) -> "Callable[[Predictor], Predictor]":
+    """What --mirror makes of a predictor."""
+    from creature.inference.predictor import with_mirroring
+
+    return with_mirroring if args.mirror else lambda predictor: predictor
+
+
+def rows_of_dataset(dataset: "Dataset", rows: "np.ndarray") -> "Iterator[ImageInput]":
+    """Some rows of the holdout."""
+    from creature.inference.inputs import read_rows
+
+    return read_rows(dataset.select(rows))
+
+
+def inputs_at(inputs: "Sequence[InputPath]", rows: "np.ndarray") -> "Iterator[ImageInput]":
+    """Some of --images."""
+    from creature.inference.inputs import read_inputs
+
+    return read_inputs([inputs[row] for row in rows])
+
+
+def show_and_keep(
+    args: argparse.Namespace,
+    members: "Sequence[Fold]",
+    weights: "np.ndarray",
+    tables: "Mapping[str, PredictedImages]",
+) -> None:
+    """Show the scores and comparisons, and keep what all folds of a run predict."""
     from creature.console import show_table
-    from creature.ensembling import compare, out_of_fold, recorded
-    from creature.inference import members
+    from creature.ensembling.compare import show_comparison
+    from creature.ensembling.out_of_fold import ensemble_summary
+    from creature.ensembling.recorded import tally, warn_of_lost_labels
+    from creature.metrics.recorded import save_recorded
+    from creature.run import is_whole_run
     from creature.storage import write_json
 
-    stands = {name: recorded.exposure_of(answered, folds) for name, answered in found.items()}
-    titles = {"holdout": "images.holdout", "images": args.labels or "images"}
-    scores = {
-        titles[name]: recorded.tally(found[name], stands[name]) for name in found if name == "holdout" or args.labels
-    }
-    if scores:
-        title = f"Ensemble of {len(folds)} by {args.strategy}, on images that no member was trained on"
-        lines = [line for name, tally in scores.items() for line in tally.lines(name)]
+    tallies = {table.title: tally(table.recorded, table.exposed) for table in tables.values() if table.scored}
+    if tallies:
+        title = f"Ensemble of {len(members)} by {args.strategy}, on images that no member was trained on"
+        lines = [line for name, counts in tallies.items() for line in counts.lines(name)]
         show_table(title, ("images", "accuracy [95 %]"), lines)
-    store = folds[0].parent / "ensemble" if members.is_whole_run(folds) else None
+    store = members[0].run.folder / "ensemble" if is_whole_run(members) else None
     if args.compare:
-        for name, answered in found.items():
-            compare.show(titles[name], answered, stands[name], store and store / f"disagreements-{name}.csv")
+        for kind, table in tables.items():
+            file = store and store / f"disagreements-{kind}.csv"
+            show_comparison(table.title, table.recorded, table.exposed, file)
     if store:
         store.mkdir(exist_ok=True)
-        for name, answered in found.items():
-            recorded.warn_of_lost_labels(store / f"{name}.safetensors", answered)
-            recorded.save_recorded(store / f"{name}.safetensors", answered)
-        write_json(store / "result.json", out_of_fold.summary(folds, weights, args.strategy, scores, args.mirror))
-    return stands
+        for kind, table in tables.items():
+            warn_of_lost_labels(store / f"{kind}.safetensors", table.recorded)
+            save_recorded(store / f"{kind}.safetensors", table.recorded)
+        summary = ensemble_summary(members, weights, strategy=args.strategy, tallies=tallies, mirror=args.mirror)
+        write_json(store / "result.json", summary)
 
 
 def make_one(
     args: argparse.Namespace,
     student: "Recipe | None",
-    folds: Sequence[Path],
-    found: "Mapping[str, RecordedPredictions]",
-    stands: "Mapping[str, np.ndarray]",
-    sources: "Mapping[str, ImagesAt]",
+    members: "Sequence[Fold]",
+    tables: "Mapping[str, PredictedImages]",
 ) -> None:
     """Make one model of the members, or several, and show each beside them and the ensemble."""
     from creature.ensembling import acceptance
-    from creature.ensembling.distill import judge_student
+    from creature.ensembling.distill import score_student
     from creature.ensembling.soup import make_soup
-    from creature.inference import members
-    from creature.inference.predictor import with_mirroring
+    from creature.inference.members import choose_device
 
-    run, kind, title = folds[0].parent, "holdout", "images.holdout"
-    if args.labels:
-        kind, title = "images", args.labels
-    unseen = acceptance.find_unseen(title, found[kind], stands[kind], sources[kind], folds) if kind in found else None
-    see = with_mirroring if args.mirror else lambda predictor: predictor
-    device, models, made = members.choose_device(args.device), [], {}
+    run, table = members[0].run.folder, tables.get("images" if args.labels else "holdout")
+    unseen = None
+    if table:
+        unseen = acceptance.find_unseen(
+            table.title, table.recorded, exposed=table.exposed, images=table.images, members=members
+        )
+    how = {"device": choose_device(args.device), "batch_size": args.batch_size, "adapt": adapter(args)}
+    made = {}
     if args.soup:
-        models, made[run / "soup"] = make_soup(folds, args.soup, unseen, device, args.batch_size, see)
+        made[run / "soup"] = make_soup(members, args.soup, unseen=unseen, **how)
     if student:
         train_student(args.distill, student, run)
         assert unseen  # distillation is refused without
-        model, made[run / "student/fold-0"] = judge_student(run / "student", unseen, device, args.batch_size, see)
-        models.append(model)
+        made[run / "student/fold-0"] = score_student(run / "student", unseen, **how)
     if unseen:
-        acceptance.show(unseen, models)
-    for folder, accepted in made.items():
-        acceptance.advise(folder, run, accepted)
+        acceptance.show_scores(unseen, [model for models in made.values() for model in models.models])
+    for folder, models in made.items():
+        acceptance.advise(folder, run, models.accepted)
 
 
 def train_student(path: str, recipe: "Recipe", run: Path) -> None:

@@ -19,7 +19,7 @@ from creature.inference import options
 
 if TYPE_CHECKING:
     from creature.inference.inputs import Shard
-    from creature.inference.prediction_files import Prediction
+    from creature.inference.prediction import Prediction
     from creature.metrics.calibration import Calibration
 
 
@@ -53,52 +53,81 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.explain and (args.members or args.embed or args.mirror):
         raise UserError("--explain shows what one answer rests on; leave out --members, --embed and --mirror")
 
+    if args.model.endswith(".onnx") and (args.members or args.embed or args.explain):
+        raise UserError(
+            f"{args.model} is one model without features; --members, --embed and --explain need the trained folder"
+        )
+    if args.embed and args.members:
+        raise UserError("--embed needs one model, and --members are several; leave one of them out")
+
     from creature.console import say, show_table
-    from creature.inference import inputs, overlays, prediction_files, shards
-    from creature.inference.load import load_predictor
+    from creature.inference import inputs, overlays, shards
+    from creature.inference.classifier import load
+    from creature.inference.prediction import to_predictions
     from creature.inference.predictor import predict_batches, with_mirroring
 
     if shards.process()[1] > 1 and not args.parts:
         raise UserError("several processes write parts into one folder: --out DIR/")
-    calibration = promise(args)
-    predictor = load_predictor(args.model, args.members, args.device, args.embed, bool(args.explain))
+    calibration = fit_calibration(args)
+    use_whole_machine(args)
+    classifier = load(args.model, device=args.device, members=args.members)
+    predictor = classifier.feature_predictor if args.embed else classifier.predictor
+    predictor = classifier.overlay_predictor if args.explain else predictor
     predictor = with_mirroring(predictor) if args.mirror else predictor
-    columns = ("", "")
+    columns, top = ("", ""), min(args.top, len(classifier.class_names))
     if args.format == "submission":
         listed, columns = options.arrange(args, inputs.list_inputs(args.images, args.urls))
-        pieces = [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))]
+        sources = [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))]
     else:
-        pieces = inputs.find_shards(args.images, args.image_column, args.urls)
-    top = min(args.top, len(predictor.class_names))
+        sources = inputs.find_shards(args.images, args.image_column, args.urls)
 
-    def answered(some: "Sequence[Shard]") -> "Iterator[Prediction]":
-        total = None if any(piece.size is None for piece in some) else sum(piece.size or 0 for piece in some)
-        pictures = chain.from_iterable(piece.pictures() for piece in some)
-        asked = predict_batches(predictor, pictures, args.batch_size, "predicting", total)
-        rows = prediction_files.to_predictions(asked, predictor, top, calibration)
-        return overlays.save(rows, args.explain) if args.explain else rows
+    def predict(some: "Sequence[Shard]") -> "Iterator[Prediction]":
+        total = None if any(shard.size is None for shard in some) else sum(shard.size or 0 for shard in some)
+        images = chain.from_iterable(shard.images() for shard in some)
+        batches = predict_batches(predictor, images, args.batch_size, title="predicting", total=total)
+        predictions = to_predictions(batches, predictor, top, calibration)
+        return overlays.save(predictions, args.explain) if args.explain else predictions
 
     if args.explain:
         say(f"{args.explain} gets each image: what speaks for its first label in orange, against it in blue")
 
     if args.parts:
-        broken = shards.write_shards(args.out, pieces, answered, predictor, top)
+        broken = shards.write_shards(args.out, sources, predict, predictor=predictor, top=top)
         return BROKEN_IMAGES if broken else 0
     if args.out:
         code = options.write(
-            args, columns, answered(pieces), top, predictor.fallback, predictor.features, bool(args.set)
+            args,
+            columns,
+            predict(sources),
+            top=top,
+            fallback=predictor.fallback,
+            features=predictor.features,
+            sets=bool(args.set),
         )
-        words = f"{args.model} --members" if args.members else args.model
-        say(f"the predictions are in {args.out}; next: python predict.py {words} PHOTO --top 5")
+        model = f"{args.model} --members" if args.members else args.model
+        say(f"the predictions are in {args.out}; next: python predict.py {model} PHOTO --top 5")
         return code
-    rows = list(answered(pieces))
+    predictions = list(predict(sources))
     heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.set:g}"] if args.set else []))
-    show_table(f"{predictor.title}: labels and probabilities", heads, (cells(row, top) for row in rows))
-    say(f"{len(rows)} image{'s' * (len(rows) != 1)}; next: --out FILE.csv writes them to a file")
-    return BROKEN_IMAGES if any(row.broken for row in rows) else 0
+    rows = (cells(prediction, top) for prediction in predictions)
+    show_table(f"{predictor.title}: labels and probabilities", heads, rows)
+    count = len(predictions)
+    say(f"{count} image{'s' * (count != 1)}; next: --out FILE.csv writes them to a file")
+    return BROKEN_IMAGES if any(prediction.broken for prediction in predictions) else 0
 
 
-def promise(args: argparse.Namespace) -> "Calibration | None":
+def use_whole_machine(args: argparse.Namespace) -> None:
+    """Take this process's share of the cores, and keep freed memory: a program of its own may, a library must not."""
+    if args.model.endswith(".onnx"):
+        return
+    from creature.inference.members import choose_device
+    from creature.training.device import keep_memory, share_cores
+
+    share_cores()
+    keep_memory(choose_device(args.device))
+
+
+def fit_calibration(args: argparse.Namespace) -> "Calibration | None":
     """What --set and --precision ask for, fitted on rows that the model never saw."""
     if not args.set and not args.precision:
         return None
@@ -107,32 +136,37 @@ def promise(args: argparse.Namespace) -> "Calibration | None":
     if args.model.endswith(".onnx"):
         raise UserError(f"--set and --precision need the trained fold, and {args.model} is an ONNX file")
 
+    from dataclasses import replace
+
     from creature.console import warn
     from creature.ensembling import calibrate
     from creature.inference.load import find_model
-    from creature.metrics import calibration
+    from creature.metrics.calibration import choose_thresholds
 
     found = find_model(args.model, args.members)
     if len(found.folders) > 1:
-        words = (found.folders, found.weights, found.strategy, args.mirror)
-        fitted = calibrate.ensemble_calibration(found.home, *words)
+        blending = replace(found.blending, mirror=args.mirror)
+        fitted = calibrate.ensemble_calibration(found.home, found.folders, blending)
     else:
         fitted = calibrate.member_calibration(found.folders[0])
     if fitted.mirror != args.mirror:
-        raise UserError(f"--mirror: calibration was made {'with' if fitted.mirror else 'without'} it; ask as that did")
+        raise UserError(
+            f"--mirror: calibration was made {'with' if fitted.mirror else 'without'} it; predict as that did"
+        )
     if fitted.selected:
         warn(
             f"{args.model}: its epoch was chosen on the images that this is fitted on, so it promises a little too much"
         )
-    return calibration.choose_thresholds(fitted, args.set, args.precision)
+    return choose_thresholds(fitted, args.set, args.precision)
 
 
-def cells(row: "Prediction", top: int) -> list[str]:
+def cells(prediction: "Prediction", top: int) -> list[str]:
     """A row of the terminal's table."""
-    if row.broken:
-        return [row.id, f"not read: {row.status}"]
-    answers = [f"{label} {p:.3f}" for label, p in zip(row.labels, row.probabilities, strict=True)] or ["unsure"]
-    return [row.id, *answers, *[""] * (top - len(answers)), *([", ".join(row.set)] if row.set else [])]
+    if prediction.broken:
+        return [prediction.id, f"not read: {prediction.status}"]
+    labels = [f"{label} {probability:.3f}" for label, probability in prediction.top(top)] or ["unsure"]
+    label_set = [", ".join(prediction.label_set)] if prediction.label_set else []
+    return [prediction.id, *labels, *[""] * (top - len(labels)), *label_set]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from timm.data import create_transform, resolve_data_config
 
 import predict
 from creature.console import run, say, show_table
-from creature.data.files import label_of, list_pictures, natural, read_labels
+from creature.data.files import label_of, list_images, natural, read_labels
 from creature.device import usable_cores
 from creature.errors import UserError
 from creature.recipe import load_recipe
@@ -156,7 +156,7 @@ def train_peer(args: argparse.Namespace, rate: float, seed: int, out: Path) -> T
 
     ends, whole = timed([str(PEER), str(args.data), *words], checkpoint, out)
     names = sorted((folder.name for folder in (args.data / "train").iterdir() if folder.is_dir()), key=natural)
-    pictures = list_pictures(str(args.data / "test"))
+    pictures = list_images(str(args.data / "test"))
 
     @torch.inference_mode()
     def said(epoch: int) -> Iterator[tuple[str, str]]:

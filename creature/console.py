@@ -65,7 +65,7 @@ def show_cells(title: str, note: str, columns: Sequence[str], rows: Iterable[Ite
     console.print()
 
 
-def progress(unit: str = "images") -> Progress:
+def progress(unit: str = "images", shown: bool = True) -> Progress:
     """A progress bar with rate and time left; it shows nothing where the output is no terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -75,7 +75,7 @@ def progress(unit: str = "images") -> Progress:
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
-        disable=not console.is_terminal or os.environ.get("RANK", "0") != "0",
+        disable=not shown or not console.is_terminal or os.environ.get("RANK", "0") != "0",
     )
 
 
@@ -86,6 +86,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name that a pipe cannot take ends no run
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = main()
     except (UserError, BrokenError) as error:

@@ -1,12 +1,347 @@
-"""A run's folder, read: what its folds predicted of the images that they held out. N rows, K classes."""
+"""A run's folder, read in one place: its recipe, its fold table, and what each finished fold says of itself.
 
+What has been read is kept with the object: make a new `Run` to see what has changed on disk since. N rows, K classes.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from creature.data.folds import FoldTable
+from creature.console import warn
+from creature.data.folds import FoldTable, read_folds
 from creature.data.mapped_tables import compute
-from creature.metrics.predictions import Predictions
+from creature.errors import BrokenError, UserError
+from creature.metrics.accuracy import Count
+from creature.metrics.predictions import Predictions, concatenate, load_predictions
+from creature.storage import file_hash
+
+if TYPE_CHECKING:
+    from creature.metrics.recorded import RecordedPredictions
+    from creature.recipe import Recipe
+
+RECORDED = ("holdout", "images")  # tables that ensemble.py keeps in RUN/ensemble
+
+
+class EpochScore(BaseModel):
+    """How many of a fold's held-out rows one epoch has right."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    epoch: int = Field(default=1, ge=1)
+    correct: int = Field(ge=0)
+    n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> Self:
+        if self.correct > self.n:
+            raise ValueError(f"correct is {self.correct}, and n only {self.n}")
+        return self
+
+    @property
+    def count(self) -> Count:
+        """The same, with its interval."""
+        return Count(self.correct, self.n)
+
+
+class FileHashes(BaseModel):
+    """SHA-256 of the files that a result was measured with."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    weights: str = Field(alias="model.safetensors")
+
+
+class FoldResult(EpochScore):
+    """What others rest on in a fold's result.json, which holds more; older versions wrote less."""
+
+    epoch: int = Field(ge=1)
+    fold: int = Field(ge=0)
+    selected: bool  # the epoch was chosen on the rows that it is scored on
+    last: EpochScore
+    class_counts: list[int]
+    parameters: int
+    seconds: float  # of training steps
+    folds: str  # hash of the fold table
+    sha256: FileHashes
+    images_trained: int = 0
+    device: str = ""
+    versions: dict[str, str] = {}
+
+    @property
+    def shown_score(self) -> str:
+        """The score for people, marked where its epoch was chosen on the rows that it is scored on."""
+        return f"{self.count}{' selected' * self.selected}"
+
+
+def read_result(fold: Path) -> FoldResult:
+    """A finished fold's result.json.
+
+    Raises UserError where there is none, BrokenError for one that says something else.
+    """
+    path = fold / "result.json"
+    try:
+        return FoldResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise BrokenError(
+            f"{path}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}; restore it, or train the fold again"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{fold} is no finished fold: {error}") from error
+
+
+class Fold:
+    """A finished fold: a model, and its predictions of the rows that it held out."""
+
+    def __init__(self, folder: Path, run: "Run | None" = None):
+        self.folder = folder
+        self.run = run or Run(folder.parent)
+
+    @property
+    def name(self) -> str:
+        """The folder's name: fold-0."""
+        return self.folder.name
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @cached_property
+    def result(self) -> FoldResult:
+        """Its result.json."""
+        return read_result(self.folder)
+
+    @property
+    def score(self) -> Count:
+        """Its accuracy on the rows that it held out."""
+        return self.held_out.score
+
+    @property
+    def last_score(self) -> Count:
+        """The same of the last epoch, where another one was selected."""
+        return self.result.last.count
+
+    @cached_property
+    def held_out_rows(self) -> np.ndarray:
+        """Which rows (N,) of the fold table it held out; raises BrokenError where the table has no such fold."""
+        if self.result.fold >= self.run.fold_table.members:
+            raise BrokenError(f"{self.folder / 'result.json'}: fold: {self.result.fold} is none of the run's folds")
+        return self.run.fold_table.held_out(self.result.fold)
+
+    @cached_property
+    def held_out(self) -> Predictions:
+        """Its predictions of the rows that it held out, by the selected epoch's weights."""
+        return self._read_held_out(self.folder)
+
+    @cached_property
+    def held_out_last(self) -> Predictions:
+        """The same by the last epoch's weights; raises BrokenError where `kept/` is gone."""
+        return self._read_held_out(kept_epoch(self.folder, self.result.last.epoch - 1))
+
+    def _read_held_out(self, folder: Path) -> Predictions:
+        path, table = folder / "held_out.safetensors", self.run.fold_table
+        held = load_predictions(path)
+        expected = set(table.ids.filter(self.held_out_rows).to_pylist())
+        if set(held.ids) != expected or held.class_names != table.class_names:
+            raise BrokenError(f"{path}: its rows are not those that the run's fold table holds out")
+        return with_labels(held, table)
+
+
+class Run:
+    """A run's folder."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @cached_property
+    def recipe(self) -> "Recipe":
+        """Its recipe, with every setting."""
+        from creature.recipe import load_recipe  # here, for a prediction need not wait for the schema
+
+        return load_recipe(self.folder / "recipe.yaml")
+
+    @cached_property
+    def fold_table(self) -> FoldTable:
+        """Which row is held out of which fold."""
+        return read_folds(self.folder / "folds.json")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the class indices."""
+        return self.fold_table.class_names
+
+    @cached_property
+    def folds(self) -> tuple[Fold, ...]:
+        """Its finished folds, by number; a folder with another name is no fold, and is warned of.
+
+        Raises UserError for a copy of a fold under another fold's name.
+        """
+        numbered: dict[int, Fold] = {}
+        for path in sorted(self.folder.glob("fold-*/result.json")):
+            name = re.fullmatch(r"fold-(\d+)", path.parent.name)
+            if name is None:
+                warn(
+                    f"{path.parent} is left out: folds are called fold-0, fold-1, ...; rename it, or move it elsewhere"
+                )
+                continue
+            fold = numbered[int(name[1])] = Fold(path.parent, self)
+            if fold.result.fold != int(name[1]):
+                raise UserError(
+                    f"{fold.folder} holds fold {fold.result.fold}, as its result.json says; a fold counts once: move "
+                    "the copy out of the run"
+                )
+        return tuple(numbered[number] for number in sorted(numbered))
+
+    @cached_property
+    def out_of_fold(self) -> Predictions:
+        """Every row that a finished fold held out, as predicted by the member that never saw it; each row once."""
+        return concatenate([fold.held_out for fold in full_repeats(self.folds)[0]])
+
+    @cached_property
+    def predictions(self) -> "dict[str, RecordedPredictions]":
+        """What ensemble.py has kept of the holdout and of new images, by `holdout` and `images`."""
+        from creature.metrics.recorded import load_recorded
+
+        paths = {kind: self.folder / "ensemble" / f"{kind}.safetensors" for kind in RECORDED}
+        return {kind: load_recorded(path) for kind, path in paths.items() if path.exists()}
+
+    @cached_property
+    def rows_by_content(self) -> dict[str, list[int]]:
+        """The rows of the fold table by content hash."""
+        rows: dict[str, list[int]] = {}
+        for row, content in enumerate(self.fold_table.hashes.to_pylist()):
+            rows.setdefault(content, []).append(row)
+        return rows
+
+
+def find_members(paths: Sequence[str | Path]) -> list[Fold]:
+    """The finished folds among fold and run folders, each once, in an order that the argument order does not change.
+
+    Raises UserError for a folder without a finished fold, or a fold that is given twice.
+    """
+    runs: dict[Path, Run] = {}
+    members: list[Fold] = []
+    for path in map(Path, paths):
+        inside = runs.setdefault(path, Run(path)).folds
+        if not inside and not (path / "config.json").exists():
+            raise UserError(
+                f"{path}: no finished fold here; give a run folder (runs/NAME) or a fold in it (runs/NAME/fold-0)"
+            )
+        members += inside or [Fold(path, runs.setdefault(path.parent, Run(path.parent)))]
+    if len({member.folder.resolve() for member in members}) < len(members):
+        raise UserError("a fold is given twice; a run folder stands for all of its folds")
+    # fold-10 after fold-9
+    return sorted(members, key=lambda member: (str(member.folder.parent), len(member.name), member.name))
+
+
+def weigh_members(paths: Sequence[str], weights: Sequence[float] | None) -> tuple[list[Fold], np.ndarray]:
+    """The members of all paths and their weights (M,); the folds of a run share the weight given for it equally."""
+    members = find_members(paths)
+    if weights is None:
+        return members, np.ones(len(members))
+    if len(weights) != len(paths) or min(weights) < 0 or not sum(weights) > 0:
+        raise UserError(
+            f"--weights: one number of 0 or more for each of the {len(paths)} given members, not all 0, "
+            f"got {' '.join(map(str, weights))}"
+        )
+    share: dict[Path, float] = {}
+    for path, weight in zip(paths, weights, strict=True):
+        inside = find_members([path])
+        share |= {member.folder: weight / len(inside) for member in inside}
+    return members, np.array([share[member.folder] for member in members])
+
+
+def is_whole_run(members: Sequence[Fold]) -> bool:
+    """Whether the members are all the finished folds of one run."""
+    of_run = [fold.folder for fold in members[0].run.folds]
+    return [member.folder for member in members] == of_run
+
+
+def member_names(members: Sequence[Fold]) -> list[str]:
+    """What members are called: `fold-0` within one run, else by their paths."""
+    return [member.name if is_whole_run(members) else str(member) for member in members]
+
+
+def by_run(members: Sequence[Fold]) -> Iterator[tuple[Run, list[Fold]]]:
+    """Each run with those of its folds that are among the members."""
+    for folder in dict.fromkeys(member.run.folder for member in members):
+        inside = [member for member in members if member.run.folder == folder]
+        yield inside[0].run, inside
+
+
+def by_repeat(members: Sequence[Fold]) -> dict[int, list[Fold]]:
+    """The members of one run by the repeat that they belong to, whose folds hold out each row once."""
+    repeats: dict[int, list[Fold]] = {}
+    for member in members:
+        repeats.setdefault(member.result.fold // member.run.fold_table.count, []).append(member)
+    return dict(sorted(repeats.items()))
+
+
+def full_repeats(members: Sequence[Fold]) -> list[list[Fold]]:
+    """The members of one run by repeat, but for repeats that have fewer finished folds, and so rows, than others."""
+    repeats = by_repeat(members).values()
+    return [inside for inside in repeats if len(inside) == max(map(len, repeats))]
+
+
+def exposure(members: Sequence[Fold], content_hash: str) -> str:
+    """How members know an image: `seen` if one was trained on it, `selected` if an epoch was chosen on it, `unseen`."""
+    known = "unseen"
+    for member in members:
+        rows = member.run.rows_by_content.get(content_hash)
+        if rows and not member.held_out_rows[rows].all():
+            return "seen"
+        if rows and member.result.selected:
+            known = "selected"
+    return known
+
+
+def check_members(members: Sequence[Fold]) -> None:
+    """Raises UserError unless all members share class names and fold table, BrokenError for other weights."""
+    first = members[0]
+    for member in members:
+        if file_hash(member.folder / "model.safetensors") != member.result.sha256.weights:
+            raise BrokenError(
+                f"{member.folder / 'model.safetensors'} is not what its result.json was measured with; restore it, or "
+                "train the fold again"
+            )
+        _ = member.held_out_rows  # which refuses a fold that is none of the run's
+        names, expected = member.run.classes, first.run.classes
+        if names != expected:
+            odd = sorted(set(names) ^ set(expected)) or ["the order"]
+            raise UserError(
+                f"{member} and {first} were trained on different classes; they differ in {', '.join(odd[:10])}"
+            )
+        if member.result.folds != first.result.folds:
+            raise UserError(
+                f"{member} and {first} hold out different images; members must share one fold table "
+                "(same images, folds.count, folds.repeats, folds.seed and folds.group)"
+            )
+
+
+def most_frequent_class(folder: Path) -> str:
+    """The class with the most images in training: what a submission says of an image that cannot be read.
+
+    Raises BrokenError where the result does not say how many images each class had.
+    """
+    path = folder / "result.json"
+    try:
+        counts = json.loads(path.read_text(encoding="utf-8"))["class_counts"]
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
+        return str(names[int(np.argmax(np.array(counts, dtype=np.int64)))])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise BrokenError(f"{path}: its class_counts are no numbers of images, one a class ({error})") from error
+
+
+def kept_epoch(fold: Path, epoch: int) -> Path:
+    """Folder of a kept epoch's weights and held-out predictions; epochs are named from 1."""
+    return fold / "kept" / f"epoch-{epoch + 1:04d}"
 
 
 def held_out_predictions(folds: FoldTable, rows: np.ndarray, logits: np.ndarray) -> Predictions:

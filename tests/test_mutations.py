@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT
 
 
 class Mutation(NamedTuple):
@@ -41,7 +41,7 @@ def test_every_fault_has_a_mutation_that_fits_the_code():
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project without what is no part of it."""
     folder = tmp_path_factory.mktemp("copy") / "creature"
-    unwanted = shutil.ignore_patterns(".git", ".venv", "runs", "data", "__pycache__", ".*_cache")
+    unwanted = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=unwanted)
     return folder
 

@@ -23,8 +23,8 @@ from creature.recipe import (
     recipe_changes,
     recipe_warnings,
 )
+from helpers import ROOT
 
-ROOT = Path(__file__).parent.parent
 SMALL = "name: small\nimages: {train: [images]}\nbackbone: {name: resnet18}\n"
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from creature.device import usable_cores
-from creature.data.loader import naming_fatal_image, load_batches, note_decoding
+from creature.console import progress, warn
 from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.duplicates import sketch
-from creature.console import progress, warn
+from creature.data.loader import load_batches, naming_fatal_image, note_decoding
+from creature.device import usable_cores
 from creature.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from creature.data.files import natural
-from creature.data.mapped_tables import compute, store_table, rows_of
+from creature.data.mapped_tables import compute, rows_of, store_table
 from creature.data.sources import Columns, check_classes, read_source, short_names
 from creature.errors import UserError
 
@@ -41,7 +41,9 @@ def read_images(sources: Sequence[str], columns: Columns, field: str, names: Seq
     text = Value("string")
     features = Features(id=text, label=ClassLabel(names=list(names)), group=text, source=Value("int32"))
     images = concatenate_datasets([part.images for part in parts])
-    dataset = concatenate_datasets([images, Dataset.from_file(str(store_table(rows.cast(features.arrow_schema))))], axis=1)
+    dataset = concatenate_datasets(
+        [images, Dataset.from_file(str(store_table(rows.cast(features.arrow_schema))))], axis=1
+    )
     return dataset if order is None else dataset.select(order)
 
 

@@ -122,6 +122,22 @@ def decode(data: bytes) -> Image.Image:
     return Encoded(data).image()
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image that is decoded already, as `decode` gives one; raises BadImage as it does."""
+    with _reasons():
+        _check_header(image)
+        return _upright(_rgb(image), _turn(image))
+
+
+def image_of_array(array: np.ndarray) -> Image.Image:
+    """An array of pixels as an image: uint8, (H, W, 3) or grey (H, W); raises BadImage for any other."""
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise BadImage(f"an array must be uint8 of shape (H, W, 3) or (H, W), got {array.dtype} {array.shape}")
+    if not array.size:
+        raise BadImage(f"an array without pixels, of shape {array.shape}")
+    return Image.fromarray(array)
+
+
 @contextmanager
 def _reasons() -> Iterator[None]:
     try:

@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from creature.device import usable_cores
+from creature.console import progress, run, say, show_table
 from creature.data.decode import BadImage, Encoded, content_hash, read
 from creature.data.duplicates import LENGTH, near_duplicates, sketch
-from creature.data.files import file_id, label_of, list_pictures, natural, read_labels
+from creature.data.files import file_id, label_of, list_images, natural, read_labels
 from creature.data.sources import SPLITS, short_names
-from creature.console import progress, run, say, show_table
+from creature.device import usable_cores
 from creature.errors import UserError
 
 SHOWN = 20  # rows of a table
@@ -104,7 +104,7 @@ def find(folder: str, labels: dict[str, str], name: str) -> Iterator[ScannedImag
     for root in roots:
         own = os.path.basename(os.path.normpath(root))
         split = own if not name else f"{name}/{own}" if inside else name
-        if not (paths := list_pictures(root)):
+        if not (paths := list_images(root)):
             raise UserError(f"{root}: holds no images")
         for path in sorted(paths):
             within = os.path.relpath(path, root)

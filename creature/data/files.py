@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from creature.data.decode import BadImage, read
 from creature.console import printable, warn
+from creature.data.decode import BadImage, read
 from creature.errors import UserError
 
 _KINDS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
@@ -80,7 +80,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def list_pictures(folder: str) -> list[str]:
+def list_images(folder: str) -> list[str]:
     """Paths of all files below a folder that are images by their ending; says how many others there are."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")

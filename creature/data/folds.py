@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from creature.storage import file_hash, write_atomically
-from creature.data.mapped_tables import PIECE, compute, store_table, stored_table, rows_of
 from creature.console import warn
+from creature.data.mapped_tables import PIECE, compute, rows_of, store_table, stored_table
 from creature.errors import UserError
+from creature.storage import file_hash, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -21,13 +21,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch.nn.functional import interpolate
 
-from creature.device import usable_cores
-from creature.storage import manifest_differences, sync, write_json, write_manifest
-from creature.data.loader import naming_fatal_image, load_batches, note_decoding
+from creature.console import progress, warn
 from creature.data.decode import BadImage, Decoded, decode, read
 from creature.data.eval_transform import EvalTransform
-from creature.console import progress, warn
+from creature.data.loader import load_batches, naming_fatal_image, note_decoding
+from creature.device import usable_cores
 from creature.errors import UserError
+from creature.storage import manifest_differences, sync, write_json, write_manifest
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from creature.device import usable_cores
-from creature.data.decode import BLACK, BadImage, Encoded, read
 from creature.data.augment import Augmentation
+from creature.data.decode import BLACK, BadImage, Encoded, read
+from creature.device import usable_cores
 from creature.errors import UserError
 
 if TYPE_CHECKING:

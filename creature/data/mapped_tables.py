@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from creature.storage import write_atomically
 from creature.errors import UserError
+from creature.storage import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

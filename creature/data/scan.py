@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from creature.data.image_cache import ImageCache, CachedImages, should_cache, open_cache
 from creature.data.checks import Everything, check_images
-from creature.data.eval_transform import EvalTransform
 from creature.data.duplicates import LENGTH, sketch
+from creature.data.eval_transform import EvalTransform
+from creature.data.image_cache import CachedImages, ImageCache, open_cache, should_cache
 from creature.data.mapped_tables import compute, store_table, stored_table
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def scan_images(
         table = pa.table({"hash": hashes})
     if caching:
         hashes = table["hash"].to_pylist()
-        cache = open_cache(kind, dataset, hashes, [row for row in range(len(hashes)) if row not in bad], transform, title)
+        cache = open_cache(
+            kind, dataset, hashes, [row for row in range(len(hashes)) if row not in bad], transform, title
+        )
         bad |= {row: cache.bad[content] for row, content in enumerate(hashes) if content in cache.bad}
         good = [row for row in range(len(sketches)) if row not in bad]
         copies = CachedImages(cache, [hashes[row] for row in good], views=False)

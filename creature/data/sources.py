@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from creature.data.files import ENDINGS, file_id, file_image, is_folder, label_of, list_pictures, natural, read_labels
+from creature.data.files import ENDINGS, file_id, file_image, is_folder, label_of, list_images, natural, read_labels
 from creature.data.mapped_tables import compute, store_table
 from creature.errors import UserError
 
@@ -51,7 +51,7 @@ def read_source(source: str, root: str, columns: Columns, field: str) -> Source:
             f"{field}: no such folder: {source}; give a folder of class folders, a .parquet or .arrow file, "
             "or hub:USER/DATASET:SPLIT"
         )
-    pictures = list_pictures(source)
+    pictures = list_images(source)
     if not pictures:
         raise UserError(f"{field}: {source} holds no images ({', '.join(sorted(ENDINGS))})")
     if columns.labels_csv:

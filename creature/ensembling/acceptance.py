@@ -4,25 +4,26 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from creature.console import say, show_table
-from creature.ensembling.compare import PairedComparison, compare_paired, difference_interval, holm, shown_p
-from creature.ensembling.recorded import RecordedPredictions
 from creature.errors import UserError
-from creature.inference.members import result_of, short_names
 from creature.inference.predictor import ImageInput, Predictor, predict_batches
 from creature.metrics.accuracy import Count
+from creature.metrics.recorded import RecordedPredictions
+from creature.metrics.significance import PairedComparison, compare_paired, difference_interval, holm, shown_p
+from creature.run import Fold, member_names
 
 MARGIN = 0.01  # by how much of accuracy one model may be worse
 
-ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # those at some positions, each time from the beginning
+ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # the images at some positions, each time from the beginning
 
 
-class Candidate(NamedTuple):
-    """What answers, the number of its parameters, and the classes (N,) that it gave."""
+@dataclass(frozen=True)
+class Candidate:
+    """A model or ensemble, the number of its parameters, and the classes (N,) that it predicts."""
 
     name: str
     parameters: int
@@ -32,42 +33,50 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class UnseenImages:
-    """Labelled images that no member was trained on; the ensemble and its members, and what they said of them."""
+    """Labelled images that no member was trained on; the ensemble and its members, and what they predict of them."""
 
     title: str
-    hashes: np.ndarray  # (N,)
+    content_hashes: np.ndarray  # (N,)
     labels: np.ndarray  # (N,)
     ensemble: Candidate
     members: tuple[Candidate, ...]
-    pictures: Callable[[], Iterable[ImageInput]]
+    images: Callable[[], Iterable[ImageInput]]
     strategy: str
     mirror: bool
 
-    def classes(self, predictor: Predictor, batch_size: int, title: str) -> np.ndarray:
-        """What one more model says of them (N,)."""
-        asked = predict_batches(predictor, self.pictures(), batch_size, title, len(self.labels))
-        return np.concatenate([answers.logits[0].argmax(1) for answers in asked])
+    def predict(self, predictor: Predictor, batch_size: int, title: str) -> np.ndarray:
+        """The classes (N,) that one more model predicts."""
+        batches = predict_batches(predictor, self.images(), batch_size, title=title, total=len(self.labels))
+        return np.concatenate([batch.logits[0].argmax(1) for batch in batches])
 
 
 def find_unseen(
-    title: str, answered: RecordedPredictions, stands: np.ndarray, pictures: ImagesAt, folds: Sequence[Path]
+    title: str, recorded: RecordedPredictions, *, exposed: np.ndarray, images: ImagesAt, members: Sequence[Fold]
 ) -> UnseenImages:
-    """Those of the answered images that may score a model; raises UserError where there are not two of them."""
-    rows = np.flatnonzero(stands == "unseen")
-    hashes = np.array(answered.hashes)[rows]
+    """Those of the predicted images that may score a model; raises UserError where there are not two of them."""
+    rows = np.flatnonzero(exposed == "unseen")
+    hashes = np.array(recorded.content_hashes)[rows]
     if len(set(hashes)) < 2:
-        kinds, n = np.unique(stands, return_counts=True)
+        kinds, n = np.unique(exposed, return_counts=True)
         listed = ", ".join(f"{count} {kind}" for kind, count in zip(kinds.tolist(), n.tolist(), strict=True))
         raise UserError(
             f"{title}: one model is scored on labelled images that no member was trained on, two at the least, and "
             f"these are: {listed}; give others with --images DIR --labels FILE.csv"
         )
-    sizes = [int(result_of(fold)["parameters"]) for fold in folds]
-    names = short_names(folds)
-    members = [Candidate(name, size, answered.decisions[name][rows]) for name, size in zip(names, sizes, strict=True)]
-    ensemble = Candidate(f"ensemble of {len(folds)}", sum(sizes), answered.decisions[answered.strategy][rows])
-    how = answered.strategy, answered.mirror
-    return UnseenImages(title, hashes, answered.labels[rows], ensemble, tuple(members), lambda: pictures(rows), *how)
+    sizes = [member.result.parameters for member in members]
+    return UnseenImages(
+        title=title,
+        content_hashes=hashes,
+        labels=recorded.labels[rows],
+        ensemble=Candidate(f"ensemble of {len(members)}", sum(sizes), recorded.predicted[recorded.strategy][rows]),
+        members=tuple(
+            Candidate(name, size, recorded.predicted[name][rows])
+            for name, size in zip(member_names(members), sizes, strict=True)
+        ),
+        images=lambda: images(rows),
+        strategy=recorded.strategy,
+        mirror=recorded.mirror,
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,11 @@ class Comparison:
         """Whether it is, with 95 % confidence, less than a point worse."""
         return self.low > -MARGIN
 
+    @property
+    def size(self) -> str:
+        """Its parameters, for people."""
+        return f"{self.model.parameters / 1e6:.1f} M"
+
     def figures(self) -> dict[str, Any]:
         """What a JSON file says of it; p is McNemar's, not corrected for what else was compared."""
         against = {"difference": self.against.difference, "low": self.low, "high": self.high, "p": self.against.p}
@@ -98,33 +112,33 @@ def compare_with_ensemble(unseen: UnseenImages, model: Candidate) -> Comparison:
     return Comparison(model, Count(int(right.sum()), len(right)), compare_paired(right, theirs), low, high)
 
 
-def ingredients(folds: Sequence[Path]) -> list[dict[str, Any]]:
+def ingredients(members: Sequence[Fold]) -> list[dict[str, Any]]:
     """What one model was made of: each fold with its weights' hash."""
-    return [{"fold": fold.name, "sha256": result_of(fold)["sha256"]["model.safetensors"]} for fold in folds]
+    return [{"fold": member.name, "sha256": member.result.sha256.weights} for member in members]
 
 
 def score_record(unseen: UnseenImages | None, models: Sequence[Candidate], chosen: str) -> dict[str, Any]:
     """What one model's result.json says of its score: all that it stands beside, and whether it is accepted."""
     if unseen is None:
         return {"scores": None, "accepted": None}
-    found = {each.name: compare_with_ensemble(unseen, each) for each in (unseen.ensemble, *unseen.members, *models)}
+    scores = {model.name: compare_with_ensemble(unseen, model) for model in (unseen.ensemble, *unseen.members, *models)}
     return {
         "images": {"source": Path(unseen.title).name, "n": len(unseen.labels)},
         "strategy": unseen.strategy,
         "mirror": unseen.mirror,
-        "scores": {name: line.figures() for name, line in found.items()},
-        "accepted": found[chosen].accepted,
+        "scores": {name: comparison.figures() for name, comparison in scores.items()},
+        "accepted": scores[chosen].accepted,
     }
 
 
-def show(unseen: UnseenImages, models: Sequence[Candidate]) -> None:
+def show_scores(unseen: UnseenImages, models: Sequence[Candidate]) -> None:
     """Print ensemble, members and models in one table, and below it whether each model is accepted."""
-    lines = [compare_with_ensemble(unseen, each) for each in (*unseen.members, *models)]
+    lines = [compare_with_ensemble(unseen, model) for model in (*unseen.members, *models)]
     p = holm([line.against.p for line in lines])
     rows = [
         (
             line.model.name,
-            f"{line.model.parameters / 1e6:.1f} M",
+            line.size,
             str(line.count),
             f"{100 * line.against.difference:+.2f} [{100 * line.low:+.2f}, {100 * line.high:+.2f}]",
             f"{line.against.first} : {line.against.second}",
@@ -132,8 +146,8 @@ def show(unseen: UnseenImages, models: Sequence[Candidate]) -> None:
         )
         for line, corrected in zip(lines, p, strict=True)
     ]
-    whole = compare_with_ensemble(unseen, unseen.ensemble)
-    rows.insert(0, (whole.model.name, f"{whole.model.parameters / 1e6:.1f} M", str(whole.count), "", "", ""))
+    ensemble = compare_with_ensemble(unseen, unseen.ensemble)
+    rows.insert(0, (ensemble.model.name, ensemble.size, str(ensemble.count), "", "", ""))
     heads = ("model", "parameters", "accuracy [95 %]", "points above the ensemble [95 %]", "right alone", "p")
     show_table(f"One model in the ensemble's place, on {unseen.title}", heads, rows)
     say("right alone : the ensemble alone; intervals: Newcombe 1998; p: McNemar's, Holm-corrected", style="dim")

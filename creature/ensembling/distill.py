@@ -9,12 +9,14 @@ import torch
 
 from creature.data.folds import FoldTable
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
-from creature.ensembling.out_of_fold import never_saw
+from creature.ensembling.out_of_fold import unseen_rows
+from creature.ensembling.soup import MadeModels
 from creature.errors import UserError
-from creature.inference.members import check_members, find_folds, folds_of, load_member, predictor, result_of
+from creature.inference.members import load_member, predictor
 from creature.inference.predictor import Predictor
 from creature.metrics.blend import blend
 from creature.recipe import Recipe, load_recipe, recipe_changes
+from creature.run import Run, check_members, find_members
 from creature.storage import write_json
 from creature.training.run_folder import contents_of
 from creature.training.train_data import hash_contents
@@ -30,15 +32,15 @@ def soft_targets(teacher: Path, folds: FoldTable) -> torch.Tensor:
     label. Held-out rows have their label alone. Raises UserError unless teacher and student are trained on the same
     images with the same labels: the student is scored on what it holds out, and no teacher may have seen that either.
     """
-    members = find_folds([str(teacher)])
+    members = find_members([teacher])
     check_members(members)
-    own = folds_of(teacher)
-    if own.class_names != folds.class_names:
+    table = members[0].run.fold_table
+    if table.class_names != folds.class_names:
         raise UserError(f"loss.teacher: {teacher} was trained on other classes; name a run on the same images")
-    rows, logits = never_saw(members)
-    answers = dict(zip(own.hashes.take(rows).to_pylist(), blend(logits).astype(np.float32), strict=True))
+    rows = unseen_rows(members)
+    probabilities = dict(zip(rows.content_hashes, blend(rows.logits).astype(np.float32), strict=True))
     contents, held = folds.hashes.to_pylist(), folds.held_out(0)
-    known, trained = set(own.hashes.to_pylist()), {contents[row] for row in np.flatnonzero(~held)}
+    known, trained = set(table.hashes.to_pylist()), {contents[row] for row in np.flatnonzero(~held)}
     if both := known & {contents[row] for row in np.flatnonzero(held)}:
         raise UserError(
             f"images.validation: {teacher} was trained on {len(both)} of these images, so they cannot score its "
@@ -49,18 +51,18 @@ def soft_targets(teacher: Path, folds: FoldTable) -> torch.Tensor:
             f"loss.teacher: {teacher} is a run on other images: {len(known - trained)} of its own are not in "
             f"images.train, and {len(trained - known)} there are none of its own; name the same images"
         )
-    if without := trained - answers.keys():
+    if without := trained - probabilities.keys():
         raise UserError(
             f"loss.teacher: for {len(without)} images {teacher} has no member that never saw them; train all of its "
             "folds"
         )
     targets = np.eye(len(folds.class_names), dtype=np.float32)[folds.labels]
     for row in np.flatnonzero(~held).tolist():
-        targets[row] = (1 - SHARE) * targets[row] + SHARE * answers[contents[row]]
+        targets[row] = (1 - SHARE) * targets[row] + SHARE * probabilities[contents[row]]
     return torch.from_numpy(targets)
 
 
-def student_recipe(path: str, run: Path) -> Recipe:
+def student_recipe(path: str, run: Run) -> Recipe:
     """The recipe of a run's student: another's settings, with the run's images, its holdout held out.
 
     Of the same backbone it starts from the run's file of weights, unless it names its own. Raises UserError where there
@@ -68,7 +70,7 @@ def student_recipe(path: str, run: Path) -> Recipe:
     """
     if not Path(path).is_file():
         raise UserError(f"--distill: {path} is no file; name the recipe of a student, such as recipes/student.yaml")
-    of_run, wanted = load_recipe(run / "recipe.yaml"), load_recipe(path)
+    of_run, wanted = run.recipe, load_recipe(path)
     teacher, same = of_run.images, of_run.backbone.name == wanted.backbone.name
     held_out = wanted.images.validation or wanted.images.holdout or teacher.holdout
     if not held_out:
@@ -89,7 +91,7 @@ def student_recipe(path: str, run: Path) -> Recipe:
         **{f"images.{name}": getattr(teacher, name) for name in ("labels", "image_column", "label_column", "max_bad")},
     }
     recipe = load_recipe(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
-    saved = run / "student/recipe.yaml"
+    saved = run.folder / "student/recipe.yaml"
     if saved.exists() and (found := recipe_changes(load_recipe(saved), recipe)):
         raise UserError(
             f"--distill: {saved.parent} is by another recipe; remove it for a new student. These settings differ:\n  "
@@ -103,17 +105,19 @@ def student_recipe(path: str, run: Path) -> Recipe:
     return recipe
 
 
-def judge_student(
-    student: Path, unseen: UnseenImages, device: torch.device, batch_size: int, see: Callable[[Predictor], Predictor]
-) -> tuple[Candidate, bool]:
-    """What a trained student says of images that no fold saw, and whether it is accepted; noted in its folder."""
-    fold = student / "fold-0"
+def score_student(
+    student: Path,
+    unseen: UnseenImages,
+    *,
+    device: torch.device,
+    batch_size: int,
+    adapt: Callable[[Predictor], Predictor],
+) -> MadeModels:
+    """What a trained student predicts of images that no fold saw, and whether it is accepted; noted in its folder."""
+    (fold,) = find_members([student])
     check_members([fold])
-    asked = see(predictor([load_member(fold, device, fused=True)]))
-    model = Candidate(
-        "student", int(result_of(fold)["parameters"]), unseen.classes(asked, batch_size, "student"), DOUBT
-    )
-    teachers = find_folds([str(student.parent)])
-    words = {"members": ingredients(teachers), **score_record(unseen, [model], model.name)}
-    write_json(student / "result.json", words)
-    return model, words["accepted"]
+    asked = adapt(predictor([load_member(fold.folder, device, fused=True)]))
+    model = Candidate("student", fold.result.parameters, unseen.predict(asked, batch_size, "student"), DOUBT)
+    score = score_record(unseen, [model], model.name)
+    write_json(student / "result.json", {"members": ingredients(find_members([student.parent])), **score})
+    return MadeModels([model], score["accepted"])

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from creature.data.mapped_tables import compute
 from creature.data.sources import Columns
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
 from creature.errors import UserError
-from creature.inference.members import Member, folds_of, load_member, predictor, result_of, short_names
+from creature.inference.members import Member, load_member, predictor
 from creature.inference.predictor import Predictor
-from creature.recipe import Recipe, load_recipe
+from creature.run import Fold, Run, member_names
 from creature.storage import file_hash, write_atomically, write_json
 from creature.training.checkpoint import save_weights
 from creature.training.run_folder import environment
@@ -37,17 +38,17 @@ DOUBT = (
 Ingredients = tuple[int, ...]  # members, in order
 
 
-def average(folders: Sequence[Path]) -> dict[str, torch.Tensor]:
+def average_weights(members: Sequence[Fold]) -> dict[str, torch.Tensor]:
     """The mean of the members' tensors; summed in double, where that of equal ones is each of them bit for bit."""
-    first = load_file(folders[0] / "model.safetensors")
+    first = load_file(members[0].folder / "model.safetensors")
     total = {name: value.double() for name, value in first.items()}
-    for folder in folders[1:]:
-        for name, value in load_file(folder / "model.safetensors").items():
+    for member in members[1:]:
+        for name, value in load_file(member.folder / "model.safetensors").items():
             total[name] += value
-    return {name: (value / len(folders)).to(first[name].dtype) for name, value in total.items()}
+    return {name: (value / len(members)).to(first[name].dtype) for name, value in total.items()}
 
 
-def greedy(members: Sequence[int], right: Callable[[Ingredients], int]) -> Ingredients:
+def choose_greedily(members: Sequence[int], right: Callable[[Ingredients], int]) -> Ingredients:
     """The members that a soup is made of: from the best on, each that makes it no worse stays (Wortsman's recipe 1).
 
     `right`: how many of the images that choose a soup has right.
@@ -55,28 +56,42 @@ def greedy(members: Sequence[int], right: Callable[[Ingredients], int]) -> Ingre
     chosen, most = (), -1
     for member in sorted(members, key=lambda member: -right((member,))):
         tried = tuple(sorted((*chosen, member)))
-        if (found := right(tried)) >= most:
-            chosen, most = tried, found
+        if (correct := right(tried)) >= most:
+            chosen, most = tried, correct
     return chosen
 
 
-def choose(
-    members: Sequence[int], said: Callable[[Ingredients], np.ndarray], labels: np.ndarray, half: np.ndarray
-) -> tuple[list[Ingredients], np.ndarray]:
-    """Greedy soups, chosen on all rows, on half 0 and on half 1; and the classes (N,) by which greedy is scored.
+@dataclass(frozen=True)
+class GreedyChoice:
+    """Greedy soups, and what scores them."""
 
-    These are cross-fitted: each half's are of the soup that the other half chose, for a soup is never scored on what
-    chose it. No training row would do, for each of them was seen by every soup of two members.
+    on_all: Ingredients  # chosen on all images
+    on_halves: tuple[Ingredients, Ingredients]  # on half 0, and on half 1
+    predicted: np.ndarray  # (N,) each half's classes by the soup that the other half chose
+
+
+def choose(
+    members: Sequence[int],
+    predict: Callable[[Ingredients], np.ndarray],
+    *,
+    labels: np.ndarray,
+    half: np.ndarray,
+) -> GreedyChoice:
+    """Choose greedy soups, given the half (N,), 0 or 1, that each image is in.
+
+    The score is cross-fitted, for a soup is never scored on what chose it. No training row would do, for each of them
+    was seen by every soup of two members.
     """
 
     def on(rows: np.ndarray) -> Ingredients:
-        return greedy(members, lambda some: int((said(some) == labels)[rows].sum()))
+        return choose_greedily(members, lambda soup: int((predict(soup) == labels)[rows].sum()))
 
-    chosen = [on(np.full(len(half), True)), on(half == 0), on(half == 1)]
-    return chosen, np.where(half == 0, said(chosen[2]), said(chosen[1]))
+    halves = on(half == 0), on(half == 1)
+    predicted = np.where(half == 0, predict(halves[1]), predict(halves[0]))
+    return GreedyChoice(on(np.full(len(half), True)), halves, predicted)
 
 
-def norms(model: nn.Module) -> list[nn.Module]:
+def batch_norms(model: nn.Module) -> list[nn.Module]:
     """The BatchNorm layers that keep statistics."""
     kinds = nn.modules.batchnorm._BatchNorm
     return [module for module in model.modules() if isinstance(module, kinds) and module.track_running_stats]
@@ -84,7 +99,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def recalibrate(member: Member, batches: Iterable[Batch]) -> None:
-    """Take BatchNorm's statistics again, of the soup's own activations; those of the members are not its own.
+    """Take BatchNorm's statistics again, of the soup's own activations: those of the members are not the soup's.
 
     The mean over batches, as torch has it for averaged weights (Izmailov et al. 2018).
     """
@@ -92,12 +107,12 @@ def recalibrate(member: Member, batches: Iterable[Batch]) -> None:
     update_bn((member.normalize(batch.pixels.to(device)) for batch in batches), member.model)
 
 
-def training_batches(run: Path, recipe: Recipe) -> Iterator[Batch]:
-    """Training views of up to ROWS of the run's images, the same ones each time, without mixing.
+def training_batches(run: Run) -> Iterator[Batch]:
+    """Augmented batches of up to ROWS of the run's images, the same ones each time, without mixing.
 
     Raises UserError where they are not there, or cannot be read.
     """
-    images, ids = recipe.images, folds_of(run).ids
+    recipe, images, ids = run.recipe, run.recipe.images, run.fold_table.ids
     columns = Columns(images.image_column, images.label_column, images.labels)
     dataset = read_images(images.train, columns, "images.train")
     rows = np.flatnonzero(compute().is_in(column(dataset, "id"), ids))
@@ -107,81 +122,89 @@ def training_batches(run: Path, recipe: Recipe) -> Iterator[Batch]:
             "and a soup's BatchNorm needs them; restore them"
         )
     order = epoch_batches(rows, recipe.batch_size, recipe.seed, "soup")[: -(-ROWS // recipe.batch_size)]
-    pictures = ImageDataset(dataset, epoch_augmentations(recipe)[-1], seed=recipe.seed)
-    for batch in load_batches(pictures, [[(int(row), 0) for row in rows] for rows in order], images.workers):
+    source = ImageDataset(dataset, epoch_augmentations(recipe)[-1], seed=recipe.seed)
+    for batch in load_batches(source, [[(int(row), 0) for row in rows] for rows in order], images.workers):
         for name, reason in batch.bad.items():
             raise UserError(f"{name}: {reason}; it was readable when the run was trained; restore it")
         yield batch
 
 
-def cook(folders: Sequence[Path], device: torch.device, recipe: Recipe) -> Member:
+def cook(members: Sequence[Fold], device: torch.device) -> Member:
     """The soup of some members: their mean, with BatchNorm's statistics taken again unless the recipe froze them."""
-    member = load_member(folders[0], device)
-    if len({result_of(folder)["sha256"]["model.safetensors"] for folder in folders}) > 1:
-        member.model.load_state_dict(average(folders))
-        if norms(member.model) and not (recipe.backbone.freeze_batch_stats or recipe.backbone.frozen):
-            recalibrate(member, training_batches(folders[0].parent, recipe))
-    return member
+    soup, backbone = load_member(members[0].folder, device), members[0].run.recipe.backbone
+    if len({member.result.sha256.weights for member in members}) > 1:
+        soup.model.load_state_dict(average_weights(members))
+        if batch_norms(soup.model) and not (backbone.freeze_batch_stats or backbone.frozen):
+            recalibrate(soup, training_batches(members[0].run))
+    return soup
+
+
+@dataclass(frozen=True)
+class MadeModels:
+    """Models to be shown beside the ensemble, and whether the one that was written is accepted (None: no score)."""
+
+    models: list[Candidate]
+    accepted: bool | None
 
 
 def make_soup(
-    folds: Sequence[Path],
+    members: Sequence[Fold],
     kind: str,
+    *,
     unseen: UnseenImages | None,
     device: torch.device,
     batch_size: int,
-    see: Callable[[Predictor], Predictor],
-) -> tuple[list[Candidate], bool | None]:
-    """Write RUN/soup, uniform or greedy, of all folds of a run; the soups to be shown, and whether it is accepted.
+    adapt: Callable[[Predictor], Predictor],
+) -> MadeModels:
+    """Write RUN/soup, uniform or greedy, of all folds of a run; `adapt` may add mirror images to a predictor.
 
     Without unseen images there is a uniform one, and no score.
     """
-    run, names, everyone = folds[0].parent, short_names(folds), tuple(range(len(folds)))
-    recipe, size = load_recipe(run / "recipe.yaml"), int(result_of(folds[0])["parameters"])
+    run, names, everyone = members[0].run, member_names(members), tuple(range(len(members)))
+    recipe, size = run.recipe, members[0].result.parameters
 
-    def of(some: Ingredients) -> Member:
-        return cook([folds[member] for member in some], device, recipe)
+    def of(soup: Ingredients) -> Member:
+        return cook([members[member] for member in soup], device)
 
     @cache
-    def said(some: Ingredients) -> np.ndarray:
+    def predict(soup: Ingredients) -> np.ndarray:
         assert unseen is not None
-        if len(some) == 1:
-            return unseen.members[some[0]].predicted
-        title = f"soup of {', '.join(names[member] for member in some)}"
-        return unseen.classes(see(predictor([of(some)])), batch_size, title)
+        if len(soup) == 1:
+            return unseen.members[soup[0]].predicted
+        title = f"soup of {', '.join(names[member] for member in soup)}"
+        return unseen.predict(adapt(predictor([of(soup)])), batch_size, title)
 
-    models, chosen = [], [everyone]
+    models, chosen, halves = [], everyone, ()
     if unseen is not None:
-        models.append(Candidate("uniform soup", size, said(everyone), DOUBT))
+        models.append(Candidate("uniform soup", size, predict(everyone), DOUBT))
     if unseen is not None and kind == "greedy":
-        half = assign_folds(unseen.labels, unseen.hashes, 2, recipe.seed)
-        chosen, predicted = choose(everyone, said, unseen.labels, half)
-        models.append(Candidate("greedy soup", size, predicted, DOUBT))
-        listed = [", ".join(names[member] for member in some) for some in chosen]
-        alone = ", to which no other is of use" * (len(chosen[0]) == 1)
+        half = assign_folds(unseen.labels, unseen.content_hashes, 2, recipe.seed)
+        choice = choose(everyone, predict, labels=unseen.labels, half=half)
+        chosen, halves = choice.on_all, choice.on_halves
+        models.append(Candidate("greedy soup", size, choice.predicted, DOUBT))
+        listed = [", ".join(names[member] for member in soup) for soup in (chosen, *halves)]
+        alone = ", to which no other is of use" * (len(chosen) == 1)
         say(f"greedy soup: {listed[0]}{alone}; one half of the images chooses {listed[1]}, the other {listed[2]}")
-        say("its score is cross-fitted: each half is answered by the soup that the other half chose", style="dim")
-    members = [
-        {**fold, "chosen": member in chosen[0], "chosen_by_halves": [member in some for some in chosen[1:]]}
-        for member, fold in enumerate(ingredients(folds))
+        say("its score is cross-fitted: each half is predicted by the soup that the other half chose", style="dim")
+    parts = [
+        {**fold, "chosen": member in chosen, "chosen_by_halves": [member in soup for soup in halves]}
+        for member, fold in enumerate(ingredients(members))
     ]
-    words = {"soup": kind, "members": members, **score_record(unseen, models, f"{kind} soup")}
-    write_soup(run / "soup", folds[0], of(chosen[0]), words)
-    return models, words["accepted"]
+    score = score_record(unseen, models, f"{kind} soup")
+    write_soup(run.folder / "soup", members[0], of(chosen), {"soup": kind, "members": parts, **score})
+    return MadeModels(models, score["accepted"])
 
 
-def write_soup(folder: Path, fold: Path, soup: Member, words: dict[str, Any]) -> None:
+def write_soup(folder: Path, fold: Fold, soup: Member, facts: dict[str, Any]) -> None:
     """Leave a folder that explains itself, as a fold's does; result.json comes last and says that all is there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with write_atomically(folder / "model.safetensors") as part:
         save_weights(part, soup.model)
     for name in ("config.json", "recipe.yaml"):
-        shutil.copyfile(fold / name, folder / name)
-    said = result_of(fold)
+        shutil.copyfile(fold.folder / name, folder / name)
+    result = fold.result.model_dump()
+    shared = {key: result[key] for key in ("class_counts", "parameters", "recipe", "folds")}
     hashes = {name: file_hash(folder / name) for name in ("model.safetensors", "config.json")}
-    facts = {key: said[key] for key in ("class_counts", "parameters", "recipe", "folds")}
-    write_json(
-        folder / "result.json",
-        {**words, **facts, **environment(next(soup.model.parameters()).device, 1), "sha256": hashes},
-    )
+    made_on = environment(next(soup.model.parameters()).device, 1)
+    write_json(folder / "result.json", {**facts, **shared, **made_on, "sha256": hashes})

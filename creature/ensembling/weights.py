@@ -1,20 +1,21 @@
 """Weights of runs, chosen greedily on out-of-fold predictions. R runs, N rows, K classes.
 
-A run whose folds were drawn several times speaks for a row by the ensemble of the members that never saw it.
+A run whose folds were drawn several times predicts a row by the ensemble of the members that never saw it.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
 from creature.console import warn
-from creature.ensembling.compare import PairedComparison, compare_paired, shown_p
-from creature.ensembling.out_of_fold import never_saw
+from creature.data.mapped_tables import compute
+from creature.ensembling.out_of_fold import unseen_rows
 from creature.errors import UserError
-from creature.inference.members import folds_of, result_of
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
+from creature.metrics.significance import PairedComparison, compare_paired, shown_p
+from creature.run import Fold, Run, by_run
 
 ROUNDS = 50  # weights are multiples of 1 / ROUNDS or coarser
 
@@ -41,64 +42,84 @@ def _worth(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]
     return float((probabilities.argmax(1) == labels).mean()), round(float(likelihood), 9)
 
 
-def out_of_fold_logits(folders: Sequence[Path], strategy: str) -> tuple[list[Path], np.ndarray, np.ndarray, np.ndarray]:
-    """Runs, and of the rows that each of them held out: logits (R, N, K), labels (N,) and first folds (N,)."""
-    runs = list(dict.fromkeys(folder.parent for folder in folders))
-    tables: list[dict[str, np.ndarray]] = []
-    for run in runs:
-        rows, logits = never_saw([folder for folder in folders if folder.parent == run])
-        said = logits[0] if len(logits) == 1 else np.log(blend(logits, strategy).clip(np.finfo(np.float32).tiny))
-        tables.append(dict(zip(folds_of(run).ids.take(rows).to_pylist(), said, strict=True)))
-    folds = folds_of(runs[0])
-    ids = folds.ids.to_pylist()
-    shared = [row for row, name in enumerate(ids) if all(name in table for table in tables)]
+@dataclass(frozen=True)
+class SharedRows:
+    """The rows that each of several runs held out, with what the members that never saw them predict."""
+
+    runs: list[Run]
+    logits: np.ndarray  # (R, N, K)
+    labels: np.ndarray  # (N,)
+    fold: np.ndarray  # (N,) of the first partition
+
+
+def shared_rows(members: Sequence[Fold], strategy: str) -> SharedRows:
+    """The rows of several runs that share a fold table; raises UserError where no row was held out by all of them."""
+    runs, tables = [], []
+    for run, inside in by_run(members):
+        rows = unseen_rows(inside)
+        logits = rows.logits[0]
+        if len(rows.logits) > 1:
+            logits = np.log(blend(rows.logits, strategy).clip(np.finfo(np.float32).tiny))
+        runs.append(run)
+        tables.append(dict(zip(rows.ids, logits, strict=True)))
+    table = runs[0].fold_table
+    shared = [name for name in table.ids.to_pylist() if all(name in logits for logits in tables)]
     if not shared:
         raise UserError("--weights: the runs have no finished fold in common; train the same folds of each")
-    logits = np.stack([[table[ids[row]] for row in shared] for table in tables])
-    return runs, logits, folds.labels[shared], folds.partitions[0][shared]
+    rows = compute().index_in(shared, table.ids).to_numpy()
+    logits = np.stack([[of_run[name] for name in shared] for of_run in tables])
+    return SharedRows(runs, logits, table.labels[rows], table.partitions[0][rows])
 
 
-def weigh_runs(folders: Sequence[Path], strategy: str) -> tuple[np.ndarray, tuple[str, ...], list[tuple[str, ...]]]:
-    """Weights of the folders (M,) by the greedy choice, and a table of what they are and what they are worth.
+@dataclass(frozen=True)
+class WeighedRuns:
+    """Weights of all members, and a table of what they are and what they are worth."""
 
-    The blend is scored with weights that were chosen on the other folds' rows.
-    """
-    runs, logits, labels, fold = out_of_fold_logits(folders, strategy)
+    weights: np.ndarray  # (M,)
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def weigh_runs(members: Sequence[Fold], strategy: str) -> WeighedRuns:
+    """Weights by the greedy choice; the blend is scored with weights that were chosen on the other folds' rows."""
+    shared = shared_rows(members, strategy)
+    runs, logits, labels = shared.runs, shared.logits, shared.labels
     if len(runs) < 2:
         raise UserError("--weights: weights are chosen among runs; name two or more, or give a number for each member")
     if strategy == "vote":
         raise UserError("--weights: the choice goes by probabilities, which votes have none of; give numbers")
     weights = choose_weights(logits, labels, strategy)
     predicted = np.full(len(labels), -1)
-    for k in np.unique(fold):
-        others = fold != k
+    for k in np.unique(shared.fold):
+        others = shared.fold != k
         fitted = choose_weights(logits[:, others], labels[others], strategy) if others.any() else weights
-        predicted[fold == k] = blend(logits[:, fold == k], strategy, fitted).argmax(1)
-    equal = blend(logits, strategy).argmax(1) == labels
-    scores = [*((row.argmax(1) == labels) for row in logits), equal, predicted == labels]
-    alone = len(np.unique(fold)) < 2
+        predicted[~others] = blend(logits[:, ~others], strategy, fitted).argmax(1)
+    alone = len(np.unique(shared.fold)) < 2
     if alone:
         warn("--weights: the runs share one fold only, so the weights are scored on the rows that chose them")
+    equal = blend(logits, strategy).argmax(1) == labels
+    right = [*((of_run.argmax(1) == labels) for of_run in logits), equal, predicted == labels]
     names = [*map(str, runs), "equal weights", f"these weights{'' if alone else ', chosen on the other folds'}"]
     shown = [*(f"{weight:.2f}" for weight in weights), "", ""]
-    chose = [any(result_of(folder)["selected"] for folder in folders if folder.parent == run) for run in runs]
+    inside = dict(by_run(members))
+    chose = [any(member.result.selected for member in of_run) for of_run in inside.values()]
     marks = [*chose, any(chose), any(chose) or alone]  # an epoch, or the weights, was chosen on the rows scored here
-    cells = [
+    rows = [
         (
             name,
             weight,
-            f"{Count(int(right.sum()), len(right))}{' selected' * mark}",
-            "" if right is equal else _difference(compare_paired(right, equal)),
+            f"{Count(int(of.sum()), len(of))}{' selected' * mark}",
+            "" if of is equal else _difference(compare_paired(of, equal)),
         )
-        for name, weight, right, mark in zip(names, shown, scores, marks, strict=True)
+        for name, weight, of, mark in zip(names, shown, right, marks, strict=True)
     ]
     share = {
-        run: weight / sum(folder.parent == run for folder in folders) for run, weight in zip(runs, weights, strict=True)
+        run.folder: weight / len(of_run) for (run, of_run), weight in zip(inside.items(), weights.tolist(), strict=True)
     }
-    return (
-        np.array([share[folder.parent] for folder in folders]),
+    return WeighedRuns(
+        np.array([share[member.run.folder] for member in members]),
         ("run", "weight", "out of fold [95 %]", "against equal weights"),
-        cells,
+        rows,
     )
 
 

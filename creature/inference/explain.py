@@ -8,7 +8,6 @@ What all classes share changes no probability and says nothing, so a map is what
 K classes, C channels, h w places of the last feature maps, S side of the evaluation view, D of the overlay.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,37 +15,38 @@ import numpy as np
 import torch
 from PIL import Image
 
-from creature.data.eval_transform import EvalTransform
 from creature.errors import UserError
 from creature.inference.members import Member, predictor
 from creature.inference.overlays import overlay
-from creature.inference.predictor import Predictor
+from creature.inference.predictor import Computed, Pixels, Predictor
 
 
-def explained(asked: Predictor, member: Member) -> Predictor:
-    """The predictor of one member, with an overlay (D, D, 3) of each image, for its first label, for its features.
+def with_overlays(predictor: Predictor, member: Member) -> Predictor:
+    """The predictor of one member whose features are overlays (D, D, 3) of the images, for their first labels.
 
-    When asked, it raises UserError for a network whose logits are no means of maps.
+    When it computes, it raises UserError for a network whose logits are no means of maps.
     """
 
-    def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        logits, _ = asked.compute(pixels)
-        views, own = pixels[member.transform], logits[0]
-        maps = [activation_map(member, *each) for each in zip(views, own, own.argmax(1).tolist(), strict=True)]
-        return logits, np.stack([overlay(view, places) for view, places in zip(views, maps, strict=True)])
+    def compute(pixels: Pixels) -> Computed:
+        logits = predictor.compute(pixels).logits
+        overlays = [
+            overlay(view, activation_map(member, view, logits=of_view, label=int(of_view.argmax())))
+            for view, of_view in zip(pixels[member.transform], logits[0], strict=True)
+        ]
+        return Computed(logits, np.stack(overlays))
 
-    return replace(asked, compute=compute)
+    return replace(predictor, compute=compute)
 
 
-def draw_overlay(member: Member, picture: Image.Image, label: int) -> np.ndarray:
+def draw_overlay(member: Member, image: Image.Image, label: int) -> np.ndarray:
     """The overlay (D, D, 3) of an image, for one label; raises UserError as activation_map does."""
-    view = member.transform(picture)
-    logits, _ = predictor([member]).compute({member.transform: view[None]})
-    return overlay(view, activation_map(member, view, logits[0, 0], label))
+    view = member.transform(image)
+    logits = predictor([member]).compute({member.transform: view[None]}).logits
+    return overlay(view, activation_map(member, view, logits=logits[0, 0], label=label))
 
 
 @torch.inference_mode()
-def activation_map(member: Member, view: np.ndarray, logits: np.ndarray, label: int) -> np.ndarray:
+def activation_map(member: Member, view: np.ndarray, *, logits: np.ndarray, label: int) -> np.ndarray:
     """What each place (h, w) of a view (3, S, S) adds to the logit of a label beyond the mean of its logits (K,).
 
     Raises UserError where the means of the maps of all classes, with the biases, are not the logits.
@@ -68,6 +68,6 @@ def activation_map(member: Member, view: np.ndarray, logits: np.ndarray, label: 
 
 def _refusal(member: Member) -> UserError:
     return UserError(
-        f"{member.folder}: the answers of this {type(member.model).__name__} are no averages over the places of a "
+        f"{member.folder}: the logits of this {type(member.model).__name__} are no averages over the places of an "
         "image, as those of ResNet, EfficientNet, RegNet and DenseNet are, so no map shows what they rest on"
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from creature import __version__
 from creature.data.decode import MAX_BYTES, BadImage, read
-from creature.data.files import file_id, list_pictures
+from creature.data.files import file_id, list_images
 from creature.errors import UserError
 from creature.inference.predictor import ImageInput
 
@@ -35,7 +35,7 @@ class Shard(NamedTuple):
 
     name: str
     size: int | None
-    pictures: Callable[[], Iterator[ImageInput]]
+    images: Callable[[], Iterator[ImageInput]]
 
 
 def list_inputs(paths: Sequence[str], urls: bool = False) -> list[InputPath]:
@@ -52,7 +52,7 @@ def list_inputs(paths: Sequence[str], urls: bool = False) -> list[InputPath]:
                 raise UserError(f"{path}: a URL is only fetched with --urls")
             inputs.append(InputPath(path, path))
         elif os.path.isdir(path):
-            for found in list_pictures(path):
+            for found in list_images(path):
                 name = os.path.relpath(found, path) if len(paths) == 1 else os.path.normpath(found)
                 inputs.append(InputPath(file_id(name), found))
         elif os.path.lexists(path):

@@ -2,67 +2,72 @@
 
 import json
 import re
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from creature.ensembling.calibrate import OF_ENSEMBLE, OF_MODEL
-from creature.errors import UserError
+from creature.errors import UserError, first_line
 from creature.inference.predictor import Predictor
-from creature.metrics.blend import STRATEGIES
+from creature.metrics.blend import STRATEGIES, Blending
+from creature.metrics.calibration import ENSEMBLE_CALIBRATION, MODEL_CALIBRATION
+from creature.run import find_members
 from creature.storage import file_hash
 
+if TYPE_CHECKING:
+    from creature.inference.members import Member
+
 HUB = "hf-hub:"
-FILES = ("config.json", "model.safetensors", "recipe.yaml", "result.json", "ensemble.json", OF_MODEL, OF_ENSEMBLE)
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "recipe.yaml",
+    "result.json",
+    "ensemble.json",
+    MODEL_CALIBRATION,
+    ENSEMBLE_CALIBRATION,
+)
 
 
-def load_predictor(
-    model: str, all_members: bool, device: str, features: bool = False, explain: bool = False
-) -> Predictor:
-    """What answers: an ONNX file, the one model of a folder or repository, or all members of it.
+@dataclass(frozen=True)
+class LoadedModel:
+    """The members of a model on their device, and how they predict together."""
 
-    `features` asks for what the classifier sees, too, `explain` for a drawing of each image with its activation map.
+    title: str
+    members: "list[Member]"
+    names: tuple[str, ...]
+    blending: Blending
 
-    Raises UserError where there is no model, or where it cannot give what is asked of it.
-    """
-    if model.endswith(".onnx"):
-        from creature.inference.onnx import open_session
 
-        if all_members or features or explain:
-            raise UserError(
-                f"{model} is one model without features; --members, --embed and --explain need the trained folder"
-            )
-        return open_session(model)
-    from creature.inference import members
-    from creature.device import keep_memory, share_cores
+def load_members(model: str, *, all_members: bool, device: str) -> LoadedModel:
+    """The one model of a folder or repository, or all members of it; raises UserError as find_model does."""
+    from creature.inference.members import choose_device, load_member
 
     found = find_model(model, all_members)
-    if features and len(found.folders) > 1:
-        raise UserError("--embed asks one model, and --members are several; leave one of them out")
-    chosen = members.choose_device(device)
-    share_cores()
-    keep_memory(chosen)
-    loaded = [members.load_member(folder, chosen, fused=True) for folder in found.folders]
-    if len({member.class_names for member in loaded}) > 1:
+    chosen = choose_device(device)
+    members = [load_member(folder, chosen, fused=True) for folder in found.folders]
+    if len({member.class_names for member in members}) > 1:
         raise UserError(f"{model}: its members know different classes")
-    title = f"{model}, {len(loaded)} members" if all_members else model
-    predictor = members.predictor(loaded, found.weights, found.strategy, features, title, found.names)
-    if explain:
-        from creature.inference.explain import explained
-
-        return explained(predictor, loaded[0])
-    return predictor
+    title = f"{model}, {len(members)} members" if all_members else model
+    return LoadedModel(title, members, found.names, found.blending)
 
 
-class FoundModel(NamedTuple):
-    """Folders of the members, with their names, weights and the strategy that blends them; `home` is of all of them."""
+def predictor_of(loaded: LoadedModel, *, features: bool = False) -> Predictor:
+    """The members as one; `features` also gives what the first one's classifier sees."""
+    from creature.inference.members import predictor
+
+    weights, strategy = loaded.blending.weights, loaded.blending.strategy
+    return predictor(loaded.members, weights, strategy, features=features, title=loaded.title, names=loaded.names)
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """The folders of a model's members, what these are called, and how they are blended; `home` is of all of them."""
 
     folders: list[Path]
     names: tuple[str, ...]
-    weights: np.ndarray
-    strategy: str
+    blending: Blending
     home: Path
 
 
@@ -75,28 +80,26 @@ def find_model(model: str, all_members: bool) -> FoundModel:
     if model.startswith(HUB):
         folder = download(model)
     elif not (Path(model) / "ensemble.json").exists():
-        from creature.inference.members import find_folds
-
-        folders = find_folds([model])
-        if len(folders) > 1 and not all_members:
+        members = find_members([model])
+        if len(members) > 1 and not all_members:
             raise UserError(
-                f"{model} has {len(folders)} folds; name one, such as {folders[0]}; predict.py --members asks all"
+                f"{model} has {len(members)} folds; name one, such as {members[0]}; predict.py --members asks all"
             )
-        return FoundModel(
-            folders, tuple(folder.name for folder in folders), np.ones(len(folders)), "logits", folders[0].parent
-        )
+        names = tuple(member.name for member in members)
+        blending = Blending(np.ones(len(members)))
+        return FoundModel([member.folder for member in members], names, blending, members[0].folder.parent)
     else:
         folder = Path(model)
     if not all_members:
-        return FoundModel([folder], (model,), np.ones(1), "logits", folder)
-    return _members(model, folder)
+        return FoundModel([folder], (model,), Blending(np.ones(1)), folder)
+    return _published_ensemble(model, folder)
 
 
-def _members(model: str, main: Path) -> FoundModel:
+def _published_ensemble(model: str, main: Path) -> FoundModel:
     try:
-        said = json.loads((main / "ensemble.json").read_text(encoding="utf-8"))
-        listed = [(str(m["name"]), float(m["weight"]), str(m["sha256"])) for m in said["members"]]
-        strategy, weights = str(said["strategy"]), np.array([weight for _, weight, _ in listed])
+        ensemble = json.loads((main / "ensemble.json").read_text(encoding="utf-8"))
+        listed = [(str(m["name"]), float(m["weight"]), str(m["sha256"])) for m in ensemble["members"]]
+        strategy, weights = str(ensemble["strategy"]), np.array([weight for _, weight, _ in listed])
         if not all(re.fullmatch(r"fold-\d+", name) for name, *_ in listed) or strategy not in STRATEGIES:
             raise ValueError("a name or the strategy is none of ours")
         if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
@@ -114,7 +117,7 @@ def _members(model: str, main: Path) -> FoundModel:
                 "publish the run again, or predict without --members"
             )
         folders.append(folder)
-    return FoundModel(folders, tuple(name for name, *_ in listed), weights, strategy, main)
+    return FoundModel(folders, tuple(name for name, *_ in listed), Blending(weights, strategy), main)
 
 
 def download(model: str) -> Path:
@@ -128,11 +131,8 @@ def download(model: str) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import disable_progress_bars
 
     repo, _, revision = model.removeprefix(HUB).partition("@")
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     try:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
     except GatedRepoError as error:
@@ -151,14 +151,10 @@ def download(model: str) -> Path:
         ) from error
     except LocalEntryNotFoundError as error:
         raise UserError(
-            f"{model}: not in the local cache, and the Hub cannot be reached ({_first_line(error.__cause__ or error)})"
+            f"{model}: not in the local cache, and the Hub cannot be reached ({first_line(error.__cause__ or error)})"
         ) from error
     except (HTTPError, OSError, ValueError) as error:
-        raise UserError(f"{model}: cannot be downloaded: {_first_line(error)}; what is there is kept") from error
+        raise UserError(f"{model}: cannot be downloaded: {first_line(error)}; what is there is kept") from error
     if not (folder / "config.json").exists():
         raise UserError(f"{model}: the repository has no config.json; it is no timm model")
     return folder
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,14 +1,13 @@
 """An exported model in ONNX Runtime, as a predictor; nothing here needs torch. B batch, K classes, S side."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from creature.data.eval_transform import EvalTransform
-from creature.errors import UserError
-from creature.inference.predictor import Predictor
+from creature.errors import UserError, first_line
+from creature.inference.predictor import Computed, Pixels, Predictor
 
 KEY = "creature"  # of the metadata that says how images are seen and what the classes are called
 
@@ -30,20 +29,28 @@ def open_session(path: str) -> Predictor:
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
-        said = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
-        transform = EvalTransform(int(said["size"]), str(said["fit"]), tuple(map(float, said["mean"])))
-        names, fallback = tuple(map(str, said["names"])), str(said["fallback"])
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
+        transform = EvalTransform(int(metadata["size"]), str(metadata["fit"]), tuple(map(float, metadata["mean"])))
+        names, fallback = tuple(map(str, metadata["names"])), str(metadata["fallback"])
     except Exception as error:  # ONNX Runtime's own errors share no base
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
-            f"{path}: no model of python -m creature.publishing.onnx_export ({type(error).__name__}: {reason})"
+            f"{path}: no model of python -m creature.publishing.onnx_export "
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
 
-    def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, None]:
+    def compute(pixels: Pixels) -> Computed:
         (probabilities,) = session.run(["probabilities"], {"pixels": pixels[transform]})
-        # Predictors speak in logits, up to a constant: softmax of a logarithm is what it was taken of.
-        return np.log(np.maximum(np.asarray(probabilities), np.finfo(np.float32).tiny))[None], None
+        # Predictors give logits, up to a constant: softmax of a logarithm is what it was taken of.
+        return Computed(np.log(np.maximum(np.asarray(probabilities), np.finfo(np.float32).tiny))[None])
 
     return Predictor(
-        path, names, (path,), (transform,), compute, np.ones(1), "logits", fallback=fallback, files=(Path(path),)
+        title=path,
+        class_names=names,
+        members=(path,),
+        transforms=(transform,),
+        compute=compute,
+        weights=np.ones(1),
+        strategy="logits",
+        fallback=fallback,
+        files=(Path(path),),
     )

@@ -11,7 +11,7 @@ from creature.errors import UserError
 
 if TYPE_CHECKING:
     from creature.inference.inputs import InputPath
-    from creature.inference.prediction_files import Prediction
+    from creature.inference.prediction import Prediction
 
 
 def add_options(parser: argparse.ArgumentParser, default_format: str, parts: bool = False) -> None:
@@ -94,6 +94,7 @@ def write(
     args: argparse.Namespace,
     columns: tuple[str, str],
     rows: Iterable["Prediction"],
+    *,
     top: int,
     fallback: str,
     features: int | None = None,

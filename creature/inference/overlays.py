@@ -6,13 +6,14 @@ h w places of a map, S side of the evaluation view, D of the overlay.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from creature.errors import UserError
-from creature.inference.prediction_files import Prediction
+from creature.inference.prediction import Prediction
 from creature.storage import write_atomically
 
 FOR, AGAINST = np.array([[0xD5, 0x5E, 0x00], [0x00, 0x72, 0xB2]], np.float32)  # which the colour-blind tell apart
@@ -47,7 +48,7 @@ def save(rows: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
                     Image.fromarray(row.features).save(part, "PNG")
             except OSError as error:
                 raise UserError(f"--explain: cannot write {path}: {error.strerror or error}") from error
-        yield row._replace(features=None)
+        yield replace(row, features=None)
 
 
 def file_name(name: str) -> str:

@@ -8,40 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from creature.console import warn
 from creature.errors import UserError
 from creature.inference.inputs import InputPath
-from creature.inference.predictor import LogitsBatch, Predictor
-from creature.metrics.blend import blend, log
+from creature.inference.prediction import Prediction
 from creature.storage import write_atomically
 
 if TYPE_CHECKING:
-    from creature.metrics.calibration import Calibration
+    pass
 
 FULL_COLUMNS = ("id", "status", "label", "probability")
-
-
-class Prediction(NamedTuple):
-    """One answered input: labels and probabilities, the best first.
-
-    `status` is ok, or unsure where no answer is given, or why the input could not be read.
-    """
-
-    id: str
-    status: str
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    features: np.ndarray | None = None  # (D,)
-    set: tuple[str, ...] = ()  # the labels that may be, where a set was asked for
-
-    @property
-    def broken(self) -> bool:
-        """Whether it could not be read."""
-        return self.status not in ("ok", "unsure")
 
 
 def stem(name: str) -> str:
@@ -102,32 +80,6 @@ def table_writer(path: Path) -> Iterator[Any]:
         yield csv.writer(file, lineterminator="\n")
 
 
-def to_predictions(
-    answers: Iterable[LogitsBatch], predictor: Predictor, top: int, calibration: "Calibration | None" = None
-) -> Iterator[Prediction]:
-    """Each image's row, with the `top` labels of the blended members, calibrated where that is asked for."""
-    for batch in answers:
-        probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
-        if calibration:
-            probabilities = calibration.probabilities(log(probabilities))
-        sets = calibration.sets(probabilities) if calibration and calibration.member is not None else None
-        sure = calibration.sure(probabilities) if calibration and calibration.answer is not None else None
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        for at, name in enumerate(batch.ids):
-            if at in batch.broken:
-                yield Prediction(name, batch.broken[at], (), ())
-            else:
-                labels = tuple(predictor.class_names[k] for k in best[at])
-                features = None if batch.features is None else batch.features[at]
-                row = Prediction(name, "ok", labels, tuple(map(float, probabilities[at, best[at]])), features)
-                if sets is not None:
-                    order = np.argsort(-probabilities[at], kind="stable")
-                    row = row._replace(set=tuple(predictor.class_names[k] for k in order if sets[at, k]))
-                if sure is not None and not sure[at]:
-                    row = row._replace(status="unsure", labels=(), probabilities=())
-                yield row
-
-
 def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Prediction], fallback: str) -> None:
     """Write image names and labels; an image that could not be read gets the `fallback` label."""
     with table_writer(path) as out:
@@ -176,7 +128,7 @@ def record(row: Prediction, top: int, features: int | None = None, sets: bool = 
     if features:
         found["embedding"] = None if row.features is None else row.features.tolist()
     if sets:
-        found["set"] = None if row.broken else list(row.set)
+        found["set"] = None if row.broken else list(row.label_set)
     return found
 
 

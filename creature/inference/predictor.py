@@ -1,4 +1,4 @@
-"""Asking a predictor about images, in order, a batch being decoded while the last is computed. No torch here.
+"""Predictions of a stream of images, in order: a batch is decoded while the one before it is computed. No torch here.
 
 M members, B batch, K classes, D features, S side of the evaluation view.
 """
@@ -8,100 +8,124 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from creature.console import progress
-from creature.data.decode import BLACK, BadImage, content_hash, decode
+from creature.data.decode import BLACK, BadImage, content_hash, decode, upright_rgb
 from creature.data.eval_transform import EvalTransform
-from creature.errors import UserError
+from creature.errors import BrokenError
+
+Pixels = Mapping[EvalTransform, np.ndarray]  # uint8 (B, 3, S, S) by the view that the members take
 
 
 class ImageInput(NamedTuple):
-    """An image to ask about; `read` gives its encoded bytes, or raises BadImage."""
+    """An image to predict; `read` gives its encoded bytes, or the decoded image, or raises BadImage."""
 
     id: str
-    read: Callable[[], bytes]
+    read: Callable[[], bytes | Image.Image]
 
 
-class LogitsBatch(NamedTuple):
-    """What all members say to a batch of images; `broken`: why, by position, where none could see."""
+class Computed(NamedTuple):
+    """What the members compute of a batch."""
+
+    logits: np.ndarray  # (M, B, K)
+    features: np.ndarray | None = None  # (B, D)
+
+
+@dataclass(frozen=True)
+class LogitsBatch:
+    """What all members predict of a batch of images."""
 
     ids: Sequence[str]
-    hashes: list[str]  # of the content, empty where there was none
-    broken: dict[int, str]
+    content_hashes: Sequence[str]  # empty where an image could not be read
+    broken: Mapping[int, str]  # why, by position, where an image could not be decoded
     logits: np.ndarray  # (M, B, K)
     features: np.ndarray | None = None  # (B, D)
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Models that answer together: `compute` takes the pixels uint8 (B, 3, S, S) of each view."""
+    """Models that predict together; `compute` takes the pixels of each view."""
 
     title: str
     class_names: tuple[str, ...]
     members: tuple[str, ...]
     transforms: tuple[EvalTransform, ...]
-    compute: Callable[[Mapping[EvalTransform, np.ndarray]], tuple[np.ndarray, np.ndarray | None]]
-    weights: np.ndarray
+    compute: Callable[[Pixels], Computed]
+    weights: np.ndarray  # (M,)
     strategy: str
-    features: int | None = None  # how many `compute` gives; None where it was not asked for any
-    fallback: str = ""  # what a submission says of an image that cannot be read
+    features: int | None = None  # D; None where features were not asked for
+    fallback: str = ""  # the class that a submission gives an image that cannot be read
     files: tuple[Path, ...] = ()  # of the weights
-    mirror: bool = False  # whether mirror images are asked about, too
+    mirror: bool = False  # whether mirror images are predicted, too
 
 
 def with_mirroring(predictor: Predictor) -> Predictor:
     """The predictor with the mean of the logits of an image and of its mirror image; features are of the image."""
 
-    def compute(pixels: Mapping[EvalTransform, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    def compute(pixels: Pixels) -> Computed:
         logits, features = predictor.compute(pixels)
-        others, _ = predictor.compute(
-            {transform: np.ascontiguousarray(view[..., ::-1]) for transform, view in pixels.items()}
-        )
-        return (logits + others) / 2, features
+        flipped = {transform: np.ascontiguousarray(view[..., ::-1]) for transform, view in pixels.items()}
+        return Computed((logits + predictor.compute(flipped).logits) / 2, features)
 
     return replace(predictor, title=f"{predictor.title}, with mirror images", compute=compute, mirror=True)
 
 
+class _Prepared(NamedTuple):
+    content_hash: str
+    reason: str  # why the image could not be decoded
+    views: list[np.ndarray]
+
+
+def _prepare(image: ImageInput, transforms: Sequence[EvalTransform]) -> _Prepared:
+    """An image's views; black ones, with the reason, where it cannot be decoded."""
+    content, reason, decoded = "", "", BLACK.image()
+    try:
+        data = image.read()
+        if isinstance(data, Image.Image):
+            decoded = upright_rgb(data)
+        else:
+            content = content_hash(data)
+            decoded = decode(data)
+    except BadImage as error:
+        reason = str(error)
+    return _Prepared(content, reason, [transform(decoded) for transform in transforms])
+
+
 def predict_batches(
-    predictor: Predictor, pictures: Iterable[ImageInput], batch_size: int, title: str, total: int | None = None
+    predictor: Predictor, images: Iterable[ImageInput], batch_size: int, *, title: str = "", total: int | None = None
 ) -> Iterator[LogitsBatch]:
-    """Answers to the images, in order; two batches of them are in memory, however many there are.
+    """The logits of the images, in order; two batches of them are in memory, however many there are.
 
-    An image that cannot be decoded keeps its place in the batch, black, so that it changes no other answer. Raises
-    UserError for answers that are no finite numbers.
+    An image that cannot be decoded keeps its place in the batch, black, so that it changes no other prediction. A
+    progress bar is shown where there is a `title`. Raises BrokenError for logits that are no finite numbers.
     """
-
-    transforms = predictor.transforms
-
-    def prepare(picture: ImageInput) -> tuple[str, str, list[np.ndarray]]:
-        data, reason, image = b"", "", BLACK.image()
-        try:
-            data = picture.read()
-            image = decode(data)
-        except BadImage as error:
-            reason = str(error)
-        return content_hash(data) if data else "", reason, [transform(image) for transform in transforms]
-
-    with progress() as bar, ThreadPoolExecutor() as pool:
+    transforms, coming = predictor.transforms, iter(images)
+    with progress(shown=bool(title)) as bar, ThreadPoolExecutor() as pool:
         task = bar.add_task(title, total=total, speed="")
 
-        def begin(batch: Sequence[ImageInput]) -> tuple[Sequence[ImageInput], list[Future[Any]]]:
-            return batch, [pool.submit(prepare, picture) for picture in batch]
+        def begin(batch: Sequence[ImageInput]) -> tuple[Sequence[ImageInput], list[Future[_Prepared]]]:
+            return batch, [pool.submit(_prepare, image, transforms) for image in batch]
 
-        coming = iter(pictures)
         begun = map(begin, iter(lambda: list(islice(coming, batch_size)), []))
         ahead = list(islice(begun, 2))
         while ahead:
-            batch, prepared = ahead.pop(0)
-            hashes, reasons, seen = zip(*(future.result() for future in prepared), strict=True)
-            pixels = {t: np.stack(views) for t, views in zip(transforms, zip(*seen, strict=True), strict=True)}
+            batch, futures = ahead.pop(0)
+            prepared = [future.result() for future in futures]
+            views = zip(*(image.views for image in prepared), strict=True)
+            pixels = {transform: np.stack(view) for transform, view in zip(transforms, views, strict=True)}
             logits, features = predictor.compute(pixels)
             if not np.isfinite(logits).all():
-                raise UserError(f"{predictor.title}: its answers are no finite numbers; its weights are damaged")
-            broken = {at: reason for at, reason in enumerate(reasons) if reason}
-            yield LogitsBatch([picture.id for picture in batch], list(hashes), broken, logits, features)
+                raise BrokenError(f"{predictor.title}: its logits are no finite numbers; its weights are damaged")
+            yield LogitsBatch(
+                ids=[image.id for image in batch],
+                content_hashes=[image.content_hash for image in prepared],
+                broken={at: image.reason for at, image in enumerate(prepared) if image.reason},
+                logits=logits,
+                features=features,
+            )
             bar.update(task, advance=len(batch), speed=f"{bar.tasks[task].speed or 0:.0f}")
             ahead += islice(begun, 1)

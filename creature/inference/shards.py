@@ -14,7 +14,8 @@ from typing import Any
 from creature.console import say, warn
 from creature.errors import UserError
 from creature.inference.inputs import Shard
-from creature.inference.prediction_files import Prediction, write_full
+from creature.inference.prediction import Prediction
+from creature.inference.prediction_files import write_full
 from creature.inference.predictor import Predictor
 from creature.storage import file_hash
 
@@ -26,23 +27,23 @@ def process() -> tuple[int, int]:
 
 def write_shards(
     out: Path,
-    pieces: Sequence[Shard],
-    answered: Callable[[Sequence[Shard]], Iterator[Prediction]],
+    shards: Sequence[Shard],
+    predict: Callable[[Sequence[Shard]], Iterator[Prediction]],
+    *,
     predictor: Predictor,
     top: int,
 ) -> int:
-    """Write this process's parts that are not there yet; the number of images in them that could not be read.
+    """Write this process's shards that are not there yet; the number of images in them that could not be read.
 
     Raises UserError for a folder that holds predictions of other images or another model.
     """
-    names = hashlib.sha256(json.dumps([(piece.name, piece.size) for piece in pieces]).encode()).hexdigest()
+    names = hashlib.sha256(json.dumps([(shard.name, shard.size) for shard in shards]).encode()).hexdigest()
     how = {"strategy": predictor.strategy, "weights": predictor.weights.tolist(), "top": top}
     how["mirror"] = predictor.mirror or None  # as older parts say it, which know no such word
     model = [file_hash(file) for file in predictor.files]
     _claim(out, {"pictures": names, "model": model, "features": predictor.features, **how})
     rank, processes = process()
-    own = range(rank, len(pieces), processes)
-    paths = {at: out / f"part-{at:05d}-of-{len(pieces):05d}.parquet" for at in own}
+    paths = {at: out / f"part-{at:05d}-of-{len(shards):05d}.parquet" for at in range(rank, len(shards), processes)}
     broken = written = 0
 
     def counted(rows: Iterator[Prediction]) -> Iterator[Prediction]:
@@ -54,10 +55,10 @@ def write_shards(
 
     for at, path in paths.items():
         if not path.exists():
-            write_full(path, counted(answered([pieces[at]])), top, predictor.features)
+            write_full(path, counted(predict([shards[at]])), top, predictor.features)
     there = len(list(out.glob("part-*.parquet")))
     who = f"process {rank}: " if processes > 1 else ""
-    say(f"{who}{written} rows written; {there} of {len(pieces)} parts are in {out}")
+    say(f"{who}{written} rows written; {there} of {len(shards)} parts are in {out}")
     if broken:
         warn(f"{who}{broken} images could not be read; the column status says why")
     return broken

@@ -1,8 +1,19 @@
 """Blending: logits of M members on N rows of K classes -> probabilities. Arrays in, arrays out."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 STRATEGIES = ("logits", "softmax", "vote")
+
+
+@dataclass(frozen=True, eq=False)
+class Blending:
+    """How an ensemble's members are blended."""
+
+    weights: np.ndarray  # (M,)
+    strategy: str = "logits"
+    mirror: bool = False  # whether mirror images are predicted, too
 
 
 def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | None = None) -> np.ndarray:

@@ -3,16 +3,22 @@
 N rows that the model never saw, K classes. Logits are those of a member, or logs of an ensemble's probabilities.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
 
+MODEL_CALIBRATION = "calibration.safetensors"  # of a published model
+ENSEMBLE_CALIBRATION = "ensemble_calibration.safetensors"  # of a published ensemble
 BINS = 10
 FEWEST = 30  # rows
 PARTS = 5  # of the rows, each judged by what the others gave
@@ -153,3 +159,27 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     sure, right = probabilities.max(1), probabilities.argmax(1) == labels
     bins = np.array_split(np.argsort(sure, kind="stable"), min(BINS, len(sure)))
     return float(sum(len(rows) * abs(sure[rows].mean() - right[rows].mean()) for rows in bins) / len(sure))
+
+
+def save_calibration(path: Path, fitted: CalibrationData) -> None:
+    """Write it as safetensors; it names no image."""
+    metadata = {name: getattr(fitted, name) for name in ("temperature", "selected", "mirror")}
+    tensors = {name: getattr(fitted, name) for name in ("of_label", "sure", "right")}
+    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in metadata.items()})
+
+
+def load_calibration(path: Path) -> CalibrationData:
+    """Read it; raises BrokenError where the file is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+            tensors = {name: file.get_tensor(name) for name in ("of_label", "sure", "right")}
+        fitted = CalibrationData(**metadata, **tensors)
+        if {array.shape for array in tensors.values()} != {(len(fitted.right),)} or fitted.right.dtype != bool:
+            raise ValueError("its rows are no columns")
+        probabilities = (fitted.of_label, fitted.sure)
+        if not (0 < fitted.temperature < 1000 and all(((p >= 0) & (p <= 1)).all() for p in probabilities)):
+            raise ValueError("its numbers are no probabilities")
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BrokenError(f"{path}: cannot be read as a calibration ({error}); fetch it again") from error
+    return fitted

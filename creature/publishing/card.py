@@ -46,18 +46,18 @@ def measured(run: StudyRun) -> list[Score]:
     if several:
         who = f"{len(run.once)} members, each image by the one that never saw it"
         scores.append(Score(who, "out of fold", "train", run.held.count, run.selected))
-    models, rows, _ = run.judged
+    models, rows = run.unseen.models, run.unseen.rows
     if models > 1:
         who = f"ensemble of {models} members, for each image those that never saw it"
         scores.append(Score(who, "out of fold", "train", rows.count, run.selected))
-    scores.append(Score(f"{main} alone", "held out of it", "train", Count(first["correct"], first["n"]), run.selected))
+    scores.append(Score(f"{main} alone", "held out of it", "train", first.count, run.selected))
     if run.selected:
         who, pictures = ("the members", "out of fold") if several else (f"{main} alone", "held out of it")
         scores.append(Score(f"{who}, last epoch", pictures, "train", run.last))
     for split, called in (("holdout", "holdout"), ("images", "test")):
         for who, decider in ((f"ensemble of {len(run.folds)}", None), (f"{main} alone", main)):
             if (rows := run.new(split, decider)) and (several or decider):
-                mirror = ", with mirror images" * run.answered[split].mirror
+                mirror = ", with mirror images" * run.recorded[split].mirror
                 scores.append(Score(f"{who}{mirror}", called, called, rows.count))
     return scores
 
@@ -131,13 +131,13 @@ def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str],
     yield f"\n# {escape(repo.partition('/')[2])}\n"
     yield (
         f"Tells {classes} classes of images apart: {escape(_listed(held.class_names))}. "
-        f"`{recipe.backbone.name}`, {start}, on {run.results[0]['images_trained']} images."
+        f"`{recipe.backbone.name}`, {start}, on {run.results[0].images_trained} images."
     )
     if len(run.folds) > 1:
         yield (
             f"\n`main` is one model, {run.folds[0].name} of {len(run.folds)}. The others are the branches "
             f"{', '.join(f'`{fold.name}`' for fold in run.folds)}; together they are the ensemble"
-            + (" that is scored below." if run.judged[0] == 1 else ".")
+            + (" that is scored below." if run.unseen.models == 1 else ".")
         )
     yield "\n## How good it is\n"
     yield from _table(
@@ -145,7 +145,7 @@ def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str],
         [(s.who, s.pictures, f"{s.right}{' selected' * s.selected}") for s in scores],
     )
     yield "\nNo score is of images that the answering model was trained on; intervals are Wilson's."
-    if run.judged[0] > 1:
+    if run.unseen.models > 1:
         yield (
             f"The folds were drawn {run.recipe.folds.repeats} times, so that each image has members that never saw "
             f"it, one of each repeat. Their ensemble stands in for that of all {len(run.folds)}, which is larger and "
@@ -214,8 +214,8 @@ python predict.py hf-hub:{repo} photos/ --out predictions.csv{every}
 
 def _training(run: StudyRun, base: str | None) -> Iterator[tuple[str, str]]:
     recipe, first = run.recipe, run.results[0]
-    seconds = sum(result["seconds"] for result in run.results)
-    yield "backbone", f"{recipe.backbone.name}, {first['parameters'] / 1e6:.1f} M parameters"
+    seconds = sum(result.seconds for result in run.results)
+    yield "backbone", f"{recipe.backbone.name}, {first.parameters / 1e6:.1f} M parameters"
     yield "pretraining", f"{base}" if base else "none"
     images = recipe.images
     yield "evaluation view", f"{images.size} x {images.size} pixels, {images.fit}, normalization: {images.normalize}"
@@ -224,13 +224,13 @@ def _training(run: StudyRun, base: str | None) -> Iterator[tuple[str, str]]:
     yield "schedule", f"{recipe.schedule.epochs} epochs, {recipe.schedule.name}, batch size {recipe.batch_size}"
     yield "optimizer", f"{recipe.optimizer.name}, learning rate {recipe.optimizer.lr:g}, seed {recipe.seed}"
     yield "augmentation", f"mix {recipe.augment.mix}, policy {recipe.augment.policy}"
-    yield "cost", f"{seconds / 60:.1f} minutes of training steps on {first['device']}, {recipe.precision}"
-    versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("torch", "timm", "accelerate"))
+    yield "cost", f"{seconds / 60:.1f} minutes of training steps on {first.device}, {recipe.precision}"
+    versions = ", ".join(f"{name} {first.versions[name]}" for name in ("torch", "timm", "accelerate"))
     yield "software", f"creature {__version__}, {versions}"
 
 
 def _limits(run: StudyRun) -> Iterator[str]:
-    held, counts = run.held, run.results[0]["class_counts"]
+    held, counts = run.held, run.results[0].class_counts
     rare = min(range(len(counts)), key=counts.__getitem__)
     amount = f"Classes have from {min(counts)} ({escape(held.class_names[rare])}) to {max(counts)} images"
     amount = amount if min(counts) < max(counts) else f"Each class has {max(counts)} images"
@@ -253,7 +253,7 @@ def _limits(run: StudyRun) -> Iterator[str]:
 
 def _member_card(run: StudyRun, branch: str, repo: str, terms: Terms) -> Iterator[str]:
     result = run.results[[fold.name for fold in run.folds].index(branch)]
-    score = Score(f"{branch} alone", "held out of it", "train", Count(result["correct"], result["n"]), run.selected)
+    score = Score(f"{branch} alone", "held out of it", "train", result.count, run.selected)
     yield _front(run, repo, terms, [score])
     yield f"\n# {escape(repo.partition('/')[2])}, {branch}\n"
     yield f"One of {len(run.folds)} members of the ensemble that [main](https://huggingface.co/{repo}) describes; "

@@ -18,7 +18,7 @@ def check(folder: Path) -> None:
     """
     if wrong := manifest_differences(folder):
         raise UserError(f"{folder} is not what was published; download it again:\n  " + "\n  ".join(wrong))
-    from creature.publishing.export import answer  # torch is not needed to find a damaged file
+    from creature.publishing.export import golden_logits  # torch is not needed to find a damaged file
 
     try:
         golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
@@ -26,7 +26,7 @@ def check(folder: Path) -> None:
         said = [float(logit) for logit in golden["logits"]]
     except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / 'golden.json'} names no image and logits ({error})") from error
-    _, found = answer(folder, picture)
+    _, found = golden_logits(folder, picture)
     far = max(abs(a - b) for a, b in zip(found, said, strict=True)) if len(found) == len(said) else math.inf
     if not far <= 1e-3:
         raise UserError(

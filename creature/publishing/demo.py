@@ -13,7 +13,7 @@ from creature.console import printable, run, say
 from creature.errors import UserError
 
 if TYPE_CHECKING:
-    from creature.inference.predictor import Predictor
+    from creature.inference.classifier import Classifier
 
 SHOWN = 5
 
@@ -40,71 +40,71 @@ def main(argv: Sequence[str] | None = None) -> int:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(f"the page needs {error.name}, which is not installed: pip install -e '.[demo]'") from error
-    from creature.inference.load import load_predictor
+    from creature.inference.classifier import load
 
-    predictor = load_predictor(args.model, args.members, args.device)
-    page = build(predictor)
+    classifier = load(args.model, device=args.device, members=args.members)
+    page = build(classifier)
     try:
         _, url, _ = page.launch(
             server_name="127.0.0.1", server_port=args.port, prevent_thread_lock=True, quiet=True, footer_links=[]
         )
     except OSError as error:
         raise UserError(f"--port: {args.port} cannot be used here: {error}; try --port {args.port + 1}") from error
-    say(f"{predictor.title}: open {url} in a browser; Ctrl-C ends it")
+    say(f"{classifier.predictor.title}: open {url} in a browser; Ctrl-C ends it")
     page.block_thread()
     return 0
 
 
-def build(predictor: "Predictor") -> Any:
-    """The page of a predictor: a gradio.Blocks."""
+def build(classifier: "Classifier") -> Any:
+    """The page of a classifier: a gradio.Blocks."""
     import gradio as gr
 
-    several = len(predictor.members) > 1
+    title, names = _text(classifier.predictor.title), _text(_listed(classifier.class_names))
     with gr.Blocks(title="creature", analytics_enabled=False) as page:
-        gr.Markdown(f"# {_text(predictor.title)}\nDrop a photo of one of {_text(_listed(predictor.class_names))}.")
+        gr.Markdown(f"# {title}\nDrop a photo of one of {names}.")
         with gr.Row():
             # filepath without a mode: the file as it was dropped, for the one decoder.
             photo = gr.Image(
                 label="Photo", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=400
             )
             with gr.Column():
-                label = gr.Label(label="Answer", num_top_classes=SHOWN)
+                label = gr.Label(label="Prediction", num_top_classes=SHOWN)
                 note = gr.Markdown()
                 table = gr.Dataframe(
-                    headers=["member", "answer", "probability"],
+                    headers=["member", "label", "probability"],
                     label="Members",
                     interactive=False,
-                    visible=several,
+                    visible=len(classifier.members) > 1,
                     wrap=True,
                 )
-        photo.change(answerer(predictor), photo, [label, note, table], api_name="predict")
+        photo.change(handler(classifier), photo, [label, note, table], api_name="predict")
     return page
 
 
-def answerer(predictor: "Predictor") -> Callable[[str | None], tuple[dict[str, float] | None, str, list[list[str]]]]:
+def handler(classifier: "Classifier") -> Callable[[str | None], tuple[dict[str, float] | None, str, list[list[str]]]]:
     """What the page does with a photo: probabilities by label, a sentence, and a row for each member."""
-    from creature.inference.inputs import InputPath, read_inputs
-    from creature.inference.predictor import predict_batches
     from creature.metrics.blend import blend
 
-    def answer(path: str | None) -> tuple[dict[str, float] | None, str, list[list[str]]]:
+    names, predictor = classifier.class_names, classifier.predictor
+
+    def show(path: str | None) -> tuple[dict[str, float] | None, str, list[list[str]]]:
         if path is None:
             return None, "", []
-        (said,) = predict_batches(predictor, read_inputs([InputPath("photo", path)]), 1, "predicting")
-        if said.broken:
-            return None, f"This photo cannot be read: {_text(said.broken[0])}.", []
-        (together,) = blend(said.logits, predictor.strategy, predictor.weights)
-        alone = [blend(logits[None])[0] for logits in said.logits]
+        (batch,) = classifier.batches(path, batch_size=1)
+        if batch.broken:
+            return None, f"This photo cannot be read: {_text(batch.broken[0])}.", []
+        (together,) = blend(batch.logits, predictor.strategy, predictor.weights)
+        alone = [blend(logits[None])[0] for logits in batch.logits]
         rows = [
-            [member, predictor.class_names[each.argmax()], f"{each.max():.3f}"]
-            for member, each in zip(predictor.members, alone, strict=True)
+            [member, names[probabilities.argmax()], f"{probabilities.max():.3f}"]
+            for member, probabilities in zip(classifier.members, alone, strict=True)
         ]
-        best = predictor.class_names[together.argmax()]
-        same = sum(predictor.class_names[each.argmax()] == best for each in alone)
+        best = names[together.argmax()]
+        same = sum(names[probabilities.argmax()] == best for probabilities in alone)
         note = f"{same} of {len(alone)} members say **{_text(best)}**." if len(alone) > 1 else ""
-        return dict(zip(predictor.class_names, map(float, together), strict=True)), note, rows
+        return dict(zip(names, map(float, together), strict=True)), note, rows
 
-    return answer
+    return show
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -17,16 +17,18 @@ import numpy as np
 import torch
 
 from creature.console import warn
-from creature.data.folds import FoldTable, read_folds, write_folds
+from creature.data.folds import FoldTable, write_folds
 from creature.data.sources import short_names
-from creature.ensembling import out_of_fold
-from creature.ensembling.calibrate import OF_ENSEMBLE, OF_MODEL, member_calibration, rows_of_ensemble, save_calibration
-from creature.errors import UserError
+from creature.ensembling.calibrate import member_calibration, rows_of_ensemble
+from creature.ensembling.out_of_fold import ensemble_summary
+from creature.errors import BrokenError, UserError
 from creature.inference.members import load_member, predictor
 from creature.inference.predictor import ImageInput, predict_batches
-from creature.metrics import calibration
+from creature.metrics.blend import Blending
+from creature.metrics.calibration import ENSEMBLE_CALIBRATION, FEWEST, MODEL_CALIBRATION, fit, save_calibration
 from creature.recipe import Recipe, check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
+from creature.run import Fold
 from creature.samples import draw
 from creature.storage import file_hash, write_json
 from creature.training.checkpoint import place
@@ -46,48 +48,51 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
     for branch, fold in branches.items():
         folder = out / branch
         folder.mkdir(parents=True)
-        place(fold / "model.safetensors", folder / "model.safetensors")
+        place(fold.folder / "model.safetensors", folder / "model.safetensors")
         for name in ("config.json", "result.json", "history.jsonl"):
-            shutil.copyfile(fold / name, folder / name)
+            shutil.copyfile(fold.folder / name, folder / name)
         (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")
         write_golden(folder)
-    write_folds(out / "main" / "folds.json", anonymous(read_folds(run.folder / "folds.json")))
-    said = ensemble(run)
-    write_json(out / "main" / "ensemble.json", said)
-    write_calibrations(run, out, branches, said)
+    write_folds(out / "main" / "folds.json", anonymous(run.run.fold_table))
+    summary = published_ensemble(run)
+    write_json(out / "main" / "ensemble.json", summary)
+    write_calibrations(run, out, branches, blending_of(summary))
     return {branch: out / branch for branch in branches}
 
 
+def blending_of(summary: dict[str, Any]) -> Blending:
+    """How the ensemble of a summary is blended; older ones do not say whether mirror images were predicted."""
+    weights = np.array([member["weight"] for member in summary["members"]])
+    return Blending(weights, summary["strategy"], bool(summary.get("mirror", False)))
+
+
 def as_published(run: StudyRun) -> StudyRun:
-    """The run without answers that were blended in another way than what is published of it."""
-    said = ensemble(run)
-    way = np.array([member["weight"] for member in said["members"]]), said["strategy"], said.get("mirror", False)
-    kept = {}
-    for kind, table in run.answered.items():
-        if len(run.folds) == 1 or table.blended_by(*way):
+    """The run without predictions that were blended in another way than what is published of it."""
+    blending, kept = blending_of(published_ensemble(run)), {}
+    for kind, table in run.recorded.items():
+        if len(run.folds) == 1 or table.blended_by(blending):
             kept[kind] = table
         else:
             warn(
-                f"{run.folder}/ensemble/{kind}.safetensors: its score is left out, for it was asked in another way "
-                f"({table.how}) than ensemble.py asked last, which is published; ask as it is to be published"
+                f"{run.folder}/ensemble/{kind}.safetensors: its score is left out, for it was blended in another way "
+                f"({table.how}) than ensemble.py did last, which is published; predict as it is to be published"
             )
-    return replace(run, answered=kept)
+    return replace(run, recorded=kept)
 
 
-def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Path], said: dict[str, Any]) -> None:
-    """What calibration rests on, for each model that held out enough rows, and for the ensemble if it was asked.
+def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Fold], blending: Blending) -> None:
+    """What calibration rests on, for each model that held out enough rows, and for the ensemble where there is any.
 
     A table of probabilities that names no image.
     """
     for branch, fold in branches.items():
-        if out_of_fold.out_of_fold(fold).n >= calibration.FEWEST:
-            save_calibration(out / branch / OF_MODEL, member_calibration(fold))
+        if fold.score.n >= FEWEST:
+            save_calibration(out / branch / MODEL_CALIBRATION, member_calibration(fold.folder))
     if len(run.folds) > 1:
-        weights, mirror = np.array([member["weight"] for member in said["members"]]), bool(said.get("mirror", False))
-        found = rows_of_ensemble(run.folder, run.folds, weights, said["strategy"], mirror)
-        if found and len(found.labels) >= calibration.FEWEST:
-            fitted = calibration.fit(found.logits, found.labels, found.selected, mirror)
-            save_calibration(out / "main" / OF_ENSEMBLE, fitted)
+        rows = rows_of_ensemble(run.run, run.folds, blending)
+        if rows and len(rows.labels) >= FEWEST:
+            fitted = fit(rows.logits, rows.labels, rows.selected, blending.mirror)
+            save_calibration(out / "main" / ENSEMBLE_CALIBRATION, fitted)
 
 
 def portable(recipe: Recipe) -> Recipe:
@@ -116,39 +121,39 @@ def anonymous(folds: FoldTable) -> FoldTable:
     return replace(folds, ids=pa.chunked_array([list(map(hashed, folds.ids.to_pylist()))]), bad=bad)
 
 
-def ensemble(run: StudyRun) -> dict[str, Any]:
+def published_ensemble(run: StudyRun) -> dict[str, Any]:
     """The members with the hashes of their weights, how they are blended, and what was measured."""
     path = run.folder / "ensemble" / "result.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read: {error}; run python ensemble.py {run.folder} again") from error
-    now = {
-        fold.name: result["sha256"]["model.safetensors"] for fold, result in zip(run.folds, run.results, strict=True)
-    }
+        raise BrokenError(f"{path}: cannot be read: {error}; run python ensemble.py {run.folder} again") from error
+    now = {fold.name: fold.result.sha256.weights for fold in run.folds}
     # Older ones have no hashes.
-    if said is None or [(m["fold"], m.get("sha256", now.get(m["fold"]))) for m in said["members"]] != [*now.items()]:
-        said = out_of_fold.summary(run.folds, np.ones(len(now)), "logits", {})
+    if summary is None or [(m["fold"], m.get("sha256", now.get(m["fold"]))) for m in summary["members"]] != [
+        *now.items()
+    ]:
+        summary = ensemble_summary(run.folds, np.ones(len(now)), strategy="logits", tallies={})
     members = [
-        {**member, "name": fold.name, "sha256": file_hash(fold / "model.safetensors")}
-        for member, fold in zip(said["members"], run.folds, strict=True)
+        {**member, "name": fold.name, "sha256": file_hash(fold.folder / "model.safetensors")}
+        for member, fold in zip(summary["members"], run.folds, strict=True)
     ]
-    scores = {Path(name).name: score for name, score in said["ensemble"].items()}
-    return {**said, "members": members, "ensemble": scores}
+    scores = {Path(name).name: score for name, score in summary["ensemble"].items()}
+    return {**summary, "members": members, "ensemble": scores}
 
 
 def write_golden(folder: Path) -> None:
     """An image and the logits that the folder's model must give it, for whoever loads it elsewhere."""
-    picture = draw("bird", np.random.default_rng(0), max(GOLDEN_SIZE))
-    picture.crop((0, 0, *GOLDEN_SIZE)).save(out := BytesIO(), "PNG")
+    image = draw("bird", np.random.default_rng(0), max(GOLDEN_SIZE))
+    image.crop((0, 0, *GOLDEN_SIZE)).save(out := BytesIO(), "PNG")
     (folder / "golden.png").write_bytes(out.getvalue())
-    names, logits = answer(folder, out.getvalue())
+    names, logits = golden_logits(folder, out.getvalue())
     versions = {"device": "cpu", "precision": "fp32", "torch": torch.__version__.partition("+")[0]}
     write_json(folder / "golden.json", {"picture": "golden.png", "labels": names, "logits": logits, **versions})
 
 
-def answer(folder: Path, picture: bytes) -> tuple[Sequence[str], list[float]]:
+def golden_logits(folder: Path, image: bytes) -> tuple[Sequence[str], list[float]]:
     """Class names and logits (K,) of an encoded image, by the model of a folder on the CPU."""
     member = load_member(folder, torch.device("cpu"))
-    (answers,) = predict_batches(predictor([member]), [ImageInput("golden", lambda: picture)], 1, "golden outputs")
-    return member.class_names, answers.logits[0, 0].astype(float).tolist()
+    (batch,) = predict_batches(predictor([member]), [ImageInput("golden", lambda: image)], 1)
+    return member.class_names, batch.logits[0, 0].astype(float).tolist()

@@ -75,8 +75,9 @@ def export_onnx(folder: Path, out: Path) -> None:
     import onnx
     import torch
 
-    from creature.inference.members import load_member, most_frequent
+    from creature.inference.members import load_member
     from creature.inference.onnx import KEY, open_session
+    from creature.run import most_frequent_class
 
     member = load_member(folder, torch.device("cpu"))
     size = member.transform.size
@@ -99,7 +100,7 @@ def export_onnx(folder: Path, out: Path) -> None:
             )
         said = {"names": member.class_names, "size": size, "fit": member.transform.crop_mode}
         said["mean"] = member.transform.mean
-        said["fallback"] = most_frequent([folder]) if (folder / "result.json").exists() else ""
+        said["fallback"] = most_frequent_class(folder) if (folder / "result.json").exists() else ""
         model = onnx.load(part)
         _forget_places(model)
         model.metadata_props.add(key=KEY, value=json.dumps(said))

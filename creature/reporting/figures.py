@@ -106,7 +106,7 @@ def _curves(runs: Sequence[StudyRun], key: str, label: str, names: Sequence[str]
         handles, restarts = [], []
         for line, run in zip(LINES * (1 + len(runs) // len(LINES)), runs, strict=False):
             rows = run.histories[min(run.histories)]
-            epochs, values = [row["epoch"] for row in rows], [row[key] for row in rows]
+            epochs, values = [row.epoch for row in rows], [getattr(row, key) for row in rows]
             marker = "o" if len(rows) < 16 else None
             handles += axes.plot(epochs, values, **line, linewidth=1.4, marker=marker, markersize=3)
             schedule = run.recipe.schedule

@@ -7,7 +7,7 @@ python -m creature.reporting.labels runs/laptop --top 50 --out suspects.csv
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from creature.console import run, say, show_table, warn
 from creature.errors import UserError
@@ -46,20 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.reporting.study import read_runs
     from creature.reporting.tables import harmless
 
-    (found,) = read_runs([args.run], None)
-    if not found.folds:
+    (studied,) = read_runs([args.run], None)
+    if not studied.folds:
         raise UserError(f"{args.run}: no finished fold, and so no prediction of an image that it never saw")
-    warn_of_unjudged(found)
-    lines = contradicted(found)
-    models, held, probabilities = found.judged
+    warn_of_unjudged(studied)
+    lines, unseen = contradicted_labels(studied), studied.unseen
     if lines:
-        classes = by_class(probabilities, held.labels, held.class_names)
+        classes = by_class(unseen.probabilities, unseen.rows.labels, unseen.rows.class_names)
         show_table("Labels that the members contradict, by class", CLASS_COLUMNS, classes)
-        cells = [(name, f"{label} {p}", f"{said} {q}", surely) for name, label, p, said, q, surely in lines[: args.top]]
-        judges = "member says" if models == 1 else f"{models} members say"
-        show_table(f"The least likely labels of {len(held.ids)} images", ("image", "label", judges, "surely"), cells)
+        cells = [
+            (line.image, f"{line.label} {line.probability}", f"{line.predicted} {line.its_probability}", line.surely)
+            for line in lines[: args.top]
+        ]
+        judges = "member says" if unseen.models == 1 else f"{unseen.models} members say"
+        title = f"The least likely labels of {len(unseen.rows.ids)} images"
+        show_table(title, ("image", "label", judges, "surely"), cells)
         say(NOTE, style="dim")
-    out = args.out or found.folder / "labels.csv"
+    out = args.out or studied.folder / "labels.csv"
     with table_writer(out) as table:
         table.writerow(COLUMNS)
         table.writerows(map(harmless, line) for line in lines)
@@ -70,35 +73,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def warn_of_unjudged(found: "StudyRun") -> None:
+def warn_of_unjudged(studied: "StudyRun") -> None:
     """Say how many images no finished fold held out, and what would judge them."""
-    from creature.inference.members import folds_of
-
-    folds = folds_of(found.folder).partitions[0]
+    folds = studied.run.fold_table.partitions[0]
     always = int((folds < 0).sum())
-    if pending := len(folds) - always - len(found.judged[1].ids):
+    if pending := len(folds) - always - len(studied.unseen.rows.ids):
         warn(f"{pending} images are not judged, for no finished fold holds them out; train.py --resume goes on")
     if always:
         warn(f"{always} images are not judged, for the one model was trained on them; with folds.count=5 all would be")
 
 
-def contradicted(found: "StudyRun") -> list[tuple[str, ...]]:
-    """A line of COLUMNS for each row whose label its member contradicts, the least likely label first."""
+class ContradictedLabel(NamedTuple):
+    """A row of labels.csv: an image whose label the members that never saw it contradict."""
+
+    image: str
+    label: str
+    probability: str  # of the label
+    predicted: str
+    its_probability: str
+    surely: str  # yes or no
+
+
+def contradicted_labels(studied: "StudyRun") -> list[ContradictedLabel]:
+    """All of a run, the least likely label first."""
     from creature.metrics.label_errors import confident, suspects
 
-    (_, held, probabilities), lines = found.judged, []
-    sure = confident(probabilities, held.labels)
-    for row in suspects(probabilities, held.labels).tolist():
-        label, said = held.labels[row], held.predicted[row]
-        likely, surest = (f"{probabilities[row, k]:.4f}" for k in (label, said))
+    rows, probabilities = studied.unseen.rows, studied.unseen.probabilities
+    sure, lines = confident(probabilities, rows.labels), []
+    for row in suspects(probabilities, rows.labels).tolist():
+        label, predicted = rows.labels[row], rows.predicted[row]
         lines.append(
-            (
-                held.ids[row],
-                held.class_names[label],
-                likely,
-                held.class_names[said],
-                surest,
-                "yes" if sure[row] else "no",
+            ContradictedLabel(
+                image=rows.ids[row],
+                label=rows.class_names[label],
+                probability=f"{probabilities[row, label]:.4f}",
+                predicted=rows.class_names[predicted],
+                its_probability=f"{probabilities[row, predicted]:.4f}",
+                surely="yes" if sure[row] else "no",
             )
         )
     return lines

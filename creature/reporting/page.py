@@ -17,7 +17,6 @@ from creature.console import printable
 from creature.data.dataset import read_images
 from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.sources import Columns
-from creature.ensembling.out_of_fold import held_out
 from creature.errors import UserError
 from creature.inference.explain import draw_overlay
 from creature.inference.members import choose_device, load_member
@@ -96,7 +95,7 @@ def class_cells(records: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, fl
 
 def gallery(run: StudyRun, explain: bool = False) -> tuple[list[Mistake], str]:
     """The held-out rows whose label is the least likely, be it the model or the label that is wrong; and what lacks."""
-    models, held, probabilities = run.judged
+    models, held, probabilities = run.unseen.models, run.unseen.rows, run.unseen.probabilities
     worst = suspects(probabilities, held.labels)[:SHOWN]
     if not len(worst):
         return [], "No held-out row is wrong."
@@ -110,7 +109,7 @@ def gallery(run: StudyRun, explain: bool = False) -> tuple[list[Mistake], str]:
     draw, refused = _overlays(run) if explain else None, ""
     shown, absent = [], 0
     for row in worst:
-        picture = pictures.find(held.ids[row], held.hashes[row])
+        picture = pictures.find(held.ids[row], held.content_hashes[row])
         if picture is None:
             absent += 1
             continue
@@ -132,7 +131,7 @@ def gallery(run: StudyRun, explain: bool = False) -> tuple[list[Mistake], str]:
 
 def _overlays(run: StudyRun) -> Callable[[str, Image.Image, int], np.ndarray]:
     """What draws the overlay of a held-out row for a label: by a member that never saw it."""
-    holders = {name: fold for fold in run.once for name in held_out(fold)[0].ids}
+    holders = {name: fold.folder for fold in run.once for name in fold.held_out.ids}
     load = cache(lambda fold: load_member(fold, choose_device("auto")))
     return lambda name, picture, label: draw_overlay(load(holders[name]), picture, label)
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from creature.console import printable
 from creature.ensembling.acceptance import MARGIN
-from creature.ensembling.compare import PairedComparison, compare_members, holm, shown_p
+from creature.ensembling.compare import compare_members
 from creature.metrics.accuracy import Count
+from creature.metrics.significance import PairedComparison, holm, shown_p
 from creature.reporting.study import Scored, ScoredRows, StudyRun, changes, same_rows, seed_groups
 
 # The course report's own accuracies on its 100 classes: validation (n = 300; None: its members had seen the images),
@@ -81,10 +82,10 @@ def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:
 
 def scores_table(runs: Sequence[StudyRun]) -> Table:
     """Table 1: what each run scores on images that it was not trained on."""
-    splits = [split for split in SPLITS if any(split in run.answered for run in runs)]
+    splits = [split for split in SPLITS if any(split in run.recorded for run in runs)]
     selected, repeats = any(run.folds and run.selected for run in runs), bool(missing(runs))
     repeats = repeats or any(in_report(run) in REPORT for run in runs)
-    ensembles = any(run.folds and run.judged[0] > 1 for run in runs)
+    ensembles = any(run.folds and run.unseen.models > 1 for run in runs)
     columns = [
         "run",
         "held out",
@@ -107,9 +108,12 @@ def scores_table(runs: Sequence[StudyRun]) -> Table:
                 records.append(_record(run, "held_out_last_epoch", run.last, "scored"))
             if ensembles:
                 cells.append(_ensemble_score(run))
-                if run.judged[0] > 1:
-                    split, status = f"held_out_ensemble_of_{run.judged[0]}", "selected" if run.selected else "scored"
-                    records.append(_record(run, split, run.judged[1].count, status))
+                if run.unseen.models > 1:
+                    split, status = (
+                        f"held_out_ensemble_of_{run.unseen.models}",
+                        "selected" if run.selected else "scored",
+                    )
+                    records.append(_record(run, split, run.unseen.rows.count, status))
             for split in splits:
                 cell, record = _split_score(run, split)
                 cells.append(cell)
@@ -147,7 +151,7 @@ def scores_table(runs: Sequence[StudyRun]) -> Table:
 def tricks_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table:
     """Table 2: each run against the baseline, on the same images."""
     others = [run for run in in_order(runs) if run is not baseline]
-    splits = ["held", *(split for split in SPLITS if any(split in run.answered for run in runs))]
+    splits = ["held", *(split for split in SPLITS if any(split in run.recorded for run in runs))]
     repeats = any(in_report(run) in REPORT for run in runs)
     pairs = {(run.name, split): _pair(run, baseline, split) for run in others for split in splits}
     measured = [key for key, value in pairs.items() if isinstance(value, PairedComparison)]
@@ -199,8 +203,8 @@ def strategies_table(runs: Sequence[StudyRun]) -> Table | None:
     columns = ("run", "pictures", "who", "accuracy", "against logits", *(["the report: public, private"] * repeats))
     rows, records = [], []
     for run in in_order(runs):
-        for split, table in run.answered.items():
-            found = compare_members(table, run.stands[split]) if len(table.members) > 1 else []
+        for split, table in run.recorded.items():
+            found = compare_members(table, run.exposed[split]) if len(table.members) > 1 else []
             for each in found:
                 member = each.name in table.members
                 against = Cell("") if each.against is None or each.p is None else _difference(each.against, each.p)
@@ -272,7 +276,7 @@ def seeds_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table | None:
     groups = seed_groups(runs)
     if not groups:
         return None
-    splits = [split for split in SPLITS if any(split in run.answered for run in runs)]
+    splits = [split for split in SPLITS if any(split in run.recorded for run in runs)]
     base = next((group for group in groups if baseline in group), [])
     rows, records = [], []
     for group in groups:
@@ -283,8 +287,8 @@ def seeds_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table | None:
             if len(scores) < 2:
                 cells.append(Cell("fewer than two scores", "weak"))
                 continue
-            asked = [run.answered[split] for run in (*group, *base) if split in run.answered]
-            if not all(one.asked_as(other) for one, other in combinations(asked, 2)):
+            asked = [run.recorded[split] for run in (*group, *base) if split in run.recorded]
+            if not all(one.comparable_with(other) for one, other in combinations(asked, 2)):
                 ways = sorted({each.how for each in asked})
                 cells.append(Cell(f"asked in different ways: {', '.join(ways)}", "weak"))
                 continue
@@ -305,28 +309,28 @@ def _name(run: StudyRun) -> Cell:
 
 
 def _cost(run: StudyRun) -> str:
-    parameters = {result["parameters"] for result in run.results}
-    minutes = sum(result["seconds"] for result in run.results) / 60
+    parameters = {result.parameters for result in run.results}
+    minutes = sum(result.seconds for result in run.results) / 60
     size = " and ".join(f"{number / 1e6:.1f} M" for number in sorted(parameters))
     return f"{len(run.folds)} x {size}, {minutes:.1f} min"
 
 
 def _ensemble_score(run: StudyRun) -> Cell:
-    models, rows, _ = run.judged
-    return Cell(f"{rows.count} by {models} members{' selected' * run.selected}") if models > 1 else Cell("")
+    models = run.unseen.models
+    return Cell(f"{run.unseen.rows.count} by {models} members{' selected' * run.selected}") if models > 1 else Cell("")
 
 
 def _split_score(run: StudyRun, split: str) -> tuple[Cell, dict[str, Any]]:
     record = dict.fromkeys(SCORED) | {"run": run.name, "split": CALLED[split]}
-    if split not in run.answered:
+    if split not in run.recorded:
         return Cell("not predicted", "weak"), record | {"status": "not predicted"}
     if rows := run.new(split):
-        known = int((run.stands[split] == "seen").sum())
+        known = int((run.exposed[split] == "seen").sum())
         more = f"; {known} more seen" if known else ""
-        mirror = ", with mirror images" * run.answered[split].mirror
+        mirror = ", with mirror images" * run.recorded[split].mirror
         return Cell(f"{rows.count}{mirror}{more}"), _record(run, CALLED[split], rows.count, "scored")
     for status in ("seen", "selected"):
-        if (run.stands[split] == status).any():
+        if (run.exposed[split] == status).any():
             return Cell(status, "weak"), record | {"status": status}
     return Cell("no labels", "weak"), record | {"status": "no labels"}
 
@@ -345,8 +349,8 @@ def _pair(run: StudyRun, baseline: StudyRun, split: str) -> PairedComparison | s
     first, second = _rows(run, split), _rows(baseline, split)
     if first is None or second is None:
         return "not scored" if first is None else f"{baseline.name} is not scored"
-    if split != "held" and not run.answered[split].asked_as(baseline.answered[split]):
-        return f"{baseline.name} was asked in another way: {baseline.answered[split].how}"
+    if split != "held" and not run.recorded[split].comparable_with(baseline.recorded[split]):
+        return f"{baseline.name} was asked in another way: {baseline.recorded[split].how}"
     return same_rows(first, second) or "the rows differ"
 
 

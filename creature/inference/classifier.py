@@ -1,0 +1,164 @@
+"""A loaded model for Python programs: notebooks, services, pipelines. N images, K classes, D features."""
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property, partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from creature.data.decode import BadImage, image_of_array, read
+from creature.data.files import file_id, list_images
+from creature.errors import UserError
+from creature.inference.load import LoadedModel, load_members, predictor_of
+from creature.inference.prediction import Prediction, to_predictions
+from creature.inference.predictor import ImageInput, LogitsBatch, Predictor, predict_batches, with_mirroring
+
+ImageLike = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray | ImageInput
+SINGLE = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray, ImageInput)
+
+
+class Classifier:
+    """A model, or an ensemble of models, that predicts images; several threads may use one at once.
+
+    Images are paths of files or folders, encoded bytes, PIL images, or uint8 arrays (H, W, 3) or (H, W): one of them,
+    or any iterable, also mixed and without an end. Nothing is raised for an image that cannot be read: it is a
+    Prediction whose `status` says why.
+    """
+
+    def __init__(self, predictor: Predictor, loaded: LoadedModel | None = None):
+        self.predictor = predictor  # how the members are computed and blended
+        self._loaded = loaded  # None for an ONNX file
+
+    def __repr__(self) -> str:
+        return f"<Classifier {self.predictor.title}: {len(self.class_names)} classes>"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The labels, in the order of the logits."""
+        return self.predictor.class_names
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the models that predict together."""
+        return self.predictor.members
+
+    @cached_property
+    def feature_predictor(self) -> Predictor:
+        """As `predictor`, with features; raises UserError for an ensemble or an ONNX file, which have none."""
+        return predictor_of(self._one_model("features"), features=True)
+
+    @cached_property
+    def overlay_predictor(self) -> Predictor:
+        """As `predictor`, whose features are drawings of what speaks for each image's first label."""
+        from creature.inference.explain import with_overlays
+
+        return with_overlays(self.predictor, self._one_model("activation maps").members[0])
+
+    def _one_model(self, what: str) -> LoadedModel:
+        if self._loaded is None or len(self._loaded.members) > 1:
+            kind = "an ONNX file" if self._loaded is None else f"an ensemble of {len(self._loaded.members)}"
+            raise UserError(
+                f"{self.predictor.title} is {kind}, without {what}; load one trained fold or published model"
+            )
+        return self._loaded
+
+    def predict(
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, top: int = 5, tta: bool = False
+    ) -> Iterator[Prediction]:
+        """The images' predictions, one after another and in order, with the `top` most probable labels each.
+
+        `tta` (test-time augmentation) takes the mean with the logits of the mirror image, for twice the computing.
+        """
+        _check_positive("top", top)
+        batches = self.batches(images, batch_size=batch_size, tta=tta)
+        return to_predictions(batches, self.predictor, min(top, len(self.class_names)))
+
+    def logits(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, tta: bool = False) -> np.ndarray:
+        """The members' logits (M, N, K); NaN for an image that cannot be read."""
+        tables = []
+        for batch in self.batches(images, batch_size=batch_size, tta=tta):
+            logits = batch.logits.copy()
+            logits[:, list(batch.broken)] = np.nan
+            tables.append(logits)
+        empty = np.empty((len(self.members), 0, len(self.class_names)), np.float32)
+        return np.concatenate([empty, *tables], axis=1)
+
+    def features(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> np.ndarray:
+        """What the classifier layer of one model sees of the images (N, D); NaN for an image that cannot be read.
+
+        Raises UserError for an ensemble or an ONNX file, which have none.
+        """
+        predictor, tables = self.feature_predictor, []
+        for batch in predict_batches(predictor, _inputs(images), _check_positive("batch_size", batch_size)):
+            assert batch.features is not None
+            features = batch.features.copy()
+            features[list(batch.broken)] = np.nan
+            tables.append(features)
+        return np.concatenate([np.empty((0, predictor.features or 0), np.float32), *tables])
+
+    def batches(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int = 32,
+        tta: bool = False,
+        title: str = "",
+        total: int | None = None,
+    ) -> Iterator[LogitsBatch]:
+        """The images' logits by member, a batch at a time; with a `title`, a terminal shows a progress bar."""
+        predictor = with_mirroring(self.predictor) if tta else self.predictor
+        _check_positive("batch_size", batch_size)
+        return predict_batches(predictor, _inputs(images), batch_size, title=title, total=total)
+
+
+def load(model: str | os.PathLike[str], *, device: str = "auto", members: bool = False) -> Classifier:
+    """A model to predict with: a fold (`runs/NAME/fold-0`), `hf-hub:USER/NAME`, an exported folder, or `FILE.onnx`.
+
+    `members` loads every member of a run or repository as an ensemble; a run of several folds needs it. `device` is
+    cuda, mps, cpu, or auto for the first that is there. Raises UserError where there is no model, or none that can be
+    loaded.
+    """
+    name = os.fspath(model)
+    if name.endswith(".onnx"):
+        from creature.inference.onnx import open_session
+
+        if members:
+            raise UserError(f"{name} is one model, without members; load the trained run instead")
+        return Classifier(open_session(name))
+    loaded = load_members(name, all_members=members, device=device)
+    return Classifier(predictor_of(loaded), loaded)
+
+
+def _check_positive(name: str, value: int) -> int:
+    if value < 1:
+        raise UserError(f"{name} must be 1 or more, got {value}")
+    return value
+
+
+def _inputs(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageInput]:
+    """Each image with an id: its path, or image-0, image-1, ... by its position."""
+    number = count()
+    for image in [images] if isinstance(images, SINGLE) else images:
+        if isinstance(image, ImageInput):
+            yield image
+        elif isinstance(image, str | Path):
+            path = os.fspath(image)
+            for file in list_images(path) if os.path.isdir(path) else [path]:
+                next(number)
+                yield ImageInput(file_id(file), partial(read, {"bytes": None, "path": file}))
+        else:
+            yield ImageInput(f"image-{next(number)}", partial(_content, image))
+
+
+def _content(image: object) -> bytes | Image.Image:
+    """Encoded bytes or a decoded image; raises BadImage for anything else."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return read({"bytes": bytes(image)})
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        return image_of_array(image)
+    raise BadImage(f"a {type(image).__name__} is no path, bytes, PIL image or array")

@@ -1,0 +1,161 @@
+"""Near-duplicates: copies changed a little are found, other images are not, and folds keep them together."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from creature.data import duplicates, scan
+from creature.data.duplicates import LENGTH, SIDE, near_duplicates, sketch
+from creature.errors import UserError
+from creature.samples import SPECIES, draw
+from helpers.images import jpeg, photo
+from helpers.runs import start
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "half the size": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC),
+    "encoded again": lambda image: jpeg(image, 50),
+    "mirrored": lambda image: jpeg(ImageOps.mirror(image), 70),
+    "brighter": lambda image: image.point(lambda level: min(255, int(level * 1.1 + 5))),
+}
+
+
+def sketches(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.frombuffer(sketch(image), np.uint8) for image in images])
+
+
+def planted(originals: int, copies: int) -> tuple[np.ndarray, set[tuple[int, int]]]:
+    """Sketches of originals and of changed copies of the first ones, and the pairs that there are."""
+    images = [photo(seed) for seed in range(originals)]
+    changes = list(CHANGES.values())
+    changed = [changes[k % len(changes)](images[k]) for k in range(copies)]
+    return sketches(images + changed), {(k, originals + k) for k in range(copies)}
+
+
+def judge(found: np.ndarray, pairs: set[tuple[int, int]]) -> tuple[float, float]:
+    """Recall and precision."""
+    told = {(int(first), row) for row, first in enumerate(found) if first != row}
+    return len(told & pairs) / len(pairs), len(told & pairs) / max(1, len(told))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_is_found(change):
+    images = [photo(seed) for seed in range(20)]
+    found = near_duplicates(sketches([*images, CHANGES[change](images[7])]))
+    assert found.tolist() == [*range(20), 7]
+
+
+def test_planted_copies_are_found_and_nothing_else():
+    recall, precision = judge(near_duplicates((case := planted(1500, 150))[0]), case[1])
+    assert recall >= 0.99 and precision >= 0.99
+
+
+@pytest.mark.full
+def test_copies_among_ten_thousand_pictures_are_found():
+    recall, precision = judge(near_duplicates((case := planted(9000, 1000))[0]), case[1])
+    print(f"recall {recall:.4f}, precision {precision:.4f}")
+    assert recall >= 0.99 and precision >= 0.99
+
+
+def test_the_search_finds_what_comparing_all_pairs_finds():
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (400, 4, 4)).repeat(4, 1).repeat(4, 2).reshape(400, LENGTH)
+    noisy = np.clip(base[:200] + rng.normal(0, 6, (200, LENGTH)), 0, 255)
+    mirrored = base[200:250].reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(-1, LENGTH)
+    levels = np.concatenate([base, noisy, mirrored]).astype(np.uint8)
+    plain, flipped = levels, levels.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(-1, LENGTH)
+    alike = np.maximum(np.corrcoef(plain), np.corrcoef(plain, flipped)[: len(plain), len(plain) :]) >= duplicates.ALIKE
+    expected = [int(np.flatnonzero(row).min()) for row in alike]  # no row is alike to two others here
+    found = near_duplicates(levels)
+    assert sum(row != first for row, first in enumerate(expected)) >= 240
+    assert (found == expected).mean() >= 0.99
+
+
+def test_flat_pictures_are_no_copies_of_one_another():
+    flat = [Image.new("RGB", (50, 40), (level, level, level)) for level in (0, 40, 41, 200, 255)]
+    assert near_duplicates(sketches([*flat, *flat])).tolist() == list(range(10))
+    assert near_duplicates(np.zeros((0, LENGTH), np.uint8)).tolist() == []
+
+
+def test_many_copies_of_one_picture_hang_together():
+    image = photo(1)
+    copies = [jpeg(image, quality) for quality in range(20, 96)]
+    assert near_duplicates(sketches([photo(2), *copies])).tolist() == [0] + [1] * len(copies)
+
+
+def test_a_crowd_of_one_picture_is_not_compared_each_with_each(monkeypatch):
+    crowd = np.repeat(sketches([photo(1), photo(2)]), 50_000, axis=0)
+    compared = []
+    alike = duplicates._alike
+    monkeypatch.setattr(duplicates, "_alike", lambda *words: [compared.append(len(words[2])), *alike(*words)][1:] or [])
+    assert near_duplicates(crowd).tolist() == [0] * 50_000 + [50_000] * 50_000
+    assert sum(compared) < 1000
+
+
+def test_drawn_pictures_are_no_copies_of_one_another():
+    images = [draw(sorted(SPECIES)[k % len(SPECIES)], np.random.default_rng(k), 64) for k in range(200)]
+    assert near_duplicates(sketches(images)).tolist() == list(range(200))
+
+
+def test_copies_are_in_one_fold_and_other_labels_are_warned_of(tiny: Path, tmp_path, capsys):
+    classes = ("cat", "dog")
+    for number in range(24):
+        folder = tmp_path / "train" / classes[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        photo(number).save(folder / f"{number}.png")
+        if number < 12:
+            jpeg(ImageOps.mirror(photo(number)), 80).save(folder / f"copy-{number}.png")
+    jpeg(photo(3), 60).save(tmp_path / "train/cat/wrong.png")  # 3 is a dog
+    words = (f"images.train=[{tmp_path}/train]", "schedule.epochs=1")
+    assert start(tiny, tmp_path / "run", *words) == 0
+    fold = {row[0]: row[2] for row in json.loads((tmp_path / "run/folds.json").read_text())["rows"]}
+    for number in range(12):
+        folder = f"train/{classes[number % 2]}"
+        assert fold[f"{folder}/{number}.png"] == fold[f"{folder}/copy-{number}.png"]
+    assert fold["train/cat/wrong.png"] == fold["train/dog/3.png"]
+    said = " ".join(capsys.readouterr().err.split())
+    # The first of the three is the cat, and the dog and its mirrored copy look like it.
+    assert "2 images look as one with another label does, such as one in cat and dog" in said
+
+
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_folds_are_the_same_from_the_index_and_with_a_cache(tiny: Path, tmp_path, cache, monkeypatch):
+    folder = tmp_path / "train"
+    for number in range(12):
+        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        photo(number).save(folder / "ab"[number % 2] / f"{number}.png")
+        CHANGES["half the size"](photo(number)).save(folder / "ab"[number % 2] / f"copy-{number}.png")
+    monkeypatch.setattr(scan, "TICK", -(10**12))
+    words = (f"images.train=[{folder}]", "schedule.epochs=1", f"images.cache={cache}")
+    runs = [tmp_path / name for name in ("first", "second")]
+    for out in runs:
+        assert start(tiny, out, *words) == 0
+        monkeypatch.setattr(scan, "check_images", lambda *_: pytest.fail("images are read again"))
+    rows = [json.loads((out / "folds.json").read_text())["rows"] for out in runs]
+    fold = {row[0]: row[2] for row in rows[0]}
+    assert rows[0] == rows[1] and len(set(fold.values())) == 3
+    assert all(fold[f"train/{'ab'[n % 2]}/{n}.png"] == fold[f"train/{'ab'[n % 2]}/copy-{n}.png"] for n in range(12))
+    assert all(one != other for one, other in pairwise(sorted(fold)))
+
+
+def test_a_holdout_that_looks_like_what_is_trained_on_is_warned_of(tiny: Path, drawn, tmp_path, capsys):
+    pictures = [(path.parent.name, path) for path in sorted((drawn / "train").glob("*/*.jpg"))[::6]]
+    for number, (label, path) in enumerate(pictures):
+        (held := tmp_path / "held" / label).mkdir(parents=True, exist_ok=True)
+        if number < 3:
+            (held / f"{number}.jpg").write_bytes(path.read_bytes())
+        else:
+            ImageOps.mirror(Image.open(path)).save(held / f"{number}.jpg", quality=80)
+    words = ("folds.train=[0]", "schedule.epochs=1")
+    start(tiny, tmp_path / "run", f"images.holdout=[{tmp_path / 'held'}]", *words)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"images.holdout: 3 of its {len(pictures)} images are trained on, too, and will not be scored" in said
+    assert f"images.holdout: {len(pictures) - 3} of its {len(pictures)} images look the same as one" in said
+    with pytest.raises(UserError, match=r"images\.holdout: no such folder"):
+        start(tiny, tmp_path / "other", f"images.holdout=[{tmp_path / 'none'}]", *words)
+    start(tiny, tmp_path / "clean", *words)
+    assert "images.holdout" not in capsys.readouterr().err

@@ -1,0 +1,426 @@
+"""The folds' promises: who is held out where, who stays together, and a fold file that says the same everywhere."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from creature.data import mapped_tables
+from creature.data.folds import FoldTable, assign_folds, folds_hash, group_copies, map_folds, read_folds, write_folds
+from creature.errors import UserError
+from creature.storage import file_hash
+from helpers.memory import holding
+
+
+def single(n: int) -> list[str]:
+    return [str(row) for row in range(n)]
+
+
+def per_class(labels: np.ndarray, fold: np.ndarray, count: int) -> np.ndarray:
+    """Rows of each class in each fold (K folds, C classes)."""
+    return np.array([np.bincount(labels[fold == k], minlength=labels.max() + 1) for k in range(count)])
+
+
+def some_labels(seed: int) -> tuple[np.ndarray, int]:
+    """Labels of a random number of rows and classes, evenly or very unevenly spread, and a number of folds."""
+    draw = np.random.default_rng(seed)
+    n, classes = int(draw.integers(2, 200)), int(draw.integers(1, 30))
+    labels = draw.integers(0, classes, n) if seed % 2 else np.minimum(draw.geometric(0.3, n) - 1, classes - 1)
+    return labels, int(draw.integers(2, min(n, 10) + 1))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_without_groups_each_class_is_spread_to_within_one_row(seed):
+    labels, count = some_labels(seed)
+    fold = assign_folds(labels, single(len(labels)), count, seed)
+    assert fold.shape == labels.shape
+    assert set(fold) == set(range(count))
+    assert np.ptp(per_class(labels, fold, count), axis=0).max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_with_groups_every_row_is_in_one_fold_and_no_group_is_split(seed):
+    labels, _ = some_labels(seed)
+    draw = np.random.default_rng(seed)
+    groups = [f"g{g}" for g in draw.integers(0, draw.integers(2, len(labels) + 1), len(labels))]
+    groups[:2] = ["first", "second"]
+    count = int(draw.integers(2, min(len(set(groups)), 10) + 1))
+    fold = assign_folds(labels, groups, count, seed)
+    assert fold.shape == labels.shape
+    assert set(fold) == set(range(count))
+    assert len(set(zip(groups, fold.tolist(), strict=True))) == len(set(groups))
+
+
+def test_classes_smaller_than_the_number_of_folds_do_not_pile_up():
+    labels = np.repeat(np.arange(100), 3)
+    sizes = np.bincount(assign_folds(labels, single(300), 5, 0))
+    assert sizes.sum() == 300
+    assert np.ptp(sizes) <= 6
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_groups_of_one_size_are_spread_by_class_and_size(size):
+    labels = np.repeat(np.tile(np.arange(4), 25), size)
+    groups = [str(row // size) for row in range(len(labels))]
+    counts = per_class(labels, assign_folds(labels, groups, 5, 0), 5)
+    assert (counts == 5 * size).all()
+
+
+def test_large_groups_leave_room_for_small_ones():
+    groups = ["large"] * 50 + single(150)
+    sizes = np.bincount(assign_folds(np.zeros(200, dtype=int), groups, 4, 0))
+    assert sizes.tolist() == [50, 50, 50, 50]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_class_rarer_than_the_folds_is_in_as_many_as_it_can(rows):
+    labels = np.array([0] * 20 + [1] * rows)
+    counts = per_class(labels, assign_folds(labels, single(len(labels)), 5, 0), 5)
+    assert sorted(counts[:, 1]) == [0] * (5 - rows) + [1] * rows
+
+
+def test_folds_depend_on_the_seed_alone():
+    labels = np.arange(60) % 3
+    first, again, other = (assign_folds(labels, single(60), 5, seed) for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_the_names_of_groups_do_not_matter_to_their_sizes():
+    labels = np.arange(60) % 3
+    a = assign_folds(labels, [f"a{row // 2:02d}" for row in range(60)], 5, 0)
+    b = assign_folds(labels, [f"b{row // 2:02d}" for row in range(60)], 5, 0)
+    assert (a == b).all()
+
+
+@pytest.mark.parametrize("groups", [["a"] * 9, ["a", "b", "b", "a"]])
+def test_more_folds_than_groups_are_refused(groups):
+    with pytest.raises(
+        UserError, match=f"folds.count: 3 folds need as many groups of images, there are {len(set(groups))}"
+    ):
+        assign_folds(np.zeros(len(groups), dtype=int), groups, 3, 0)
+
+
+def parts(groups: Sequence[str] | np.ndarray) -> set[frozenset[int]]:
+    return {frozenset(row for row, other in enumerate(groups) if other == group) for group in groups}
+
+
+def test_identical_files_and_groups_are_together_across_both():
+    groups = ["p", "q", "", "q", "r", ""]
+    hashes = ["1", "1", "2", "3", "4", "2"]
+    assert parts(group_copies(groups, hashes, [0] * 6, ["cat"])) == {
+        frozenset({0, 1, 3}),
+        frozenset({2, 5}),
+        frozenset({4}),
+    }
+
+
+def test_rows_without_a_group_are_each_alone():
+    assert parts(group_copies([""] * 5, list("abcde"), [0] * 5, ["cat"])) == {frozenset({row}) for row in range(5)}
+
+
+def test_a_group_named_like_a_hash_or_row_joins_nothing_else():
+    assert len(parts(group_copies(["a", "b", "0"], ["b", "x", "a"], [0] * 3, ["cat"]))) == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_together_finds_the_connected_components(seed):
+    draw = np.random.default_rng(seed)
+    n = int(draw.integers(1, 40))
+    groups = [f"g{g}" if g else "" for g in draw.integers(0, n // 2 + 1, n)]
+    hashes = [f"h{h}" for h in draw.integers(0, n + 1, n)]
+    joined = np.array(
+        [
+            [a == b or (g == h != "") for b, h in zip(hashes, groups, strict=True)]
+            for a, g in zip(hashes, groups, strict=True)
+        ]
+    )
+    for _ in range(n):
+        joined = joined @ joined
+    assert parts(group_copies(groups, hashes, [0] * n, ["cat"])) == {
+        frozenset(np.flatnonzero(row).tolist()) for row in joined
+    }
+
+
+def test_no_copy_of_a_file_is_in_another_fold():
+    draw = np.random.default_rng(0)
+    hashes = [str(h) for h in draw.integers(0, 60, 200)]
+    labels = draw.integers(0, 3, 200)
+    groups = group_copies([""] * 200, hashes, labels.tolist(), ["a", "b", "c"])
+    fold = assign_folds(labels, groups, 5, 0)
+    assert len(set(zip(hashes, fold.tolist(), strict=True))) == len(set(hashes))
+
+
+def test_copies_with_another_label_are_counted_and_named(capsys):
+    group_copies([""] * 4, ["1", "1", "1", "2"], [0, 1, 1, 1], ["cat", "dog"])
+    assert "2 files are copies of one with another label, such as one in cat and dog" in capsys.readouterr().err
+    group_copies([""] * 2, ["1", "1"], [1, 1], ["cat", "dog"])
+    assert capsys.readouterr().err == ""
+
+
+def plain_folds(labels: np.ndarray, groups: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """assign_folds as it was written first, a group's rows at a time: runs of every version share its folds."""
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    shuffled = np.random.default_rng(seed).permutation(len(members))
+    totals = np.bincount(labels)
+    held, fold = np.zeros((count, len(totals))), np.empty(len(labels), dtype=np.int64)
+    for g in sorted(shuffled, key=lambda g: -len(members[g])):
+        classes, n = np.unique(labels[members[g]], return_counts=True)
+        crowding = (held[:, classes] * (n / totals[classes])).sum(1) + held.sum(1) / len(labels) / 100
+        chosen = int(crowding.argmin())
+        held[chosen, classes] += n
+        fold[members[g]] = chosen
+    return fold
+
+
+def plain_groups(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
+    """together as it was written first, a row at a time."""
+    first: dict[str, int] = {}
+    parent = list(range(len(hashes)))
+
+    def root(row: int) -> int:
+        return row if parent[row] == row else root(parent[row])
+
+    for row, (group, content) in enumerate(zip(groups, hashes, strict=True)):
+        for key in (f"hash {content}", f"group {group}" if group else f"row {row}"):
+            parent[root(row)] = root(first.setdefault(key, row))
+    return [str(root(row)) for row in range(len(hashes))]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_groups_and_folds_are_those_of_every_version(seed):
+    draw = np.random.default_rng(seed)
+    n, classes = int(draw.integers(20, 400)), int(draw.integers(1, 30))
+    labels = draw.integers(0, classes, n)
+    hashes = [f"h{h}" for h in draw.integers(0, (n // 4, 5 * n)[seed % 2], n)]
+    groups = [f"g{g}" if g else "" for g in draw.integers(0, (1, n // 2, n // 10 + 1)[seed % 3], n)]
+    joined = group_copies(groups, hashes, labels, [str(k) for k in range(classes)])
+    assert joined.tolist() == plain_groups(groups, hashes)
+    count = min(5, len(set(joined.tolist())))
+    assert (
+        assign_folds(labels, joined, count, seed).tolist() == plain_folds(labels, joined.tolist(), count, seed).tolist()
+    )
+
+
+def many_rows(rows: int) -> FoldTable:
+    ids = [f"x/class {row % 7}/{'éa'[row % 2]}{row:08d}.jpg" for row in range(rows)]
+    return fold_file(
+        ids=pa.chunked_array([ids]),
+        labels=np.arange(rows) % 3,
+        partitions=(np.arange(rows) % 2,),
+        hashes=pa.chunked_array([[f"{row:032x}" for row in range(rows)]]),
+    )
+
+
+def test_files_and_hashes_of_many_rows_are_those_of_every_version(tmp_path):
+    folds = many_rows(25_000)
+    ids, hashes = folds.ids.to_pylist(), folds.hashes.to_pylist()
+    write_folds(tmp_path / "folds.json", folds)
+    text = (tmp_path / "folds.json").read_text()
+    rows = [list(row) for row in zip(ids, folds.labels.tolist(), folds.partitions[0].tolist(), hashes, strict=True)]
+    assert json.loads(text)["rows"] == rows
+    assert [line.rstrip(",") for line in text.split("\n") if line.startswith("[")] == [json.dumps(row) for row in rows]
+    assert f'"sha256": "{hashlib.sha256(text.rpartition(",")[0].encode()).hexdigest()}"' in text
+    fold = folds.partitions[0].tolist()
+    partition = json.dumps([folds.fingerprint, folds.count, sorted(zip(ids, fold, strict=True))])
+    assert folds_hash(folds) == hashlib.sha256(partition.encode()).hexdigest()
+    for again in (read_folds(tmp_path / "folds.json"), map_folds(tmp_path / "folds.json")):
+        assert again.table.equals(folds.table) and (again.class_names, again.bad) == (folds.class_names, folds.bad)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_fold_file_in_another_layout_is_read_alike(tmp_path, indent):
+    path = tmp_path / "folds.json"
+    write_folds(path, fold_file())
+    data = json.loads(path.read_text())
+    del data["sha256"]
+    path.write_text(json.dumps(data, indent=indent))
+    assert read_folds(path).table.equals(fold_file().table)
+
+
+def test_a_mapped_fold_file_is_parsed_once_and_again_when_it_is_another(tmp_path, monkeypatch):
+    path = tmp_path / "folds.json"
+    write_folds(path, many_rows(10))
+    assert map_folds(path).ids.equals(many_rows(10).ids)
+    monkeypatch.setattr("creature.data.folds.read_folds", None)
+    assert map_folds(path).partitions[0].tolist() == many_rows(10).partitions[0].tolist()
+    monkeypatch.undo()
+    write_folds(path, many_rows(11))
+    assert map_folds(path).ids.equals(many_rows(11).ids)
+
+
+def test_a_mapped_fold_file_that_has_rotted_in_the_cache_is_parsed_again(tmp_path):
+    path = tmp_path / "folds.json"
+    write_folds(path, many_rows(12))
+    map_folds(path)
+    stored = mapped_tables._path(file_hash(path))
+    whole = stored.read_bytes()
+    for rotten in (whole[:9], whole[:-1], whole.replace(b"\x01", b"\x00"), b""):
+        stored.write_bytes(rotten)
+        assert map_folds(path).partitions[0].tolist() == many_rows(12).partitions[0].tolist()
+        assert stored.read_bytes() == whole
+
+
+def test_a_mapped_fold_file_holds_no_memory_for_a_row(tmp_path):
+    path = tmp_path / "folds.json"
+    write_folds(path, many_rows(20_000))
+    folds, held = holding(lambda: map_folds(path))
+    assert len(folds.ids) == 20_000 and held <= 20_000
+
+
+def fold_file(**changes: Any) -> FoldTable:
+    folds = FoldTable(
+        count=2,
+        seed=7,
+        class_names=("cat", "naïve\n\"dog\"", "\udce9"),
+        fingerprint="f" * 64,
+        ids=pa.chunked_array([["x/1.png", 'x/"2",\n.png', "x/猫.png", "x/\\4]}.png"]]),
+        labels=np.array([0, 1, 2, 0]),
+        partitions=(np.array([0, 1, -1, 1]),),
+        hashes=pa.chunked_array([["a", "b", "c", "d"]]),
+        bad={'x/"bad"\n.png': "empty file", "x/%E9.png": "not an image: \x00\udce9"},
+    )  # fmt: skip
+    return replace(folds, **changes)
+
+
+def test_a_fold_file_is_read_as_it_was_written(tmp_path):
+    folds = fold_file()
+    write_folds(tmp_path / "folds.json", folds)
+    again = read_folds(tmp_path / "folds.json")
+    for name in ("count", "seed", "names", "fingerprint", "ids", "hashes", "bad"):
+        assert getattr(again, name) == getattr(folds, name)
+    assert again.labels.tolist() == folds.labels.tolist()
+    assert [fold.tolist() for fold in again.partitions] == [fold.tolist() for fold in folds.partitions]
+    assert (again.labels.dtype, again.partitions[0].dtype) == (np.int64, np.int8)
+    assert [path.name for path in tmp_path.iterdir()] == ["folds.json"]
+
+
+def test_a_fold_file_without_bad_images_is_plain_json_with_a_row_a_line(tmp_path):
+    write_folds(tmp_path / "folds.json", fold_file(bad={}))
+    text = (tmp_path / "folds.json").read_text(encoding="ascii")
+    data = json.loads(text)
+    assert data["columns"] == ["id", "label", "fold", "hash"]
+    assert [json.loads(line.removesuffix(",")) for line in text.split("\n") if line.startswith("[")] == data["rows"]
+    assert read_folds(tmp_path / "folds.json").bad == {}
+
+
+def test_writing_again_replaces_the_file_whole(tmp_path):
+    write_folds(tmp_path / "folds.json", fold_file())
+    write_folds(tmp_path / "folds.json", fold_file(seed=8))
+    assert read_folds(tmp_path / "folds.json").seed == 8
+
+
+def test_a_row_that_was_moved_to_another_fold_is_noticed(tmp_path):
+    path = tmp_path / "folds.json"
+    write_folds(path, fold_file())
+    text = path.read_text()
+    moved = text.replace(", 0, 0, ", ", 0, 1, ", 1)
+    assert moved != text
+    path.write_text(moved)
+    assert "its content is not what its hash names" in refused(path)
+    path.write_text(moved.partition(',\n "sha256"')[0] + "}\n")  # as it was before there was a hash
+    assert read_folds(path).count == fold_file().count
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_folds(path)
+    assert str(caught.value).startswith(f"{path}: cannot be read as a fold file (")
+    assert str(caught.value).endswith("restore it from a copy of the run")
+    return str(caught.value)
+
+
+def test_a_fold_file_cut_at_any_place_is_refused(tmp_path):
+    path = tmp_path / "folds.json"
+    write_folds(path, fold_file())
+    whole = path.read_bytes().rstrip()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        refused(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("count", "2"),
+        ("count", 2.0),
+        ("count", 1),
+        ("seed", 1.5),
+        ("fingerprint", 3),
+        ("names", "abc"),
+        ("names", ["cat"]),
+        ("names", ["cat", 1, "dog"]),
+        ("bad", ["x"]),
+        ("rows", []),
+        ("rows", {}),
+        ("rows", None),
+        ("rows", [["x", 0, 0]]),
+        ("rows", [["x", 0, 0, "a", "b"]]),
+        ("rows", [["x", 0.5, 0, "a"]]),
+        ("rows", [["x", 0, 10**30, "a"]]),
+        ("rows", [["x", 0, 2, "a"]]),
+        ("rows", [["x", 0, -2, "a"]]),
+        ("rows", [["x", 3, 0, "a"]]),
+        ("rows", [["x", -1, 0, "a"]]),
+        ("rows", [["x", 0, True, "a"]]),
+        ("rows", [[None, 0, 0, "a"]]),
+        ("rows", [["x", 0, 0, None]]),
+        ("rows", [["x", 0, 0, "a"], ["x", 0, 1, "b"]]),
+    ],
+)
+def test_a_fold_file_with_a_wrong_or_missing_part_is_refused(tmp_path, field, value):
+    path = tmp_path / "folds.json"
+    write_folds(path, fold_file())
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {field: value}))
+    refused(path)
+    del data[field]
+    path.write_text(json.dumps(data))
+    assert f"'{field}'" in refused(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"3", b"null", b"\xff\xfe", b"[" * 100_000, b'{"rows": 3}'])
+def test_what_is_no_fold_file_is_refused(tmp_path, data):
+    (tmp_path / "folds.json").write_bytes(data)
+    refused(tmp_path / "folds.json")
+
+
+def test_a_missing_fold_file_is_refused_with_the_reason(tmp_path):
+    assert "(No such file or directory)" in refused(tmp_path / "folds.json")
+
+
+def test_equal_partitions_have_one_hash_whatever_their_order_seed_and_unreadable_images(tmp_path):
+    folds = fold_file()
+    backwards = replace(
+        folds,
+        ids=folds.ids[::-1],
+        labels=folds.labels[::-1],
+        partitions=(folds.partitions[0][::-1],),
+        hashes=folds.hashes[::-1],
+        seed=9,
+        bad={},
+    )
+    assert folds_hash(folds) == folds_hash(backwards)
+    write_folds(tmp_path / "folds.json", backwards)
+    assert folds_hash(read_folds(tmp_path / "folds.json")) == folds_hash(folds)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"partitions": (np.array([0, 1, -1, 0]),)},
+        {"partitions": (np.array([1, 0, -1, 0]),)},
+        {"count": 3},
+        {"fingerprint": "0" * 64},
+        {"ids": pa.chunked_array([["x/1.png", "x/2.png", "x/猫.png", "x/\\4]}.png"]])},
+    ],
+)
+def test_other_partitions_have_another_hash(changes):
+    assert folds_hash(fold_file(**changes)) != folds_hash(fold_file())

@@ -1,0 +1,54 @@
+"""Train a tiny recipe, stop it, and read what it left."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+import train
+from creature.training import loop
+
+TINY = {
+    "name": "tiny",
+    "images": {"size": 32, "normalize": "none", "workers": 0},
+    "folds": {"count": 3},
+    "backbone": {"name": "test_resnet", "pretrained": False},
+    "augment": {"crop_scale": [0.6, 1.0]},
+    "optimizer": {"lr": 0.003},
+    "schedule": {"epochs": 2},
+    "batch_size": 16,
+    "device": "cpu",
+}
+
+
+def start(recipe: Path, out: Path, *settings: str, resume: bool = False) -> int:
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    return train.main(["--recipe", str(recipe), "--out", str(out), *overrides, *["--resume"] * resume])
+
+
+def losses(fold: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (fold / "history.jsonl").read_text().splitlines()]
+
+
+def weights_hash(fold: Path) -> str:
+    return hashlib.sha256((fold / "model.safetensors").read_bytes()).hexdigest()
+
+
+def stopping_after(patch: pytest.MonkeyPatch, steps: int, seen: list[tuple[int, int]] | None = None) -> None:
+    """Let the next start of a training stop after so many steps, as a signal does; `seen` gets (epoch, row)."""
+    step, done = loop.train_step, [0]
+
+    def stopped(accelerator, learner, batch, *words):
+        done[0] += 1
+        if seen is not None:
+            seen.extend((learner.position.epoch, int(row)) for row in batch.rows)
+        return step(accelerator, learner, batch, *words[:-2], done[0] == steps, words[-1])
+
+    patch.setattr(loop, "train_step", stopped)
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))

@@ -1,0 +1,299 @@
+"""Temperature, sets of labels and answers: what they promise holds on rows that had no part in it."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+from scipy.special import softmax
+from scipy.stats import binom
+
+import ensemble
+import predict
+from creature.ensembling import calibrate as calibrate_verb
+from creature.ensembling.out_of_fold import held_out
+from creature.errors import UserError
+from creature.metrics import calibration
+from creature.metrics.blend import blend
+from creature.metrics.calibration import (
+    calibrate,
+    calibration_error,
+    fit_temperature,
+    threshold_of_answers,
+    threshold_of_sets,
+)
+from creature.publishing.export import export
+from creature.reporting import figures
+from creature.reporting.study import read_runs
+
+pytestmark = pytest.mark.usefixtures("forget_cached_runs")
+
+
+@pytest.fixture(autouse=True)
+def few_rows_are_enough(monkeypatch):
+    """The tiny run's folds hold out 24 rows each."""
+    monkeypatch.setattr(calibration, "FEWEST", 10)
+
+
+def rows(n: int, seed: int, temperature: float = 1.0, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (n, classes) that are `temperature` times too large, and labels drawn as they say without it."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (n, classes))
+    cuts = blend(logits[None]).cumsum(1)
+    return temperature * logits, (rng.random((n, 1)) > cuts).sum(1).clip(max=classes - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_the_temperature_is_found_and_makes_answers_as_sure_as_they_are_right(temperature):
+    logits, labels = rows(20_000, 0, temperature)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+    others, truth = rows(20_000, 1, temperature)
+    found = calibrate(logits, labels)
+    assert calibration_error(found.probabilities(others), truth) < 0.02
+    if temperature != 1:
+        assert calibration_error(blend(others[None]), truth) > 0.05
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_sets_cover_as_often_as_they_say(coverage):
+    """Over many small calibrations, where one row more or less in the rank would show."""
+    inside, total = 0, 0
+    for seed in range(400):
+        logits, labels = rows(20, seed)
+        found = calibrate(logits, labels, coverage)
+        others, truth = rows(50, 10_000 + seed)
+        inside += found.sets(found.probabilities(others))[np.arange(50), truth].sum()
+        total += 50
+    # The rows of one calibration share its luck, so that a binomial of all rows is too narrow: 400 are independent.
+    spread = 3 * np.sqrt(coverage * (1 - coverage) / 20 / 400 + coverage * (1 - coverage) / total)
+    exact = np.ceil(21 * coverage) / 21
+    assert exact - spread < inside / total < exact + spread + 0.01  # the most probable label is always in
+
+
+def test_the_rank_counts_the_new_picture():
+    assert threshold_of_sets(np.arange(1, 20) / 20, 0.95) == 1 / 20  # of 19 rows the least
+    assert threshold_of_sets(np.arange(1, 40) / 40, 0.95) == 2 / 40
+    with pytest.raises(UserError, match=r"--set: 0.95 needs 19 held-out images, there are 18"):
+        threshold_of_sets(np.arange(1, 19) / 20, 0.95)
+
+
+def test_answers_are_as_often_right_as_asked_for():
+    missed = 0
+    for seed in range(100):
+        logits, labels = rows(1000, seed)
+        found = calibrate(logits, labels, precision=0.75)
+        others, truth = rows(4000, 1000 + seed)
+        probabilities = found.probabilities(others)
+        sure = found.sure(probabilities)
+        assert 0.1 < sure.mean() < 1
+        missed += (probabilities.argmax(1) == truth)[sure].mean() < 0.75
+    assert missed <= binom.ppf(0.999, 100, 0.05)
+
+
+def test_a_precision_that_no_threshold_reaches_is_refused():
+    logits, labels = rows(100, 0)
+    with pytest.raises(UserError, match=r"--precision: 0.999 is not reached .* on 100 held-out images"):
+        calibrate(logits, labels, precision=0.999)
+    sure, right = np.full(100, 0.9), np.arange(100) < 90  # equally sure ones are answered together, or not at all
+    assert threshold_of_answers(sure, right, 0.8) == 0.9
+    with pytest.raises(UserError):
+        threshold_of_answers(sure, right, 0.9)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(encoding="utf-8")))
+
+
+def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "threshold_of_answers", lambda sure, *_: float(np.median(sure)))
+    fold, out = str(run / "fold-0"), tmp_path / "p.csv"
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    words = [str(drawn / "test"), str(tmp_path / "broken.jpg"), "--set", "0.8", "--precision", "0.5", "--out"]
+    assert predict.main([fold, *words, str(out)]) == 3
+    found = read(out)
+    assert {row["status"] for row in found if "broken" not in row["id"]} == {"ok", "unsure"}
+    for row in found:
+        if "broken" in row["id"]:
+            assert row["set"] == "" and row["label"] == ""
+        elif row["status"] == "ok":
+            assert row["label"] == json.loads(row["set"])[0]
+        else:
+            assert (row["label"], row["probability"]) == ("", "") and len(json.loads(row["set"])) >= 1
+    for ending in (".jsonl", ".parquet"):
+        assert predict.main([fold, *words, str(out.with_suffix(ending))]) == 3
+    lines = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    table = parquet.read_table(out.with_suffix(".parquet")).to_pylist()
+    assert [line["set"] for line in lines] == [row["set"] for row in table]
+    assert [json.dumps(line["set"]) if line["set"] else "" for line in lines] == [row["set"] for row in found]
+
+
+def test_the_terminal_shows_sets(run, drawn, capsys):
+    picture = str(next((drawn / "test").iterdir()))
+    assert predict.main([str(run / "fold-0"), picture, "--set", "0.8", "--top", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "may be, 0.8" in shown and shown.count(", ") >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--members"], "none; first: python ensemble.py .* --images DIR --labels FILE.csv, or"),
+        (["--members", "--mirror"], "--labels FILE.csv --mirror, or"),
+        (["--mirror"], "--mirror: calibration was made without it"),
+        (["--format", "submission", "--out", "p.csv"], "not for submissions or parts"),
+    ],
+)
+def test_what_is_not_promised_is_refused(run, drawn, tmp_path, words, message):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/ensemble", ignore_errors=True)
+    model = str(tmp_path / "run") if "--members" in words else str(run / "fold-0")
+    with pytest.raises(UserError, match=message):
+        predict.main([model, str(drawn / "test"), "--set", "0.8", *words])
+
+
+def test_a_model_without_its_held_out_rows_is_refused(run, drawn, tmp_path):
+    shutil.copytree(run / "fold-0", tmp_path / "fold-0")
+    with pytest.raises(UserError, match="rest on the images that a fold held out"):
+        predict.main([str(tmp_path / "fold-0"), str(drawn / "test"), "--set", "0.8"])
+
+
+def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.copy(copy / "fold-1/model.safetensors", copy / "fold-0/model.safetensors")
+    with pytest.raises(UserError, match=r"is not what its .* was measured with"):
+        predict.main([str(copy / "fold-0"), str(drawn / "test"), "--set", "0.8"])
+
+
+def test_each_row_is_judged_by_the_others(run, capsys, monkeypatch):
+    fitted, whole = [], calibrate
+    for module in (calibrate_verb, calibration):
+        monkeypatch.setattr(module, "calibrate", lambda *words: fitted.append(len(words[1])) or whole(*words))
+    assert calibrate_verb.main([str(run), "--set", "0.8"]) == 0
+    assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
+    shown = capsys.readouterr().out
+    assert "in sets of 0.8" in shown and shown.count("(n = 24)") == 3
+
+
+def test_the_reliability_figure_shows_each_row_by_the_temperature_of_its_member_s_other_rows(run, monkeypatch):
+    study = read_runs([str(run)], None)[0]
+    expected = []
+    for fold in study.folds:
+        held, labels = held_out(fold)
+        part = np.random.default_rng(0).permutation(len(labels)) % 5
+        warm = [fit_temperature(held.logits[part != k], labels[part != k]) for k in range(5)]
+        expected.append(softmax(held.logits / np.array(warm)[part][:, None], axis=1))
+    assert study.calibrated == pytest.approx(np.concatenate(expected))
+
+    def legend() -> list[str]:
+        _, figure = figures.run_figures(read_runs([str(run)], None)[0])["reliability"]
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    before, after = (calibration_error(each, study.held.labels) for each in (study.probabilities, study.calibrated))
+    assert legend() == [
+        f"as it is: expected calibration error {before:.4f}",
+        f"calibrated, each row by the fold's others: expected calibration error {after:.4f}",
+    ]
+    monkeypatch.setattr(calibration, "FEWEST", 20)  # of the 24, 19 are left
+    assert legend() == [
+        f"as it is, with too few rows a fold to show it calibrated: expected calibration error {before:.4f}"
+    ]
+
+
+def asked(run: Path, drawn: Path, *more: str) -> list[str]:
+    return [str(run), "--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), *more]
+
+
+@pytest.fixture
+def own(run, tmp_path) -> Path:
+    """The trained run, to be changed; without what other tests asked its ensemble."""
+    shutil.copytree(run, tmp_path / "own")
+    shutil.rmtree(tmp_path / "own/ensemble", ignore_errors=True)
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("mirror", [[], ["--mirror"]])
+def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn, tmp_path, mirror):
+    assert ensemble.main(asked(own, drawn, *mirror)) == 0
+    plain, out = tmp_path / "plain.csv", tmp_path / "sets.csv"
+    words = [str(own), str(drawn / "test"), "--members", "--top", "12", *mirror, "--out"]
+    assert predict.main([*words, str(plain)]) == 0
+    assert predict.main([*words, str(out), "--set", "0.8"]) == 0
+    truth = dict(list(csv.reader((drawn / "test_labels.csv").open()))[1:])
+    names = sorted({label for label in truth.values()})
+    given = read(plain)
+    said = [
+        {row[f"label_{k}" if k > 1 else "label"]: float(row[f"probability_{k}" if k > 1 else "probability"])
+         for k in range(1, 13)}
+        for row in given
+    ]  # fmt: skip
+    names = sorted(said[0])
+    logits = np.log(np.array([[row[name] for name in names] for row in said]))
+    labels = np.array([names.index(truth[Path(row["id"]).stem]) for row in given])
+    expected = calibrate(logits, labels, 0.8)
+    for row, p in zip(read(out), expected.probabilities(logits), strict=True):
+        assert float(row["probability"]) == pytest.approx(p.max(), abs=2e-3)  # files round to six digits
+    inside = sum(truth[Path(row["id"]).stem] in json.loads(row["set"]) for row in read(out))
+    assert inside in (19, 20)  # of 24, the very images that it was fitted on, of which one is the threshold
+
+
+def test_answers_of_other_members_or_of_another_strategy_are_not_what_is_served(own, drawn):
+    words = [str(own), str(drawn / "test"), "--members", "--set", "0.8"]
+    ensemble.main(asked(own, drawn, "--strategy", "softmax"))
+    with pytest.raises(UserError, match="rest on its answers to labelled images"):
+        predict.main(words)
+    ensemble.main(asked(own, drawn, "--weights", "2"))
+    assert predict.main(words) == 0  # the same for all
+    shutil.rmtree(own / "fold-2")
+    with pytest.raises(UserError, match="rest on its answers to labelled images"):
+        predict.main(words)
+
+
+def test_pictures_that_a_member_was_trained_on_calibrate_nothing(own, drawn, tmp_path):
+    seen = drawn / "train/fish"
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image_name,label\n" + "".join(f"{path.stem},fish\n" for path in seen.iterdir()))
+    ensemble.main([str(own), "--images", str(seen), "--labels", str(labels)])
+    with pytest.raises(UserError, match="rest on its answers to labelled images"):
+        predict.main([str(own), str(drawn / "test"), "--members", "--set", "0.8"])
+
+
+def test_the_ensemble_s_row_is_cross_fitted_too(own, drawn, capsys):
+    assert calibrate_verb.main([str(own)]) == 0
+    assert "for that of an ensemble, first: python ensemble.py" in capsys.readouterr().out
+    ensemble.main(asked(own, drawn))
+    capsys.readouterr()
+    assert calibrate_verb.main([str(own), "--set", "0.8"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ensemble of 3, images" in shown and shown.count("(n = 24)") == 4
+
+
+def test_a_published_model_and_ensemble_promise_what_the_run_does(own, drawn, tmp_path):
+    """The same labels in every set, without the images or their names."""
+    ensemble.main(asked(own, drawn))
+    (read_run,) = read_runs([str(own)], None)
+    branches = export(read_run, own / "export")
+    for folder, model, more in ((branches["main"], own / "fold-0", []), (branches["main"], own, ["--members"])):
+        for source, name in ((model, "run.csv"), (folder, "published.csv")):
+            words = [str(source), str(drawn / "test"), "--set", "0.8", *more, "--out", str(tmp_path / name)]
+            assert predict.main(words) == 0
+        assert (tmp_path / "run.csv").read_bytes() == (tmp_path / "published.csv").read_bytes()
+    (branches["main"] / calibrate_verb.OF_MODEL).write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read as a calibration"):
+        predict.main([str(branches["main"]), str(drawn / "test"), "--set", "0.8"])
+
+
+@pytest.mark.parametrize("share", ["0", "1", "95", "x"])
+def test_a_share_is_between_0_and_1(share, capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["model", "photo.jpg", "--set", share])
+    assert "must be above 0 and below 1" in capsys.readouterr().err
+
+
+def test_too_few_rows_to_judge_a_calibration_are_counted(run, monkeypatch):
+    monkeypatch.setattr(calibration, "FEWEST", 20)
+    with pytest.raises(UserError, match=r"fold-0: 24 held-out images are too few to judge each by the others"):
+        calibrate_verb.main([str(run)])

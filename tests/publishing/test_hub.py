@@ -1,0 +1,316 @@
+"""Publishing and using a model through the real client and a Hub on the loopback."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+import ensemble
+import predict
+import train
+from creature.errors import UserError
+from creature.publishing import hub as sharing
+from creature.storage import file_hash
+from helpers.hub import READER, STRANGER, WRITER, Fault, Hub, serve
+
+TERMS = ("--license", "apache-2.0", "--data", "drawn by a program")
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def client(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The client of this process takes the server for the Hub, with an empty cache of its own."""
+    hub.faults.clear()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.utils._http.http_backoff_sleep", lambda *_: None, raising=False)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+
+
+@pytest.fixture(scope="module")
+def own(run: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three folds whose ensemble was scored on the test images."""
+    folder = tmp_path_factory.mktemp("own") / "tiny"
+    shutil.copytree(run, folder)
+    ensemble.main([str(folder), "--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv")])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(own: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Its folders, ready to be published."""
+    folder = tmp_path_factory.mktemp("built") / "tiny"
+    shutil.copytree(own, folder, ignore=shutil.ignore_patterns("export"))
+    return sharing.build(folder, "me/drawn", sharing.find_terms(folder, "apache-2.0", "drawn by a program"))
+
+
+@pytest.fixture
+def published(hub: Hub, own: Path) -> str:
+    """The run, published once for all tests."""
+    if "models/me/drawn" not in hub.repos:
+        assert sharing.main([str(own), "me/drawn", *TERMS]) == 0
+    return "me/drawn"
+
+
+def fresh(hub: Hub, cache: Path, *words: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    """Another process, which knows nothing of this project, with the server as its Hub."""
+    return subprocess.run(
+        [python, *words], env=os.environ | hub.environment(cache), capture_output=True, text=True, check=False,
+        cwd=cache, timeout=300,
+    )  # fmt: skip
+
+
+ONLY_TIMM = """
+import sys, json
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"creature", "accelerate", "datasets", "evaluate", "transformers", "pydantic"}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+"""
+GOLDEN = """
+import sys, json
+from pathlib import Path
+import timm, torch
+from PIL import Image
+from huggingface_hub import hf_hub_download
+for revision in ("main", "fold-1"):
+    golden = json.loads(Path(hf_hub_download("me/drawn", "golden.json", revision=revision)).read_text())
+    image = Image.open(hf_hub_download("me/drawn", golden["image"], revision=revision)).convert("RGB")
+    name = "hf-hub:me/drawn" if revision == "main" else f"hf-hub:me/drawn@{revision}"
+    model = timm.create_model(name, pretrained=True).eval()
+    view = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    with torch.inference_mode():
+        logits = model(view(image)[None])[0]
+    assert model.pretrained_cfg["label_names"] == golden["labels"]
+    torch.testing.assert_close(logits, torch.tensor(golden["logits"]), atol=1e-5, rtol=0)
+    print(revision, "gives its golden outputs")
+assert "creature" not in sys.modules
+"""
+
+
+def test_a_process_with_timm_alone_gets_the_golden_outputs_of_main_and_of_a_member(hub, published, tmp_path):
+    done = fresh(hub, tmp_path, "-c", ONLY_TIMM + GOLDEN)
+    assert done.stdout.splitlines() == [f"{name} gives its golden outputs" for name in ("main", "fold-1")], done.stderr
+
+
+def test_a_virtual_environment_with_timm_alone_does_too(hub, published, tmp_path):
+    python = os.environ.get("CREATURE_TIMM_PYTHON")
+    if not python:
+        pytest.skip("CREATURE_TIMM_PYTHON names no interpreter with timm alone; .ci/run makes one")
+    assert "creature" not in fresh(hub, tmp_path, "-m", "pip", "list", python=python).stdout
+    done = fresh(hub, tmp_path, "-c", GOLDEN, python=python)
+    assert len(done.stdout.splitlines()) == 2, done.stderr
+
+
+PIPELINE = """
+import json
+from pathlib import Path
+from huggingface_hub import hf_hub_download
+import torch
+from transformers import pipeline
+golden = json.loads(Path(hf_hub_download("me/drawn", "golden.json")).read_text())
+said = pipeline("image-classification", model="me/drawn")(hf_hub_download("me/drawn", "golden.png"), top_k=5)
+best = torch.tensor(golden["logits"]).softmax(0).topk(5)
+assert [row["label"] for row in said] == [golden["labels"][k] for k in best.indices]
+torch.testing.assert_close(torch.tensor([row["score"] for row in said]), best.values, atol=1e-5, rtol=0)
+print("same")
+"""
+
+
+def test_the_pipeline_of_transformers_gives_the_same_labels_and_probabilities(hub, published, tmp_path):
+    pytest.importorskip("transformers", reason="pip install transformers")
+    done = fresh(hub, tmp_path, "-c", PIPELINE)
+    assert done.stdout.strip() == "same", done.stderr
+
+
+def test_the_repository_holds_what_it_promises(hub, published, own):
+    files = hub.files("models/me/drawn")
+    config = json.loads(files["config.json"])
+    assert isinstance(config["label_names"], list) and "num_classes" not in config.get("model_args", {})
+    assert {"README.md", "recipe.yaml", "folds.json", "result.json", "ensemble.json", "golden.png"} <= files.keys()
+    assert hub.repos["models/me/drawn"].private
+    assert [len(commits) for commits in hub.repos["models/me/drawn"].branches.values()] == [2, 2, 2, 2]
+    members = json.loads(files["ensemble.json"])["members"]
+    assert [member["sha256"] for member in members] == [
+        file_hash(own / f"fold-{k}/model.safetensors") for k in range(3)
+    ]
+    folds = json.loads(files["folds.json"])
+    assert not any("/" in row[0] for row in folds["rows"]) and len(folds["rows"]) == 72
+    assert str(own) not in files["recipe.yaml"].decode() and "- train" in files["recipe.yaml"].decode()
+
+
+def rows(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_predictions_of_the_published_model_and_ensemble_are_those_of_the_run(published, own, drawn, tmp_path):
+    for words, local in (([], own / "fold-0"), (["--members"], own)):
+        out = [tmp_path / f"{name}.csv" for name in ("hub", "here")]
+        test = str(drawn / "test")
+        assert predict.main([f"hf-hub:{published}", test, *words, "--top", "3", "--out", str(out[0])]) == 0
+        assert predict.main([str(local), test, *words, "--top", "3", "--out", str(out[1])]) == 0
+        assert out[0].read_bytes() == out[1].read_bytes() and len(rows(out[0])) == 25
+    one = tmp_path / "one.csv"
+    predict.main([f"hf-hub:{published}@fold-2", str(drawn / "test"), "--out", str(one)])
+    predict.main([str(own / "fold-2"), str(drawn / "test"), "--out", str(tmp_path / "two.csv")])
+    assert one.read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+def test_what_was_fetched_once_needs_no_network(published, drawn, tmp_path, monkeypatch):
+    picture = str(sorted((drawn / "test").iterdir())[0])
+    assert predict.main([f"hf-hub:{published}", picture, "--members"]) == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert predict.main([f"hf-hub:{published}", picture, "--members"]) == 0
+    with pytest.raises(UserError, match="not in the local cache, and the Hub cannot be reached"):
+        predict.main(["hf-hub:me/other", picture])
+
+
+def test_publishing_again_uploads_nothing(hub, published, own):
+    before = {branch: list(commits) for branch, commits in hub.repos["models/me/drawn"].branches.items()}
+    hub.requests.clear()
+    assert sharing.main([str(own), published]) == 0
+    assert hub.repos["models/me/drawn"].branches == before
+    assert not [path for method, path in hub.requests if method == "PUT" or "/commit/" in path]
+
+
+def test_files_of_an_earlier_publication_go_and_those_of_others_stay(hub, built):
+    sharing.publish("me/again", built, public=False)
+    repo = hub.repos["models/me/again"]
+    manifest = json.loads(hub.files("models/me/again")["manifest.json"]) | {"model.onnx": {"bytes": 3, "sha256": "x"}}
+    files = hub.files("models/me/again") | {
+        "model.onnx": b"old", "notes.md": b"mine", "manifest.json": json.dumps(manifest).encode()
+    }  # fmt: skip
+    repo.add("main", "as an earlier publication left it", files)
+    sharing.publish("me/again", built, public=False)
+    assert "model.onnx" not in hub.files("models/me/again") and hub.files("models/me/again")["notes.md"] == b"mine"
+
+
+def test_members_that_are_not_those_of_main_are_refused(hub, built, drawn):
+    sharing.publish("me/mixed", built, public=False)
+    repo = hub.repos["models/me/mixed"]
+    other = repo.branches["fold-2"][-1][2]["model.safetensors"]
+    repo.add("fold-1", "other weights", repo.branches["fold-1"][-1][2] | {"model.safetensors": other})
+    with pytest.raises(UserError, match="the weights of fold-1 are not those that hf-hub:me/mixed names"):
+        predict.main(["hf-hub:me/mixed", str(drawn / "test"), "--members"])
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "message"),
+    [
+        ("hf_unknown0000", "me/refused", "the Hub does not know you: log in"),
+        (STRANGER, "me/refused", "me is neither you nor an organization of yours, which are: other"),
+        (WRITER, "other/refused", "other is neither you nor an organization"),
+        (READER, "me/refused", "your token may only read"),
+        (WRITER, "refused", "written USER/NAME"),
+        (WRITER, "me/ref used", "written USER/NAME"),
+    ],
+)
+def test_who_may_not_publish_is_told_before_anything_is_built(hub, own, token, repo, message, monkeypatch):
+    shutil.rmtree(own / "export", ignore_errors=True)
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError, match=message):
+        sharing.main([str(own), repo, *TERMS])
+    assert not (own / "export").exists() and f"models/{repo}" not in hub.repos
+
+
+def test_without_a_token_there_is_a_way_out(own, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="no token for the Hub is here: log in with `hf auth login`, or set HF_TOKEN"):
+        sharing.main([str(own), "me/refused", *TERMS])
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault("POST", "/commit/", 403), "your token may not write"),
+        (Fault("POST", "/commit/", 409), "is being changed by someone else; wait, and run this again"),
+        (Fault("POST", "/commit/", 412), "was changed in between; look at it, and run this again"),
+        (Fault("POST", "/commit/main", 0), "no connection to .* nothing is lost, run this again"),
+        (Fault("PUT", "/lfs/", 400), "status 400"),
+        (Fault("POST", "/preupload/", 500, 99), "the Hub failed; nothing is lost, run this again later"),
+    ],
+)
+def test_a_failure_is_one_sentence_and_the_next_try_succeeds(hub, own, built, fault, message, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.repos.pop("models/me/failing", None)
+    hub.objects.clear()
+    hub.faults.append(fault)
+    with pytest.raises(UserError, match=f"me/failing was not published: .*{message}"):
+        sharing.publish("me/failing", built, public=False)
+    hub.faults.clear()
+    assert sharing.publish("me/failing", built, public=False).endswith("me/failing")
+    assert hub.files("models/me/failing")["model.safetensors"] == (own / "fold-0/model.safetensors").read_bytes()
+
+
+def test_a_commit_on_an_old_parent_is_refused(hub, published, own, monkeypatch):
+    """Someone else commits between our look and our commit."""
+    repo, build = hub.repos["models/me/drawn"], sharing._published
+
+    def meanwhile(*words):
+        repo.add("fold-0", "by someone else", repo.branches["fold-0"][-1][2] | {"recipe.yaml": b"changed"})
+        return build(*words)
+
+    monkeypatch.setattr(sharing, "_published", meanwhile)
+    with pytest.raises(UserError, match="was changed in between"):
+        sharing.main([str(own), published])
+
+
+def test_a_public_repository_is_only_added_to_when_that_is_said(hub, built):
+    sharing.publish("me/open", built, public=True)
+    assert not hub.repos["models/me/open"].private
+    with pytest.raises(UserError, match="me/open exists and is public: say --public to add to it"):
+        sharing.publish("me/open", built, public=False)
+
+
+def test_a_license_that_the_hub_does_not_know_is_refused_with_its_words(own):
+    with pytest.raises(UserError, match=r"me/licensed was not published: Invalid metadata.*license.*known one: free"):
+        sharing.main([str(own), "me/licensed", "--license", "free", "--data", "drawn"])
+    sharing.find_terms(own, None, None)
+
+
+def test_other_repositories_cannot_be_told_from_missing_ones(published, drawn, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", STRANGER)
+    with pytest.raises(UserError, match="hf-hub:me/drawn: no such repository, or a private one of others; log in"):
+        predict.main(["hf-hub:me/drawn", str(drawn / "test")])
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    with pytest.raises(UserError, match="the repository has no branch 'fold-9'"):
+        predict.main(["hf-hub:me/drawn@fold-9", str(drawn / "test")])
+    with pytest.raises(UserError, match="is written hf-hub:USER/NAME"):
+        predict.main(["hf-hub:no//name", str(drawn / "test")])
+
+
+def test_a_connection_that_is_cut_while_downloading_is_one_sentence(hub, published, drawn, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.faults.append(Fault("GET", r"/resolve/.*/model\.safetensors", 0, 99))
+    with pytest.raises(UserError, match=r"hf-hub:me/drawn: cannot be downloaded|cannot be reached"):
+        predict.main(["hf-hub:me/drawn", str(drawn / "test")])
+    hub.faults.clear()
+    assert predict.main(["hf-hub:me/drawn", str(drawn / "test")]) == 0
+
+
+def test_a_training_publishes_at_its_end(hub, tiny, tmp_path, capsys):
+    words = ["--recipe", str(tiny), "--out", str(tmp_path / "run"), "--set", "schedule.epochs=1"]
+    with pytest.raises(UserError, match="--license and --data: needed for the model card, and never guessed"):
+        train.main([*words, "--push", "me/pushed"])
+    assert not (tmp_path / "run").exists()
+    assert train.main([*words, "--set", "folds.train=[0]", "--push", "me/pushed", *TERMS]) == 0
+    assert "me/pushed is published" in capsys.readouterr().out
+    assert list(hub.repos["models/me/pushed"].branches) == ["main"]

@@ -1,0 +1,232 @@
+"""Resume: after every step, by other processes, from rotated, older and foreign folders, and what it costs."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import theilslopes
+
+from creature.data import loader
+from creature.errors import Interrupted
+from creature.metrics.predictions import Predictions
+from creature.recipe import Checkpoint
+from creature.training import checkpoint
+from helpers.runs import losses, start, stopping_after, weights_hash
+
+EVERY = ("checkpoint.every_minutes=0", "schedule.epochs=3", "folds.train=[0,1]")
+
+
+def test_a_run_that_is_stopped_after_every_step_is_bitwise_equal_and_sees_each_row_once(tiny, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    start(tiny, whole, *EVERY)
+    seen: list[tuple[int, int]] = []
+    starts = 0
+    for starts in range(1, 40):
+        with pytest.MonkeyPatch.context() as patch:
+            stopping_after(patch, 1, seen)
+            try:
+                start(tiny, cut, *EVERY, resume=starts > 1)
+            except Interrupted:
+                continue
+        break
+    assert starts == 2 * 3 * 3 + 1  # folds, epochs, steps; and one that finds all of it done
+    for fold in (0, 1):
+        for name in ("model.safetensors", "held_out.safetensors"):
+            assert (cut / f"fold-{fold}" / name).read_bytes() == (whole / f"fold-{fold}" / name).read_bytes()
+        assert losses(cut / f"fold-{fold}") == losses(whole / f"fold-{fold}")
+    rows = json.loads((whole / "folds.json").read_text())["rows"]
+    folds = [row[2] for row in rows]
+    trained_by = {row: sum(fold != folds[row] for fold in (0, 1)) for row in range(len(rows))}
+    assert Counter(seen) == {(epoch, row): trained_by[row] for epoch in range(3) for row in trained_by}
+
+
+def test_resume_decodes_no_picture_that_a_step_has_seen(tiny, tmp_path, monkeypatch):
+    settings = ("folds.train=[0]", "schedule.epochs=2", "checkpoint.every_minutes=0")
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, 5)
+        with pytest.raises(Interrupted):
+            start(tiny, tmp_path / "run", *settings)
+    decoded = []
+    encoded = loader.Encoded
+    monkeypatch.setattr(loader, "Encoded", lambda data: decoded.append(1) or encoded(data))
+    assert start(tiny, tmp_path / "run", *settings, resume=True) == 0
+    assert len(decoded) == 16 + 24  # the last step of 48 rows in batches of 16, and the held-out rows
+
+
+def test_resume_with_other_worker_counts_is_bitwise_equal(tiny, run, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, 2)
+        with pytest.raises(Interrupted):
+            start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=2")
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, 2)
+        with pytest.raises(Interrupted):
+            start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=0", resume=True)
+    assert start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=1", resume=True) == 0
+    assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
+
+
+def test_what_the_launcher_starts_again_goes_on(tiny, run, tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, 2)
+        with pytest.raises(Interrupted):
+            start(tiny, tmp_path / "run", "folds.train=[0]")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
+    assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
+
+
+def test_resume_points_are_as_rare_as_asked_for_and_their_time_is_told(tiny, tmp_path, monkeypatch):
+    saves, save_state = [], checkpoint.save_state
+    monkeypatch.setattr(checkpoint, "save_state", lambda *words: saves.append(1) or save_state(*words))
+    start(tiny, tmp_path / "rare", "folds.train=[0]")
+    assert len(saves) == 2  # the epochs' ends
+    start(tiny, tmp_path / "often", "folds.train=[0]", "checkpoint.every_minutes=0")
+    assert len(saves) == 2 + 2 * 3 + 2
+    results = [json.loads((tmp_path / name / "fold-0/result.json").read_text()) for name in ("rare", "often")]
+    assert 0 < results[0]["saving_seconds"] < results[1]["saving_seconds"]
+
+
+# Rotation
+
+
+def rotate(folder: Path, sequences: int) -> None:
+    """Random sequences of steps, epochs, saves, kills, rot and resumes, each on a fold of its own.
+
+    After the first save one resume point verifies, always; the best epoch that it names is there; what was
+    not written by us stays.
+    """
+    random = np.random.default_rng(0)
+    foreign = ("state/step-final", "state/step-00000003.bak", "state/notes.txt", "kept/epoch-old", "kept/epoch-1")
+    for number in range(sequences):
+        fold = folder / str(number)
+        for name in foreign:
+            (fold / name).mkdir(parents=True)
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
+        every = int(random.integers(0, 3))
+        keep = Checkpoint(every_epochs=every or None)
+        position, saved, steps = checkpoint.TrainingState(), None, 2
+        for _ in range(int(random.integers(5, 25))):
+            action = random.choice(["step", "step", "step", "step", "save", "kill", "rot"])
+            if action == "step":
+                position.end_step(1.0, True, 4, [])
+                if position.batch == steps:
+                    position.end_epoch({"correct": int(random.integers(0, 4)), "seconds": 1.0, "loss": 1.0})
+                    held = Predictions(("a",), ("",), np.zeros(1, int), np.zeros((1, 2), np.float32), ("x", "y"))
+                    checkpoint.keep_epoch(fold, model, held, position, keep, 99)
+                    checkpoint.save_state(fold, steps, accelerator, model, optimizer, position)  # type: ignore[arg-type]
+                    checkpoint.prune_epochs(fold, position, keep)
+                    saved = (position.epoch, position.batch)
+            elif action == "save":
+                checkpoint.save_state(fold, steps, accelerator, model, optimizer, position)  # type: ignore[arg-type]
+                saved = (position.epoch, position.batch)
+            elif action == "kill":
+                position = checkpoint.load_state(fold, model, optimizer, None)
+                assert (position.epoch, position.batch) == (saved or (0, 0))
+            elif saved and len(sound(fold)) > 1:
+                (sound(fold)[-1] / "state.json").write_text("{}")
+                position = checkpoint.load_state(fold, model, optimizer, None)
+                saved = (position.epoch, position.batch)
+                assert sound(fold), "the resume point before a rotten one was deleted"
+            if saved:
+                assert sound(fold)
+                state = json.loads((sound(fold)[-1] / "state.json").read_text())
+                best = state["best_epoch"]
+                assert best < 0 or checkpoint.verifies(checkpoint.kept_epoch(fold, best))
+            assert all((fold / name).is_dir() for name in foreign)
+            assert len(sound(fold)) <= 2
+        shutil.rmtree(fold)
+
+
+def sound(fold: Path) -> list[Path]:
+    found = sorted(path for path in (fold / "state").glob("step-*") if path.name.removeprefix("step-").isdigit())
+    return [path for path in found if checkpoint.verifies(path)]
+
+
+def test_rotation_keeps_what_a_resume_needs_and_what_is_not_ours(tmp_path):
+    rotate(tmp_path, 40)
+
+
+@pytest.mark.full
+def test_rotation_of_a_thousand_sequences(tmp_path):
+    rotate(tmp_path, 1000)
+
+
+def test_a_resume_from_the_one_before_a_rotten_point_saves_beside_it(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
+    for batch in (10, 20, 30):
+        checkpoint.save_state(tmp_path, 99, accelerator, model, optimizer, checkpoint.TrainingState(batch=batch))  # type: ignore[arg-type]
+    (tmp_path / "state/step-00000030/state.json").write_text("{}")
+    position = checkpoint.load_state(tmp_path, model, optimizer, None)
+    assert position.batch == 20
+    position.batch = 25
+    checkpoint.save_state(tmp_path, 99, accelerator, model, optimizer, position)  # type: ignore[arg-type]
+    assert [path.name for path in sound(tmp_path)] == ["step-00000020", "step-00000025"]
+    assert checkpoint.load_state(tmp_path, model, optimizer, None).batch == 25
+
+
+def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
+    named, publish = [], checkpoint.write_folder_atomically
+    monkeypatch.setattr(
+        checkpoint, "write_folder_atomically", lambda folder, write: named.append(folder.name) or publish(folder, write)
+    )
+    last, ended = checkpoint.TrainingState(batch=3, rows=3), checkpoint.TrainingState(batch=2)
+    ended.end_step(1.0, True, 4, [])
+    ended.end_epoch({"correct": 1, "seconds": 1.0, "loss": 1.0})
+    for position in (last, last, ended, ended):
+        checkpoint.save_state(tmp_path, 3, accelerator, model, optimizer, position)  # type: ignore[arg-type]
+    assert named == ["step-00000003", "step-00000004"]
+
+
+# Memory
+
+
+def proportional_set(pid: int) -> int:
+    """Bytes of a process and its children, shared pages by their share."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    own = 1024 * int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(proportional_set(int(child)) for child in children)
+
+
+def growth(tiny: Path, out: Path, epochs: int) -> float:
+    """MB an epoch over the later four fifths: the median slope of all pairs, for an allocator's jump is no leak."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("no /proc/self/smaps_rollup on this system")
+    used: list[int] = []
+    keep = checkpoint.keep_epoch
+
+    def measured(*words):
+        keep(*words)
+        used.append(proportional_set(os.getpid()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "keep_epoch", measured)
+        start(tiny, out, "folds.train=[0]", f"schedule.epochs={epochs}", "images.workers=2")
+    later = np.array(used[epochs // 5 :]) / 1e6
+    return float(theilslopes(later)[0])
+
+
+@pytest.mark.full
+def test_memory_does_not_grow_over_fifty_epochs(tiny, tmp_path):
+    grown = growth(tiny, tmp_path / "run", 50)
+    print(f"{grown:.3f} MB an epoch")
+    assert grown <= 1
+
+
+# Weights or their gradients kept by each epoch would show.
+def test_memory_does_not_grow_over_a_few_epochs(tiny, tmp_path):
+    assert growth(tiny, tmp_path / "run", 30) <= 1
