@@ -121,7 +121,7 @@ def use_whole_machine(args: argparse.Namespace) -> None:
     if args.model.endswith(".onnx"):
         return
     from creature.inference.members import choose_device
-    from creature.training.device import keep_memory, share_cores
+    from creature.device import keep_memory, share_cores
 
     share_cores()
     keep_memory(choose_device(args.device))
