@@ -132,13 +132,13 @@ def predict(
     args: argparse.Namespace, members: "Sequence[Fold]", weights: "np.ndarray"
 ) -> "tuple[dict[str, PredictedImages], int]":
     """Predict the holdout and --images, whose rows are written; by `holdout` and `images`, and the exit code."""
+    from creature.device import keep_memory, share_cores
     from creature.ensembling import out_of_fold, recorded
     from creature.inference import inputs
     from creature.inference.members import choose_device, load_member, predictor
     from creature.inference.prediction import to_predictions
     from creature.inference.predictor import predict_batches
     from creature.run import member_names, most_frequent_class
-    from creature.device import keep_memory, share_cores
 
     listed = inputs.list_inputs(args.images) if args.images else []
     ordered, columns = options.arrange(args, listed)

@@ -120,8 +120,8 @@ def use_whole_machine(args: argparse.Namespace) -> None:
     """Take this process's share of the cores, and keep freed memory: a program of its own may, a library must not."""
     if args.model.endswith(".onnx"):
         return
-    from creature.inference.members import choose_device
     from creature.device import keep_memory, share_cores
+    from creature.inference.members import choose_device
 
     share_cores()
     keep_memory(choose_device(args.device))

@@ -72,7 +72,6 @@ def train(
     `own_process`: the process does nothing else, so its threads, memory and progress bars may be set for the training.
     """
     from creature.console import say, warn
-    from creature.data.loader import naming_fatal_image
     from creature.device import keep_memory
     from creature.recipe import recipe_warnings
     from creature.run import read_result
@@ -107,8 +106,7 @@ def train(
             else:
                 with run_folder.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                     stop.leave_at_once()
-                    limit = distributed.wait_limit(accelerator, distributed.WAIT_IN_FOLD, after=distributed.WAIT)
-                    with limit, naming_fatal_image(data.training, data.evaluation):
+                    with distributed.wait_limit(accelerator, distributed.WAIT_IN_FOLD, after=distributed.WAIT):
                         train_fold(accelerator, recipe, data, fold=fold, folder=folder, stop=stop)
             accelerator.wait_for_everyone()
             results.append(read_result(folder))
@@ -135,7 +133,6 @@ def train_fold(
         start_at_probe(learner, data)
     learner.model = accelerator.prepare(learner.model)
     state = learner.state
-    batches = loop.training_batches(accelerator, learner, data)
     held_out = np.flatnonzero(data.folds.held_out(fold)).astype(np.int32)
 
     def save() -> None:
@@ -146,19 +143,20 @@ def train_fold(
     if state.start:
         say(f"the classifier starts at a probe of the features: {state.start} held out")
     say(TABLE_HEADER)
-    while state.epoch < learner.epochs:
-        title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
-        loop.train_epoch(accelerator, learner, batches, stop=stop, save=save, title=title)
-        with stop.saving(save):
-            logits = loop.predict(accelerator, learner.eval_model, data, rows=held_out, normalize=learner.normalize)
-        predictions = held_out_predictions(data.folds, held_out, logits)
-        result = learner.end_epoch(predictions.score)
-        say(result)
-        accelerator.log(result.tracked(fold), step=state.epoch)
-        if accelerator.is_main_process:
-            checkpoint.keep_epoch(folder, learner, predictions, recipe.checkpoint)
-            save()
-            checkpoint.prune_epochs(folder, state, recipe.checkpoint)
+    with loop.training_batches(accelerator, learner, data) as batches:
+        while state.epoch < learner.epochs:
+            title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
+            loop.train_epoch(accelerator, learner, batches, stop=stop, save=save, title=title)
+            with stop.saving(save):
+                logits = loop.predict(accelerator, learner.eval_model, data, rows=held_out, normalize=learner.normalize)
+            predictions = held_out_predictions(data.folds, held_out, logits)
+            result = learner.end_epoch(predictions.score)
+            say(result)
+            accelerator.log(result.tracked(fold), step=state.epoch)
+            if accelerator.is_main_process:
+                checkpoint.keep_epoch(folder, learner, predictions, recipe.checkpoint)
+                save()
+                checkpoint.prune_epochs(folder, state, recipe.checkpoint)
     if accelerator.is_main_process:
         finish_fold(accelerator, recipe, data.folds, learner=learner, folder=folder)
 

@@ -10,7 +10,7 @@ cache (images.cache) takes to be made is compared with one cold epoch of our own
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from creature.data.dataset import read_images
 from creature.data.decode import Encoded, decode
 from creature.data.eval_transform import EvalTransform
 from creature.data.image_cache import CachedImages, ImageCache, open_cache
-from creature.data.loader import ImageDataset, load_batches
+from creature.data.loader import Batch, ImageDataset
 from creature.data.sources import Columns
+from creature.data.workers import load_batches
 from creature.errors import UserError
 from creature.recipe import Augment
 
@@ -41,10 +42,7 @@ OURS, CACHED = "creature", "creature, cached"
 def creature(folder: Path, workers: int) -> Callable[[], Any]:
     table = read_images([str(folder)], Columns(), "images.train")
     pictures = ImageDataset(table, training_augmentation(SIZE, Augment()), seed=0)
-    rows = np.arange(len(table))
-    return lambda: load_batches(
-        pictures, [[(int(row), 0) for row in rows[at : at + BATCH]] for at in rows[::BATCH]], workers
-    )
+    return partial(in_batches, pictures, np.arange(len(table)), workers)
 
 
 def creature_cached(folder: Path, workers: int) -> Callable[[], Any]:
@@ -54,9 +52,13 @@ def creature_cached(folder: Path, workers: int) -> Callable[[], Any]:
     pictures = ImageDataset(
         table.select_columns(["id", "label"]), training_augmentation(SIZE, Augment()), cached=records
     )
-    return lambda: load_batches(
-        pictures, [[(int(row), 0) for row in rows[at : at + BATCH]] for at in rows[::BATCH]], workers
-    )
+    return partial(in_batches, pictures, rows, workers)
+
+
+def in_batches(pictures: ImageDataset, rows: np.ndarray, workers: int) -> Iterator[Batch]:
+    items = [[(int(row), 0) for row in rows[at : at + BATCH]] for at in rows[::BATCH]]
+    with load_batches(pictures, items, workers) as batches:
+        yield from batches
 
 
 def make_cache(table: Any, hashes: list[str]) -> ImageCache:

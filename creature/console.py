@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
@@ -84,6 +85,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
     75 is EX_TEMPFAIL: what is started again goes on. With CREATURE_DEBUG set, an error's causes and places are shown.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata of good images
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name that a pipe cannot take ends no run
     if not sys.stderr.isatty():

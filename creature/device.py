@@ -1,7 +1,4 @@
-"""What this machine offers a computation: cores, the precision that is fast, memory that stays with the process.
-
-`share_cores` and `keep_memory` change the whole process: scripts call them at their start, the package never does.
-"""
+"""What the device is good at: its cores, its memory, the precision to compute in; torch is imported when needed."""
 
 import ctypes
 import os
@@ -11,16 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def usable_cores() -> int:
-    """Cores that the scheduler lets this process run on: a job's share of a large machine, not the machine."""
+    """Cores that the scheduler lets this process run on: a job's share of a large machine, not the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
-    """The precision to use on this device, and why it differs from the one asked for (empty where it does not)."""
+    """The precision to use on this device, and why it is not the recipe's (empty where it is)."""
     import torch
 
     if precision == "fp32":
@@ -33,7 +30,7 @@ def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
 
 
 def share_cores() -> None:
-    """Let the processes of this host share its cores equally.
+    """Let the processes of this host share its cores equally; for a script's start, as it sets torch's threads.
 
     The launcher's default is one thread, Python's is every core, and the number changes the last bits of a sum.
     """
@@ -45,10 +42,10 @@ def share_cores() -> None:
 def keep_memory(device: "torch.device") -> None:
     """Let this process keep the memory that it frees, if it computes on a CPU and its C library is glibc.
 
-    Each batch asks for the gigabytes that the last one freed. By default, large blocks go back to the kernel in
-    between, which clears all their pages again: that took as long as the network.
+    Each batch asks for the gigabytes that the last one freed. By default the kernel takes large blocks back in between
+    and clears all their pages again, which took as long as the network. For scripts, as it is the process's setting.
     """
     if device.type == "cpu" and sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.malloc_trim(0)  # what was freed until now belongs to no batch
+        libc.malloc_trim(0)  # what was freed until now is not of a batch
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)

@@ -5,12 +5,11 @@ from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from creature.console import progress, warn
 from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.duplicates import sketch
-from creature.data.loader import load_batches, naming_fatal_image, note_decoding
+from creature.data.workers import load_batches, note_decoding
 from creature.device import usable_cores
 from creature.errors import UserError
 
@@ -30,13 +29,12 @@ class _Check:
 
     def __init__(self, dataset: "Dataset", known: Container[str]):
         self.dataset, self.known = dataset, known
-        self.decoding = torch.zeros(0, 2, dtype=torch.int64)
 
     def __getitems__(self, rows: Sequence[int]) -> list[tuple[str, str | None, bytes]]:
         return [self._check(row) for row in rows]
 
     def _check(self, row: int) -> tuple[str, str | None, bytes]:
-        note_decoding(self.decoding, row)
+        note_decoding(row)
         try:
             data = read(self.dataset[row]["image"])
         except BadImage as reason:
@@ -59,9 +57,9 @@ def check_images(
     checks = _Check(dataset, known)
     pieces = [range(start, min(start + 16, len(dataset))) for start in range(0, len(dataset), 16)]
     hashes, bad = [], {}
-    with progress() as bar, naming_fatal_image(checks):
+    with progress() as bar, load_batches(checks, pieces, min(usable_cores(), len(pieces))) as checked:
         task = bar.add_task(f"{title}: checking", total=len(dataset), speed="")
-        for piece in load_batches(checks, pieces, min(usable_cores(), len(pieces))):
+        for piece in checked:
             for content, reason, drawn in piece:
                 if reason is not None:
                     bad[len(hashes)] = reason

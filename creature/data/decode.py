@@ -3,17 +3,16 @@
 import hashlib
 import os
 import stat
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-# Pillow comments on odd metadata of good images. Filtered once here: catch_warnings is not thread-safe.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+Result = TypeVar("Result")
+
 Image.init()  # all plugins now, or threads would race to load them at their first WEBP
 
 MAX_BYTES = 256 * 2**20
@@ -26,12 +25,15 @@ TURN_OF = {orientation: Image.Transpose[name] for orientation, name in enumerate
 SIDEWAYS = [Image.Transpose[name] for name in TURNS[3:]]
 
 
-class BadImage(ValueError):
-    """An image that cannot be decoded; the message is the reason, without the file's name."""
+class BadImage(Exception):
+    """An image that cannot be read or decoded; the message is the reason, without the file's name."""
 
 
 def read(image: Mapping[str, Any]) -> bytes:
-    """The bytes of {"bytes": bytes | None, "path": str | None}, or else the file's; BadImage where there are none."""
+    """The bytes in {"bytes": bytes | None, "path": str | None}, or else those of the file at the path.
+
+    Raises BadImage where there are none, or more than MAX_BYTES in the file.
+    """
     data = image.get("bytes")
     try:
         if data is None:
@@ -41,7 +43,7 @@ def read(image: Mapping[str, Any]) -> bytes:
                 raise BadImage(f"not a regular file of at most {MAX_BYTES >> 20} MiB")
             with open(path, "rb") as file:
                 data = file.read()
-    except (OSError, ValueError) as error:  # a ValueError is the one above, or a NUL in the path
+    except (OSError, ValueError) as error:  # a ValueError is a NUL in the path
         raise BadImage(getattr(error, "strerror", None) or str(error)) from error
     if not data:
         raise BadImage("empty file")
@@ -54,43 +56,45 @@ def content_hash(data: bytes) -> str:
 
 
 class Encoded:
-    """An encoded image, to be decoded in the resolution that is needed; `size` is (width, height), upright.
+    """An encoded image, decoded when it is asked for, in the resolution that is needed.
 
-    `kind` names its format and Pillow's mode.
-
-    Raises BadImage: unknown format, corrupt, truncated, above MAX_PIXELS or MAX_ASPECT, grey without a defined white.
+    `size` is its (width, height), upright; `kind` names its format and Pillow's mode. Raises BadImage: unknown format,
+    corrupt, truncated, above MAX_PIXELS or MAX_ASPECT, grey without a defined white.
     """
 
     def __init__(self, data: bytes):
-        with _reasons():
-            self._image = Image.open(BytesIO(data), formats=FORMATS)
-            _check_header(self._image)
-            self.kind = f"{self._image.format} {self._image.mode}"
-            self._decoded: Image.Image | None = None
-            if self._image.format in ("JPEG", "MPO"):
-                self._turn = _turn(self._image)
-                width, height = self._image.size
-                self.size = (height, width) if self._turn in SIDEWAYS else (width, height)
-            else:  # all of it at once: nothing is won by waiting, and a TIFF turns itself, before its EXIF is read
-                if self._image.format == "PNG":
-                    _load_png(self._image, data)
-                self._image.load()
-                rgb = _rgb(self._image)
-                self._decoded = _upright(rgb, _turn(self._image))
-                self.size = self._decoded.size
+        with _as_bad_image():
+            _heedless(lambda: self._open(data))
+
+    def _open(self, data: bytes) -> None:
+        self._image = Image.open(BytesIO(data), formats=FORMATS)
+        _check_header(self._image)
+        self.kind = f"{self._image.format} {self._image.mode}"
+        self._decoded: Image.Image | None = None
+        if self._image.format in ("JPEG", "MPO"):
+            self._turn = _turn(self._image)
+            width, height = self._image.size
+            self.size = (height, width) if self._turn in SIDEWAYS else (width, height)
+        else:  # all of it at once: nothing is won by waiting, and a TIFF turns itself, before its EXIF is read
+            if self._image.format == "PNG":
+                _load_png(self._image, data)
+            self._image.load()
+            rgb = _rgb(self._image)
+            self._decoded = _upright(rgb, _turn(self._image))
+            self.size = self._decoded.size
 
     def image(self) -> Image.Image:
-        """The whole image: RGB, upright and over white."""
+        """The image in full resolution: RGB, upright and over white."""
         return self.smaller(1)[0]
 
     def smaller(self, shrink: int) -> tuple[Image.Image, float]:
-        """The image in a resolution that is at least 1 / shrink (1, 2, 4, 8) of the whole one, and which that is.
+        """The image in at least 1 / shrink (1, 2, 4, 8) of its resolution, and the fraction that it has.
 
-        A JPEG is cheaper then: what a smaller image does not show is left out (libjpeg's scaled decoding).
+        A JPEG is cheaper then: details that a smaller image does not show are not decoded (libjpeg's scaled decoding).
         """
         if self._decoded is not None:
             return self._decoded, 1
-        with _reasons():
+        with _as_bad_image():
             width, height = self._image.size
             if self._turn and (width % shrink or height % shrink):
                 shrink = 1  # the remainder is padded at the end, which would come first
@@ -101,17 +105,17 @@ class Encoded:
 
 
 class Decoded(NamedTuple):
-    """An image that is decoded, be it smaller than `size`, its (width, height)."""
+    """The pixels of an image, perhaps in a lower resolution than its `size`, (width, height)."""
 
     size: tuple[int, int]
-    array: np.ndarray
+    array: np.ndarray  # (H, W, 3)
 
     def image(self) -> Image.Image:
-        """What is there of it."""
+        """The pixels, in the resolution that they have."""
         return Image.fromarray(self.array)
 
 
-BLACK = Decoded((1, 1), np.zeros((1, 1, 3), dtype=np.uint8))  # in place of an image that is none
+BLACK = Decoded((1, 1), np.zeros((1, 1, 3), dtype=np.uint8))  # stands for an image that cannot be decoded
 
 
 def decode(data: bytes) -> Image.Image:
@@ -124,7 +128,7 @@ def decode(data: bytes) -> Image.Image:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An image that is decoded already, as `decode` gives one; raises BadImage as it does."""
-    with _reasons():
+    with _as_bad_image():
         _check_header(image)
         return _upright(_rgb(image), _turn(image))
 
@@ -138,15 +142,35 @@ def image_of_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
+def _heedless(decode_image: Callable[[], Result]) -> Result:
+    """Call it, heedless of Pillow's warnings of odd metadata in good images, whatever the program's filters are.
+
+    Where a filter makes an error of one, it is entered in the registry of the module that warns, as Python does with
+    those that it has shown, and the call is made again. catch_warnings would change the filters of all threads.
+    """
+    while True:
+        try:
+            return decode_image()
+        except Warning as warning:
+            place = warning.__traceback__
+            while place is not None and place.tb_next is not None:
+                place = place.tb_next
+            assert place is not None
+            shown = place.tb_frame.f_globals.setdefault("__warningregistry__", {})
+            if (key := (str(warning), type(warning), place.tb_lineno)) in shown:
+                raise
+            shown[key] = True
+
+
 @contextmanager
-def _reasons() -> Iterator[None]:
+def _as_bad_image() -> Iterator[None]:
     try:
         yield
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise BadImage(f"not an image in a known format ({', '.join(FORMATS)}), or its header is damaged") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:  # the plugins raise anything on corrupt data: struct.error, AssertionError, ...
         raise BadImage(f"corrupt image: {' '.join(str(error).split()) or type(error).__name__}"[:200]) from error
@@ -167,7 +191,7 @@ def _check_header(image: Image.Image) -> None:
 
 
 def _load_png(image: Image.Image, data: bytes) -> None:
-    """Decode a PNG over dark grey: where its data ends early, Pillow leaves what was there and says nothing."""
+    """Decode a PNG over dark grey: where its data ends early, Pillow leaves what was there and raises nothing."""
     image.im = Image.new(image.mode, image.size, 90).im
     last_row = image.crop((0, image.height - 1, image.width, image.height))
     if image.info.get("interlace") or last_row.tobytes() == Image.new(image.mode, last_row.size, 90).tobytes():
@@ -201,8 +225,10 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright; broken EXIF is ignored, as viewers do."""
+    """The transposition that makes the image upright; broken EXIF is ignored, as viewers do."""
     try:
         return TURN_OF.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Warning:  # not broken: _heedless reads it again
+        raise
     except Exception:
         return None

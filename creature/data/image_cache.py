@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 from creature.console import progress, warn
 from creature.data.decode import BadImage, Decoded, decode, read
 from creature.data.eval_transform import EvalTransform
-from creature.data.loader import load_batches, naming_fatal_image, note_decoding
+from creature.data.workers import load_batches, note_decoding
 from creature.device import usable_cores
 from creature.errors import UserError
 from creature.storage import manifest_differences, sync, write_json, write_manifest
@@ -181,10 +181,8 @@ def _fill(file: BinaryIO, made: "_Copies", contents: dict[str, int], title: str)
     names, rows = list(contents), list(contents.values())
     kept, places, bad, start = [], [], {}, 0
     pieces = [rows[at : at + 16] for at in range(0, len(rows), 16)]
-    with progress() as bar, naming_fatal_image(made):
+    with progress() as bar, load_batches(made, pieces, min(usable_cores(), len(pieces))) as done:
         task = bar.add_task(f"{title}: decoding once", total=len(rows), speed="")
-        done: Iterator[tuple[torch.Tensor, list[tuple[int, ...] | str]]]
-        done = load_batches(made, pieces, min(usable_cores(), len(pieces)))
         for pixels, found in done:
             file.write(pixels.numpy().tobytes())
             for name, each in zip(names[len(kept) + len(bad) :], found, strict=False):
@@ -204,13 +202,12 @@ class _Copies:
 
     def __init__(self, dataset: "Dataset", transform: EvalTransform):
         self.dataset, self.transform = dataset, transform
-        self.decoding = torch.zeros(0, 2, dtype=torch.int64)
 
     def __getitems__(self, rows: Sequence[int]) -> tuple[torch.Tensor, list[tuple[int, ...] | str]]:
         pixels: list[torch.Tensor] = []
         found: list[tuple[int, ...] | str] = []
         for row in rows:
-            note_decoding(self.decoding, row)
+            note_decoding(row)
             try:
                 whole = decode(read(self.dataset[row]["image"]))
             except BadImage as reason:

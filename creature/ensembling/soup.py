@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch.optim.swa_utils import update_bn
 from creature.console import say
 from creature.data.dataset import column, read_images
 from creature.data.folds import assign_folds
-from creature.data.loader import Batch, ImageDataset, epoch_batches, load_batches
+from creature.data.loader import Batch, ImageDataset, epoch_batches
 from creature.data.mapped_tables import compute
 from creature.data.sources import Columns
+from creature.data.workers import load_batches
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
 from creature.errors import UserError
 from creature.inference.members import Member, load_member, predictor
@@ -107,10 +109,11 @@ def recalibrate(member: Member, batches: Iterable[Batch]) -> None:
     update_bn((member.normalize(batch.pixels.to(device)) for batch in batches), member.model)
 
 
-def training_batches(run: Run) -> Iterator[Batch]:
+@contextmanager
+def training_batches(run: Run) -> Iterator[Iterator[Batch]]:
     """Augmented batches of up to ROWS of the run's images, the same ones each time, without mixing.
 
-    Raises UserError where they are not there, or cannot be read.
+    Raises UserError where they are not there, or, from the iterator, where one cannot be read.
     """
     recipe, images, ids = run.recipe, run.recipe.images, run.fold_table.ids
     columns = Columns(images.image_column, images.label_column, images.labels)
@@ -122,11 +125,15 @@ def training_batches(run: Run) -> Iterator[Batch]:
             "and a soup's BatchNorm needs them; restore them"
         )
     order = epoch_batches(rows, recipe.batch_size, recipe.seed, "soup")[: -(-ROWS // recipe.batch_size)]
-    source = ImageDataset(dataset, epoch_augmentations(recipe)[-1], seed=recipe.seed)
-    for batch in load_batches(source, [[(int(row), 0) for row in rows] for rows in order], images.workers):
-        for name, reason in batch.bad.items():
-            raise UserError(f"{name}: {reason}; it was readable when the run was trained; restore it")
-        yield batch
+    pictures = ImageDataset(dataset, epoch_augmentations(recipe)[-1], seed=recipe.seed)
+    with load_batches(pictures, [[(int(row), 0) for row in rows] for rows in order], images.workers) as batches:
+        yield map(_refuse_bad, batches)
+
+
+def _refuse_bad(batch: Batch) -> Batch:
+    for name, reason in batch.bad.items():
+        raise UserError(f"{name}: {reason}; it was readable when the run was trained; restore it")
+    return batch
 
 
 def cook(members: Sequence[Fold], device: torch.device) -> Member:
@@ -135,7 +142,8 @@ def cook(members: Sequence[Fold], device: torch.device) -> Member:
     if len({member.result.sha256.weights for member in members}) > 1:
         soup.model.load_state_dict(average_weights(members))
         if batch_norms(soup.model) and not (backbone.freeze_batch_stats or backbone.frozen):
-            recalibrate(soup, training_batches(members[0].run))
+            with training_batches(members[0].run) as batches:
+                recalibrate(soup, batches)
     return soup
 
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from creature.data.eval_transform import CROP_MODES, EvalTransform
 from creature.data.normalize import Normalize
+from creature.device import device_precision
 from creature.errors import UserError
 from creature.inference.fuse_batchnorm import fuse
 from creature.inference.predictor import Computed, Pixels, Predictor
 from creature.run import most_frequent_class
-from creature.device import device_precision
 
 # What a downloaded folder may ask for, in bytes, classes and pixels.
 MAX_CONFIG, MAX_CLASSES, MAX_SIZE = 64 * 2**20, 1_000_000, 2048

@@ -9,7 +9,7 @@ function of the same signature: what follows the `*` is always given by name.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from creature.console import progress, warn
-from creature.data.loader import Batch, derive_seed, load_batches, training_order
+from creature.data.loader import Batch, derive_seed, training_order
+from creature.data.workers import load_batches
 from creature.errors import BrokenError, Interrupted, UserError, first_line
 from creature.training import distributed
 from creature.training.learner import Learner
@@ -57,7 +58,9 @@ def restoring_random_state(device: torch.device) -> Iterator[None]:
         yield
 
 
-def training_batches(accelerator: Accelerator, learner: Learner, data: TrainData) -> Iterator[Batch]:
+def training_batches(
+    accelerator: Accelerator, learner: Learner, data: TrainData
+) -> AbstractContextManager[Iterator[Batch]]:
     """This process's share of every batch, from where the training stands to the end of its last epoch."""
     order = training_order(
         np.flatnonzero(~data.folds.held_out(learner.fold)).astype(np.int32),  # of which there may be millions
@@ -278,10 +281,9 @@ def predict(
     mine = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
     chunks = [mine[start : start + data.batch_size] for start in range(0, len(mine), data.batch_size)]
     predicted: list[tuple[np.ndarray, np.ndarray]] = []  # places in `rows`, and their logits
-    with progress() as bar:
+    items = [[(int(rows[i]), 0) for i in chunk] for chunk in chunks]
+    with progress() as bar, load_batches(data.evaluation, items, data.workers) as batches:
         task = bar.add_task(title, total=len(mine), speed="")
-        items = [[(int(rows[i]), 0) for i in chunk] for chunk in chunks]
-        batches = load_batches(data.evaluation, items, data.workers)
         for chunk, batch in zip(chunks, batches, strict=True):
             _check_readable(batch)
             pixels = normalize(batch.pixels.to(accelerator.device, non_blocking=True))

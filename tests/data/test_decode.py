@@ -244,39 +244,76 @@ def test_lack_of_memory_is_no_fault_of_the_picture(monkeypatch):
         decoded(encode(NOISE))
 
 
-def test_the_user_sees_no_warning(tmp_path):
-    mpo = encode(Image.fromarray(NOISE), "MPO", save_all=True, append_images=[Image.fromarray(NOISE)])
-    pictures = {
-        "palette.png": CLEAR["P + tRNS of many"][0],
-        "broken EXIF.jpg": encode(NOISE, "JPEG", exif=exif(6).tobytes()[:-4]),
-        "broken MPO.jpg": mpo.replace(b"MPF\0II", b"MPF\0XX"),
-        "bomb.png": BOMBS["PNG 13300"](),
-    }
-    for name, data in pictures.items():
-        (tmp_path / name).write_bytes(data)
+ODD = {
+    "palette.png": lambda: CLEAR["P + tRNS of many"][0],
+    "cut EXIF.jpg": lambda: encode(NOISE, "JPEG", exif=exif(6).tobytes()[:-4]),
+    "cut EXIF.png": lambda: encode(NOISE, "PNG", exif=exif(6).tobytes()[:-4]),
+    "cut EXIF.webp": lambda: encode(NOISE, "WEBP", lossless=True, exif=exif(6).tobytes()[:-4]),
+    "broken MPO.jpg": lambda: encode(
+        Image.fromarray(NOISE), "MPO", save_all=True, append_images=[Image.fromarray(NOISE)]
+    ).replace(b"MPF\0II", b"MPF\0XX"),
+    "bomb.png": lambda: BOMBS["PNG 13300"](),
+}
+
+
+def test_a_script_shows_no_warning_and_what_is_decoded_does_not_depend_on_filters(tmp_path):
+    for name, make in ODD.items():
+        (tmp_path / name).write_bytes(make())
     script = """
-import pathlib, sys
+import hashlib, pathlib, sys, warnings
+from concurrent.futures import ThreadPoolExecutor
+from creature.console import run
 from creature.data.decode import BadImage, decode, read
-for path in pathlib.Path(sys.argv[1]).iterdir():
+def digest(path):
     try:
-        print(path.name, len(decode(read({"path": str(path)})).getbands()))
+        return hashlib.sha256(decode(read({"path": str(path)})).tobytes()).hexdigest()
     except BadImage as error:
-        print(path.name, error)
+        return str(error)
+def main():
+    paths, before = sorted(pathlib.Path(sys.argv[1]).iterdir()), list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        for path, what in zip(paths, pool.map(digest, paths * 9)):
+            print(path.name, what)
+    assert warnings.filters == before
+    return 0
+run(main) if sys.argv[2] == "script" else main()
 """
-    for filters in ("always", "error"):
+    said = []
+    for kind, filters in (("script", "always"), ("script", "error"), ("library", "error"), ("library", "always")):
         run = subprocess.run(
-            [sys.executable, "-W", filters, "-c", script, str(tmp_path)],
+            [sys.executable, "-W", filters, "-c", script, str(tmp_path), kind],
             cwd=Path(module.__file__).parents[2],
             capture_output=True,
             text=True,
         )
-        assert run.stderr == ""
-        assert sorted(run.stdout.splitlines()) == [
-            f"bomb.png 13300 x 13300 pixels: more than {MAX_PIXELS}",
-            "broken EXIF.jpg 3",
-            "broken MPO.jpg 3",
-            "palette.png 3",
-        ]
+        assert run.returncode == 0 and bool(run.stderr) == ((kind, filters) == ("library", "always")), run.stderr
+        said.append(sorted(run.stdout.splitlines()))
+    assert len({tuple(lines) for lines in said}) == 1
+    assert said[0][0] == f"bomb.png 13300 x 13300 pixels: more than {MAX_PIXELS}"
+    assert all(re.fullmatch(r".+[.]\w+ [0-9a-f]{64}", line) for line in said[0][1:])
+
+
+def test_a_host_that_makes_errors_of_warnings_gets_the_same_pixels_and_keeps_its_filters():
+    for name, make in ODD.items():
+        data = make()
+        if name == "bomb.png":
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = decoded(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            before = list(warnings.filters)
+            np.testing.assert_array_equal(decoded(data), expected)
+            assert warnings.filters == before
+
+
+def test_a_warning_that_is_raised_again_and_again_is_a_reason(monkeypatch):
+    def fail(image):
+        raise UserWarning("of another kind")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", fail)
+    assert reason(encode(NOISE)) == "corrupt image: of another kind"
 
 
 def test_threads_give_the_same_pixels():

@@ -9,7 +9,8 @@ import timm
 from safetensors.torch import save_file
 
 import train
-from creature.data.loader import load_batches, training_order
+from creature.data.loader import training_order
+from creature.data.workers import load_batches
 from creature.recipe import load_recipe, recipe_changes
 from creature.training import loop, train_data
 from creature.training.backbone import build_backbone
@@ -82,7 +83,8 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
     data = train_data.embed(accelerator, recipe, data) if frozen else data
     learner = train_data.build_learner(accelerator, recipe, data, 0, tmp_path / "run/fold-0")
     rows = (~data.folds.held_out(0)).nonzero()[0][:2]
-    batch = next(load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0))
+    with load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0) as batches:
+        batch = next(batches)
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
     loss, taken, *_ = loop.train_step(accelerator, learner, batch, 2, 1e-4).tolist()
