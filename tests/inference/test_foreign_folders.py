@@ -21,9 +21,9 @@ from safetensors.torch import save_file as save_tensors
 import ensemble
 import predict
 import train
-from creature.errors import Interrupted, UserError
+from creature.errors import BrokenError, Interrupted, UserError
 from creature.inference.members import load_member
-from creature.training import checkpoint
+from creature.storage import write_manifest
 from helpers import ROOT
 from helpers.runs import start, stopping_after
 
@@ -308,11 +308,11 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
             (work / name).write_bytes(spoilt((work / name).read_text(), random))
             if name.startswith(str(state)):
                 (work / state / "manifest.json").unlink()
-                checkpoint.write_manifest(work / state)
+                write_manifest(work / state)
             try:
                 use(work)
                 outcomes[name]["used"] += 1
-            except UserError:
+            except (UserError, BrokenError):
                 outcomes[name]["refused"] += 1
             shutil.rmtree(work)
     print(outcomes)

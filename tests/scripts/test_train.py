@@ -18,7 +18,8 @@ from torch import nn
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import load_recipe
-from creature.training import compiling, loop, run_folder, train_data
+from creature.run import read_result
+from creature.training import finish, loop, run_folder
 from helpers.runs import losses, start, weights_hash
 
 
@@ -89,11 +90,11 @@ def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypat
     start(tiny, whole, *settings)
     step, done = loop.train_step, []
 
-    def interrupted(*args):
+    def interrupted(*given, **request):
         if len(done) == stop_at:
             raise KeyboardInterrupt
         done.append(1)
-        return step(*args)
+        return step(*given, **request)
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -107,7 +108,7 @@ def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypat
 
 def test_resume_steps_back_from_a_damaged_resume_point(tiny, tmp_path, monkeypatch, run):
     settings = ("folds.train=[0]", "checkpoint.every_minutes=0")
-    monkeypatch.setattr(train_data, "finish", interrupt)
+    monkeypatch.setattr(finish, "finish_fold", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tiny, tmp_path / "cut", *settings)
     monkeypatch.undo()
@@ -285,7 +286,7 @@ def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_i
     for fold in (0, 1, 2):
         held = load_predictions(tmp_path / f"run/fold-{fold}/held_out.safetensors")
         assert held.logits.shape[1] == len(held.class_names) == 12 and held.class_names[-1] == rare.name
-        result = run_folder.read_result(tmp_path / f"run/fold-{fold}")
+        result = read_result(tmp_path / f"run/fold-{fold}")
         assert [k for k, recall in enumerate(result["class_recall"]) if recall is None] == result[
             "classes_without_rows"
         ]
@@ -351,8 +352,17 @@ def test_bf16_on_a_cpu_falls_back_with_one_warning(tiny, tmp_path, capsys, run):
 
 def test_tensorboard_tracks_when_asked(tiny, tmp_path):
     pytest.importorskip("tensorboard", reason="the tracking extra is not installed")
-    start(tiny, tmp_path / "run", "folds.train=[0]", "tracking=[tensorboard]")
-    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    start(tiny, tmp_path / "run", "folds.train=[1]", "tracking=[tensorboard]")
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents*")
+    log = EventAccumulator(str(events.parent)).Reload()
+    history = [json.loads(line) for line in (tmp_path / "run/fold-1/history.jsonl").read_text().splitlines()]
+    for tag, name in (("train_loss", "loss"), ("held_out_accuracy", "accuracy"), ("learning_rate", "learning_rate")):
+        tracked = log.Scalars(f"fold-1/{tag}")
+        assert [scalar.step for scalar in tracked] == [1, 2]
+        np.testing.assert_allclose([scalar.value for scalar in tracked], [row[name] for row in history], rtol=1e-6)
+    assert all(tag.startswith("fold-1/") for tag in log.Tags()["scalars"])
 
 
 def test_a_diverging_loss_stops_with_advice(tiny, tmp_path):

@@ -16,7 +16,8 @@ from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import Backbone, Optimizer
 from creature.training import checkpoint, loop
-from creature.training.backbone import build_backbone, parameter_groups
+from creature.training.backbone import build_backbone
+from creature.training.optimizer import parameter_groups
 from helpers.runs import losses, start, stopping_after, weights_hash
 
 ONE = ("folds.train=[0]", "optimizer.average=0.9")
@@ -26,10 +27,10 @@ def watched(patch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """The weights after each step."""
     states, step = [], loop.train_step
 
-    def noted(accelerator, learner, *words):
-        told = step(accelerator, learner, *words)
+    def noted(accelerator, learner, batch, **request):
+        result = step(accelerator, learner, batch, **request)
         states.append({name: value.clone() for name, value in learner.model.state_dict().items()})
-        return told
+        return result
 
     patch.setattr(loop, "train_step", noted)
     return states
