@@ -18,7 +18,6 @@ from torch import nn
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import load_recipe
-from creature.run import read_result
 from creature.training import finish, loop, run_folder
 from helpers.runs import losses, start, weights_hash
 
@@ -150,7 +149,7 @@ def test_weights_that_are_not_to_be_had_leave_no_run_behind(tiny, tmp_path, monk
     """Or the way out that is named, another setting, would be refused as a change of the run."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        UserError, match=r"backbone.pretrained: weights of test_resnet are neither .*\n.*backbone.weights"
+        UserError, match=r"backbone.pretrained: weights of test_resnet are not cached .*\n.*backbone.weights"
     ):
         start(tiny, tmp_path / "run", "backbone.pretrained=true")
     assert not (tmp_path / "run").exists()
@@ -286,7 +285,7 @@ def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_i
     for fold in (0, 1, 2):
         held = load_predictions(tmp_path / f"run/fold-{fold}/held_out.safetensors")
         assert held.logits.shape[1] == len(held.class_names) == 12 and held.class_names[-1] == rare.name
-        result = read_result(tmp_path / f"run/fold-{fold}")
+        result = json.loads((tmp_path / f"run/fold-{fold}/result.json").read_text())
         assert [k for k, recall in enumerate(result["class_recall"]) if recall is None] == result[
             "classes_without_rows"
         ]
