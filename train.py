@@ -2,10 +2,12 @@
 
 accelerate launch train.py --recipe recipes/all.yaml
 python train.py --recipe recipes/all.yaml --set 'folds.train=[2]' --set schedule.epochs=5
+creature train --recipe laptop      # this script, wherever creature is installed; creature recipes lists the names
 """
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,9 +27,13 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--recipe", required=True, help="YAML file; python -m creature.recipe schema lists all settings"
+        "--recipe",
+        required=True,
+        help="YAML file, or a name of `creature recipes`; `creature schema` explains all settings",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
@@ -42,10 +48,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train every fold that the recipe lists, and publish the run if asked to."""
     args = parse(argv)
-    from creature.recipe import load_recipe
+    from creature.recipe_file import load_recipe
+    from creature.shipped import find_recipe
     from creature.training.signals import listen
 
-    recipe = load_recipe(args.recipe, args.set)
+    recipe = load_recipe(find_recipe(args.recipe), args.set)
     out = args.out or Path("runs") / recipe.name
     with listen() as stop:  # before the imports, which take seconds
         from creature.console import say, show_table
@@ -60,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), rows)
     if terms:
         say(f"{publish(args.push, build(out, args.push, terms), public=False)} is published")
-    say(f"{out} holds weights and held-out predictions; next: python ensemble.py {out} --images DIR --out FILE.csv")
+    say(f"{out} holds weights and held-out predictions; next: creature ensemble {out} --images DIR --out FILE.csv")
     return 0
 
 

@@ -14,7 +14,6 @@ os.environ["COLUMNS"] = "200"  # tables that no narrow terminal wraps
 import pytest
 
 import train
-from creature.inference import members
 from creature.samples import write_drawings
 from helpers.runs import TINY
 
@@ -44,12 +43,3 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
     assert train.main(["--recipe", str(tiny), "--out", str(out)]) == 0
     return out
-
-
-@pytest.fixture
-def forget_cached_runs():
-    """Folders that a test changes are read again."""
-    members.folds_of.cache_clear()
-    members._rows_by_content.cache_clear()
-    members.held_by.cache_clear()
-    members.result_of.cache_clear()

@@ -62,7 +62,7 @@ def _check_trackers(tracking: Sequence[str]) -> None:
         raise UserError(
             f"tracking: {', '.join(sorted(unknown))} is not installed; "
             f"there is: {', '.join(sorted(installed)) or 'none'} "
-            "(pip install -e '.[tracking]' brings tensorboard)"
+            "(pip install 'creature[tracking]' brings tensorboard)"
         )
 
 
@@ -106,7 +106,7 @@ def check_processes(accelerator: Accelerator) -> None:
     if launched_processes() != accelerator.num_processes:
         raise UserError(
             f"the launcher started {launched_processes()} processes, but Accelerate sees {accelerator.num_processes}; "
-            "on CPUs use\nACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 train.py ..."
+            "on CPUs use\nACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m creature train ..."
         )
 
 

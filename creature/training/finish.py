@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from creature.data.folds import FoldTable, folds_hash
 from creature.metrics.predictions import load_predictions
 from creature.metrics.scores import score
-from creature.recipe import Recipe, dump_recipe
+from creature.recipe import Recipe
+from creature.recipe_file import dump_recipe
 from creature.run import kept_epoch, with_labels
 from creature.storage import file_hash, link_or_copy, write_json, write_text
 from creature.training.backbone import mean_and_std, timm_config

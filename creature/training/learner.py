@@ -85,7 +85,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, fol
     for size in recipe.augment.sizes or ():
         check_size(network, backbone.name, size, "augment.sizes")
     network = network.to(accelerator.device)
-    ema = ModelEmaV3(network, optimizer.average, use_warmup=True) if optimizer.average else None
+    ema = ModelEmaV3(network, optimizer.ema_decay, use_warmup=True) if optimizer.ema_decay else None
     if backbone.compile:
         torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
         network.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
@@ -109,7 +109,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, fol
         epochs=recipe.schedule.epochs,
         batch_sizes=[len(batch) for batch in epoch_batches(rows, recipe.batch_size)],
         learning_rate=lambda epochs: optimizer.lr * lr_factor(recipe.schedule, epochs),
-        micro_batches=recipe.accumulate,
+        micro_batches=recipe.gradient_accumulation_steps,
         clip_norm=optimizer.clip_norm,
         freeze_batch_stats=backbone.freeze_batch_stats,
         save_minutes=recipe.checkpoint.every_minutes,

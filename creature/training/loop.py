@@ -222,7 +222,7 @@ def _naming_failures(size: int, micro_batches: int) -> Iterator[None]:
             raise
         raise UserError(
             f"out of memory with batch_size {size} in {micro_batches} micro-batch{'es' * (micro_batches > 1)}: "
-            f"--set accumulate={2 * micro_batches} computes the same step in less, and "
+            f"--set gradient_accumulation_steps={2 * micro_batches} computes the same step in less, and "
             "backbone.gradient_checkpointing=true in less still"
         ) from error
 

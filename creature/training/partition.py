@@ -79,7 +79,7 @@ def _validation_fold(in_validation: np.ndarray, contents: np.ndarray, alike: np.
     if n := int((fold[alike] != fold).sum()):
         warn(
             f"images.validation: it shares {n} images that look the same with images.train, so its score "
-            "flatters; python -m creature.data.describe lists them"
+            "flatters; creature inspect lists them"
         )
     return fold
 
@@ -100,7 +100,7 @@ def warn_of_holdout_copies(images: Images, folds: FoldTable, checked: pa.Table, 
         return
     columns = Columns(images.image_column, images.label_column, images.labels)
     holdout = read_images(images.holdout, columns, "images.holdout", folds.class_names)
-    held, *_ = scan_images(holdout, None, "images.holdout", "off", transform)
+    held = scan_images(holdout, None, "images.holdout", kind="off", transform=transform).table
     checked = checked.filter(folds.partitions[0] < 0) if folds.count == 1 else checked
     same = np.isin(held["hash"].to_numpy(), checked["hash"].to_numpy())
     first_alike = near_duplicates(np.concatenate([sketches_of(checked), sketches_of(held)]))[len(checked) :]
@@ -109,5 +109,5 @@ def warn_of_holdout_copies(images: Images, folds: FoldTable, checked: pa.Table, 
     if n := int((~same & (first_alike < len(checked))).sum()):
         warn(
             f"images.holdout: {n} of its {len(held)} images look the same as one that is trained on, so its score "
-            "flatters; python -m creature.data.describe lists them"
+            "flatters; creature inspect lists them"
         )

@@ -14,9 +14,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from creature.console import warn
-from creature.data.folds import FoldTable, map_folds, write_folds
+from creature.data.folds import FoldTable, find_folds_file, read_folds, write_folds
 from creature.errors import BrokenError, UserError
-from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
+from creature.recipe import Recipe, recipe_changes
+from creature.recipe_file import dump_recipe, load_recipe
 from creature.storage import write_json, write_text
 
 CONTENTS = {"weights": "backbone.weights", "teacher": "loss.teacher"}  # settings whose files run.json has a hash of
@@ -67,11 +68,10 @@ def contents_of(run: Path) -> dict[str, str | None]:
 
 def share_folds(run: Path, folds: FoldTable) -> FoldTable:
     """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
-    path = run / "folds.json"
     with _locked(run / "run.lock"):
-        if not path.exists():
-            write_folds(path, folds)
-    saved = map_folds(path)
+        if find_folds_file(run) is None:
+            write_folds(run, folds)
+    saved = read_folds(run)
     if saved.fingerprint != folds.fingerprint:
         before, now = (
             dict(zip(table.ids.to_pylist(), table.hashes.to_pylist(), strict=True)) for table in (saved, folds)
@@ -83,7 +83,8 @@ def share_folds(run: Path, folds: FoldTable) -> FoldTable:
         }
         counts = [f"{len(ids)} {what} (such as {min(ids)})" for what, ids in changes.items() if ids]
         raise UserError(
-            f"{path}: the images are not those that this run began with: {', '.join(counts) or 'labels differ'}\n"
+            f"{find_folds_file(run)}: the images are not those that this run began with: "
+            f"{', '.join(counts) or 'labels differ'}\n"
             f"restore the images, or start another run with --out DIR{_untrained(run)}"
         )
     return saved

@@ -13,13 +13,12 @@ from accelerate.utils import broadcast_object_list
 
 from creature.console import say, warn
 from creature.data.augment import Augmentation, cached_transform, exact_transform, training_augmentation
-from creature.data.checks import refuse_bad
 from creature.data.dataset import read_images
 from creature.data.eval_transform import EvalTransform
-from creature.data.folds import FoldTable, map_folds
+from creature.data.folds import FoldTable, find_folds_file, read_folds
 from creature.data.image_cache import CachedImages, ImageCache, describe_cache
 from creature.data.loader import FeatureDataset, ImageDataset
-from creature.data.scan import scan_images
+from creature.data.scan import refuse_bad, scan_images
 from creature.data.sources import Columns
 from creature.device import usable_cores
 from creature.errors import UserError
@@ -123,19 +122,19 @@ def _check_images(
 ) -> CheckedImages:
     """Decode what is not known to be sound, and open the run with its folds: those that it has, or new ones."""
     field, images = _field(recipe.images), recipe.images
-    saved = map_folds(out / "folds.json") if (out / "folds.json").exists() else None
+    saved = read_folds(out) if find_folds_file(out) else None
     known = saved.hashes if saved else None
-    checked, bad, cache = scan_images(dataset, known, field, images.cache, transform)
-    refuse_bad(dataset, bad, images.max_bad, field)
-    good = np.setdiff1d(np.arange(len(dataset)), list(bad))
-    kept, checked = (dataset.select(good), checked.take(good)) if bad else (dataset, checked)
-    if saved and has_rows(saved, kept, checked["hash"]):
+    scan = scan_images(dataset, known, field, kind=images.cache, transform=transform)
+    refuse_bad(dataset, scan.bad, images.max_bad, field)
+    good = np.setdiff1d(np.arange(len(dataset)), list(scan.bad))
+    kept, table = (dataset.select(good), scan.table.take(good)) if scan.bad else (dataset, scan.table)
+    if saved and has_rows(saved, kept, table["hash"]):
         folds = saved
     else:
-        folds = make_folds(recipe, kept, checked, {dataset[row]["id"]: reason for row, reason in bad.items()})
-        warn_of_holdout_copies(images, folds, checked, transform)
+        folds = make_folds(recipe, kept, table, {dataset[row]["id"]: reason for row, reason in scan.bad.items()})
+        warn_of_holdout_copies(images, folds, table, transform)
     open_run(out, recipe, hashes)  # not before: what cannot be trained with must not stay as the run's recipe
-    return CheckedImages(good, share_folds(out, folds), cache)
+    return CheckedImages(good, share_folds(out, folds), scan.cache)
 
 
 def _describe(recipe: Recipe, folds: FoldTable) -> str:
@@ -164,7 +163,7 @@ def eval_transform(recipe: Recipe) -> EvalTransform:
     """How held-out and new images become pixels."""
     images = recipe.images
     mean, _ = mean_and_std(recipe.backbone.name, images.normalize)
-    return EvalTransform(images.size, images.fit, mean)
+    return EvalTransform(images.size, images.crop_mode, mean)
 
 
 def epoch_augmentations(recipe: Recipe) -> list[Augmentation]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from creature.ensembling.compare import compare_members, compare_paired, disagreements, holm, show
-from creature.ensembling.recorded import RecordedPredictions
+from creature.ensembling.compare import compare_members, disagreements, show_comparison
+from creature.metrics.recorded import RecordedPredictions
+from creature.metrics.significance import compare_paired, holm
 
 NAMES = ("cat", "dog", "emu")
 
@@ -38,22 +39,22 @@ def test_holm_s_correction():
 
 
 @pytest.fixture
-def answered() -> RecordedPredictions:
+def recorded() -> RecordedPredictions:
     """Ten images of cats; the vote is wrong on one more than the mean of logits, fold-0 on four."""
     said = {"logits": 9, "softmax": 9, "vote": 8, "fold-0": 6, "fold-1": 10}
     return RecordedPredictions(
         ids=tuple(f"{row}.jpg" for row in range(10)),
-        hashes=tuple(f"{row:032x}" for row in range(1, 11)),
+        content_hashes=tuple(f"{row:032x}" for row in range(1, 11)),
         labels=np.zeros(10, dtype=np.int64),
-        decisions={name: (np.arange(10) >= right).astype(np.int64) for name, right in said.items()},
+        predicted={name: (np.arange(10) >= right).astype(np.int64) for name, right in said.items()},
         strategy="logits",
         class_names=NAMES,
     )
 
 
-def test_deciders_are_scored_on_new_pictures_alone(answered):
-    stands = np.array(["seen"] * 5 + ["unseen"] * 5)
-    found = {row.name: row for row in compare_members(answered, stands)}
+def test_strategies_and_members_are_scored_on_new_pictures_alone(recorded):
+    exposed = np.array(["seen"] * 5 + ["unseen"] * 5)
+    found = {row.name: row for row in compare_members(recorded, exposed)}
     assert {name: (row.count.correct, row.count.n) for name, row in found.items()} == {
         "logits": (4, 5),
         "softmax": (4, 5),
@@ -64,17 +65,17 @@ def test_deciders_are_scored_on_new_pictures_alone(answered):
     assert found["logits"].against is None
     assert (found["vote"].against.first, found["vote"].against.second) == (0, 1)
     assert found["fold-0"].p == pytest.approx(min(1.0, 4 * found["fold-0"].against.p))
-    assert compare_members(answered, np.array(["seen"] * 10)) == []
+    assert compare_members(recorded, np.array(["seen"] * 10)) == []
 
 
-def test_disagreements_name_picture_truth_and_what_each_said(answered):
+def test_disagreements_name_picture_truth_and_what_each_said(recorded):
     strategies = ("logits", "softmax", "vote")
     assert disagreements(answered, strategies) == [("8.jpg", "cat", "cat", "cat", "dog")]
-    assert len(disagreements(answered, tuple(answered.decisions))) == 4
+    assert len(disagreements(answered, tuple(answered.predicted))) == 4
 
 
 def test_the_comparison_is_shown_and_written(answered, tmp_path, capsys):
-    show("test", answered, np.array(["unseen"] * 9 + ["seen"]), tmp_path / "d.csv")
+    show_comparison("test", answered, np.array(["unseen"] * 9 + ["seen"]), tmp_path / "d.csv")
     shown = capsys.readouterr().out
     assert "1 images, trained on" in shown and "(n = 9)" in shown and "(n = 10)" not in shown
     assert "1 of 10 images are given different classes" in shown

@@ -36,7 +36,7 @@ def test_the_places_of_a_map_have_the_logit_for_their_mean(run, name):
     with torch.inference_mode():
         logits = asked.model(asked.normalize(torch.from_numpy(view())[None]))[0].numpy()
     for label in (int(logits.argmax()), int(logits.argmin())):
-        found = activation_map(asked, view(), logits, label)
+        found = activation_map(asked, view(), logits=logits, label=label)
         assert found.shape[0] > 1
         bias = model.get_classifier().bias.detach().numpy()  # type: ignore[operator, union-attr]
         own = logits - bias
@@ -51,7 +51,7 @@ def test_what_is_added_to_all_classes_alike_changes_no_map(run):
         with torch.inference_mode():
             model.get_classifier().weight += added  # type: ignore[operator, union-attr]
             logits = asked.model(asked.normalize(torch.from_numpy(view())[None]))[0].numpy()
-        maps.append(activation_map(asked, view(), logits, 3))
+        maps.append(activation_map(asked, view(), logits=logits, label=3))
     assert maps[1] == pytest.approx(maps[0], abs=1e-4) and np.abs(maps[0]).max() > 1e-2
 
 
@@ -63,7 +63,7 @@ def test_a_network_whose_logits_are_no_means_of_places_is_refused(run, name):
     with torch.inference_mode():
         logits = asked.model(asked.normalize(torch.from_numpy(pixels)[None]))[0].numpy()
     with pytest.raises(UserError, match="no averages over the places"):
-        activation_map(asked, pixels, logits, 0)
+        activation_map(asked, pixels, logits=logits, label=0)
 
 
 def test_what_speaks_for_a_label_is_orange_and_what_speaks_against_it_is_blue():
@@ -102,7 +102,7 @@ def test_an_explanation_is_of_one_answer(run, drawn, tmp_path, more):
 def test_a_trained_network_of_another_kind_is_refused_in_a_sentence(tiny, drawn, tmp_path):
     words = ("backbone.name=test_vit", "images.size=160", "schedule.epochs=1", "folds.train=[0]")
     start(tiny, tmp_path / "vit", *words)
-    with pytest.raises(UserError, match=r"fold-0: the answers of this VisionTransformer are no averages"):
+    with pytest.raises(UserError, match=r"fold-0: the logits of this VisionTransformer are no averages"):
         predict.main([str(tmp_path / "vit/fold-0"), str(drawn / "test"), "--explain", str(tmp_path / "why")])
 
 

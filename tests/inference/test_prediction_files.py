@@ -15,15 +15,15 @@ from PIL import Image
 from torch import nn
 
 from creature.console import BROKEN_IMAGES
+from creature.data.eval_transform import EvalTransform
 from creature.data.normalize import Normalize
 from creature.errors import UserError
 from creature.inference import options
 from creature.inference.inputs import InputPath, list_inputs, read_inputs
 from creature.inference.members import Member, predictor
+from creature.inference.prediction import Prediction, to_predictions
 from creature.inference.prediction_files import (
-    Prediction,
     order_for_submission,
-    to_predictions,
     warn_of_broken,
     write_full,
     write_submission,
@@ -57,7 +57,7 @@ def member(strength: float = 10.0) -> Member:
     linear.weight.data = strength * torch.eye(3)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear).eval()
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Member(Path("fold-0"), NAMES, model, normalize, (8, "squash", (0.0, 0.0, 0.0)))
+    return Member(Path("fold-0"), NAMES, model, normalize, EvalTransform(8, "squash", (0.0, 0.0, 0.0)))
 
 
 def parsed(*argv: str) -> argparse.Namespace:
@@ -72,14 +72,14 @@ def answers(
     members: list[Member], inputs: list[InputPath], top: int, batch_size: int, weights: np.ndarray | None = None
 ) -> Iterator[Prediction]:
     all_of_them = predictor(members, weights)
-    return to_predictions(predict_batches(all_of_them, read_inputs(inputs), batch_size, "test"), all_of_them, top)
+    return to_predictions(predict_batches(all_of_them, read_inputs(inputs), batch_size), all_of_them, top)
 
 
 def predicted(paths: list[str], *argv: str) -> int:
     args = parsed(*argv)
     inputs, columns = options.arrange(args, list_inputs(paths))
     rows = answers([member()], inputs, args.top, args.batch_size)
-    return options.write(args, columns, rows, min(args.top, 3), "green")
+    return options.write(args, columns, rows, top=min(args.top, 3), fallback="green")
 
 
 def read(path: Path) -> list[list[str]]:

@@ -13,8 +13,8 @@ from pyarrow import parquet
 
 from creature.data.decode import decode
 from creature.errors import UserError
-from creature.inference import members
-from creature.inference.load import load_predictor
+from creature.inference.classifier import load
+from creature.run import check_members, find_members
 from helpers import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -54,8 +54,8 @@ def test_a_program_says_how_it_is_used(path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_run_that_predictions_are_measured_with_answers(tmp_path: Path):
     runpy.run_path(str(FOLDER / "predict.py"))["write_run"](tmp_path / "run", "test_resnet")
-    members.check_members(members.find_folds([str(tmp_path / "run")]))
-    asked = load_predictor(str(tmp_path / "run/fold-4"), False, "cpu")
+    check_members(find_members([tmp_path / "run"]))
+    asked = load(tmp_path / "run/fold-4", device="cpu").predictor
     logits, _ = asked.compute({t: np.zeros((2, 3, t.size, t.size), dtype=np.uint8) for t in asked.transforms})
     assert logits.shape == (1, 2, len(asked.class_names)) and np.isfinite(logits).all()
 

@@ -24,11 +24,12 @@ from torch import nn
 
 import predict
 from creature.console import BROKEN_IMAGES
+from creature.data.eval_transform import EvalTransform
 from creature.data.normalize import Normalize
 from creature.errors import UserError
 from creature.inference import members
 from creature.inference.inputs import list_inputs
-from creature.inference.prediction_files import to_predictions
+from creature.inference.prediction import to_predictions
 from creature.inference.predictor import ImageInput, predict_batches
 from helpers import ROOT
 from helpers.hub import Repo, serve
@@ -125,7 +126,7 @@ def test_a_parquet_file_is_streamed(fold, table, pictures, expected, tmp_path):
     rows = read(out)[1:]
     assert [row[0].rpartition("/")[2] for row in rows] == [f"{k:08d}" for k in range(25)]
     assert [row[2:] for row in rows[:24]] == [expected[p.name] for p in pictures] and rows[24][2] == ""
-    with pytest.raises(UserError, match=r"--image-column: .* has no column 'image'; it has image, name"):
+    with pytest.raises(UserError, match=r"--image-column: .* has no column 'picture'; it has image, name"):
         predict.main([fold, str(table), "--image-column", "picture"])
 
 
@@ -198,7 +199,7 @@ def test_features_are_what_the_classifier_sees(fold, drawn, pictures, expected, 
     assert {row["id"]: row["label"] for row in rows} == {name: row[0] for name, row in expected.items()}
     with pytest.raises(UserError, match=r"--embed needs --out FILE.parquet"):
         predict.main([fold, str(drawn / "test"), "--embed", "--out", str(tmp_path / "p.csv")])
-    with pytest.raises(UserError, match="--embed asks one model, and --members are several"):
+    with pytest.raises(UserError, match="--embed needs one model, and --members are several"):
         predict.main([str(Path(fold).parent), str(drawn / "test"), "--members", "--embed", "--out", str(out)])
 
 
@@ -217,15 +218,17 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(pictures):
             self.one = nn.Parameter(torch.zeros(1))
 
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    member = members.Member(Path("none"), ("a", "b", "c"), Small(), normalize, (8, "squash", (0.0, 0.0, 0.0)))
+    member = members.Member(
+        Path("none"), ("a", "b", "c"), Small(), normalize, EvalTransform(8, "squash", (0.0, 0.0, 0.0))
+    )
     predictor = members.predictor([member])
     listed = [ImageInput(path.name, path.read_bytes) for path in pictures]
-    rows = list(to_predictions(predict_batches(predictor, listed, 8, "test"), predictor, 1))
+    rows = list(to_predictions(predict_batches(predictor, listed, 8), predictor, 1))
     assert [row.id for row in rows] == [path.name for path in pictures] and {row.status for row in rows} == {"ok"}
     assert asked[:3] == [8, 4, 2] and set(asked[3:]) == {2}
     fits = 0
     with pytest.raises(UserError, match="has no room for a single image; try --device cpu"):
-        list(predict_batches(members.predictor([member]), listed, 8, "test"))
+        list(predict_batches(members.predictor([member]), listed, 8))
 
 
 # Parts

@@ -13,7 +13,8 @@ from creature.data import loader
 from creature.errors import Interrupted, UserError
 from creature.inference.members import load_member
 from creature.metrics.predictions import load_predictions
-from creature.recipe import Backbone, load_recipe
+from creature.recipe import Backbone
+from creature.recipe_file import load_recipe
 from creature.training.features import FeatureExtractor
 from helpers.runs import start, stopping_after, weights_hash
 

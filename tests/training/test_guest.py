@@ -9,7 +9,7 @@ import torch
 import train
 from creature import device
 from creature.errors import Interrupted
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 from creature.training.signals import Stop
 from helpers.runs import weights_hash
 

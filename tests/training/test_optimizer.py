@@ -1,5 +1,7 @@
 """The optimizer: which parameters are decayed, by how much their layer learns, and its state by parameter name."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,7 +37,7 @@ def decays(model: nn.Module, settings: Optimizer) -> dict[str, float]:
     return found
 
 
-def older_positions(model: nn.Module, settings: Optimizer) -> list[torch.Tensor]:
+def older_positions(model: nn.Module, settings: Optimizer) -> Sequence[torch.Tensor]:
     """The parameters in the order of the groups, before exemptions were known."""
     if settings.layer_decay < 1:
         from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
