@@ -1,4 +1,4 @@
-"""Recorded predictions: kept and scored on new images, and never on those that a member was trained on."""
+"""What an ensemble said, kept and scored: on new images, and never on those that a member was trained on."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def a_run(folder: Path, selected: bool = False) -> list[Fold]:
 
 
 def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
-    """Images as (content, label, what all members and strategies predict)."""
+    """Images as (content, label, what all deciders say)."""
     index = {name: k for k, name in enumerate(NAMES)} | {"": -1}
     said = np.array([index[said] for _, _, said in rows])
     return RecordedPredictions(
@@ -79,8 +79,8 @@ def test_a_picture_that_any_member_was_trained_on_has_no_accuracy(tmp_path, cont
 
 
 def test_a_picture_that_the_only_member_held_out_is_new_to_it(tmp_path):
-    recorded = table(("zero", "red", "red"), ("one", "red", "red"))
-    found = figures(recorded, a_run(tmp_path / "run")[:1])
+    answered = table(("zero", "red", "red"), ("one", "red", "red"))
+    found = figures(answered, a_run(tmp_path / "run")[:1])
     assert found == {"unseen": Count(1, 1).figures(), "seen": 1, "unlabelled": 0, "unread": 0}
 
 
@@ -105,7 +105,7 @@ def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_p
     assert [said for _, said in found.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
 
 
-def test_a_record_holds_what_each_strategy_and_member_predicts():
+def test_a_record_holds_what_each_decider_said():
     """Two members on two images; of one, only a wide margin makes the sure member win the mean of logits."""
     logits = np.array([[[9.0, 0, 0], [1.0, 0, 0]], [[0, 1.0, 0], [0, 3.0, 0]]], dtype=np.float32)
     record = Recorder(("fold-0", "fold-1"), np.ones(2))
@@ -123,8 +123,8 @@ def test_a_record_holds_what_each_strategy_and_member_predicts():
 
 
 def test_saved_answers_are_read_back(tmp_path):
-    recorded = table(("new", "red", "blue"), ("unread", "", "red"))
-    save_recorded(tmp_path / "some/images.safetensors", recorded)
+    answered = table(("new", "red", "blue"), ("unread", "", "red"))
+    save_recorded(tmp_path / "some/images.safetensors", answered)
     found = load_recorded(tmp_path / "some/images.safetensors")
     assert (found.ids, found.content_hashes, found.strategy, found.class_names) == (
         answered.ids,

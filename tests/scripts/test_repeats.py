@@ -191,9 +191,9 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """A run of three folds, drawn twice, and the rows that each member's steps have seen."""
     out, seen, step = tmp_path_factory.mktemp("repeats") / "run", {}, loop.train_step
 
-    def watched(accelerator, learner, batch, *words):
-        seen.setdefault(learner.seed[1], set()).update(map(int, batch.rows))
-        return step(accelerator, learner, batch, *words)
+    def watched(accelerator, learner, batch, **request):
+        seen.setdefault(learner.fold, set()).update(map(int, batch.rows))
+        return step(accelerator, learner, batch, **request)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", watched)
