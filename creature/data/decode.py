@@ -130,7 +130,10 @@ def decode(data: bytes) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image that Pillow has opened, as `decode` gives one; raises BadImage as it does. Threads may share the image."""
+    """An image that Pillow has opened, as `decode` gives one; raises BadImage as it does.
+
+    Threads may share the image.
+    """
 
     def convert() -> Image.Image:
         _check_header(image)
