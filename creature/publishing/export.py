@@ -133,7 +133,7 @@ def published_ensemble(run: StudyRun) -> dict[str, Any]:
     if summary is None or [(m["fold"], m.get("sha256", now.get(m["fold"]))) for m in summary["members"]] != [
         *now.items()
     ]:
-        summary = ensemble_summary(run.folds, np.ones(len(now)), strategy="logits", tallies={})
+        summary = ensemble_summary(run.folds, Blending(np.ones(len(now))), tallies={})
     members = [
         {**member, "name": fold.name, "sha256": file_hash(fold.folder / "model.safetensors")}
         for member, fold in zip(summary["members"], run.folds, strict=True)
