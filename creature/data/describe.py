@@ -21,7 +21,7 @@ import numpy as np
 from creature.console import progress, say, show_table
 from creature.data.decode import BadImage, Encoded, content_hash, read
 from creature.data.duplicates import LENGTH, near_duplicates, sketch
-from creature.data.files import file_id, label_of, list_images, natural, read_labels
+from creature.data.files import file_id, label_of, list_images, natural_key, read_labels
 from creature.data.sources import SPLITS, short_names
 from creature.device import usable_cores
 from creature.errors import UserError
@@ -159,7 +159,7 @@ def classes_table(found: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
     """Images of each class in each split, the rarest class first."""
     counts = Counter((picture.label, picture.split) for picture in found if picture.label)
     totals = Counter(picture.label for picture in found if picture.label)
-    order = sorted(totals, key=lambda name: (totals[name], natural(name)))
+    order = sorted(totals, key=lambda name: (totals[name], natural_key(name)))
     return [(name, *(str(counts[name, split]) for split in splits_of(found))) for name in order]
 
 

@@ -28,7 +28,7 @@ from creature.data.image_cache import CachedImages, describe_cache
 from creature.data.loader import FeatureDataset, ImageDataset, derive_seed
 from creature.data.normalize import Normalize
 from creature.data.scan import refuse_bad, scan_images, sketches_of
-from creature.data.sources import Columns
+from creature.data.sources import SourceFormat
 from creature.device import device_precision, keep_memory, share_cores, usable_cores
 from creature.errors import UserError
 from creature.metrics.predictions import load_predictions
@@ -122,7 +122,7 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
             if resume:
                 say(f"{out}: nothing is there to go on with; a new run begins")
     images = recipe.images
-    columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
+    columns = SourceFormat(images.image_column, images.label_column, images.labels, group=recipe.folds.group)
     field = "images.train and images.validation" if images.validation else "images.train"
     dataset = read_images([*images.train, *images.validation], columns, field)
     mean, _ = mean_and_std(recipe.backbone.name, images.normalize)
@@ -286,7 +286,7 @@ def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transfo
     """Warn of images of images.holdout that are the run's own, or look like one of them: they are no fair score."""
     if not images.holdout or "sketch" not in checked.column_names:
         return
-    columns = Columns(images.image_column, images.label_column, images.labels)
+    columns = SourceFormat(images.image_column, images.label_column, images.labels)
     holdout = read_images(images.holdout, columns, "images.holdout", folds.class_names)
     held = scan_images(holdout, None, "images.holdout", kind="off", transform=transform).table
     checked = checked.filter(folds.partitions[0] < 0) if folds.count == 1 else checked
