@@ -252,7 +252,7 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
                 "flatters; creature inspect lists them"
             )
     else:
-        groups = group_copies(column(dataset, "group"), hashes, labels, names, alike)
+        groups = group_copies(column(dataset, "group"), hashes, labels, class_names=names, alike=alike)
         words = (labels, groups, recipe.folds.count, recipe.folds.seed)
         partitions = tuple(assign_folds(*words, repeat) for repeat in range(recipe.folds.repeats))
     trained = labels[partitions[0] < 0] if recipe.folds.count == 1 else labels

@@ -303,15 +303,15 @@ def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monke
     from creature.data.loader import ImageDataset
 
     seen: dict[bool, set[bytes]] = {True: set(), False: set()}
-    see = ImageDataset._see
+    load = ImageDataset._load
 
     def watched(self, item, name, image):
-        pixels, reason = see(self, item, name, image)
+        pixels, reason = load(self, item, name, image)
         if name.endswith("/fish/00001.jpg"):
-            seen[self.views[0].func is not augment._see_exactly].add(pixels.numpy().tobytes())
+            seen[isinstance(self.augmentations[0], augment.CropAugmentation)].add(pixels.numpy().tobytes())
         return pixels, reason
 
-    monkeypatch.setattr(ImageDataset, "_see", watched)
+    monkeypatch.setattr(ImageDataset, "_load", watched)
     start(tiny, tmp_path / "run", "schedule.epochs=3")
     assert len(seen[True]) == 3  # a view an epoch, the same in both folds that train on it
     assert len(seen[False]) == 1
