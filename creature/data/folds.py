@@ -119,8 +119,8 @@ def _warn_of_labels(labels: np.ndarray, copied: np.ndarray, alike: np.ndarray, *
     """Warn of rows (N,) whose label differs from that of the first row with the same file, or that looks the same."""
 
     def example(differ: np.ndarray, first: np.ndarray) -> str:
-        row = differ.argmax()
-        return f"such as one in {class_names[labels[first[row]]]} and {class_names[labels[row]]}"
+        row = int(differ.argmax())
+        return f"such as one in {class_names[int(labels[first[row]])]} and {class_names[int(labels[row])]}"
 
     if (differ := labels[copied] != labels).any():
         warn(f"images.train: {differ.sum()} files are copies of one with another label, {example(differ, copied)}")
