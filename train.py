@@ -82,7 +82,7 @@ def train(
     from creature.device import keep_memory
     from creature.recipe import recipe_warnings
     from creature.run import read_result
-    from creature.storage import naming_disk_errors
+    from creature.storage import explain_disk_errors
     from creature.training import distributed, features, loop, run_folder, signals, train_data
     from creature.training.backbone import check_backbone
 
@@ -94,7 +94,7 @@ def train(
     results = []
     with (
         distributed.naming_lost_process(accelerator),
-        naming_disk_errors(out),
+        explain_disk_errors(out),
         loop.restoring_random_state(accelerator.device),
     ):
         data = train_data.prepare_data(accelerator, recipe, out, resume=resume or distributed.restarts() > 0)

@@ -123,11 +123,11 @@ def test_a_fold_file_that_has_not_the_repeats_that_it_says_is_refused(tmp_path, 
     path.write_text(json.dumps(data | {"repeats": 2}))
     assert read_folds(tmp_path).members == 6
     path.write_text(json.dumps(data | {"repeats": repeats}))
-    with pytest.raises(UserError, match="cannot be read as a fold file"):
+    with pytest.raises(BrokenError, match="cannot be read as a fold file"):
         read_folds(tmp_path)
     data["rows"][0][3] = 3
     path.write_text(json.dumps(data | {"repeats": 2}))
-    with pytest.raises(UserError, match="a label or fold that does not exist"):
+    with pytest.raises(BrokenError, match="a label or fold that does not exist"):
         read_folds(tmp_path)
 
 

@@ -357,7 +357,7 @@ def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeyp
         return decode(data)
 
     monkeypatch.setattr(where, name, deadly)
-    with pytest.raises(UserError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
+    with pytest.raises(BrokenError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
         start(tiny, tmp_path / "run", "images.workers=2", f"images.train=[{tmp_path / 'train'}]")
 
 
