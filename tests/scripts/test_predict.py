@@ -227,7 +227,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(pictures):
     assert [row.id for row in rows] == [path.name for path in pictures] and {row.status for row in rows} == {"ok"}
     assert asked[:3] == [8, 4, 2] and set(asked[3:]) == {2}
     fits = 0
-    with pytest.raises(UserError, match="has no room for a single image; try --device cpu"):
+    with pytest.raises(UserError, match="has no room for a single image; try cpu"):
         list(predict_batches(members.predictor([member]), listed, 8))
 
 
