@@ -1,13 +1,16 @@
 """Combine trained folds: their out-of-fold score, and one prediction for each image.
 
-python ensemble.py runs/all --images data/test --out prediction.csv
-python ensemble.py runs/all --images data/test --labels labels.csv --compare
-python ensemble.py runs/all runs/other --strategy softmax --weights 2 1 --images data/test --out prediction.csv
-python ensemble.py runs/all --soup --images data/test --labels labels.csv
-python ensemble.py runs/all --distill recipes/student.yaml      # of a run with images.holdout
+creature ensemble runs/all --images data/test --out prediction.csv
+creature ensemble runs/all --images data/test --labels labels.csv --compare
+creature ensemble runs/all runs/other --strategy softmax --weights 2 1 --images data/test --out prediction.csv
+creature ensemble runs/all --soup --images data/test --labels labels.csv
+creature ensemble runs/all --distill recipes/student.yaml      # of a run with images.holdout
+
+`python ensemble.py` is the same, in a checkout.
 """
 
 import argparse
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +39,9 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("members", nargs="+", help="run folders (all their folds) and fold folders")
     parser.add_argument("--images", nargs="+", metavar="PATH", help="images, and folders of images, to predict")
     parser.add_argument(
@@ -74,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.parts:
         raise UserError(
             f"--out: writes one file, such as predictions.csv, got the folder {args.out}; parts are written by "
-            "python predict.py RUN PHOTOS --members --out DIR/"
+            "creature predict RUN PHOTOS --members --out DIR/"
         )
     if (args.out or args.labels) and not args.images:
         raise UserError("--out and --labels need --images FOLDER")
@@ -91,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, one_model = members[0].run, args.soup or args.distill
     if one_model and (len(args.members) > 1 or not is_whole_run(members) or args.weights is not None):
         raise UserError(
-            "--soup and --distill are of all finished folds of one run, which count the same: ensemble.py RUN --soup"
+            "--soup and --distill are of all finished folds of one run, which count the same: "
+            "creature ensemble RUN --soup"
         )
     if one_model and len(members) < 2:
         raise UserError(f"--soup and --distill make one model of several, and {run} has one finished fold")
@@ -110,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_one(args, student, members, tables)
     if args.out:
         rows = len(tables["images"].recorded.ids)
-        say(f"{rows} rows are in {args.out}; next: hand it in, or python predict.py {members[0]} PHOTO --top 5")
+        say(f"{rows} rows are in {args.out}; next: hand it in, or creature predict {members[0]} PHOTO --top 5")
     elif not one_model:
         where, scored = " ".join(args.members), f"{len(members)} member{'s' * (len(members) != 1)} scored"
-        say(f"{scored}; next: python ensemble.py {where} --images DIR --out FILE.csv")
+        say(f"{scored}; next: creature ensemble {where} --images DIR --out FILE.csv")
     return code
 
 
@@ -286,11 +292,12 @@ def make_one(
 
 def train_student(path: str, recipe: "Recipe", run: Path) -> None:
     """Train a run's student, or go on with it; as train.py does."""
-    import train
     from creature.console import say
+    from creature.shipped import load_script
     from creature.training.signals import listen
 
     say(f"a student of {run}, by {path}, on all of its images")
+    train = load_script("train")
     with listen() as stop:
         out = run / "student"
         args = train.parse(["--recipe", path, *["--resume"] * (out / "recipe.yaml").exists()])

@@ -1,12 +1,15 @@
 """Predict images with a trained fold, a published model, or all members of an ensemble.
 
-python predict.py runs/all/fold-0 photo.jpg more/ --top 5
-python predict.py hf-hub:USER/NAME photos/ --out predictions.csv
-python predict.py model.onnx 'photos/**/*.jpg' --out predictions.parquet
-accelerate launch predict.py runs/all --members archive.parquet --out parts/
+creature predict runs/all/fold-0 photo.jpg more/ --top 5
+creature predict hf-hub:USER/NAME photos/ --out predictions.csv
+creature predict model.onnx 'photos/**/*.jpg' --out predictions.parquet
+accelerate launch -m creature predict runs/all --members archive.parquet --out parts/
+
+`python predict.py` is the same, in a checkout.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="a fold (runs/NAME/fold-0), hf-hub:USER/NAME, an exported folder, or FILE.onnx")
     parser.add_argument(
         "images",
@@ -102,13 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             top=top,
             fallback=predictor.fallback,
             features=predictor.features,
-            sets=bool(args.set),
+            sets=bool(args.coverage),
         )
         model = f"{args.model} --members" if args.members else args.model
-        say(f"the predictions are in {args.out}; next: python predict.py {model} PHOTO --top 5")
+        say(f"the predictions are in {args.out}; next: creature predict {model} PHOTO --top 5")
         return code
     predictions = list(predict(sources))
-    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.set:g}"] if args.set else []))
+    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.coverage:g}"] if args.coverage else []))
     rows = (cells(prediction, top) for prediction in predictions)
     show_table(f"{predictor.title}: labels and probabilities", heads, rows)
     count = len(predictions)
@@ -128,13 +133,15 @@ def use_whole_machine(args: argparse.Namespace) -> None:
 
 
 def fit_calibration(args: argparse.Namespace) -> "Calibration | None":
-    """What --set and --precision ask for, fitted on rows that the model never saw."""
-    if not args.set and not args.precision:
+    """What --coverage and --min-precision ask for, fitted on rows that the model never saw."""
+    if not args.coverage and not args.min_precision:
         return None
     if args.parts or args.format == "submission":
-        raise UserError("--set and --precision are for a full file or the terminal, not for submissions or parts")
+        raise UserError(
+            "--coverage and --min-precision are for a full file or the terminal, not for submissions or parts"
+        )
     if args.model.endswith(".onnx"):
-        raise UserError(f"--set and --precision need the trained fold, and {args.model} is an ONNX file")
+        raise UserError(f"--coverage and --min-precision need the trained fold, and {args.model} is an ONNX file")
 
     from dataclasses import replace
 
@@ -157,7 +164,7 @@ def fit_calibration(args: argparse.Namespace) -> "Calibration | None":
         warn(
             f"{args.model}: its epoch was chosen on the images that this is fitted on, so it promises a little too much"
         )
-    return choose_thresholds(fitted, args.set, args.precision)
+    return choose_thresholds(fitted, args.coverage, args.min_precision)
 
 
 def cells(prediction: "Prediction", top: int) -> list[str]:

@@ -2,9 +2,11 @@
 
 accelerate launch train.py --recipe recipes/all.yaml
 python train.py --recipe recipes/all.yaml --set 'folds.train=[2]' --set schedule.epochs=5
+creature train --recipe laptop      # this script, wherever creature is installed; creature recipes lists the names
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,9 +29,13 @@ FORMATS = {"loss": ".4f", "learning_rate": ".1e", "seconds": ".1f"}
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--recipe", required=True, help="YAML file; python -m creature.recipe schema lists all settings"
+        "--recipe",
+        required=True,
+        help="YAML file, or a name of `creature recipes`; `creature schema` explains all settings",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
@@ -44,10 +50,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train every fold that the recipe lists, and publish the run if asked to."""
     args = parse(argv)
-    from creature.recipe import load_recipe
+    from creature.recipe_file import load_recipe
+    from creature.shipped import find_recipe
     from creature.training.signals import listen
 
-    recipe = load_recipe(args.recipe, args.set)
+    recipe = load_recipe(find_recipe(args.recipe), args.set)
     out = args.out or Path("runs") / recipe.name
     with listen() as stop:  # before the imports, which take seconds
         accelerator, terms, results = train(args, recipe, out, stop)
@@ -62,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator.end_training()
     if terms:
         say(f"{publish(args.push, build(out, args.push, terms), public=False)} is published")
-    say(f"{out} holds weights and held-out predictions; next: python ensemble.py {out} --images DIR --out FILE.csv")
+    say(f"{out} holds weights and held-out predictions; next: creature ensemble {out} --images DIR --out FILE.csv")
     return 0
 
 

@@ -38,7 +38,7 @@ from creature.console import run, say, show_table
 from creature.data.files import label_of, list_images, natural, read_labels
 from creature.device import usable_cores
 from creature.errors import UserError
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 
 PEER = Path(__file__).parent / "timm_train.py"
 MODEL, SIZE = "tf_efficientnet_lite0", 96  # of the peer

@@ -36,10 +36,11 @@ from creature.data.folds import FoldTable, folds_hash
 from creature.device import usable_cores
 from creature.inference import inputs, members, prediction_files
 from creature.inference.classifier import load
+from creature.inference.prediction import to_predictions
 from creature.inference.predictor import predict_batches
 from creature.metrics.predictions import save_predictions
 from creature.publishing.onnx_export import export_onnx
-from creature.recipe import check_recipe
+from creature.recipe_file import check_recipe
 from creature.run import held_out_predictions
 from creature.training.backbone import build_backbone, mean_and_std, timm_config
 from creature.training.checkpoint import finish_fold, kept_epoch
@@ -76,7 +77,7 @@ def write_run(run: Path, architecture: str) -> None:
     hashes = tuple(f"{row:032x}" for row in rows)
     folds = FoldTable(MEMBERS, 0, NAMES, "benchmark", ids, rows % len(NAMES), (rows % MEMBERS,), hashes, {})
     open_run(run, recipe, {"weights": None, "teacher": None})
-    share_folds(run, folds)
+    folds = share_folds(run, folds)
     for fold in range(MEMBERS):
         torch.manual_seed(fold)
         model = build_backbone(recipe.backbone, len(NAMES), SIZE)
@@ -102,7 +103,7 @@ def write_run(run: Path, architecture: str) -> None:
                 np.zeros((len(held), len(NAMES)), dtype=np.float32),
             ),
         )
-        config = timm_config(model, NAMES, SIZE, recipe.images.fit, *mean_and_std(architecture, "imagenet"))
+        config = timm_config(model, NAMES, SIZE, recipe.images.crop_mode, *mean_and_std(architecture, "imagenet"))
         count = {"n": len(held), "correct": 1}
         result = {"fold": fold, "selected": False, "epoch": 1, **count, "last": count, "seconds": 1.0}
         counts = {"class_counts": [5] * len(NAMES), "parameters": sum(each.numel() for each in model.parameters())}
@@ -128,7 +129,7 @@ def throughput(work: Path, photos: Path, rounds: int, architecture: str, count: 
 
     def predict() -> None:
         answers = predict_batches(predictor, inputs.read_inputs(listed), BATCH, title="predicting", total=count)
-        prediction_files.write_full(work / "ours.csv", prediction_files.to_predictions(answers, predictor, 1), 1)
+        prediction_files.write_full(work / "ours.csv", to_predictions(answers, predictor, 1), 1)
 
     apart = ProcessPoolExecutor(1, get_context("spawn"))
 

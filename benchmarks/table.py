@@ -28,6 +28,7 @@ GOALS = {
     "P10": "time to accuracy",
     "P11": "checkpoints",
     "P12": "compiled",
+    "P13": "beside other programs",
     "R4": "resumed start",
 }
 RATIOS = ("time", "memory")  # units of a ratio to a peer; any other is an amount of ours alone

@@ -80,6 +80,16 @@ def progress(unit: str = "images", shown: bool = True) -> Progress:
     )
 
 
+def wait_patiently() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the environment says how they wait.
+
+    By default they spin, and beside another program on the same cores a wait lasts for time slices of the kernel: steps
+    took about ten times as long (benchmarks/neighbours.py). OpenMP reads the variable when torch is loaded.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main function and exit: 2 and one sentence for a mistake, 75 if it saved and stopped, else 130.
 
@@ -88,6 +98,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata of good images
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name that a pipe cannot take ends no run
+    wait_patiently()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -1,35 +1,32 @@
 """The recipe: every setting of a training, with its default, bounds and meaning, once.
 
-`python -m creature.recipe schema` prints the JSON schema, for editors that complete and check recipes.
+`creature schema` prints the JSON schema, for editors that complete and check recipes.
 Importing this module is cheap: what needs torch, timm or the device is checked later, still before any data is read.
 """
 
-import difflib
+import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from io import StringIO
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from creature.console import printable, run
-from creature.errors import UserError
+# Spellings of earlier versions, which recipe files and --set still may use; a group's name never changed.
+OLDER_KEYS = {
+    "images.fit": "images.crop_mode",
+    "augment.erasing": "augment.random_erasing",
+    "optimizer.average": "optimizer.ema_decay",
+    "accumulate": "gradient_accumulation_steps",
+}
 
-# Marks what does not change a run's result, and so is not part of its identity.
-FREE: dict[str, JsonValue] = {"identity": False}
+# Marks a setting that does not change a run's result, and so is not part of its identity.
+NOT_IN_IDENTITY: dict[str, JsonValue] = {"identity": False}
 
-# What a recipe never needs and a hostile file may have.
-MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_MISTAKES = 2**20, 50_000, 20, 50
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=16, le=2048)]  # of a square input, in pixels
+FoldIndex = Annotated[int, Field(ge=0)]
 
 
 class _Settings(BaseModel):
@@ -37,80 +34,110 @@ class _Settings(BaseModel):
 
 
 class Images(_Settings):
-    """Where the images are, and how they are seen in evaluation."""
+    """Where the images are, and how they are read and preprocessed."""
 
     train: tuple[str, ...] = Field(
         min_length=1,
-        json_schema_extra=FREE,
-        description="class folders, .parquet or .arrow files, or hub:USER/DATASET:SPLIT; several are pooled",
+        json_schema_extra=NOT_IN_IDENTITY,
+        description=(
+            "training images: folders with one subfolder per class, .parquet or .arrow files, or "
+            "hub:USER/DATASET:SPLIT; several sources are pooled"
+        ),
     )
     validation: tuple[str, ...] = Field(
-        default=(), json_schema_extra=FREE, description="with folds.count 1: the held-out images"
+        default=(),
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="held-out images for folds.count 1; with more folds each fold holds out its own",
     )
     holdout: tuple[str, ...] = Field(
-        default=(), json_schema_extra=FREE, description="scored by ensemble.py, never trained on"
+        default=(),
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="labelled images that no fold trains on; ensemble.py scores the ensemble on them",
     )
     labels: str | None = Field(
-        default=None, json_schema_extra=FREE, description="CSV (image, label) for flat image folders"
+        default=None,
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="CSV file with columns image and label, for flat folders without class subfolders",
     )
-    image_column: str = Field(default="image", description="column of the image in Parquet, Arrow and Hub datasets")
+    image_column: str = Field(
+        default="image", description="name of the image column in Parquet, Arrow and Hub datasets"
+    )
     label_column: str = Field(
-        default="label", description="column of the label in Parquet, Arrow and Hub datasets, and CSV"
+        default="label", description="name of the label column in Parquet, Arrow and Hub datasets, and in images.labels"
     )
-    size: int = Field(default=224, ge=16, le=2048, description="side of the square input, in pixels")
-    fit: Literal["squash", "center", "border"] = Field(
+    size: Side = Field(
+        default=224,
+        description="side of the square model input, in pixels; training may use others (augment.sizes)",
+    )
+    crop_mode: Literal["squash", "center", "border"] = Field(
         default="squash",
         description=(
-            "evaluation view: squash distorts to the square, center crops to it, border pads to it with the mean colour"
+            "how evaluation makes an image square: squash resizes both sides and distorts, center crops the middle, "
+            "border pads with the mean colour"
         ),
     )
     normalize: Literal["none", "imagenet", "backbone"] = Field(
-        default="backbone", description="mean and deviation: none keeps [0, 1], backbone takes those of its pretraining"
+        default="backbone",
+        description=(
+            "mean and standard deviation of the input channels: none keeps values in [0, 1], imagenet uses ImageNet's, "
+            "backbone those of its pretraining"
+        ),
     )
     max_bad: int | None = Field(
         default=None,
         ge=0,
-        json_schema_extra=FREE,
-        description="unreadable images tolerated; null: the larger of 3 and 1 %",
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="number of unreadable images above which the run stops; null: the larger of 3 and 1 % of all",
     )
     cache: Literal["off", "auto", "memory", "disk"] = Field(
         default="off",
         description=(
-            "decode each image once, for all folds, epochs and runs: crops are cut from copies of 8/7 of the size, "
-            "which blurs the smallest ones; held-out views stay exact; auto: on disk, if it takes at most 16 GiB"
+            "keep decoded images for all folds, epochs and runs, at 8/7 of the input size, which slightly blurs the "
+            "smallest random crops; evaluation is not affected; auto: disk if it takes at most 16 GiB, else off"
         ),
     )
     workers: int = Field(
         default=2,
         ge=0,
         le=128,
-        json_schema_extra=FREE,
-        description="processes that decode and augment; 0: the main process does",
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="number of worker processes that decode and augment; 0: in the main process",
     )
 
 
 class Folds(_Settings):
-    """How the rows are parted for cross-validation."""
+    """How the images are split for cross-validation."""
 
     count: int = Field(
-        default=5, ge=1, le=100, description="K; 1: no folds, one model that is held out on images.validation"
+        default=5,
+        ge=1,
+        le=100,
+        description="number of folds K; 1: a single model, evaluated on images.validation",
     )
     repeats: int = Field(
         default=1,
         ge=1,
         le=20,
         description=(
-            "R; how often the rows are parted into K folds anew, for R x K members, of which R have never seen a row: "
-            "their ensemble is scored without a holdout"
+            "number of times R that the images are split into K folds anew, for R x K members; R of them have never "
+            "seen a given image, so their ensemble is scored without a holdout"
         ),
     )
-    train: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        default=None, min_length=1, json_schema_extra=FREE, description="which folds this start trains; null: all"
+    train: tuple[FoldIndex, ...] | None = Field(
+        default=None,
+        min_length=1,
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="indices of the folds to train now, counted from 0; null: all",
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the partition; runs that are combined share it")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="random seed of the split; runs can only be combined if it is the same"
+    )
     group: str | None = Field(
         default=None,
-        description="keeps rows together: a column, or a pattern with one (group) that is searched in each image's id",
+        description=(
+            "keep related images in one fold, such as those of one site or animal: the name of a column, or a regular "
+            "expression with one (group), searched in each image's id"
+        ),
     )
 
     @property
@@ -122,68 +149,89 @@ class Folds(_Settings):
 class Backbone(_Settings):
     """The network that is fine-tuned."""
 
-    name: str = Field(description="a timm model, with its pretraining tag: resnext101_64x4d.tv_in1k")
+    name: str = Field(
+        description="name of a timm model, with the tag of its pretraining, such as resnext101_64x4d.tv_in1k"
+    )
     pretrained: bool = Field(
-        default=True, description="start from timm's pretrained weights (the Hub, or the local cache)"
+        default=True,
+        description="start from timm's pretrained weights (the Hub, or the local cache); false: from random weights",
     )
     weights: str | None = Field(
         default=None,
-        json_schema_extra=FREE,
-        description="start from this .safetensors file instead; its content is part of the run",
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="start from this .safetensors file instead; the run is bound to the file's content, not its path",
     )
     head_start: Literal["none", "probe"] = Field(
         default="none",
         description=(
-            "where a new classifier starts: none, at zero; probe, at a logistic regression on the features of the "
-            "backbone as it is, of the training rows alone"
+            "initial weights of the new classifier: none, zeros; probe, a logistic regression fitted on features of "
+            "the pretrained backbone for the fold's training images"
         ),
     )
     drop_path: float = Field(
-        default=0.0, ge=0, lt=1, description="how often the deepest block is skipped in training; earlier ones less"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="stochastic depth: probability of skipping the deepest block; it falls linearly towards the input",
     )
     frozen: bool = Field(
         default=False,
-        description="train the classifier alone, on features of the evaluation views, computed once for all folds",
+        description=(
+            "train only the classifier, on features of the unaugmented images, computed once for all folds and epochs"
+        ),
     )
     freeze_batch_stats: bool = Field(
-        default=False, description="keep BatchNorm's running statistics as they were pretrained"
+        default=False, description="keep BatchNorm's running mean and variance as they were pretrained"
     )
-    sync_batchnorm: bool = Field(default=False, description="BatchNorm statistics over all GPUs")
+    sync_batchnorm: bool = Field(
+        default=False, description="compute BatchNorm statistics over all GPUs instead of on each"
+    )
     gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations: less memory, about 30 % more time"
+        default=False, description="recompute activations in the backward pass: less memory, steps about 30 % longer"
     )
-    channels_last: bool = Field(default=True, description="memory layout that convolutions prefer")
-    compile: Literal[True, False, "auto"] = Field(
+    channels_last: bool = Field(
+        default=True, description="store images and activations as NHWC, which convolutions prefer"
+    )
+    compile: bool = Field(
         default=False,
         description=(
-            "torch.compile for training, which costs a minute or so at each fold's start; auto times steps with and "
-            "without it before the first fold, if that computes for ten minutes or more, and compiles where it surely "
-            "saves time; on a CPU steps became 3 % shorter to 13 % longer, by the network; on a GPU it was never "
-            "measured"
+            "use torch.compile for training, which costs about a minute at the start of each fold; on a CPU, steps "
+            "were between 3 % shorter and 13 % longer, depending on the network; not measured on a GPU"
         ),
     )
 
 
 class Augment(_Settings):
-    """Random views of training images; held-out images never get one."""
+    """Random augmentation of training images; held-out images are never augmented."""
 
-    crop_scale: tuple[Share, Share] = Field(
-        default=(0.08, 1.0), description="share of the area that a random crop keeps"
+    crop_scale: tuple[Fraction, Fraction] = Field(
+        default=(0.08, 1.0),
+        description="[smallest, largest] area of a random resized crop, as a fraction of the image's area",
     )
-    flip: Share = Field(default=0.5, description="probability of a horizontal flip")
-    rotation: float = Field(default=0.0, ge=0, le=180, description="largest rotation, in degrees, either way")
+    flip: Probability = Field(default=0.5, description="probability of a horizontal flip")
+    rotation: float = Field(
+        default=0.0, ge=0, le=180, description="largest random rotation in either direction, in degrees"
+    )
     policy: Literal["none", "rand_augment", "trivial_augment"] = Field(
-        default="none", description="automatic augmentation"
+        default="none", description="automatic augmentation policy: RandAugment or TrivialAugment"
     )
-    erasing: Share = Field(default=0.0, description="probability that a random rectangle is erased")
+    random_erasing: Probability = Field(
+        default=0.0, description="probability that a random rectangle of the image is blacked out"
+    )
     mix: Literal["none", "mixup", "cutmix", "mixup_or_cutmix"] = Field(
-        default="none", description="mixing within a batch"
+        default="none",
+        description="mix pairs of images, and their labels, within a batch; mixup_or_cutmix picks one for each batch",
     )
-    mix_alpha: Positive = Field(default=1.0, description="Beta(alpha, alpha) from which the share of a mix is drawn")
-    sizes: tuple[Annotated[int, Field(ge=16, le=2048)], ...] | None = Field(
+    mix_alpha: float = Field(
+        default=1.0, gt=0, description="the mixing proportion of each batch is drawn from Beta(alpha, alpha)"
+    )
+    sizes: tuple[Side, ...] | None = Field(
         default=None,
         min_length=1,
-        description="sides of the training views, each for an equal part of the epochs; null: images.size",
+        description=(
+            "sides of the training images in pixels, each used for an equal share of the epochs, in this order; null: "
+            "images.size throughout"
+        ),
     )
 
 
@@ -191,43 +239,59 @@ class Loss(_Settings):
     """What is minimized."""
 
     name: Literal["cross_entropy", "focal"] = Field(
-        default="cross_entropy", description="focal: cross-entropy that counts a row less the surer it is right"
+        default="cross_entropy",
+        description="cross-entropy, or focal loss, which weighs an image less the more confident the model is",
     )
-    gamma: float = Field(default=2.0, ge=0, le=10, description="focal: how much less; 0 is cross-entropy")
-    smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing")
+    gamma: float = Field(
+        default=2.0, ge=0, le=10, description="focusing exponent of the focal loss; 0 equals cross-entropy"
+    )
+    smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="label smoothing: probability mass that is spread over all classes"
+    )
     balance: Literal["none", "sqrt", "inverse", "logit_adjust"] = Field(
         default="none",
         description=(
-            "rare classes: sqrt and inverse weigh rows by a power of their class's size; logit_adjust adds the log of "
-            "the class's share to the logits in training"
+            "for rare classes: sqrt and inverse weigh an image by the inverse square root, or the inverse, of its "
+            "class's size; logit_adjust adds the log of the class's frequency to the training logits"
         ),
     )
     teacher: str | None = Field(
         default=None,
-        json_schema_extra=FREE,
+        json_schema_extra=NOT_IN_IDENTITY,
         description=(
-            "distillation: a finished run on the same images; half of each target is then what its members that "
-            "never saw the image say; their answers are part of this run"
+            "distillation: the folder of a finished run on the same images; half of each target is the label, half the "
+            "prediction of the run's members that never saw the image; the run is bound to these predictions"
         ),
     )
 
 
 class Optimizer(_Settings):
-    """How the weights move."""
+    """How the weights are updated."""
 
     name: Literal["adamw", "sgd"] = Field(default="adamw", description="AdamW, or SGD with Nesterov momentum 0.9")
-    lr: Positive = Field(default=1e-4, description="peak learning rate")
-    weight_decay: float = Field(default=0.01, ge=0, description="decoupled in AdamW")
-    decay_norms: bool = Field(default=False, description="weight decay on norms and biases, too")
-    clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient; null: no clipping")
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="learning rate of each layer as a share of that of the layer after it"
+    lr: float = Field(default=1e-4, gt=0, description="peak learning rate; schedule says how it changes")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="weight decay coefficient; decoupled in AdamW, an L2 penalty in SGD"
     )
-    average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    decay_norms: bool = Field(default=False, description="apply weight decay to normalization layers and biases, too")
+    clip_norm: float | None = Field(
         default=None,
+        gt=0,
+        description="largest L2 norm of the whole gradient; a larger one is scaled down; null: no limit",
+    )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="learning rate of each layer, as a fraction of the next layer's",
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
         description=(
-            "decay of the moving average (EMA) of weights and BatchNorm statistics, which is then what is judged and "
-            "kept; it rises to this over the first steps; null: no average"
+            "decay per step of the exponential moving average (EMA) of weights and BatchNorm statistics, which is then "
+            "what is evaluated and saved; it is smaller during the first steps; null: no average"
         ),
     )
 
@@ -236,47 +300,68 @@ class Schedule(_Settings):
     """The learning rate over the epochs."""
 
     name: Literal["cosine", "cosine_warm_restarts", "constant"] = Field(
-        default="cosine", description="shape after the warm-up"
+        default="cosine", description="shape of the learning rate after the warm-up"
     )
-    epochs: int = Field(default=10, ge=1, le=100_000, description="passes over the training rows")
-    warmup_epochs: float = Field(default=0.0, ge=0, description="linear rise from zero, in epochs; fractions are fine")
+    epochs: int = Field(default=10, ge=1, le=100_000, description="number of passes over the training images")
+    warmup_epochs: float = Field(
+        default=0.0, ge=0, description="epochs, fractions allowed, in which the learning rate rises linearly from zero"
+    )
     restart_epochs: int = Field(
-        default=10, ge=1, le=100_000, description="length of the first cycle of cosine_warm_restarts"
+        default=10, ge=1, le=100_000, description="cosine_warm_restarts: length of the first cycle, in epochs"
     )
     restart_factor: int = Field(
-        default=2, ge=1, le=1000, description="each cycle is this many times as long as the one before"
+        default=2, ge=1, le=1000, description="cosine_warm_restarts: each cycle is this many times as long as the last"
     )
-    update: Literal["step", "epoch"] = Field(default="step", description="how often the learning rate moves")
+    update: Literal["step", "epoch"] = Field(
+        default="step", description="whether the learning rate changes at every step, or once per epoch"
+    )
+
+    def cycle_ends(self) -> list[int]:
+        """Epochs after which a cycle of cosine_warm_restarts ends, up to the first one at or after the last epoch."""
+        ends, length, end = [], self.restart_epochs, self.warmup_epochs
+        while not ends or ends[-1] < self.epochs:
+            end += length
+            ends.append(int(end))
+            length *= self.restart_factor
+        return ends
 
 
 class Checkpoint(_Settings):
-    """What is kept of a fold."""
+    """Which weights of a fold are kept, and how often a training can be resumed."""
 
     select: Literal["last", "best"] = Field(
         default="last",
-        description="the epoch whose weights are used; best is chosen on the held-out rows, and so marked `selected`",
+        description=(
+            "epoch whose weights are used: the last, or the one with the best held-out accuracy, whose score is "
+            "optimistic and therefore marked `selected`"
+        ),
     )
     every_epochs: int | None = Field(
-        default=None, ge=1, json_schema_extra=FREE, description="keep the weights of every n-th epoch"
+        default=None,
+        ge=1,
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="also keep the weights of every n-th epoch; null: only those of the last and the best",
     )
     every_minutes: float = Field(
         default=10.0,
         ge=0,
-        json_schema_extra=FREE,
-        description="resume points within an epoch; each epoch's end has one anyway",
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="minutes between resume points within an epoch; 0: at every step; each epoch's end has one anyway",
     )
 
 
 class Recipe(_Settings):
-    """One training, whole: what a run folder's recipe.yaml holds."""
+    """All settings of one training; a run's recipe.yaml holds them."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,
-        json_schema_extra=FREE,
-        description="the run's folder: runs/NAME",
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="name of the run; its folder is runs/NAME unless --out says otherwise",
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="of initialization, order, augmentation and mixing")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="random seed of initial weights, image order, augmentation and mixing"
+    )
     images: Images
     folds: Folds = Folds()
     backbone: Backbone
@@ -284,28 +369,41 @@ class Recipe(_Settings):
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    batch_size: int = Field(default=64, ge=1, le=1_000_000, description="images a step, over all processes")
-    accumulate: int = Field(
-        default=1, ge=1, description="parts in which a process computes its share of a batch, to save memory"
+    batch_size: int = Field(
+        default=64, ge=1, le=1_000_000, description="number of images per optimizer step, over all processes together"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="arithmetic of the forward pass")
+    gradient_accumulation_steps: int = Field(
+        default=1,
+        ge=1,
+        description=(
+            "number of micro-batches in which each process computes its share of batch_size, to save memory; the batch "
+            "size stays the same"
+        ),
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="floating-point format of the forward and backward pass; weights stay fp32"
+    )
     device: Literal["auto", "cpu"] = Field(
-        default="auto", json_schema_extra=FREE, description="auto: a GPU where there is one"
+        default="auto", json_schema_extra=NOT_IN_IDENTITY, description="auto: a GPU if there is one, else the CPU"
     )
     parameters_limit: int | None = Field(
-        default=None, ge=1, json_schema_extra=FREE, description="warn where all folds' models together exceed this"
+        default=None,
+        ge=1,
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="warn if the models of all folds together have more parameters than this; null: no limit",
     )
     checkpoint: Checkpoint = Checkpoint()
     tracking: tuple[str, ...] = Field(
-        default=(), json_schema_extra=FREE, description="Accelerate's trackers: tensorboard, wandb"
+        default=(),
+        json_schema_extra=NOT_IN_IDENTITY,
+        description="experiment trackers of Accelerate to log to, such as tensorboard and wandb",
     )
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Recipe":
-        """pydantic calls this once every single setting is valid; all that is wrong is said at once."""
-        wrong = list(_contradictions(self))
-        if wrong:
-            raise ValueError("\n".join(wrong))
+        """Called by pydantic once each setting is valid by itself; reports all contradictions at once."""
+        if contradictions := list(_contradictions(self)):
+            raise ValueError("\n".join(contradictions))
         return self
 
     @property
@@ -314,11 +412,8 @@ class Recipe(_Settings):
         return self.folds.train or tuple(range(self.folds.members))
 
     def identity(self) -> str:
-        """Hash of what changes the run's result; data and weights are hashed by content elsewhere."""
-        settings = _identity(self)
-        if self.folds.repeats == 1:
-            del settings["folds"]["repeats"]  # as it was before there were repeats
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        """Hash of the settings that change the run's result; data and weights are hashed by content elsewhere."""
+        return hashlib.sha256(json.dumps(identity_settings(self), sort_keys=True).encode()).hexdigest()
 
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
@@ -344,11 +439,6 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             )
     if len(set(recipe.train_folds)) < len(recipe.train_folds):
         yield f"folds.train: names a fold twice, got {list(recipe.train_folds)}"
-    if recipe.backbone.compile == "auto" and recipe.backbone.sync_batchnorm:
-        yield (
-            "backbone.compile: auto is a trial in one process, where backbone.sync_batchnorm would wait for others; "
-            "set it to true or false"
-        )
     if schedule.warmup_epochs >= schedule.epochs:
         yield (
             f"schedule.warmup_epochs: must be less than schedule.epochs ({schedule.epochs}), "
@@ -375,62 +465,65 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
 
 
 def _useless_if_frozen(recipe: Recipe) -> Iterator[str]:
-    backbone, said = recipe.backbone, "is of no use with backbone.frozen"
+    backbone, useless = recipe.backbone, "is of no use with backbone.frozen"
     if recipe.augment != Augment():
-        yield f"augment: {said}, which sees each image once, as in evaluation; remove it, or --set augment={{}}"
+        yield f"augment: {useless}, which sees each image once, as in evaluation; remove it, or --set augment={{}}"
     if recipe.images.cache != "off":
-        yield f"images.cache: {said}, which decodes each image once anyway; set it to off"
+        yield f"images.cache: {useless}, which decodes each image once anyway; set it to off"
     for name in ("freeze_batch_stats", "sync_batchnorm", "gradient_checkpointing", "compile", "drop_path"):
         if getattr(backbone, name):
             plain = json.dumps(Backbone.model_fields[name].default)
-            yield f"backbone.{name}: {said}, which computes the backbone as it is; set it to {plain}"
+            yield f"backbone.{name}: {useless}, which computes the backbone as it is; set it to {plain}"
     if backbone.head_start != "none":
-        yield f"backbone.head_start: {said}, which trains that classifier itself; set it to none"
-    for name, plain in (("layer_decay", 1.0), ("average", None)):
+        yield f"backbone.head_start: {useless}, which trains that classifier itself; set it to none"
+    for name, plain in (("layer_decay", 1.0), ("ema_decay", None)):
         if getattr(recipe.optimizer, name) != plain:
-            yield f"optimizer.{name}: {said}, which trains one layer; set it to {json.dumps(plain)}"
+            yield f"optimizer.{name}: {useless}, which trains one layer; set it to {json.dumps(plain)}"
     if not backbone.pretrained and not backbone.weights:
         yield "backbone.frozen: random features are worth nothing; set backbone.pretrained=true, or backbone.weights"
 
 
-def _identity(settings: BaseModel) -> dict[str, Any]:
+def _result_settings(settings: BaseModel) -> dict[str, Any]:
+    """The settings that change a run's result, nested as in the recipe."""
     kept = {}
     for name, field in type(settings).model_fields.items():
         extra = field.json_schema_extra
         if not (isinstance(extra, dict) and extra.get("identity") is False):
             value = getattr(settings, name)
-            kept[name] = _identity(value) if isinstance(value, BaseModel) else value
+            kept[name] = _result_settings(value) if isinstance(value, BaseModel) else value
     return kept
+
+
+def identity_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's identity is the hash of: settings as earlier versions spelled them, whose hashes stay valid."""
+    settings = _result_settings(recipe)
+    if recipe.folds.repeats == 1:
+        del settings["folds"]["repeats"]  # as before there were repeats
+    for older, key in OLDER_KEYS.items():
+        group, _, name = key.rpartition(".")
+        values = settings[group] if group else settings
+        values[older.rpartition(".")[2]] = values.pop(name)
+    return settings
 
 
 def recipe_changes(before: Recipe, after: Recipe) -> list[str]:
     """Settings that differ between two recipes and change the result, as `key: before -> after`."""
-    old, new = dict(_flat(_identity(before))), dict(_flat(_identity(after)))
+    old, new = (dict(_flatten(_result_settings(recipe))) for recipe in (before, after))
     return [f"{key}: {json.dumps(old[key])} -> {json.dumps(new[key])}" for key in old if old[key] != new[key]]
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
-def cycle_ends(schedule: Schedule) -> list[int]:
-    """Epochs after which a cycle of cosine_warm_restarts ends, up to the first one at or after the last epoch."""
-    ends, length, end = [], schedule.restart_epochs, schedule.warmup_epochs
-    while not ends or ends[-1] < schedule.epochs:
-        end += length
-        ends.append(int(end))
-        length *= schedule.restart_factor
-    return ends
-
-
 def recipe_warnings(recipe: Recipe) -> list[str]:
-    """What is allowed and seldom meant."""
+    """Settings that are allowed and seldom meant, each as one line."""
     schedule = recipe.schedule
-    if schedule.name == "cosine_warm_restarts" and (ends := cycle_ends(schedule))[-1] != schedule.epochs:
+    if schedule.name == "cosine_warm_restarts" and (ends := schedule.cycle_ends())[-1] != schedule.epochs:
         past = schedule.epochs - (ends[-2] if len(ends) > 1 else schedule.warmup_epochs)
         choices = " or ".join(str(end) for end in ends[-2:])
         return [
@@ -440,181 +533,14 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
     return []
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe whole, with overrides such as `schedule.epochs=5` merged before the check.
-
-    Raises UserError with every mistake at once.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UserError(f"--recipe: {path} is larger than {MAX_BYTES >> 20} MiB, which no recipe is")
-        text = data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UserError(f"--recipe: cannot read {path}: {reason}") from error
-    settings = _parse_yaml(text, str(path))
-    if not isinstance(settings, dict):
-        given = "nothing" if settings is None else f"a {type(settings).__name__}"
-        raise UserError(f"{path}: a recipe is a mapping of settings (`name: first`, one a line), got {given}")
-    for override in overrides:
-        _merge(settings, override)
-    return check_recipe(settings, str(path))
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    description = "Print every setting of a recipe with its meaning: creature schema > recipe.schema.json"
+    return argparse.ArgumentParser(prog="creature schema", description=description).parse_args(argv)
 
 
-def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
-    """A Recipe from plain values; raises UserError with every mistake at once."""
-    try:
-        # Through JSON: strict types without refusing a list where the frozen model holds a tuple.
-        text = json.dumps(settings, default=str)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: the names of settings are plain words: {error}") from error
-    try:
-        return Recipe.model_validate_json(text)
-    except ValidationError as error:
-        problems = error.errors()
-        lines = [line for problem in problems[:MAX_MISTAKES] for line in _explain(dict(problem))]
-        count = max(len(problems), len(lines))
-        more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
-        raise UserError("\n  ".join([f"{source}: {count} mistake{'s' * (count > 1)}", *lines, *more])) from error
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    text = recipe.model_dump_json()
-    writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    writer.allow_unicode = "\x85" not in text  # a line end to YAML, which the writer does not escape
-    writer.dump(json.loads(text), out := StringIO())
-    return out.getvalue()
-
-
-class _Constructor(SafeConstructor):
-    """YAML 1.2's values: a date is a string."""
-
-
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    reader = YAML(typ="safe", pure=True)
-    reader.Constructor = _Constructor
-    try:
-        _refuse_bombs(text, source)
-        return reader.load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{where}: {error.problem or error.context}") from error
-    except UserError:
-        raise
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"{source}: no YAML: {error}") from error
-
-
-def _refuse_bombs(text: str, source: str) -> None:
-    """Read no more than the syntax: a few lines of aliases can stand for gigabytes, and a deep nest ends the stack."""
-    depth = 0
-    for n, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
-        where = f"{source}, line {event.start_mark.line + 1}"
-        if isinstance(event, AliasEvent):
-            raise UserError(f"{where}: *{event.anchor} is an alias, which recipes do not have; write the value itself")
-        if tag := getattr(event, "tag", None):
-            raise UserError(f"{where}: {tag} is a tag, which recipes do not have; write the value alone, or in quotes")
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise UserError(f"{where}: nested too deeply, {MAX_DEPTH} levels are the most")
-        if n > MAX_VALUES:
-            raise UserError(f"{where}: too many values, {MAX_VALUES} are the most")
-
-
-def _merge(settings: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"--set: must look like schedule.epochs=5, got {override!r}")
-    *parents, last = key.split(".")
-    for i, parent in enumerate(parents):
-        settings = settings.setdefault(parent, {})
-        if not isinstance(settings, dict):
-            raise UserError(f"--set {override}: {'.'.join(parents[: i + 1])} is one value and has no settings inside")
-    settings[last] = _parse_yaml(value, f"--set {key}")
-
-
-def _keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
-
-
-def _nearest(key: str) -> str:
-    """The setting that a wrong key most likely means: alike in the last part, of the same group if possible."""
-    group, _, own = key.rpartition(".")
-
-    def likeness(other: str) -> tuple[float, bool]:
-        other_group, _, name = other.rpartition(".")
-        return difflib.SequenceMatcher(None, own, name).ratio(), other_group == group
-
-    best = max(_keys(), key=likeness)
-    return best if likeness(best)[0] >= 0.6 else ""
-
-
-def _explain(problem: dict[str, Any]) -> list[str]:
-    """The mistakes of one pydantic error, each as one line: setting, rule, value and way out."""
-    key, given = _short(printable(".".join(str(part) for part in problem["loc"]))), problem["input"]
-    shown = _short(json.dumps(given))
-    match problem["type"]:
-        case "extra_forbidden":
-            if key in _keys():
-                return [f"{key}: no such setting here; write it within {key.rpartition('.')[0]}"]
-            near = _nearest(key)
-            way_out = f"did you mean {near}?" if near else "`python -m creature.recipe schema` lists all"
-            return [f"{key}: no such setting; {way_out}"]
-        case "json_invalid":
-            return ["a text holds half a character (a lone surrogate, such as \\ud800); name files in UTF-8"]
-        case "missing":
-            return [f"{key}: required, and not given"]
-        case "value_error":
-            return str(problem["ctx"]["error"]).split("\n")
-        case "literal_error":
-            choices = _choices(problem["loc"])
-            near = difflib.get_close_matches(str(given)[:60], choices, n=1)
-            return [
-                f"{key}: must be one of {', '.join(choices)}, got {shown}"
-                + (f"; did you mean {near[0]}?" if near else "")
-            ]
-        case "model_type":
-            return [f"{key}: must hold settings, indented below it, got {shown}"]
-        case "tuple_type":
-            return [f"{key}: must be a list, such as [a, b], got {shown}"]
-        case "too_short" if not given:
-            return [f"{key}: must hold one value or more, such as [a, b], got {shown}"]
-        case "string_type":
-            return [f"{key}: must be text, in quotes where it looks like a number, got {shown}"]
-        case _:
-            return [f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shown}"]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _choices(loc: Sequence[str | int]) -> list[str]:
-    model: Any = Recipe
-    for part in loc:
-        model = model.model_fields[part].annotation
-    return [choice if isinstance(choice, str) else json.dumps(choice) for choice in get_args(model)]
-
-
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the JSON schema of a recipe."""
-    if sys.argv[1:] != ["schema"]:
-        raise UserError("usage: python -m creature.recipe schema > recipe.schema.json")
+    parse(argv)
     print(json.dumps(Recipe.model_json_schema(), indent=2))
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

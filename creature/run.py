@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from creature.console import warn
+from creature.data.arrow_tables import arrow_compute
 from creature.data.folds import FoldTable, read_folds
-from creature.data.mapped_tables import compute
 from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.predictions import Predictions, concatenate, load_predictions
@@ -88,9 +88,8 @@ def read_result(fold: Path) -> FoldResult:
         return FoldResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise BrokenError(
-            f"{path}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}; restore it, or train the fold again"
-        ) from error
+        where = ".".join(map(str, wrong["loc"])) or "numbers"
+        raise BrokenError(f"{path}: {where}: {wrong['msg']}; restore it, or train the fold again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{fold} is no finished fold: {error}") from error
 
@@ -163,14 +162,14 @@ class Run:
     @cached_property
     def recipe(self) -> "Recipe":
         """Its recipe, with every setting."""
-        from creature.recipe import load_recipe  # here, for a prediction need not wait for the schema
+        from creature.recipe_file import load_recipe  # here, for a prediction need not wait for the schema
 
         return load_recipe(self.folder / "recipe.yaml")
 
     @cached_property
     def fold_table(self) -> FoldTable:
         """Which row is held out of which fold."""
-        return read_folds(self.folder / "folds.json")
+        return read_folds(self.folder)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -362,7 +361,7 @@ def with_labels(predictions: Predictions, folds: FoldTable) -> Predictions:
     """
     if (predictions.labels >= 0).all():
         return predictions
-    rows = compute().index_in(list(predictions.ids), folds.ids)
+    rows = arrow_compute().index_in(list(predictions.ids), folds.ids)
     if rows.null_count:
         raise ValueError("a row is none of the fold table's")
     rows = rows.to_numpy()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from creature.console import run, say
+from creature.console import say
 from creature.errors import UserError
 
 Colour = tuple[int, int, int]
@@ -388,21 +388,22 @@ def _save(path: Path, species: str, seeds: Sequence[int], size: int) -> None:
     draw(species, np.random.default_rng(seeds), size).save(path, quality=90)
 
 
-def main() -> int:
-    """Draw the quickstart's images."""
-    parser = argparse.ArgumentParser(prog="python -m creature.samples", description=__doc__)
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="creature draw", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write train/, test/ and test_labels.csv")
     parser.add_argument("--train", type=int, default=2400, help="images to train on (default: %(default)s)")
     parser.add_argument("--test", type=int, default=360, help="images to test on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
-    options = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the quickstart's images."""
+    options = parse(argv)
     drawn = write_drawings(**vars(options))
     state = "drawn" if drawn else "there already"
     say(f"{options.train} train and {options.test} test images {state}")
-    say(f"images: {options.folder}; next: python train.py --recipe recipes/quickstart.yaml")
+    say(f"images: {options.folder}; next: creature train --recipe quickstart")
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

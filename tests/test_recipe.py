@@ -1,6 +1,8 @@
 """The recipe's promises: what is accepted, what is refused and how, and what makes two runs the same."""
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,20 +11,11 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
 
 from creature.errors import UserError
-from creature.recipe import (
-    MAX_BYTES,
-    MAX_MISTAKES,
-    Recipe,
-    Schedule,
-    check_recipe,
-    cycle_ends,
-    dump_recipe,
-    load_recipe,
-    recipe_changes,
-    recipe_warnings,
-)
+from creature.recipe import OLDER_KEYS, Recipe, Schedule, identity_settings, recipe_changes, recipe_warnings
+from creature.recipe_file import MAX_BYTES, MAX_MISTAKES, check_recipe, dump_recipe, load_recipe
 from helpers import ROOT
 
 SMALL = "name: small\nimages: {train: [images]}\nbackbone: {name: resnet18}\n"
@@ -100,9 +93,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one(tmp_path, wrong, key
 
 
 def test_an_unknown_setting_that_is_like_none_is_refused_with_the_way_to_the_list(tmp_path):
-    assert "optimizer.zzzz: no such setting; `python -m creature.recipe schema`" in mistakes(
-        tmp_path, "optimizer: {zzzz: 1}"
-    )
+    assert "optimizer.zzzz: no such setting; `creature schema`" in mistakes(tmp_path, "optimizer: {zzzz: 1}")
 
 
 def test_a_dotted_setting_in_the_file_is_told_where_it_belongs(tmp_path):
@@ -133,7 +124,7 @@ def test_no_is_refused_as_precision_with_the_choices(tmp_path):
 
 def test_a_misspelt_choice_is_told_the_nearest_one(tmp_path):
     assert 'must be one of squash, center, border, got "centre"; did you mean center?' in mistakes(
-        tmp_path, base=SMALL.replace("[images]", "[images], fit: centre")
+        tmp_path, base=SMALL.replace("[images]", "[images], crop_mode: centre")
     )
 
 
@@ -270,6 +261,81 @@ def test_a_wrong_override_is_refused(tmp_path, override, told):
     assert told in mistakes(tmp_path, "optimizer: {lr: 0.1}", override)
 
 
+OLDER = (
+    "name: small\nbackbone: {name: resnet18}\nimages: {train: [images], fit: center}\n"
+    "optimizer: {average: 0.9}\naugment: {erasing: 0.5}\naccumulate: 2\n"
+)
+OLDER_OVERRIDES = ("images.fit=center", "optimizer.average=0.9", "augment.erasing=0.5", "accumulate=2")
+OLDER_GROUPS = ("images={train: [images], fit: center}", "optimizer={average: 0.9}", "augment={erasing: 0.5}")
+
+
+def test_older_spellings_are_accepted_in_a_file_in_overrides_and_within_a_group_that_is_overridden(tmp_path):
+    recipe = small(
+        images__crop_mode="center",
+        optimizer__ema_decay=0.9,
+        augment__random_erasing=0.5,
+        gradient_accumulation_steps=2,
+    )
+    assert load(tmp_path, base=OLDER) == recipe
+    assert load(tmp_path, "", *OLDER_OVERRIDES) == recipe
+    assert load(tmp_path, "", *OLDER_GROUPS, "accumulate=2") == recipe
+    assert check_recipe(YAML(typ="safe").load(OLDER), "test") == recipe
+
+
+def test_an_older_spelling_is_written_and_explained_in_the_new_one(tmp_path):
+    written = dump_recipe(load(tmp_path, base=OLDER))
+    assert all(f"{key.rpartition('.')[2]}:" in written for key in OLDER_KEYS.values())
+    assert not any(re.search(rf"^ *{older.rpartition('.')[2]}:", written, re.M) for older in OLDER_KEYS)
+    properties = json.dumps(Recipe.model_json_schema())
+    assert not any(f'"{older.rpartition(".")[2]}":' in properties for older in OLDER_KEYS)
+
+
+def test_an_override_replaces_a_setting_in_whichever_spelling(tmp_path):
+    assert load(tmp_path, "optimizer: {average: 0.9}", "optimizer.ema_decay=0.99").optimizer.ema_decay == 0.99
+    assert load(tmp_path, "optimizer: {ema_decay: 0.9}", "optimizer.average=0.99").optimizer.ema_decay == 0.99
+    assert load(tmp_path, "", "accumulate=2", "gradient_accumulation_steps=4").gradient_accumulation_steps == 4
+
+
+@pytest.mark.parametrize(
+    ("older", "key", "more"),
+    [
+        ("optimizer.average", "optimizer.ema_decay", "optimizer: {average: 0.9, ema_decay: 0.9}"),
+        ("augment.erasing", "augment.random_erasing", "augment: {erasing: 0.5, random_erasing: 0.5}"),
+        ("accumulate", "gradient_accumulation_steps", "accumulate: 2\ngradient_accumulation_steps: 2"),
+    ],
+)
+def test_both_spellings_of_a_setting_are_refused_with_both_named(tmp_path, older, key, more):
+    line = f"{key}: given twice, also by its older name {older}; remove {older}"
+    assert mistakes(tmp_path, more).endswith(f"recipe.yaml: 1 mistake\n  {line}")
+    told = mistakes(tmp_path, f"{more}\nseed: x\n")
+    assert f"2 mistakes\n  {line}\n  seed: input should be a valid integer" in told
+
+
+def test_both_spellings_within_an_overridden_group_are_refused(tmp_path):
+    told = mistakes(tmp_path, "", "images={train: [x], fit: center, crop_mode: center}")
+    assert "images.crop_mode: given twice, also by its older name images.fit" in told
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("optimizer: {average: 2}", "optimizer.ema_decay: input should be less than 1, got 2"),
+        ("accumulate: 0", "gradient_accumulation_steps: input should be greater than or equal to 1, got 0"),
+        ("optimizer: {averag: 0.9}", "optimizer.averag: no such setting; did you mean optimizer.ema_decay?"),
+        ("erasing: 0.5", "erasing: no such setting; did you mean augment.random_erasing?"),
+    ],
+)
+def test_mistakes_with_older_spellings_speak_of_the_new_ones(tmp_path, more, line):
+    assert mistakes(tmp_path, more).endswith(f"1 mistake\n  {line}")
+
+
+@pytest.mark.parametrize("overrides", [[], ["backbone.compile=auto"]])
+def test_compile_auto_of_earlier_versions_is_false_with_a_warning(tmp_path, capsys, overrides):
+    base = SMALL if overrides else SMALL.replace("resnet18", "resnet18, compile: auto")
+    assert load(tmp_path, "", *overrides, base=base).backbone.compile is False
+    assert "recipe.yaml: backbone.compile: auto is no longer offered, and taken as false" in capsys.readouterr().err
+
+
 WORDS = ["no", "null", "~", "", " ", "1e-4", "0x10", "1_000", "2020-01-01", "a: b", "#c", "- x", "'\"\\", "y " * 300]
 SIGNS = ["é \u2028 \U0001f600", "a\nb", "\x85", "\x7f"]
 
@@ -298,13 +364,11 @@ def test_the_resolved_recipe_holds_every_setting_in_the_schema_s_order(tmp_path)
                 order(value, inner)
 
     (tmp_path / "dump.yaml").write_text(dump_recipe(small(seed=3)))
-    from ruamel.yaml import YAML
-
     order(YAML(typ="rt").load(tmp_path / "dump.yaml"), Recipe)
 
 
 def test_the_schema_command_prints_json_with_a_description_of_every_setting():
-    done = python("-m", "creature.recipe", "schema")
+    done = python("-m", "creature", "schema")
     assert (done.returncode, done.stderr) == (0, "")
     schema = json.loads(done.stdout)
     described = 0
@@ -325,18 +389,18 @@ def test_the_schema_forbids_unknown_settings():
     )
 
 
-def test_another_word_than_schema_is_answered_with_the_usage():
-    done = python("-m", "creature.recipe", "scheme")
+def test_an_argument_of_schema_is_answered_with_the_usage():
+    done = python("-m", "creature", "schema", "laptop")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "usage: python -m creature.recipe schema" in done.stderr
+    assert "usage: creature schema" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_bad_recipe_is_refused_before_anything_heavy_is_imported(tmp_path):
     (tmp_path / "bad.yaml").write_text("name: x\nschedule: {epoch: 1}\nprecision: no\n")
     code = (
-        "import sys\nfrom creature import recipe\nfrom creature.console import UserError\n"
-        "try:\n    recipe.load_recipe(sys.argv[1], ['seed=1'])\nexcept UserError as error:\n    print(error)\n"
+        "import sys\nfrom creature import recipe_file\nfrom creature.console import UserError\n"
+        "try:\n    recipe_file.load_recipe(sys.argv[1], ['seed=1'])\nexcept UserError as error:\n    print(error)\n"
         "print([name for name in ('torch', 'torchvision', 'timm', 'datasets', 'accelerate', 'numpy', 'PIL')"
         " if name in sys.modules])"
     )
@@ -348,7 +412,7 @@ def test_a_bad_recipe_is_refused_before_anything_heavy_is_imported(tmp_path):
 
 FREE_CHANGES = {
     "name": "other",
-    "images__train": ["elsewhere/pictures"],
+    "images__train": ["elsewhere/images"],
     "images__holdout": ["holdout"],
     "images__labels": "labels.csv",
     "images__max_bad": 7,
@@ -378,6 +442,29 @@ def test_the_place_of_held_out_images_does_not_change_the_identity():
     assert one.identity() == other.identity()
 
 
+def test_a_recipe_keeps_the_identity_that_it_had_under_older_spellings(tmp_path):
+    """Computed by the version before the settings were renamed."""
+    assert load(tmp_path, base=OLDER).identity() == "3d805d9a79541e242fb40435a7accfc350ff4cbb6617ac57f1ccc83f1561c3b4"
+    assert recipe_changes(load(tmp_path, base=OLDER), load(tmp_path, "", *OLDER_OVERRIDES)) == []
+
+
+@pytest.mark.parametrize("golden", sorted((ROOT / "tests/golden").iterdir()), ids=lambda path: path.name)
+def test_a_golden_run_s_identity_is_the_hash_of_the_settings_that_its_version_had(golden):
+    saved = YAML(typ="safe").load(golden / "run/recipe.yaml")
+    recipe = load_recipe(golden / "run/recipe.yaml")
+
+    def only(settings: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: only(value, known[key]) if isinstance(value, dict) else value
+            for key, value in settings.items()
+            if key in known
+        }
+
+    text = json.dumps(only(identity_settings(recipe), saved), sort_keys=True)
+    identity = json.loads((golden / "run/run.json").read_text())["identity"]
+    assert hashlib.sha256(text.encode()).hexdigest() == identity
+
+
 def result_settings(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every other setting, with a value that is not its default."""
     special = {
@@ -386,7 +473,7 @@ def result_settings(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterat
         "folds__group": "a",
         "augment__sizes": [64, 96],
         "optimizer__clip_norm": 1.0,
-        "optimizer__average": 0.9,
+        "optimizer__ema_decay": 0.9,
     }
     for name, field in model.model_fields.items():
         key, kind = prefix + name, field.annotation
@@ -471,7 +558,7 @@ def test_the_epochs_since_the_last_restart_are_counted_from_the_end_of_the_warm_
     ("length", "factor", "ends"), [(10, 2, [10, 30, 70, 150]), (20, 1, [20, 40, 60, 80]), (80, 3, [80])]
 )
 def test_cycles_end_where_their_lengths_add_up(length, factor, ends):
-    assert cycle_ends(Schedule(epochs=80, restart_epochs=length, restart_factor=factor)) == ends
+    assert Schedule(epochs=80, restart_epochs=length, restart_factor=factor).cycle_ends() == ends
 
 
 LOOP = "images: &a [*a]\n"
@@ -589,7 +676,7 @@ def test_every_setting_s_mistakes_are_told_with_key_rule_and_value_and_without_a
         inner[last] = value
         (tmp_path / f"{number:03d}.yaml").write_text(json.dumps(settings))
     code = (
-        "import json, sys\nfrom pathlib import Path\nfrom creature.recipe import load_recipe\n"
+        "import json, sys\nfrom pathlib import Path\nfrom creature.recipe_file import load_recipe\n"
         "from creature.console import UserError\nsaid = []\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try:\n        load_recipe(path)\n        said.append('accepted')\n"

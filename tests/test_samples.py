@@ -125,7 +125,8 @@ def test_the_command_says_where_the_pictures_are_and_what_comes_next(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "creature.samples",
+        "creature",
+        "draw",
         str(tmp_path / "drawn"),
         "--train",
         "12",
@@ -136,7 +137,7 @@ def test_the_command_says_where_the_pictures_are_and_what_comes_next(tmp_path):
     assert "images drawn" in first and "images there already" in again
     assert first.splitlines()[-1] == again.splitlines()[-1]
     assert str(tmp_path / "drawn") in first.splitlines()[-1]
-    assert "python train.py --recipe recipes/quickstart.yaml" in first.splitlines()[-1]
+    assert "creature train --recipe quickstart" in first.splitlines()[-1]
 
 
 def thumbnail_and_histograms(path: Path) -> np.ndarray:

@@ -55,7 +55,7 @@ def training_augmentation(size: int, augment: Augment) -> Augmentation:
     """
     policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
     flip, crop = v2.RandomHorizontalFlip(augment.flip), v2.RandomResizedCrop(size, scale=augment.crop_scale)
-    erasing = v2.RandomErasing(augment.erasing)
+    erasing = v2.RandomErasing(augment.random_erasing)
     if not augment.rotation and augment.policy == "none":
         return partial(_see_crop, size, flip, crop, erasing)
     steps: list[Any] = [flip]

@@ -82,4 +82,4 @@ def refuse_bad(dataset: "Dataset", bad: dict[int, str], max_bad: int | None, fie
         raise UserError(
             f"{listing}\nimages.max_bad allows {limit}; remove or mend the files, or set images.max_bad={len(bad)}"
         )
-    warn(f"{listing}\nthey are left out (images.max_bad allows {limit}), and listed in the run's folds.json")
+    warn(f"{listing}\nthey are left out (images.max_bad allows {limit}), and noted in the run's folds.arrow")

@@ -1,7 +1,7 @@
 """What is in folders of images, before any training: classes, sizes, bad files, copies, and leaks between splits.
 
-python -m creature.data.describe data/
-python -m creature.data.describe data/ --labels data/test_labels.csv --out data.png
+creature inspect data/
+creature inspect data/ --labels data/test_labels.csv --out data.png
 
 Folders called train, val (or valid, validation) and test within a given one are splits; so is any other given folder.
 N images.
@@ -12,14 +12,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from creature.console import progress, run, say, show_table
+from creature.console import progress, say, show_table
 from creature.data.decode import BadImage, Encoded, content_hash, read
 from creature.data.duplicates import LENGTH, near_duplicates, sketch
 from creature.data.files import file_id, label_of, list_images, natural, read_labels
@@ -47,7 +46,7 @@ class ScannedImage(NamedTuple):
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.data.describe",
+        prog="creature inspect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -242,7 +241,3 @@ def advice(found: Sequence[ScannedImage], copies: Sequence[tuple[ScannedImage, S
         yield f"suggested: folds.count=5 over {' and '.join(sources)} pooled: {why}"
     if copies:
         yield "copies are kept in one fold by themselves; folds.group does the same for series of one animal or place"
-
-
-if __name__ == "__main__":
-    run(partial(main, None))

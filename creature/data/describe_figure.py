@@ -24,7 +24,7 @@ def draw_figure(found: "Sequence[ScannedImage]", path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("--out needs matplotlib, which is not installed: pip install -e '.[report]'") from error
+        raise UserError("--out needs matplotlib, which is not installed: pip install 'creature[report]'") from error
     splits = list(dict.fromkeys(picture.split for picture in found))
     totals = Counter(picture.label for picture in found if picture.label)
     order = [name for name, _ in totals.most_common()]

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from creature.data.arrow_tables import arrow_compute, store_table, stored_table
 from creature.data.checks import Everything, check_images
 from creature.data.duplicates import LENGTH, sketch
 from creature.data.eval_transform import EvalTransform
 from creature.data.image_cache import CachedImages, ImageCache, open_cache, should_cache
-from creature.data.mapped_tables import compute, store_table, stored_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +74,7 @@ def state_of_files(dataset: "Dataset") -> str:
     """A name for the present state of all files that the images are in; none where a change of it might not show."""
     from datasets import config
 
-    pc = compute()
+    pc = arrow_compute()
     tables = [file["filename"] for file in dataset.cache_files]
     images = dataset.data.column("image")
     paths = pc.struct_field(images, "path").filter(pc.is_null(pc.struct_field(images, "bytes"))).to_pylist()

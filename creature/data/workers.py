@@ -48,7 +48,7 @@ def note_decoding(row: int) -> None:
 def load_batches(
     source: BatchSource[Item, Made], batches: Iterable[Sequence[Item]], workers: int
 ) -> Iterator[Iterator[Made]]:
-    """What the source makes of each batch of items, in order, prepared ahead by worker processes, which end with the block.
+    """What the source makes of each batch of items, in order, prepared ahead by workers, which end with the block.
 
     Raises UserError within the block, at any line, when a worker dies; it names the image that was being decoded.
     """

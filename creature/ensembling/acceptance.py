@@ -180,6 +180,6 @@ def advise(folder: Path, run: Path, accepted: bool | None) -> None:
     if accepted is None:
         say(f"{folder} has no score; to get one, name labelled images: --images DIR --labels FILE.csv")
     elif accepted:
-        say(f"{folder} may stand for the ensemble; next: python predict.py {folder} PHOTO --top 5")
+        say(f"{folder} may stand for the ensemble; next: creature predict {folder} PHOTO --top 5")
     else:
-        say(f"{folder} is kept, and is no stand-in for the ensemble: python predict.py {run} PHOTO --members")
+        say(f"{folder} is kept, and is no stand-in for the ensemble: creature predict {run} PHOTO --members")

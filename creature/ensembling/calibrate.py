@@ -1,10 +1,11 @@
 """How sure to be: temperature, sets of labels with a stated coverage, and answers with a stated precision.
 
-python -m creature.ensembling.calibrate runs/laptop --set 0.95 --precision 0.9
+creature calibrate runs/laptop --coverage 0.95 --min-precision 0.9
 
 All is fitted for what answers: for one member, on the rows that it held out; for an ensemble, on labelled images that
 none of its members saw, or on repeated folds. What this command shows is cross-fitted: each row is judged by what the
-other rows gave. `predict.py RUN/fold-0 PHOTOS --set 0.95` then uses all of them. N rows, K classes, M members.
+other rows gave. `creature predict RUN/fold-0 PHOTOS --coverage 0.95` then uses all of them.
+N rows, K classes, M members.
 """
 
 import argparse
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from creature.console import run as run_main
 from creature.console import say, show_table
+from creature.data.folds import find_folds_file
 from creature.ensembling.out_of_fold import unseen_rows
 from creature.ensembling.recorded import exposures
 from creature.errors import UserError
@@ -45,10 +46,10 @@ def member_calibration(folder: Path) -> CalibrationData:
     """
     if (folder / MODEL_CALIBRATION).exists():
         return load_calibration(folder / MODEL_CALIBRATION)
-    if not (folder / "held_out.safetensors").exists() or not (folder.parent / "folds.json").exists():
+    if not (folder / "held_out.safetensors").exists() or not find_folds_file(folder.parent):
         raise UserError(
-            f"--set and --precision rest on the images that a fold held out, and {folder} has none of them; give a "
-            "trained fold, such as runs/NAME/fold-0"
+            f"--coverage and --min-precision rest on the images that a fold held out, and {folder} has none of them; "
+            "give a trained fold, such as runs/NAME/fold-0"
         )
     fold = Fold(folder)
     check_members([fold])  # the weights are those that predicted the rows
@@ -63,15 +64,15 @@ def ensemble_calibration(home: Path, folders: Sequence[Path], blending: Blending
     if (home / ENSEMBLE_CALIBRATION).exists():
         return load_calibration(home / ENSEMBLE_CALIBRATION)
     rows = None
-    if (home / "folds.json").exists():
+    if find_folds_file(home):
         members = find_members(folders)
         rows = rows_of_ensemble(members[0].run, members, blending)
     if rows is None:
         how = f" --strategy {blending.strategy}" * (blending.strategy != "logits") + " --mirror" * blending.mirror
         raise UserError(
-            "--set and --precision of an ensemble rest on its predictions of labelled images that no member was "
-            f"trained on, and {home} has none; first: python ensemble.py {home} --images DIR --labels FILE.csv{how}, "
-            "or train with images.holdout or folds.repeats, or ask one fold"
+            "--coverage and --min-precision of an ensemble rest on its predictions of labelled images that no member "
+            f"was trained on, and {home} has none; first: creature ensemble {home} --images DIR --labels FILE.csv{how}"
+            ", or train with images.holdout or folds.repeats, or ask one fold"
         )
     return fit(rows.logits, rows.labels, rows.selected, blending.mirror)
 
@@ -113,7 +114,7 @@ def rows_of_ensemble(run: Run, members: Sequence[Fold], blending: Blending) -> C
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.ensembling.calibrate",
+        prog="creature calibrate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -126,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Show how well calibration works for each member, on rows that had no part in it."""
     args = parse(argv)
     head = ["member", "T", "ECE", "after"]
-    head += [f"in sets of {args.set:g} [95 %]", "size"] if args.set else []
-    head += [f"right, of {args.precision:g} [95 %]", "answered"] if args.precision else []
+    head += [f"in sets of {args.coverage:g} [95 %]", "size"] if args.coverage else []
+    head += [f"right, of {args.min_precision:g} [95 %]", "answered"] if args.min_precision else []
     rows, lacking, members = [], [], find_members(args.members)
     for member in members:
         mark = " selected" if member.result.selected else ""
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_table("Calibration, each row judged by what the other rows gave", head, rows)
     say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")
     for run in lacking:
-        say(f"for that of an ensemble, first: python ensemble.py {run} --images DIR --labels FILE.csv")
+        say(f"for that of an ensemble, first: creature ensemble {run} --images DIR --labels FILE.csv")
     return 0
 
 
@@ -156,7 +157,7 @@ def cross_fitted_cells(name: str, logits: np.ndarray, labels: np.ndarray, args: 
     Raises UserError where it cannot promise what is asked for.
     """
     try:
-        return _cross_fitted_cells(logits, labels, args.set, args.precision)
+        return _cross_fitted_cells(logits, labels, args.coverage, args.min_precision)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
@@ -186,7 +187,3 @@ def _cross_fitted_cells(
         right, n = (after.argmax(1) == labels)[sure > 0], int(sure.sum())
         cells += [str(Count(int(right.sum()), n)) if n else "none", f"{n / len(labels):.0%}"]
     return cells
-
-
-if __name__ == "__main__":
-    run_main(main)

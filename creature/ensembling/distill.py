@@ -15,8 +15,10 @@ from creature.errors import UserError
 from creature.inference.members import load_member, predictor
 from creature.inference.predictor import Predictor
 from creature.metrics.blend import blend
-from creature.recipe import Recipe, load_recipe, recipe_changes
+from creature.recipe import Recipe, recipe_changes
+from creature.recipe_file import load_recipe
 from creature.run import Run, check_members, find_members
+from creature.shipped import find_recipe
 from creature.storage import write_json
 from creature.training.run_folder import contents_of
 from creature.training.train_data import hash_contents
@@ -68,9 +70,10 @@ def student_recipe(path: str, run: Run) -> Recipe:
     Of the same backbone it starts from the run's file of weights, unless it names its own. Raises UserError where there
     are no images to hold out, or the run has a student of another recipe.
     """
-    if not Path(path).is_file():
+    file = find_recipe(path)
+    if not file.is_file():
         raise UserError(f"--distill: {path} is no file; name the recipe of a student, such as recipes/student.yaml")
-    of_run, wanted = run.recipe, load_recipe(path)
+    of_run, wanted = run.recipe, load_recipe(file)
     teacher, same = of_run.images, of_run.backbone.name == wanted.backbone.name
     held_out = wanted.images.validation or wanted.images.holdout or teacher.holdout
     if not held_out:
@@ -90,7 +93,7 @@ def student_recipe(path: str, run: Run) -> Recipe:
         "images.validation": held_out,
         **{f"images.{name}": getattr(teacher, name) for name in ("labels", "image_column", "label_column", "max_bad")},
     }
-    recipe = load_recipe(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    recipe = load_recipe(file, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     saved = run.folder / "student/recipe.yaml"
     if saved.exists() and (found := recipe_changes(load_recipe(saved), recipe)):
         raise UserError(

@@ -76,7 +76,7 @@ def warn_of_lost_labels(path: Path, recorded: RecordedPredictions) -> None:
     if now < before:
         warn(
             f"{path}: these predictions, {now or 'none'} with a label, replace {before} with one, on which a score and "
-            "--set rest; to have them again, run ensemble.py with the same --images and --labels again"
+            "--coverage rest; to have them again, run creature ensemble with the same --images and --labels again"
         )
 
 

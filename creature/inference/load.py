@@ -83,7 +83,7 @@ def find_model(model: str, all_members: bool) -> FoundModel:
         members = find_members([model])
         if len(members) > 1 and not all_members:
             raise UserError(
-                f"{model} has {len(members)} folds; name one, such as {members[0]}; predict.py --members asks all"
+                f"{model} has {len(members)} folds; name one, such as {members[0]}; creature predict --members asks all"
             )
         names = tuple(member.name for member in members)
         blending = Blending(np.ones(len(members)))

@@ -129,7 +129,7 @@ def _dtype(folder: Path, device: torch.device) -> torch.dtype:
     """The precision that the model was trained and scored in, where the device is fast with it."""
     if device.type != "cuda" or not (folder / "recipe.yaml").exists():
         return torch.float32
-    from creature.recipe import load_recipe
+    from creature.recipe_file import load_recipe
 
     precision, _ = device_precision(load_recipe(folder / "recipe.yaml").precision, cpu=False)
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]

@@ -33,10 +33,7 @@ def open_session(path: str) -> Predictor:
         transform = EvalTransform(int(metadata["size"]), str(metadata["fit"]), tuple(map(float, metadata["mean"])))
         names, fallback = tuple(map(str, metadata["names"])), str(metadata["fallback"])
     except Exception as error:  # ONNX Runtime's own errors share no base
-        raise UserError(
-            f"{path}: no model of python -m creature.publishing.onnx_export "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error
+        raise UserError(f"{path}: no model of creature export ({type(error).__name__}: {first_line(error)})") from error
 
     def compute(pixels: Pixels) -> Computed:
         (probabilities,) = session.run(["probabilities"], {"pixels": pixels[transform]})

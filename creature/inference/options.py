@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from creature.console import BROKEN_IMAGES, say
 from creature.errors import UserError
@@ -36,13 +36,30 @@ def add_options(parser: argparse.ArgumentParser, default_format: str, parts: boo
 
 
 def add_promises(parser: argparse.ArgumentParser) -> None:
-    """Add --set and --precision to a command line."""
-    words = {"type": share, "metavar": "SHARE"}
-    parser.add_argument("--set", **words, help="all labels that may be, with the right one among them so often")
-    parser.add_argument("--precision", **words, help="no label where answers would be right less often than that")
+    """Add --coverage and --min-precision to a command line."""
+    parser.add_argument(
+        "--coverage",
+        type=_proportion,
+        metavar="SHARE",
+        help="a set of labels for each image, which contains the right one for this share of images",
+    )
+    parser.add_argument(
+        "--min-precision",
+        type=_proportion,
+        metavar="SHARE",
+        help="no label where fewer than this share of predictions would be right",
+    )
+    parser.add_argument("--set", type=_refuse_set, help=argparse.SUPPRESS)
 
 
-def share(text: str) -> float:
+def _refuse_set(text: str) -> NoReturn:
+    """Name the option that `--set SHARE` once was."""
+    raise argparse.ArgumentTypeError(
+        f"sets a recipe's setting, and a prediction has no recipe, got {text}; --coverage 0.95 gives sets of labels"
+    )
+
+
+def _proportion(text: str) -> float:
     """A number above 0 and below 1."""
     try:
         value = float(text)

@@ -78,7 +78,5 @@ def _claim(out: Path, mark: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"--out: {out} cannot hold parts: {error}; name another folder") from error
     if changed := [key for key, value in json.loads(text).items() if before.get(key) != value]:
-        changed = ["images" if key == "pictures" else key for key in changed]  # the file keeps its first version's key
-        raise UserError(
-            f"--out: {out} holds predictions with other {' and '.join(changed)}; name another folder, or remove it"
-        )
+        named = " and ".join(changed).replace("pictures", "images")
+        raise UserError(f"--out: {out} holds predictions with other {named}; name another folder, or remove it")

@@ -129,7 +129,9 @@ def threshold_of_sets(of_label: np.ndarray, coverage: float) -> float:
     rank = math.ceil(round((n + 1) * coverage, 9))  # one more than rows, for the new image is one of n + 1
     if rank > n:
         needed = math.ceil(round(coverage / (1 - coverage), 9))
-        raise UserError(f"--set: {coverage:g} needs {needed} held-out images, there are {n}; take a lower coverage")
+        raise UserError(
+            f"--coverage: {coverage:g} needs {needed} held-out images, there are {n}; take a lower coverage"
+        )
     return float(np.sort(of_label)[n - rank])
 
 
@@ -148,8 +150,9 @@ def threshold_of_answers(sure: np.ndarray, right: np.ndarray, precision: float) 
     if best is None:
         highest = max(Count(int(correct[n - 1]), n).interval[0] for n in range(1, len(order) + 1))
         raise UserError(
-            f"--precision: {precision:g} is not reached by any threshold on {len(right)} held-out images; the lower "
-            f"end of the 95 % interval is {highest:.4f} at most, so ask for less, or judge by more labelled images"
+            f"--min-precision: {precision:g} is not reached by any threshold on {len(right)} held-out images; the "
+            f"lower end of the 95 % interval is {highest:.4f} at most, so ask for less, or judge by more labelled "
+            "images"
         )
     return best
 

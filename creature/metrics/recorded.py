@@ -110,5 +110,5 @@ def load_recorded(path: Path) -> RecordedPredictions:
         if kept is not None and kept.shape != (rows, len(recorded.class_names)):
             raise ValueError("its scores are not of its classes")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BrokenError(f"{path}: cannot be read ({error}); run ensemble.py with --images again") from error
+        raise BrokenError(f"{path}: cannot be read ({error}); run creature ensemble with --images again") from error
     return recorded

@@ -164,7 +164,7 @@ def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str],
         yield f"![{escape(caption)}]({name}.png)\n"
     yield "## How it was trained\n"
     yield from _table(("", ""), _training(run, base))
-    yield "\n[recipe.yaml](recipe.yaml) has every setting, [folds.json](folds.json) which image, by its content,"
+    yield "\n[recipe.yaml](recipe.yaml) has every setting, [folds.arrow](folds.arrow) which image, by its content,"
     yield "was held out of which fold, and [ensemble.json](ensemble.json) the members with the hashes of their weights."
     yield "\n## Intended use and limits\n"
     yield from _limits(run)
@@ -199,14 +199,14 @@ print(pipeline("image-classification", model="{repo}")("photo.jpg"))
 (N, 3, {size}, {size}), the image resized by Pillow, and gives probabilities:
 
 ```bash
-python predict.py model.onnx photos/
+creature predict model.onnx photos/
 ```
 """
-    every = f"\npython predict.py hf-hub:{repo} photos/ --members      # the ensemble" if len(run.folds) > 1 else ""
+    every = f"\ncreature predict hf-hub:{repo} photos/ --members      # the ensemble" if len(run.folds) > 1 else ""
     yield f"""With creature, which made it:
 
 ```bash
-python predict.py hf-hub:{repo} photos/ --out predictions.csv{every}
+creature predict hf-hub:{repo} photos/ --out predictions.csv{every}
 ```
 
 `golden.png` must give the logits in `golden.json`, on a CPU in fp32 to within 1e-4, whatever it is loaded with."""
@@ -218,7 +218,10 @@ def _training(run: StudyRun, base: str | None) -> Iterator[tuple[str, str]]:
     yield "backbone", f"{recipe.backbone.name}, {first.parameters / 1e6:.1f} M parameters"
     yield "pretraining", f"{base}" if base else "none"
     images = recipe.images
-    yield "evaluation view", f"{images.size} x {images.size} pixels, {images.fit}, normalization: {images.normalize}"
+    yield (
+        "evaluation view",
+        f"{images.size} x {images.size} pixels, {images.crop_mode}, normalization: {images.normalize}",
+    )
     repeats = f", {recipe.folds.count} drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
     yield "folds", f"{len(run.folds)} of {recipe.folds.members}{repeats}, seed {recipe.folds.seed}"
     yield "schedule", f"{recipe.schedule.epochs} epochs, {recipe.schedule.name}, batch size {recipe.batch_size}"
@@ -245,7 +248,7 @@ def _limits(run: StudyRun) -> Iterator[str]:
         + (
             "."
             if run.calibrated is None
-            else ", and what a temperature mends, by which `predict.py --set 0.95` divides."
+            else ", and what a temperature mends, by which `creature predict --coverage 0.95` divides."
         )
     )
     yield "- Not for decisions about people, nor where a wrong label harms someone, without a person who checks."

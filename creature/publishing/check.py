@@ -1,4 +1,4 @@
-"""Whether a downloaded model is the one that was published: python -m creature.publishing.check FOLDER."""
+"""Whether a downloaded model is the one that was published: creature check FOLDER."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from creature.console import run, say
+from creature.console import say
 from creature.errors import UserError
 from creature.storage import manifest_differences
 
@@ -34,15 +34,16 @@ def check(folder: Path) -> None:
         )
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="creature check", description=__doc__)
+    parser.add_argument("folder", type=Path, help="such as `hf download USER/NAME --local-dir FOLDER` makes")
+    return parser.parse_args(argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Check a folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="such as `hf download USER/NAME --local-dir FOLDER` makes")
-    folder = parser.parse_args(argv).folder
+    folder = parse(argv).folder
     check(folder)
     say(f"{folder}: every file is as its manifest says, and the model answers as it did when it was published")
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

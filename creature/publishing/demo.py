@@ -1,7 +1,7 @@
 """A page in the browser: drop a photo, see the five best answers, and how the members of an ensemble agree.
 
-python -m creature.publishing.demo runs/all --members
-python -m creature.publishing.demo hf-hub:USER/NAME
+creature demo runs/all --members
+creature demo hf-hub:USER/NAME
 """
 
 import argparse
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from creature.console import printable, run, say
+from creature.console import printable, say
 from creature.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ SHOWN = 5
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.publishing.demo",
+        prog="creature demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="what predict.py takes: a fold or run, hf-hub:USER/NAME, or FILE.onnx")
+    parser.add_argument("model", help="what creature predict takes: a fold or run, hf-hub:USER/NAME, or FILE.onnx")
     parser.add_argument("--members", action="store_true", help="ask every member of the run or repository")
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu; auto takes the first that is there")
     parser.add_argument("--port", type=int, default=7860, help="of the page, on this computer alone (%(default)s)")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the page needs {error.name}, which is not installed: pip install -e '.[demo]'") from error
+        raise UserError(f"the page needs {error.name}, which is not installed: pip install 'creature[demo]'") from error
     from creature.inference.classifier import load
 
     classifier = load(args.model, device=args.device, members=args.members)
@@ -116,7 +116,3 @@ def _text(name: str) -> str:
     from creature.reporting.tables import escape_markdown
 
     return escape_markdown(printable(name))
-
-
-if __name__ == "__main__":
-    run(main)

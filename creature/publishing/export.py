@@ -26,7 +26,8 @@ from creature.inference.members import load_member, predictor
 from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics.blend import Blending
 from creature.metrics.calibration import ENSEMBLE_CALIBRATION, FEWEST, MODEL_CALIBRATION, fit, save_calibration
-from creature.recipe import Recipe, check_recipe, dump_recipe
+from creature.recipe import Recipe
+from creature.recipe_file import check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
 from creature.run import Fold
 from creature.samples import draw
@@ -42,7 +43,7 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
     Raises UserError for a run without a finished fold.
     """
     if not run.folds:
-        raise UserError(f"{run.folder} has no finished fold; train one first: python train.py --recipe ...")
+        raise UserError(f"{run.folder} has no finished fold; train one first: creature train --recipe ...")
     shutil.rmtree(out, ignore_errors=True)
     branches = {"main": run.folds[0]} | {fold.name: fold for fold in run.folds if len(run.folds) > 1}
     for branch, fold in branches.items():
@@ -53,7 +54,7 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
             shutil.copyfile(fold.folder / name, folder / name)
         (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")
         write_golden(folder)
-    write_folds(out / "main" / "folds.json", anonymous(run.run.fold_table))
+    write_folds(out / "main", anonymous(run.run.fold_table))
     summary = published_ensemble(run)
     write_json(out / "main" / "ensemble.json", summary)
     write_calibrations(run, out, branches, blending_of(summary))
@@ -127,7 +128,7 @@ def published_ensemble(run: StudyRun) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
-        raise BrokenError(f"{path}: cannot be read: {error}; run python ensemble.py {run.folder} again") from error
+        raise BrokenError(f"{path}: cannot be read: {error}; run creature ensemble {run.folder} again") from error
     now = {fold.name: fold.result.sha256.weights for fold in run.folds}
     # Older ones have no hashes.
     if summary is None or [(m["fold"], m.get("sha256", now.get(m["fold"]))) for m in summary["members"]] != [

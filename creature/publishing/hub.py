@@ -1,7 +1,7 @@
 """Publish a run on the Hugging Face Hub: one model on main, every member on a branch of its own.
 
-python -m creature.publishing.hub runs/all USER/NAME --dry-run
-python -m creature.publishing.hub runs/all USER/NAME --private
+creature publish runs/all USER/NAME --dry-run
+creature publish runs/all USER/NAME --private
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from creature.console import run, say, show_table
+from creature.console import say, show_table
 from creature.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token with the right 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.publishing.hub",
+        prog="creature publish",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     visible.add_argument("--private", action="store_true", help="only you see a new repository (so it is anyway)")
     visible.add_argument("--public", action="store_true", help="everyone sees a new repository")
     parser.add_argument("--dry-run", action="store_true", help="build and verify the folders, and upload nothing")
-    parser.add_argument("--onnx", action="store_true", help="add model.onnx (pip install -e '.[export]')")
+    parser.add_argument("--onnx", action="store_true", help="add model.onnx (pip install 'creature[export]')")
     add_terms(parser)
     return parser.parse_args(argv)
 
@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     branches = build(args.run, args.repo, terms, args.onnx)
     if args.dry_run:
         say(f"nothing was uploaded; read {branches['main'] / 'README.md'}, the page that others would see")
-        say(f"next: python -m creature.publishing.hub {args.run} {args.repo} --private")
+        say(f"next: creature publish {args.run} {args.repo} --private")
         return 0
     url = publish(args.repo, branches, args.public)
-    say(f"{url} is published; next: python predict.py hf-hub:{args.repo} PHOTO")
+    say(f"{url} is published; next: creature predict hf-hub:{args.repo} PHOTO")
     return 0
 
 
@@ -176,7 +176,9 @@ def _need_report() -> None:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the card needs {error.name}, which is not installed: pip install -e '.[report]'") from error
+        raise UserError(
+            f"the card needs {error.name}, which is not installed: pip install 'creature[report]'"
+        ) from error
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -269,7 +271,3 @@ def _cut(repo: str, error: BaseException) -> str:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return f"{repo} was not published: no connection to {endpoint} ({first}); nothing is lost, run this again"
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,7 +1,7 @@
-"""A model as one ONNX file: pixels uint8 in, probabilities out; python predict.py FILE.onnx needs no torch.
+"""A model as one ONNX file: pixels uint8 in, probabilities out; creature predict FILE.onnx needs no torch.
 
-python -m creature.publishing.onnx_export runs/all/fold-0 model.onnx
-python -m creature.publishing.onnx_export hf-hub:USER/NAME model.onnx --quantize photos/
+creature export runs/all/fold-0 model.onnx
+creature export hf-hub:USER/NAME model.onnx --quantize photos/
 
 B batch, K classes, S side of the evaluation view.
 """
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from creature.console import run, say, show_table
+from creature.console import say, show_table
 from creature.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ CALIBRATION, JUDGED = 64, 200  # images; the judged ones are at least so many, a
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.publishing.onnx_export",
+        prog="creature export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.inference.load import find_model
 
     export_onnx(find_model(args.model, all_members=False).folders[0], args.out)
-    say(f"{args.out} is written ({args.out.stat().st_size / 2**20:.1f} MiB); next: python predict.py {args.out} PHOTO")
+    say(f"{args.out} is written ({args.out.stat().st_size / 2**20:.1f} MiB); next: creature predict {args.out} PHOTO")
     if args.quantize:
         quantize(args.out, args.quantize)
     return 0
@@ -135,7 +135,7 @@ def _need(*packages: str) -> None:
         try:
             __import__(package)
         except ImportError as error:
-            raise UserError(f"ONNX needs {package}, which is not installed: pip install -e '.[export]'") from error
+            raise UserError(f"ONNX needs {package}, which is not installed: pip install 'creature[export]'") from error
 
 
 @contextmanager
@@ -257,7 +257,3 @@ def _judge(whole: "Predictor", small: "Predictor", seen: Sequence["np.ndarray"])
     pairs = [(timed(whole.compute, pixels), timed(small.compute, pixels)) for pixels in seen]
     ratio = statistics.median(slow / fast for (slow, _), (fast, _) in pairs)
     return ratio, statistics.fmean(one == other for (_, one), (_, other) in pairs)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -23,9 +23,7 @@ from sklearn.metrics import confusion_matrix
 from creature.console import printable, warn
 from creature.metrics.accuracy import Count
 from creature.metrics.calibration import BINS, calibration_error
-from creature.recipe import cycle_ends
 from creature.reporting.study import StudyRun
-from creature.reporting.tables import in_order
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 LINES = [{"color": color, "linestyle": style} for style, color in product(("-", "--", ":", "-."), COLORS)]
@@ -78,7 +76,7 @@ def _warn_of_letters() -> None:
 
 def curve_figures(runs: Sequence[StudyRun], baseline: StudyRun) -> dict[str, tuple[str, Figure]]:
     """Figures 3, 4 and 5 as name -> (what it shows, figure): a line for each run, of its first trained fold."""
-    drawn = [run for run in in_order(runs) if run.histories]
+    drawn = [run for run in runs if run.histories]
     if not drawn:
         return {}
     others = [run for run in drawn if run.recipe.backbone.name != baseline.recipe.backbone.name]
@@ -113,7 +111,7 @@ def _curves(runs: Sequence[StudyRun], key: str, label: str, names: Sequence[str]
             if schedule.name == "cosine_warm_restarts":
                 # The last epoch of a cycle; the next one starts at the full learning rate again.
                 ends = [
-                    (e, v) for e, v in zip(epochs, values, strict=True) if e in cycle_ends(schedule) and e < epochs[-1]
+                    (e, v) for e, v in zip(epochs, values, strict=True) if e in schedule.cycle_ends() and e < epochs[-1]
                 ]
                 restarts += [
                     axes.scatter(*point, s=34, facecolor="white", edgecolor=line["color"], zorder=3) for point in ends

@@ -1,7 +1,7 @@
 """Labels to look at: the rows whose out-of-fold prediction contradicts their label, the least likely label first.
 
-python -m creature.reporting.labels runs/laptop
-python -m creature.reporting.labels runs/laptop --top 50 --out suspects.csv
+creature labels runs/laptop
+creature labels runs/laptop --top 50 --out suspects.csv
 """
 
 import argparse
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from creature.console import run, say, show_table, warn
+from creature.console import say, show_table, warn
 from creature.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NOTE = (
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.reporting.labels",
+        prog="creature labels",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -78,7 +78,7 @@ def warn_of_unjudged(studied: "StudyRun") -> None:
     folds = studied.run.fold_table.partitions[0]
     always = int((folds < 0).sum())
     if pending := len(folds) - always - len(studied.unseen.rows.ids):
-        warn(f"{pending} images are not judged, for no finished fold holds them out; train.py --resume goes on")
+        warn(f"{pending} images are not judged, for no finished fold holds them out; creature train --resume goes on")
     if always:
         warn(f"{always} images are not judged, for the one model was trained on them; with folds.count=5 all would be")
 
@@ -113,7 +113,3 @@ def contradicted_labels(studied: "StudyRun") -> list[ContradictedLabel]:
             )
         )
     return lines
-
-
-if __name__ == "__main__":
-    run(main)

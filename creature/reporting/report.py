@@ -1,7 +1,7 @@
 """Tables, figures and one page of a study.
 
-python -m creature.reporting.report runs/*
-python -m creature.reporting.report runs/* --labels test_labels.csv
+creature report runs/*
+creature report runs/* --labels test_labels.csv
 """
 
 import argparse
@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from creature.console import run, say, show_cells
+from creature.console import say, show_cells
 from creature.errors import UserError
 
 if TYPE_CHECKING:
     from creature.reporting.page import Figure
+    from creature.reporting.reference import Reference
     from creature.reporting.study import StudyRun
     from creature.reporting.tables import Table
 
@@ -23,16 +24,22 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m creature.reporting.report",
+        prog="creature report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument(
-        "--labels", metavar="FILE.csv", help="labels (image_name,label) of the images that ensemble.py has predicted"
+        "--labels",
+        metavar="FILE.csv",
+        help="labels (image_name,label) of the images that creature ensemble has predicted",
     )
+    parser.add_argument("--baseline", metavar="RUN", help="compare with this run; else the reference's, or the first")
     parser.add_argument(
-        "--baseline", metavar="RUN", help="compare with this run; else the report's baseline, or the first"
+        "--reference",
+        type=Path,
+        metavar="FILE.json",
+        help="accuracies that others reported, to show beside the runs, such as recipes/paper/reference.json",
     )
     parser.add_argument(
         "--explain", action="store_true", help="beside each image of the gallery, what in it speaks for the answer"
@@ -48,17 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the report needs {error.name}, which is not installed: pip install -e '.[report]'") from error
+        raise UserError(
+            f"the report needs {error.name}, which is not installed: pip install 'creature[report]'"
+        ) from error
 
     from creature.reporting import study, tables
 
     runs = study.read_runs(args.runs, args.labels)
-    baseline = find_baseline(runs, args.baseline)
+    reference = find_reference(args.reference, runs)
+    baseline = find_baseline(runs, args.baseline, reference)
     out = args.out or default_folder(runs)
+    runs = tables.order_runs(runs, reference) if reference else runs
     made = [
-        tables.scores_table(runs),
-        *([tables.tricks_table(runs, baseline)] if len(runs) > 1 else []),
-        tables.strategies_table(runs),
+        tables.scores_table(runs, reference),
+        *([tables.tricks_table(runs, baseline, reference)] if len(runs) > 1 else []),
+        tables.strategies_table(runs, reference),
         tables.single_table(runs),
         tables.seeds_table(runs, baseline),
     ]
@@ -90,12 +101,26 @@ def write_report(
     write(out / "index.html", page.render(title, lead, shown, curves, sections))
 
 
-def find_baseline(runs: "Sequence[StudyRun]", name: str | None) -> "StudyRun":
+def find_reference(path: Path | None, runs: "Sequence[StudyRun]") -> "Reference | None":
+    """The reference that was asked for; raises UserError where none of the runs is of its recipes."""
+    if path is None:
+        return None
+    from creature.reporting.reference import load_reference
+
+    reference = load_reference(path)
+    if not any(reference.find(each.recipe.name) for each in runs):
+        recipes = ", ".join(sorted({each.recipe.name for each in runs}))
+        known = ", ".join(result.name for result in reference.results)
+        raise UserError(f"--reference: {path} has none of the runs' recipes ({recipes}), but {known}; leave it out")
+    return reference
+
+
+def find_baseline(runs: "Sequence[StudyRun]", name: str | None, reference: "Reference | None" = None) -> "StudyRun":
     """The run that was asked for; raises UserError where it is none of the runs."""
     from creature.reporting.tables import choose_baseline
 
     if name is None:
-        return choose_baseline(runs)
+        return choose_baseline(runs, reference)
     for each in runs:
         if name in (each.name, str(each.folder)) or os.path.abspath(name) == os.path.abspath(each.folder):
             return each
@@ -123,7 +148,7 @@ def draw(
 
     curves = [saved(name, *drawn) for name, drawn in figures.curve_figures(runs, baseline).items()]
     sections: list[dict[str, Any]] = []
-    finished = [each for each in tables.in_order(runs) if each.folds]
+    finished = [each for each in runs if each.folds]
     with progress("runs") as bar:
         task = bar.add_task("figures", total=len(finished), speed="")
         for each in finished:
@@ -149,7 +174,3 @@ def draw(
 def write(path: Path, text: str) -> None:
     """Write a text as it is, with the same line ends everywhere."""
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -233,7 +233,7 @@ def _read_run(name: str, folder: Path, labels: str | None) -> StudyRun:
         if checked := _checked(table, run, labels if kind == "images" else None):
             recorded[kind] = checked
     if labels and run.folds and "images" not in recorded:
-        warn(f"{folder} has no predictions to score; run python ensemble.py {folder} --images DIR --labels {labels}")
+        warn(f"{folder} has no predictions to score; run creature ensemble {folder} --images DIR --labels {labels}")
     return StudyRun(name, run, run.folds, dict(sorted(histories.items())), recorded)
 
 
@@ -249,10 +249,10 @@ def _checked(table: RecordedPredictions, run: Run, labels: str | None) -> Record
     """The table with the labels of a file, if one is given; None where other weights made the predictions."""
     named = {fold.name: fold for fold in run.folds}
     if gone := [member for member in table.members if member not in named]:
-        raise UserError(f"{run}/ensemble was made with {gone[0]}, which is not there; run ensemble.py again")
+        raise UserError(f"{run}/ensemble was made with {gone[0]}, which is not there; run creature ensemble again")
     now = tuple(named[member].result.sha256.weights for member in table.members)
     if table.models not in ((), now):  # older tables do not say
-        warn(f"{run}/ensemble has predictions of other weights, which are left out; run ensemble.py again")
+        warn(f"{run}/ensemble has predictions of other weights, which are left out; run creature ensemble again")
         return None
     if len(table.members) < len(run.folds):
         warn(f"{run}/ensemble was made with {len(table.members)} of {len(run.folds)} finished folds")

@@ -14,22 +14,9 @@ from creature.ensembling.acceptance import MARGIN
 from creature.ensembling.compare import compare_members
 from creature.metrics.accuracy import Count
 from creature.metrics.significance import PairedComparison, holm, shown_p
+from creature.reporting.reference import Reference, Result, show_accuracies
 from creature.reporting.study import Scored, ScoredRows, StudyRun, changes, same_rows, seed_groups
 
-# The course report's own accuracies on its 100 classes: validation (n = 300; None: its members had seen the images),
-# public and private test (n = 1172 each).
-REPORT: dict[str, tuple[float | None, float, float]] = {
-    "resnext": (0.9000, 0.9317, 0.9266),
-    "five_fold": (None, 0.9386, 0.9292),
-    "mixup_cutmix": (0.8933, 0.9497, 0.9437),
-    "all": (None, 0.9522, 0.9514),
-    "focal": (0.8933, 0.9326, 0.9104),
-    "normalization": (0.8833, 0.9138, 0.9078),
-    "rand_augment": (0.8933, 0.9215, 0.9078),
-    "trivial_augment": (0.9033, 0.9326, 0.9317),
-}
-STRATEGIES_IN_REPORT = {"logits": (0.9522, 0.9514), "softmax": (0.9514, 0.9480), "vote": (0.9480, 0.9445)}
-MEMBER_IN_REPORT = (0.9420, 0.9300)
 SCORED = ("run", "split", "status", "accuracy", "correct", "n", "low", "high")
 COMPARED = ("run", "baseline", "rows", "status", "n", "run_alone_right", "baseline_alone_right", "difference")
 COMPARED += ("p", "p_holm")
@@ -57,34 +44,24 @@ class Table:
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def in_report(run: StudyRun) -> str:
-    """The row of the report that a run repeats: by the name of its recipe, or of the one in fair/ of that name."""
-    name = run.recipe.name.removeprefix("fair_")
-    return "resnext" if name == "baseline" else name
+def choose_baseline(runs: Sequence[StudyRun], reference: Reference | None = None) -> StudyRun:
+    """The run that repeats the reference's baseline, or the first one."""
+    if reference:
+        base = reference.find(reference.baseline)
+        return next((run for run in runs if reference.find(run.recipe.name) is base), runs[0])
+    return runs[0]
 
 
-def choose_baseline(runs: Sequence[StudyRun]) -> StudyRun:
-    """The run that repeats the report's baseline, or the first one."""
-    return next((run for run in runs if in_report(run) == "resnext"), runs[0])
+def order_runs(runs: Sequence[StudyRun], reference: Reference) -> list[StudyRun]:
+    """Runs in the order of the reference's results, then all others as they were given."""
+    rank = {name: at for at, result in enumerate(reference.results) for name in result.recipes}
+    return sorted(runs, key=lambda run: rank.get(run.recipe.name, len(rank)))
 
 
-def missing(runs: Sequence[StudyRun]) -> list[str]:
-    """Rows of the report that no run repeats, where some run repeats one."""
-    given = {in_report(run) for run in runs}
-    return [name for name in REPORT if name not in given] if given & set(REPORT) else []
-
-
-def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """Runs in the order of the report's rows, then all others as they were given."""
-    rank = {name: at for at, name in enumerate(REPORT)}
-    return sorted(runs, key=lambda run: rank.get(in_report(run), len(rank)))
-
-
-def scores_table(runs: Sequence[StudyRun]) -> Table:
-    """Table 1: what each run scores on images that it was not trained on."""
+def scores_table(runs: Sequence[StudyRun], reference: Reference | None = None) -> Table:
+    """Table 1: what each run scores on images that it was not trained on, beside a reference's accuracies."""
     splits = [split for split in SPLITS if any(split in run.recorded for run in runs)]
-    selected, repeats = any(run.folds and run.selected for run in runs), bool(missing(runs))
-    repeats = repeats or any(in_report(run) in REPORT for run in runs)
+    selected = any(run.folds and run.selected for run in runs)
     ensembles = any(run.folds and run.unseen.models > 1 for run in runs)
     columns = [
         "run",
@@ -93,19 +70,19 @@ def scores_table(runs: Sequence[StudyRun]) -> Table:
         *(["held out, ensemble of repeats"] if ensembles else []),
         *(CALLED[split] for split in splits),
         "cost",
-        *(["the report: val, public, private"] if repeats else []),
+        *([f"{reference.name}: {', '.join(reference.splits)}"] if reference else []),
     ]
     rows, records = [], []
-    for run in in_order(runs):
-        cells = [_name(run)]
+    for run in runs:
+        cells, scored = [_name(run)], []
         if not run.folds:
-            cells += [Cell("no finished fold", "weak")] + [Cell("")] * (len(columns) - 2 - repeats)
+            cells += [Cell("no finished fold", "weak")] + [Cell("")] * (len(columns) - 2 - bool(reference))
         else:
             cells.append(Cell(f"{run.held.count}{' selected' * run.selected}"))
-            records.append(_record(run, "held_out", run.held.count, "selected" if run.selected else "scored"))
+            scored.append(_record(run, "held_out", run.held.count, "selected" if run.selected else "scored"))
             if selected:
                 cells.append(Cell(str(run.last)))
-                records.append(_record(run, "held_out_last_epoch", run.last, "scored"))
+                scored.append(_record(run, "held_out_last_epoch", run.last, "scored"))
             if ensembles:
                 cells.append(_ensemble_score(run))
                 if run.unseen.models > 1:
@@ -113,19 +90,17 @@ def scores_table(runs: Sequence[StudyRun]) -> Table:
                         f"held_out_ensemble_of_{run.unseen.models}",
                         "selected" if run.selected else "scored",
                     )
-                    records.append(_record(run, split, run.unseen.rows.count, status))
+                    scored.append(_record(run, split, run.unseen.rows.count, status))
             for split in splits:
                 cell, record = _split_score(run, split)
                 cells.append(cell)
-                records.append(record)
+                scored.append(record)
             cells.append(Cell(_cost(run)))
-        if repeats:
-            cells.append(Cell(_report_says(in_report(run)), "weak"))
+        result = reference.find(run.recipe.name) if reference else None
+        if reference:
+            cells.append(Cell(show_accuracies(result.accuracy, reference.splits) if result else "", "weak"))
         rows.append(tuple(cells))
-    for name in missing(runs):
-        gap = [Cell("missing", "weak"), *[Cell("")] * (len(columns) - 3), Cell(_report_says(name), "weak")]
-        rows.append((Cell(name, "weak"), *gap))
-        records.append(dict.fromkeys(SCORED) | {"run": name, "split": "held_out", "status": "missing"})
+        records += [record | _reference_columns(result) for record in scored]
     note = (
         "Held out: rows that the answering member never saw, pooled over its folds. Intervals: Wilson, 95 %. "
         "selected: the epoch was chosen on these rows. seen: a member was trained on the image, which is no "
@@ -137,27 +112,27 @@ def scores_table(runs: Sequence[StudyRun]) -> Table:
             "ensemble is the mean of the logits of members, one of each repeat, that never saw the row. The ensemble "
             "of all members is larger and cannot be scored on these rows: some of them were trained on each."
         )
-    if repeats:
-        note += (
-            " The report: a course report's own numbers, on other images; val n = 300, public and private 1172 each."
-        )
-    for record in records:
-        record |= dict(
-            zip(("report_val", "report_public", "report_private"), REPORT.get(str(record["run"]), ()), strict=False)
-        )
+    if reference:
+        for result in reference.missing(run.recipe.name for run in runs):
+            accuracies = Cell(show_accuracies(result.accuracy, reference.splits), "weak")
+            rows.append((*_missing_cells(result, len(columns) - 1), accuracies))
+            record = dict.fromkeys(SCORED) | {"run": result.name, "split": "held_out", "status": "missing"}
+            records.append(record | _reference_columns(result))
+        counts = ", ".join(f"{name} n = {split.n}" for name, split in reference.splits.items())
+        note += f" {reference.name}: {reference.source}; {counts}."
     return Table("scores", "Table 1. Scores", note, tuple(columns), rows, records)
 
 
-def tricks_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table:
-    """Table 2: each run against the baseline, on the same images."""
-    others = [run for run in in_order(runs) if run is not baseline]
+def tricks_table(runs: Sequence[StudyRun], baseline: StudyRun, reference: Reference | None = None) -> Table:
+    """Table 2: each run against the baseline, on the same images, beside a reference's differences."""
+    others = [run for run in runs if run is not baseline]
     splits = ["held", *(split for split in SPLITS if any(split in run.recorded for run in runs))]
-    repeats = any(in_report(run) in REPORT for run in runs)
     pairs = {(run.name, split): _pair(run, baseline, split) for run in others for split in splits}
     measured = [key for key, value in pairs.items() if isinstance(value, PairedComparison)]
     p = dict(zip(measured, holm([pairs[key].p for key in measured]), strict=True))  # type: ignore[union-attr]
     called = {"held": "held out", **CALLED}
-    columns = ["run", "differs in", *(called[split] for split in splits), *(["the report: public, private"] * repeats)]
+    columns = ["run", "differs in", *(called[split] for split in splits)]
+    columns += [f"{reference.name}: {', '.join(reference.compared)}"] if reference else []
     rows, records = [], []
     for run in others:
         differs = changes(baseline, run)
@@ -175,14 +150,10 @@ def tricks_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table:
                 cells.append(Cell(found, "weak"))
                 record["status"] = found
             records.append(record)
-        if repeats:
-            cells.append(_report_difference(in_report(run)))
+        if reference:
+            result = reference.find(run.recipe.name)
+            cells.append(Cell(reference.differences(result) if result else "", "weak"))
         rows.append(tuple(cells))
-    for name in missing(runs):
-        if name != in_report(baseline):
-            gap = [Cell("missing", "weak"), *[Cell("")] * (len(columns) - 3), _report_difference(name)]
-            rows.append((Cell(name, "weak"), *gap))
-            records.append(dict.fromkeys(COMPARED) | {"run": name, "baseline": baseline.name, "status": "missing"})
     better = [f"{run} ({called[split]})" for (run, split), value in p.items() if value < 0.05]
     note = (
         f"Difference to {baseline.name} in points of accuracy (right where {baseline.name} is wrong : the reverse), on "
@@ -190,29 +161,32 @@ def tricks_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table:
         f"another seed gives other models. Holm: corrected for the {len(p)} comparisons of this table. "
         f"Below 0.05 after the correction: {', '.join(better) or 'none'}."
     )
-    if repeats:
-        note += (
-            " The report's differences are its own, between single runs that often differ in more than their name says."
-        )
+    if reference:
+        for result in reference.missing(run.recipe.name for run in runs):
+            differences = Cell(reference.differences(result), "weak")
+            rows.append((*_missing_cells(result, len(columns) - 1), differences))
+            record = {"run": result.name, "baseline": baseline.name, "status": "missing"}
+            records.append(dict.fromkeys(COMPARED) | record)
+        note += f" {reference.name}: differences to its own {reference.baseline}; {reference.source}."
     return Table("tricks", f"Table 2. Each run against {baseline.name}", note, tuple(columns), rows, records)
 
 
-def strategies_table(runs: Sequence[StudyRun]) -> Table | None:
+def strategies_table(runs: Sequence[StudyRun], reference: Reference | None = None) -> Table | None:
     """Table 3: strategies and single members of every run with two members or more, on labelled new images."""
-    repeats = any(in_report(run) in REPORT for run in runs)
-    columns = ("run", "pictures", "who", "accuracy", "against logits", *(["the report: public, private"] * repeats))
+    columns = ["run", "images", "who", "accuracy", "against logits"]
+    columns += [f"{reference.name}: {', '.join(reference.compared)}"] if reference else []
     rows, records = [], []
-    for run in in_order(runs):
+    for run in runs:
+        result = reference.find(run.recipe.name) if reference else None
         for split, table in run.recorded.items():
             found = compare_members(table, run.exposed[split]) if len(table.members) > 1 else []
             for each in found:
-                member = each.name in table.members
                 against = Cell("") if each.against is None or each.p is None else _difference(each.against, each.p)
-                said = MEMBER_IN_REPORT if member else STRATEGIES_IN_REPORT[each.name]
                 cells = [_name(run), Cell(CALLED[split]), Cell(each.name), Cell(str(each.count)), against]
-                if repeats:
-                    told = in_report(run) == "all" and each.name in (*STRATEGIES_IN_REPORT, table.members[0])
-                    cells.append(Cell("{:.4f}, {:.4f}".format(*said) if told else "", "weak"))
+                if reference:
+                    strategy = "member" if each.name == table.members[0] else each.name
+                    accuracy = result.strategies.get(strategy) if result else None
+                    cells.append(Cell(show_accuracies(accuracy, reference.compared) if accuracy else "", "weak"))
                 rows.append(tuple(cells))
                 record = {"run": run.name, "rows": CALLED[split], "who": each.name, **each.count.figures()}
                 if each.against:
@@ -224,15 +198,15 @@ def strategies_table(runs: Sequence[StudyRun]) -> Table | None:
         "logits, softmax, vote: mean of all members' logits, mean of their probabilities, majority. Against logits: "
         "points, on the same images; McNemar's p, corrected by Holm within a run's images."
     )
-    if repeats:
-        note += " The report's last row is one sub-model; here it stands beside the first."
-    return Table("strategies", "Table 3. Ensemble strategies", note, columns, rows, records)
+    if reference:
+        note += f" {reference.name}: {reference.source}; its one member stands beside the first."
+    return Table("strategies", "Table 3. Ensemble strategies", note, tuple(columns), rows, records)
 
 
 def single_table(runs: Sequence[StudyRun]) -> Table | None:
     """Table 4: what may stand in an ensemble's place, beside it and its members, on images that none of them saw."""
     rows, records = [], []
-    for run in in_order(runs):
+    for run in runs:
         for source, scores in _scored_together(run):
             whole, *names = scores
             p = dict(zip(names, holm([scores[name].p for name in names]), strict=True))
@@ -364,18 +338,13 @@ def _toned(difference: float, text: str, p: float) -> Cell:
     return Cell(f"{mark}{text} {shown_p(p)}", f"{tone} sure" if tone and p < 0.05 else tone)
 
 
-def _report_says(name: str) -> str:
-    if name not in REPORT:
-        return ""
-    val, public, private = REPORT[name]
-    return f"{'seen' if val is None else f'{val:.4f}'}, {public:.4f}, {private:.4f}"
+def _missing_cells(result: Result, columns: int) -> list[Cell]:
+    """The row of a reference's result that no run repeats, but for the reference's own cell."""
+    return [Cell(result.name, "weak"), Cell("missing", "weak"), *[Cell("")] * (columns - 2)]
 
 
-def _report_difference(name: str) -> Cell:
-    if name not in REPORT or name == "resnext":
-        return Cell("")
-    pairs = zip(REPORT[name][1:], REPORT["resnext"][1:], strict=True)
-    return Cell(", ".join(f"{100 * ((a or 0) - (b or 0)):+.2f}" for a, b in pairs), "weak")
+def _reference_columns(result: Result | None) -> dict[str, float | None]:
+    return {f"reference_{split}": accuracy for split, accuracy in result.accuracy.items()} if result else {}
 
 
 def to_markdown(table: Table) -> str:

@@ -27,7 +27,8 @@ from torch import nn
 from creature.console import warn
 from creature.errors import UserError
 from creature.metrics.predictions import Predictions, save_predictions
-from creature.recipe import Checkpoint, Recipe, dump_recipe
+from creature.recipe import Checkpoint, Recipe
+from creature.recipe_file import dump_recipe
 from creature.storage import (
     file_hash,
     manifest_differences,

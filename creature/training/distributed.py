@@ -78,5 +78,5 @@ def check_processes(accelerator: Accelerator) -> None:
     if world != accelerator.num_processes:
         raise UserError(
             f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}; on CPUs use\n"
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 train.py ..."
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m creature train ..."
         )

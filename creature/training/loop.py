@@ -228,8 +228,9 @@ def train_step(
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(
-            f"out of memory with batch_size {size} in {parts} part{'s' * (parts > 1)}: --set accumulate={2 * parts} "
-            "computes the same step in less, and backbone.gradient_checkpointing=true in less still"
+            f"out of memory with batch_size {size} in {parts} part{'s' * (parts > 1)}: "
+            f"--set gradient_accumulation_steps={2 * parts} computes the same step in less, and "
+            "backbone.gradient_checkpointing=true in less still"
         ) from error
     if scaler:
         scaler.unscale_(optimizer)

@@ -15,9 +15,10 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from creature.console import warn
-from creature.data.folds import FoldTable, map_folds, write_folds
+from creature.data.folds import FoldTable, find_folds_file, read_folds, write_folds
 from creature.errors import UserError
-from creature.recipe import Recipe, dump_recipe, load_recipe, recipe_changes
+from creature.recipe import Recipe, recipe_changes
+from creature.recipe_file import dump_recipe, load_recipe
 from creature.storage import write_json, write_text
 
 CONTENTS = {"weights": "backbone.weights", "teacher": "loss.teacher"}  # what run.json has a hash of, by setting
@@ -65,33 +66,12 @@ def contents_of(run: Path) -> dict[str, str | None]:
         raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from error
 
 
-def trial_of(run: Path) -> dict[str, Any] | None:
-    """What a trial of backbone.compile=auto found, if this run has had one."""
-    path = run / "compile.json"
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-        return {"compile": bool(found["compile"]), "reason": str(found["reason"])}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or start another run with --out DIR") from error
-
-
-def share_trial(run: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """The run's trial: the first one's, by whoever came first."""
-    with _locked(run / "run.lock"):
-        if (before := trial_of(run)) is None:
-            write_json(run / "compile.json", found)
-    return before or found
-
-
 def share_folds(run: Path, folds: FoldTable) -> FoldTable:
     """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
-    path = run / "folds.json"
     with _locked(run / "run.lock"):
-        if not path.exists():
-            write_folds(path, folds)
-    saved = map_folds(path)
+        if find_folds_file(run) is None:
+            write_folds(run, folds)
+    saved = read_folds(run)
     if saved.fingerprint != folds.fingerprint:
         before, now = (dict(zip(some.ids.to_pylist(), some.hashes.to_pylist(), strict=True)) for some in (saved, folds))
         gone, new = before.keys() - now.keys(), now.keys() - before.keys()
@@ -102,7 +82,8 @@ def share_folds(run: Path, folds: FoldTable) -> FoldTable:
             if some
         ]
         raise UserError(
-            f"{path}: the images are not those that this run was parted on: {', '.join(counts) or 'labels differ'}\n"
+            f"{find_folds_file(run)}: the images are not those that this run was parted on: "
+            f"{', '.join(counts) or 'labels differ'}\n"
             f"restore the images, or start another run with --out DIR{_untrained(run)}"
         )
     return saved

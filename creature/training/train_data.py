@@ -24,7 +24,7 @@ from creature.data.checks import refuse_bad
 from creature.data.dataset import column, fingerprint, read_images
 from creature.data.duplicates import near_duplicates
 from creature.data.eval_transform import EvalTransform
-from creature.data.folds import FoldTable, assign_folds, folds_hash, group_copies, map_folds
+from creature.data.folds import FoldTable, assign_folds, find_folds_file, folds_hash, group_copies, read_folds
 from creature.data.image_cache import CachedImages, describe_cache
 from creature.data.loader import FeatureDataset, ImageDataset, derive_seed
 from creature.data.normalize import Normalize
@@ -49,7 +49,6 @@ from creature.training.backbone import (
     timm_config,
 )
 from creature.training.checkpoint import TrainingState, finish_fold, has_state, kept_epoch, load_state, prune_epochs
-from creature.training.compiling import compiles
 from creature.training.distributed import MEETING, WAIT, check_processes
 from creature.training.linear_probe import start_classifier
 from creature.training.loop import Learner, make_see
@@ -76,7 +75,7 @@ def start(recipe: Recipe, out: Path) -> Accelerator:
     if unknown := set(recipe.tracking) - known:
         raise UserError(
             f"tracking: {', '.join(sorted(unknown))} is not installed; there is: {', '.join(sorted(known)) or 'none'} "
-            "(pip install -e '.[tracking]' brings tensorboard)"
+            "(pip install 'creature[tracking]' brings tensorboard)"
         )
     # Without this, processes on a machine that has no GPU would each believe that they are alone.
     cpu = recipe.device == "cpu" or bool(os.environ.get("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
@@ -128,10 +127,10 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     field = "images.train and images.validation" if images.validation else "images.train"
     dataset = read_images([*images.train, *images.validation], columns, field)
     mean, _ = mean_and_std(recipe.backbone.name, images.normalize)
-    transform = EvalTransform(images.size, images.fit, mean)
+    transform = EvalTransform(images.size, images.crop_mode, mean)
     found: list[Any] = [None]
     if accelerator.is_main_process:
-        saved = map_folds(out / "folds.json") if (out / "folds.json").exists() else None
+        saved = read_folds(out) if find_folds_file(out) else None
         known = saved.hashes if saved else None
         checked, bad, cache = scan_images(dataset, known, field, images.cache, transform)
         refuse_bad(dataset, bad, images.max_bad, field)
@@ -250,7 +249,7 @@ def part(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -
         if n := int((fold[alike] != fold).sum()):
             warn(
                 f"images.validation: it shares {n} images that look the same with images.train, so its score "
-                "flatters; python -m creature.data.describe lists them"
+                "flatters; creature inspect lists them"
             )
     else:
         groups = group_copies(column(dataset, "group"), hashes, labels, names, alike)
@@ -298,7 +297,7 @@ def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transfo
     if n := int((~same & (head < len(checked))).sum()):
         warn(
             f"images.holdout: {n} of its {len(held)} images look the same as one that is trained on, so its score "
-            "flatters; python -m creature.data.describe lists them"
+            "flatters; creature inspect lists them"
         )
 
 
@@ -312,10 +311,10 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
     for size in recipe.augment.sizes or ():
         check_size(whole, backbone.name, size, "augment.sizes")
     whole = whole.to(accelerator.device)
-    average = ModelEmaV3(whole, recipe.optimizer.average, use_warmup=True) if recipe.optimizer.average else None
+    average = ModelEmaV3(whole, recipe.optimizer.ema_decay, use_warmup=True) if recipe.optimizer.ema_decay else None
     trained = ~data.folds.held_out(fold)
     rows = int(trained.sum())
-    if compiles(accelerator, recipe, whole, rows, folder.parent):
+    if backbone.compile:
         torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
         whole.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
     if fold == recipe.train_folds[0]:
@@ -341,7 +340,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: Data, fold: in
         position,
         seed=(recipe.seed, fold),
         rate=lambda epochs: recipe.optimizer.lr * lr_factor(recipe.schedule, epochs),
-        parts=recipe.accumulate,
+        parts=recipe.gradient_accumulation_steps,
         clip_norm=recipe.optimizer.clip_norm,
         freeze_batch_stats=backbone.freeze_batch_stats,
         save_minutes=recipe.checkpoint.every_minutes,
@@ -416,5 +415,5 @@ def finish(
         **environment(accelerator.device, accelerator.num_processes),
     }
     mean, std = mean_and_std(recipe.backbone.name, images.normalize)
-    finish_fold(folder, recipe, timm_config(model, folds.class_names, images.size, images.fit, mean, std), result)
+    finish_fold(folder, recipe, timm_config(model, folds.class_names, images.size, images.crop_mode, mean, std), result)
     prune_epochs(folder, position, recipe.checkpoint)

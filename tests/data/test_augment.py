@@ -68,7 +68,7 @@ def test_the_evaluation_view_draws_nothing_at_random():
     "view",
     [
         exact_transform(EvalTransform(32, "squash", MEAN)),
-        training_augmentation(32, augment(policy="rand_augment", erasing=1.0)),
+        training_augmentation(32, augment(policy="rand_augment", random_erasing=1.0)),
     ],
 )
 def test_a_view_reaches_workers_that_are_spawned(view):
@@ -88,7 +88,7 @@ def seen(view, seed: int, image: Image.Image | None = None) -> torch.Tensor:
 @pytest.mark.parametrize("rotation", [0.0, 30.0])
 @pytest.mark.parametrize("erasing", [0.0, 1.0])
 def test_every_training_view_gives_pixels_that_the_seed_alone_decides(policy, rotation, erasing):
-    view = training_augmentation(24, augment(policy=policy, rotation=rotation, erasing=erasing))
+    view = training_augmentation(24, augment(policy=policy, rotation=rotation, random_erasing=erasing))
     for seed in range(8):
         pixels = seen(view, seed)
         assert pixels.dtype == torch.uint8 and pixels.shape == (3, 24, 24)
@@ -99,7 +99,7 @@ def test_every_training_view_gives_pixels_that_the_seed_alone_decides(policy, ro
 @pytest.mark.parametrize("size", [(1, 1), (3, 80), (80, 3)])
 @pytest.mark.parametrize("policy", ["none", "rand_augment", "trivial_augment"])
 def test_small_and_narrow_pictures_have_a_view(size, policy):
-    view = training_augmentation(24, augment(policy=policy, rotation=10.0, erasing=1.0))
+    view = training_augmentation(24, augment(policy=policy, rotation=10.0, random_erasing=1.0))
     for seed in range(20):
         assert seen(view, seed, picture(*size)).shape == (3, 24, 24)
 
@@ -117,10 +117,10 @@ def test_flip_is_a_mirror_and_its_probability_is_kept():
 
 
 def test_erasing_blackens_one_rectangle():
-    erased = whole(flip=0.0, erasing=1.0) != whole(flip=0.0)
+    erased = whole(flip=0.0, random_erasing=1.0) != whole(flip=0.0)
     rows, columns = erased.any(0).any(1).nonzero(), erased.any(0).any(0).nonzero()
     box = (slice(None), slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-    assert whole(flip=0.0, erasing=1.0)[box].max() == 0 and erased.sum() <= erased[box].numel() < erased.numel()
+    assert whole(flip=0.0, random_erasing=1.0)[box].max() == 0 and erased.sum() <= erased[box].numel() < erased.numel()
 
 
 def test_rotation_and_policy_change_what_is_seen():
@@ -157,7 +157,7 @@ TURNED[ExifTags.Base.Orientation] = 6
 @pytest.mark.parametrize("erasing", [0.0, 0.5])
 def test_a_crop_is_what_the_steps_make_of_the_whole_picture(data, erasing):
     """Same draws, and pixels that differ by rounding; by less than a grey level where less was decoded."""
-    settings = augment(erasing=erasing)
+    settings = augment(random_erasing=erasing)
     view = training_augmentation(64, settings)
     steps = v2.Compose(
         [

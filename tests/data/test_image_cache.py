@@ -1,7 +1,6 @@
 """The cache: the same images decoded once, found again, never believed when damaged, and never in the way."""
 
 import io
-import json
 import os
 import pickle
 import shutil
@@ -19,6 +18,7 @@ from creature.data.augment import cached_transform, exact_transform, training_au
 from creature.data.checks import Everything, check_images
 from creature.data.decode import content_hash
 from creature.data.eval_transform import EvalTransform
+from creature.data.folds import read_folds
 from creature.data.image_cache import CachedImages, cache_home, open_cache, should_cache
 from creature.data.loader import ImageDataset
 from creature.errors import UserError
@@ -251,6 +251,6 @@ def test_bad_pictures_are_listed_and_left_out_as_without_a_cache(tiny, drawn, tm
     victim.write_bytes(b"no image")
     settings = ("folds.train=[0]", f"images.train=[{tmp_path / 'train'}]", "images.cache=disk")
     assert start(tiny, tmp_path / "run", *settings) == 0
-    bad = json.loads((tmp_path / "run/folds.json").read_text())["bad"]
+    bad = read_folds(tmp_path / "run").bad
     assert list(bad) == [f"train/fish/{victim.name}"] and "not an image" in bad[f"train/fish/{victim.name}"]
     assert bad[f"train/fish/{victim.name}"] in capfd.readouterr().err

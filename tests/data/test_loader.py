@@ -17,7 +17,7 @@ from creature.data.workers import load_batches
 from creature.recipe import Augment
 
 B, N = 4, 11
-VIEW = training_augmentation(16, Augment(policy="trivial_augment", erasing=0.5))
+VIEW = training_augmentation(16, Augment(policy="trivial_augment", random_erasing=0.5))
 SIZES = range(2, 2 * B + 2)
 
 

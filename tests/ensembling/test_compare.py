@@ -39,7 +39,7 @@ def test_holm_s_correction():
 
 
 @pytest.fixture
-def recorded() -> RecordedPredictions:
+def answered() -> RecordedPredictions:
     """Ten images of cats; the vote is wrong on one more than the mean of logits, fold-0 on four."""
     said = {"logits": 9, "softmax": 9, "vote": 8, "fold-0": 6, "fold-1": 10}
     return RecordedPredictions(
@@ -52,9 +52,9 @@ def recorded() -> RecordedPredictions:
     )
 
 
-def test_strategies_and_members_are_scored_on_new_pictures_alone(recorded):
-    exposed = np.array(["seen"] * 5 + ["unseen"] * 5)
-    found = {row.name: row for row in compare_members(recorded, exposed)}
+def test_deciders_are_scored_on_new_pictures_alone(answered):
+    stands = np.array(["seen"] * 5 + ["unseen"] * 5)
+    found = {row.name: row for row in compare_members(answered, stands)}
     assert {name: (row.count.correct, row.count.n) for name, row in found.items()} == {
         "logits": (4, 5),
         "softmax": (4, 5),
@@ -65,17 +65,17 @@ def test_strategies_and_members_are_scored_on_new_pictures_alone(recorded):
     assert found["logits"].against is None
     assert (found["vote"].against.first, found["vote"].against.second) == (0, 1)
     assert found["fold-0"].p == pytest.approx(min(1.0, 4 * found["fold-0"].against.p))
-    assert compare_members(recorded, np.array(["seen"] * 10)) == []
+    assert compare_members(answered, np.array(["seen"] * 10)) == []
 
 
-def test_disagreements_name_picture_truth_and_what_each_said(recorded):
+def test_disagreements_name_picture_truth_and_what_each_said(answered):
     strategies = ("logits", "softmax", "vote")
-    assert disagreements(recorded, strategies) == [("8.jpg", "cat", "cat", "cat", "dog")]
-    assert len(disagreements(recorded, tuple(recorded.predicted))) == 4
+    assert disagreements(answered, strategies) == [("8.jpg", "cat", "cat", "cat", "dog")]
+    assert len(disagreements(answered, tuple(answered.predicted))) == 4
 
 
-def test_the_comparison_is_shown_and_written(recorded, tmp_path, capsys):
-    show_comparison("test", recorded, np.array(["unseen"] * 9 + ["seen"]), tmp_path / "d.csv")
+def test_the_comparison_is_shown_and_written(answered, tmp_path, capsys):
+    show_comparison("test", answered, np.array(["unseen"] * 9 + ["seen"]), tmp_path / "d.csv")
     shown = capsys.readouterr().out
     assert "1 images, trained on" in shown and "(n = 9)" in shown and "(n = 10)" not in shown
     assert "1 of 10 images are given different classes" in shown

@@ -1,4 +1,4 @@
-"""Recorded predictions: kept and scored on new images, and never on those that a member was trained on."""
+"""What an ensemble said, kept and scored: on new images, and never on those that a member was trained on."""
 
 import json
 from pathlib import Path
@@ -8,17 +8,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from creature.data.folds import FoldTable, write_folds
-from creature.ensembling.recorded import (
-    Recorder,
-    exposures,
-    read_truth,
-    tally,
-)
+from creature.ensembling.recorded import Recorder, exposures, read_truth, tally
 from creature.errors import BrokenError, UserError
 from creature.inference.predictor import LogitsBatch
 from creature.metrics.accuracy import Count
 from creature.metrics.recorded import RecordedPredictions, load_recorded, save_recorded
-from creature.run import Fold, Run
+from creature.run import Fold, find_members
 
 NAMES = ("red", "green", "blue")
 CONTENTS = {"zero": "0" * 32, "one": "1" * 32, "both": "2" * 32, "new": "f" * 32}
@@ -39,19 +34,18 @@ def a_run(folder: Path, selected: bool = False) -> list[Fold]:
         hashes=tuple(CONTENTS[name] for name in rows),
         bad={},
     )
-    write_folds(folder / "folds.json", folds)
-    folders = [folder / "fold-0", folder / "fold-1"]
-    for k, fold in enumerate(folders):
-        fold.mkdir()
+    write_folds(folder, folds)
+    for k in range(2):
+        (fold := folder / f"fold-{k}").mkdir()
         score = {"correct": 1, "n": 2}
         result = {"fold": k, "selected": selected, "epoch": 1, "last": score, "class_counts": [3], **score}
         result |= {"parameters": 7, "seconds": 1.0, "folds": "", "sha256": {"model.safetensors": ""}}
         (fold / "result.json").write_text(json.dumps(result))
-    return list(Run(folder).folds)
+    return find_members([folder])
 
 
 def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
-    """Images as (content, label, what all members and strategies predict)."""
+    """Images as (content, label, what all deciders say)."""
     index = {name: k for k, name in enumerate(NAMES)} | {"": -1}
     said = np.array([index[said] for _, _, said in rows])
     return RecordedPredictions(
@@ -64,36 +58,36 @@ def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
     )
 
 
-def figures(recorded: RecordedPredictions, members: list[Fold]) -> dict[str, object]:
-    return tally(recorded, exposures(recorded, members)).figures()
+def figures(answered: RecordedPredictions, members: list[Fold]) -> dict[str, object]:
+    return tally(answered, exposures(answered, members)).figures()
 
 
 def test_new_pictures_are_scored(tmp_path):
-    recorded = table(("new", "red", "red"), ("new", "blue", "red"), ("new", "blue", "blue"))
-    folders = a_run(tmp_path / "run")
-    assert tally(recorded, exposures(recorded, folders)).lines("test") == [("test", str(Count(2, 3)))]
-    assert figures(recorded, folders) == {"unseen": Count(2, 3).figures(), "seen": 0, "unlabelled": 0, "unread": 0}
+    answered = table(("new", "red", "red"), ("new", "blue", "red"), ("new", "blue", "blue"))
+    members = a_run(tmp_path / "run")
+    assert tally(answered, exposures(answered, members)).lines("test") == [("test", str(Count(2, 3)))]
+    assert figures(answered, members) == {"unseen": Count(2, 3).figures(), "seen": 0, "unlabelled": 0, "unread": 0}
 
 
 @pytest.mark.parametrize("content", ["zero", "one", "both"])
 def test_a_picture_that_any_member_was_trained_on_has_no_accuracy(tmp_path, content):
-    recorded, folders = table((content, "red", "red")), a_run(tmp_path / "run")
-    ((title, said),) = tally(recorded, exposures(recorded, folders)).lines("test")
+    answered, members = table((content, "red", "red")), a_run(tmp_path / "run")
+    ((title, said),) = tally(answered, exposures(answered, members)).lines("test")
     assert "1 images" in title and said == "seen"
     assert not any(character.isdigit() for character in said)
-    assert figures(recorded, folders) == {"seen": 1, "unlabelled": 0, "unread": 0}
+    assert figures(answered, members) == {"seen": 1, "unlabelled": 0, "unread": 0}
 
 
 def test_a_picture_that_the_only_member_held_out_is_new_to_it(tmp_path):
-    recorded = table(("zero", "red", "red"), ("one", "red", "red"))
-    found = figures(recorded, a_run(tmp_path / "run")[:1])
+    answered = table(("zero", "red", "red"), ("one", "red", "red"))
+    found = figures(answered, a_run(tmp_path / "run")[:1])
     assert found == {"unseen": Count(1, 1).figures(), "seen": 1, "unlabelled": 0, "unread": 0}
 
 
 def test_a_picture_that_an_epoch_was_selected_on_is_marked(tmp_path):
-    recorded = table(("zero", "blue", "red"), ("new", "red", "red"))
-    stands = exposures(recorded, a_run(tmp_path / "run", selected=True)[:1])
-    lines = tally(recorded, stands).lines("test")
+    answered = table(("zero", "blue", "red"), ("new", "red", "red"))
+    stands = exposures(answered, a_run(tmp_path / "run", selected=True)[:1])
+    lines = tally(answered, stands).lines("test")
     assert lines == [("test", str(Count(1, 1))), ("test", f"{Count(0, 1)} selected")]
 
 
@@ -104,14 +98,14 @@ def test_a_picture_of_one_run_is_seen_where_another_run_trained_on_it(tmp_path):
 
 
 def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_path):
-    recorded = table(("new", "", "red"), ("unread", "red", "red"), ("new", "red", "red"))
-    stands = exposures(recorded, a_run(tmp_path / "run"))
-    found = tally(recorded, stands)
+    answered = table(("new", "", "red"), ("unread", "red", "red"), ("new", "red", "red"))
+    stands = exposures(answered, a_run(tmp_path / "run"))
+    found = tally(answered, stands)
     assert found.figures() == {"unseen": Count(1, 1).figures(), "seen": 0, "unlabelled": 1, "unread": 1}
     assert [said for _, said in found.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
 
 
-def test_a_record_holds_what_each_strategy_and_member_predicts():
+def test_a_record_holds_what_each_decider_said():
     """Two members on two images; of one, only a wide margin makes the sure member win the mean of logits."""
     logits = np.array([[[9.0, 0, 0], [1.0, 0, 0]], [[0, 1.0, 0], [0, 3.0, 0]]], dtype=np.float32)
     record = Recorder(("fold-0", "fold-1"), np.ones(2))
@@ -129,18 +123,18 @@ def test_a_record_holds_what_each_strategy_and_member_predicts():
 
 
 def test_saved_answers_are_read_back(tmp_path):
-    recorded = table(("new", "red", "blue"), ("unread", "", "red"))
-    save_recorded(tmp_path / "some/images.safetensors", recorded)
+    answered = table(("new", "red", "blue"), ("unread", "", "red"))
+    save_recorded(tmp_path / "some/images.safetensors", answered)
     found = load_recorded(tmp_path / "some/images.safetensors")
     assert (found.ids, found.content_hashes, found.strategy, found.class_names) == (
-        recorded.ids,
-        recorded.content_hashes,
-        recorded.strategy,
-        recorded.class_names,
+        answered.ids,
+        answered.content_hashes,
+        answered.strategy,
+        answered.class_names,
     )
     assert found.members == ["fold-0"]
-    np.testing.assert_array_equal(found.labels, recorded.labels)
-    for name, said in recorded.predicted.items():
+    np.testing.assert_array_equal(found.labels, answered.labels)
+    for name, said in answered.predicted.items():
         np.testing.assert_array_equal(found.predicted[name], said)
 
 
@@ -155,7 +149,7 @@ def test_damaged_answers_are_refused_in_one_sentence(tmp_path, damage):
         words = {"deciders": '["logits"]', "names": "[]", "strategy": '"logits"'}
         short = {"labels": tensors["labels"][:1], "decisions": tensors["decisions"][:1]}
         save_file(tensors | short, path, metadata=None if damage == "no metadata" else words)
-    with pytest.raises(BrokenError, match=r"images.safetensors: cannot be read .*; run ensemble.py"):
+    with pytest.raises(BrokenError, match=r"images.safetensors: cannot be read .*; run creature ensemble"):
         load_recorded(path)
 
 

@@ -17,16 +17,17 @@ import predict
 from creature.data.folds import read_folds
 from creature.ensembling import acceptance, soup
 from creature.ensembling.acceptance import MARGIN, Candidate, Comparison, compare_with_ensemble, verdict
-from creature.ensembling.compare import difference_interval, holm
 from creature.ensembling.distill import SHARE, soft_targets, student_recipe
-from creature.ensembling.soup import average, choose, greedy, norms
+from creature.ensembling.soup import average_weights, batch_norms, choose, choose_greedily
 from creature.errors import UserError
-from creature.inference import members
 from creature.metrics.predictions import load_predictions
-from creature.recipe import dump_recipe, load_recipe
+from creature.metrics.significance import difference_interval, holm
+from creature.recipe_file import dump_recipe, load_recipe
 from creature.reporting import report
 from creature.reporting.study import read_runs
 from creature.reporting.tables import single_table
+from creature.run import Run, find_members
+from helpers.fold_files import folds_rows
 from helpers.runs import read_csv, start, weights_hash
 
 
@@ -66,30 +67,30 @@ def words(drawn: Path) -> list[str]:
 
 
 def test_a_soup_is_the_mean_of_all_tensors_and_of_equal_ones_each_of_them(run, own):
-    folds = [own / f"fold-{k}" for k in range(3)]
-    mean, each = average(folds), [load_file(fold / "model.safetensors") for fold in folds]
+    folds = Run(own).folds
+    mean, each = average_weights(folds), [load_file(fold.folder / "model.safetensors") for fold in folds]
     assert mean.keys() == each[0].keys()
     for name, value in mean.items():
         expected = torch.stack([tensors[name].double() for tensors in each]).mean(0)
         torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=0)
         assert value.dtype == each[0][name].dtype
-    equal = average([folds[0]] * 3)
+    equal = average_weights([folds[0]] * 3)
     assert all(torch.equal(equal[name], value) for name, value in each[0].items())
 
 
 def test_a_greedy_soup_begins_with_the_best_and_keeps_whom_it_is_no_worse_with():
     worth = {(0,): 5, (1,): 9, (2,): 7, (1, 2): 9, (0, 1, 2): 8}
-    assert greedy([0, 1, 2], worth.__getitem__) == (1, 2)
-    assert greedy([0, 1], {(0,): 1, (1,): 2, (0, 1): 1}.__getitem__) == (1,)
+    assert choose_greedily([0, 1, 2], worth.__getitem__) == (1, 2)
+    assert choose_greedily([0, 1], {(0,): 1, (1,): 2, (0, 1): 1}.__getitem__) == (1,)
 
 
 def test_each_half_is_answered_by_the_soup_that_the_other_half_chose():
     """Member 0 is right on half 0 alone, member 1 on half 1 alone: what a half chooses is wrong on the other."""
     half, labels = np.array([0, 0, 0, 1, 1]), np.ones(5, dtype=np.int64)
     said = {(0,): 1 - half, (1,): half, (0, 1): np.zeros(5, dtype=np.int64)}
-    chosen, predicted = choose([0, 1], said.__getitem__, labels, half)
-    assert chosen == [(0,), (0,), (1,)]
-    assert not (predicted == labels).any()
+    choice = choose([0, 1], said.__getitem__, labels=labels, half=half)
+    assert (choice.on_all, choice.on_halves) == ((0,), ((0,), (1,)))
+    assert not (choice.predicted == labels).any()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,14 @@ def judged(right: int, alone: int, theirs: int, n: int) -> Comparison:
     model[: right + alone] = 0
     all_of_them[:right] = all_of_them[right + alone : right + alone + theirs] = 0
     unseen = acceptance.UnseenImages(
-        "t", np.arange(n), labels, Candidate("e", 2, all_of_them), (), lambda: (), "logits", False
+        title="t",
+        content_hashes=np.arange(n),
+        labels=labels,
+        ensemble=Candidate("e", 2, all_of_them),
+        members=(),
+        images=lambda: (),
+        strategy="logits",
+        mirror=False,
     )
     return compare_with_ensemble(unseen, Candidate("m", 1, model))
 
@@ -156,21 +164,23 @@ def test_a_soup_is_a_folder_that_predicts_and_stands_beside_its_members(own, dra
 
 def test_a_soup_s_batchnorm_is_that_of_its_own_activations_unless_it_was_frozen(own, run, drawn, tiny):
     """In a layer that sees the pixels themselves, the mean over batches of what it sees."""
-    folds, recipe = [own / f"fold-{k}" for k in range(3)], load_recipe(own / "recipe.yaml")
-    member = soup.cook(folds, torch.device("cpu"), recipe)
-    first = norms(member.model)[0]
+    folds = Run(own).folds
+    member = soup.cook(folds, torch.device("cpu"))
+    first = batch_norms(member.model)[0]
     seen: list[torch.Tensor] = []
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     member.model.train()
-    with torch.no_grad(), soup.training_batches(own, recipe) as batches:
+    with torch.no_grad(), soup.training_batches(Run(own)) as batches:
         for batch in batches:
             member.model(member.normalize(batch.pixels))
     means = torch.stack([each.mean((0, 2, 3)) for each in seen]).mean(0)
-    member = soup.cook(folds, torch.device("cpu"), recipe)
-    torch.testing.assert_close(norms(member.model)[0].running_mean, means, atol=1e-5, rtol=1e-4)
-    frozen = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"freeze_batch_stats": True})})
-    kept = soup.cook(folds, torch.device("cpu"), frozen).model.state_dict()
-    assert all(torch.equal(kept[name], value) for name, value in average(folds).items())
+    member = soup.cook(folds, torch.device("cpu"))
+    torch.testing.assert_close(batch_norms(member.model)[0].running_mean, means, atol=1e-5, rtol=1e-4)
+    saved = own / "recipe.yaml"
+    saved.write_text(saved.read_text().replace("freeze_batch_stats: false", "freeze_batch_stats: true"))
+    assert Run(own).recipe.backbone.freeze_batch_stats
+    kept = soup.cook(Run(own).folds, torch.device("cpu")).model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in average_weights(folds).items())
 
 
 def test_the_greedy_soup_says_whom_each_half_chose(own, drawn, capsys):
@@ -208,14 +218,14 @@ def test_a_soup_is_of_one_whole_run(own, drawn):
 def test_a_target_is_half_the_label_and_half_what_was_said_out_of_fold(run, tiny, held, tmp_path):
     settings = ["folds.count=1", f"images.validation=[{held}]", f"loss.teacher={run}", "schedule.epochs=1"]
     start(tiny, tmp_path / "s", *settings)
-    folds = read_folds(tmp_path / "s/folds.json")
+    folds = read_folds(tmp_path / "s")
     targets = soft_targets(run, folds).numpy()
     np.testing.assert_allclose(targets.sum(1), 1, atol=1e-5)
     answers = {}
     for k in range(3):
         said = load_predictions(run / f"fold-{k}/held_out.safetensors")
         answers |= dict(zip(said.ids, torch.from_numpy(said.logits).softmax(1).numpy(), strict=True))
-    names = {content: name for name, _, _, content in json.loads((run / "folds.json").read_text())["rows"]}
+    names = {content: name for name, _, _, content in folds_rows(run)}
     for row, content in enumerate(folds.hashes.to_pylist()):
         label = np.eye(len(folds.class_names))[folds.labels[row]]
         own = label if folds.held_out(0)[row] else (1 - SHARE) * label + SHARE * answers[names[content]]
@@ -248,7 +258,6 @@ def test_a_teacher_that_saw_what_its_student_holds_out_or_other_pictures_is_refu
     with pytest.raises(UserError, match=r"loss\.teacher: .* 1 of its own are not in images\.train"):
         start(tiny, tmp_path / "c", *one, f"images.train=[{copies}]", f"images.validation=[{held}]")
     shutil.rmtree(own / "fold-1")
-    members.result_of.cache_clear()
     with pytest.raises(UserError, match=r"for 24 images .* has no member that never saw them"):
         start(tiny, tmp_path / "d", *one, f"images.validation=[{held}]")
     with pytest.raises(UserError, match=r"loss\.teacher: .* is no run with a finished fold"):
@@ -293,7 +302,7 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
     before = weights_hash(own / "student/fold-0")
     assert ensemble.main(asked) == 0 and weights_hash(own / "student/fold-0") == before
     assert "is finished" in capsys.readouterr().out
-    assert members.find_folds([str(own)]) == [own / f"fold-{k}" for k in range(3)]  # it is no member
+    assert [fold.folder for fold in find_members([own])] == [own / f"fold-{k}" for k in range(3)]  # it is no member
     path = own / "fold-0/held_out.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "logits": tensors["logits"] + 1}, path, load_metadata(path))
@@ -311,7 +320,7 @@ def test_a_report_leaves_out_a_soup_of_other_members(own, drawn, capsys):
     assert report.main([str(own)]) == 0
     assert "soup was made of other members" in " ".join(capsys.readouterr().err.split())
     said = {"strategy": "logits", "mirror": False, "images": {"source": "x"}, "scores": {"x": 1}}
-    hashes = [{"sha256": members.result_of(own / f"fold-{k}")["sha256"]["model.safetensors"]} for k in range(3)]
+    hashes = [{"sha256": fold.result.sha256.weights} for fold in Run(own).folds]
     path.write_text(json.dumps({**said, "members": hashes}))
     assert report.main([str(own)]) == 0
     assert re.search(r"soup/result\.json cannot be read .*make .*soup again", " ".join(capsys.readouterr().err.split()))
@@ -336,14 +345,14 @@ def test_a_student_s_recipe_is_refused_before_anything_is_asked(own, student, dr
     shutil.copyfile(own / "fold-0/model.safetensors", start_of)
     saved = own / "recipe.yaml"
     saved.write_text(saved.read_text().replace("weights: null", f"weights: {start_of}"))
-    recipe = student_recipe(str(student), own)
+    recipe = student_recipe(str(student), Run(own))
     assert recipe.backbone.weights == str(start_of)  # the run's, for the same backbone
     settings = json.loads(student.read_text())
     student.write_text(json.dumps(settings | {"backbone": settings["backbone"] | {"name": "test_efficientnet"}}))
-    assert student_recipe(str(student), own).backbone.weights is None
+    assert student_recipe(str(student), Run(own)).backbone.weights is None
     (own / "student").mkdir()
     (own / "student/recipe.yaml").write_text(dump_recipe(recipe))
-    monkeypatch.setattr(ensemble, "answer", None)
+    monkeypatch.setattr(ensemble, "predict", None)
     with pytest.raises(
         UserError, match=r"student is by another recipe; remove it for a new student.*\n.*backbone\.name"
     ):

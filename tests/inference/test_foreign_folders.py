@@ -21,10 +21,12 @@ from safetensors.torch import save_file as save_tensors
 import ensemble
 import predict
 import train
+from creature.data.folds import read_folds
 from creature.errors import BrokenError, Interrupted, UserError
 from creature.inference.members import load_member
 from creature.training import checkpoint
 from helpers import ROOT
+from helpers.fold_files import old_text
 from helpers.runs import start, stopping_after
 
 AUDITED = """
@@ -184,13 +186,27 @@ def test_weights_that_the_result_was_not_measured_with_are_no_member(run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"), [("correct", 10**6, "and n only 24"), ("fold", 99, "holds fold 99, as its result")]
+    ("key", "value", "error", "message"),
+    [
+        ("correct", 10**6, BrokenError, r"fold-0/result\.json: .*and n only 24"),
+        ("n", "24", BrokenError, r"fold-0/result\.json: n: .*valid integer"),
+        ("fold", 99, UserError, "fold-0 holds fold 99, as its result.json says"),
+    ],
 )
-def test_a_result_that_cannot_be_is_refused(run, tmp_path, key, value, message):
+def test_a_result_that_cannot_be_is_refused(run, tmp_path, key, value, error, message):
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run/fold-0/result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises((UserError, BrokenError), match=message):
+    with pytest.raises(error, match=message) as refused:
+        ensemble.main([str(tmp_path / "run")])
+    assert ": :" not in str(refused.value)
+
+
+def test_a_fold_that_the_run_does_not_have_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.move(tmp_path / "run/fold-0", fold := tmp_path / "run/fold-99")
+    (fold / "result.json").write_text((fold / "result.json").read_text().replace('"fold": 0', '"fold": 99'))
+    with pytest.raises(BrokenError, match=r"fold-99/result\.json: fold: 99 is none of the run's folds"):
         ensemble.main([str(tmp_path / "run")])
 
 
@@ -286,6 +302,8 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
     begun = tmp_path / "begun"
     shutil.copytree(run, begun)
     shutil.rmtree(begun / "fold-2")
+    (begun / "folds.json").write_text(old_text(read_folds(begun)))  # as an earlier version began it
+    (begun / "folds.arrow").unlink()
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 4)
         with pytest.raises(Interrupted):
@@ -303,7 +321,7 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
     outcomes = {name: Counter() for name in uses}
     for name, use in uses.items():
         for number in range(count):
-            work = tmp_path / f"{name.replace('/', '-')}-{number}"  # a name of its own, for results are cached
+            work = tmp_path / f"{name.replace('/', '-')}-{number}"
             shutil.copytree(begun, work)
             (work / name).write_bytes(spoilt((work / name).read_text(), random))
             if name.startswith(str(state)):

@@ -66,7 +66,7 @@ def test_the_file_holds_no_place_of_this_machine(exported):
 
 @pytest.mark.parametrize("fit", ["center", "border"])
 def test_the_evaluation_view_travels_along(tiny, drawn, tmp_path, fit):
-    settings = [f"images.fit={fit}", "images.normalize=imagenet", "folds.train=[0]", "schedule.epochs=1"]
+    settings = [f"images.crop_mode={fit}", "images.normalize=imagenet", "folds.train=[0]", "schedule.epochs=1"]
     words = [word for setting in settings for word in ("--set", setting)]
     train.main(["--recipe", str(tiny), "--out", str(tmp_path / "run"), *words])
     exporting.main([str(tmp_path / "run/fold-0"), str(tmp_path / "m.onnx")])
@@ -94,7 +94,7 @@ def test_other_files_are_refused_in_one_sentence(exported, drawn, tmp_path, dama
         model = onnx.load(path)
         del model.metadata_props[:]
         onnx.save(model, path)
-    with pytest.raises(UserError, match=r"m.onnx: no model of python -m creature.publishing.onnx_export"):
+    with pytest.raises(UserError, match=r"m.onnx: no model of creature export"):
         predict.main([str(path), str(drawn / "test")])
     with pytest.raises(UserError, match="no such file"):
         predict.main([str(tmp_path / "none.onnx"), str(drawn / "test")])

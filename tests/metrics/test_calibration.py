@@ -18,6 +18,7 @@ from creature.errors import BrokenError, UserError
 from creature.metrics import calibration
 from creature.metrics.blend import blend
 from creature.metrics.calibration import (
+    MODEL_CALIBRATION,
     calibrate,
     calibration_error,
     fit_temperature,
@@ -75,7 +76,7 @@ def test_sets_cover_as_often_as_they_say(coverage):
 def test_the_rank_counts_the_new_picture():
     assert threshold_of_sets(np.arange(1, 20) / 20, 0.95) == 1 / 20  # of 19 rows the least
     assert threshold_of_sets(np.arange(1, 40) / 40, 0.95) == 2 / 40
-    with pytest.raises(UserError, match=r"--set: 0.95 needs 19 held-out images, there are 18"):
+    with pytest.raises(UserError, match=r"--coverage: 0.95 needs 19 held-out images, there are 18"):
         threshold_of_sets(np.arange(1, 19) / 20, 0.95)
 
 
@@ -94,7 +95,7 @@ def test_answers_are_as_often_right_as_asked_for():
 
 def test_a_precision_that_no_threshold_reaches_is_refused():
     logits, labels = rows(100, 0)
-    with pytest.raises(UserError, match=r"--precision: 0.999 is not reached .* on 100 held-out images"):
+    with pytest.raises(UserError, match=r"--min-precision: 0.999 is not reached .* on 100 held-out images"):
         calibrate(logits, labels, precision=0.999)
     sure, right = np.full(100, 0.9), np.arange(100) < 90  # equally sure ones are answered together, or not at all
     assert threshold_of_answers(sure, right, 0.8) == 0.9
@@ -110,7 +111,7 @@ def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, mo
     monkeypatch.setattr(calibration, "threshold_of_answers", lambda sure, *_: float(np.median(sure)))
     fold, out = str(run / "fold-0"), tmp_path / "p.csv"
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    words = [str(drawn / "test"), str(tmp_path / "broken.jpg"), "--set", "0.8", "--precision", "0.5", "--out"]
+    words = [str(drawn / "test"), str(tmp_path / "broken.jpg"), "--coverage", "0.8", "--min-precision", "0.5", "--out"]
     assert predict.main([fold, *words, str(out)]) == 3
     found = read(out)
     assert {row["status"] for row in found if "broken" not in row["id"]} == {"ok", "unsure"}
@@ -131,7 +132,7 @@ def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, mo
 
 def test_the_terminal_shows_sets(run, drawn, capsys):
     picture = str(next((drawn / "test").iterdir()))
-    assert predict.main([str(run / "fold-0"), picture, "--set", "0.8", "--top", "2"]) == 0
+    assert predict.main([str(run / "fold-0"), picture, "--coverage", "0.8", "--top", "2"]) == 0
     shown = capsys.readouterr().out
     assert "may be, 0.8" in shown and shown.count(", ") >= 1
 
@@ -139,7 +140,7 @@ def test_the_terminal_shows_sets(run, drawn, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--members"], "none; first: python ensemble.py .* --images DIR --labels FILE.csv, or"),
+        (["--members"], "none; first: creature ensemble .* --images DIR --labels FILE.csv, or"),
         (["--members", "--mirror"], "--labels FILE.csv --mirror, or"),
         (["--mirror"], "--mirror: calibration was made without it"),
         (["--format", "submission", "--out", "p.csv"], "not for submissions or parts"),
@@ -150,13 +151,13 @@ def test_what_is_not_promised_is_refused(run, drawn, tmp_path, words, message):
     shutil.rmtree(tmp_path / "run/ensemble", ignore_errors=True)
     model = str(tmp_path / "run") if "--members" in words else str(run / "fold-0")
     with pytest.raises(UserError, match=message):
-        predict.main([model, str(drawn / "test"), "--set", "0.8", *words])
+        predict.main([model, str(drawn / "test"), "--coverage", "0.8", *words])
 
 
 def test_a_model_without_its_held_out_rows_is_refused(run, drawn, tmp_path):
     shutil.copytree(run / "fold-0", tmp_path / "fold-0")
     with pytest.raises(UserError, match="rest on the images that a fold held out"):
-        predict.main([str(tmp_path / "fold-0"), str(drawn / "test"), "--set", "0.8"])
+        predict.main([str(tmp_path / "fold-0"), str(drawn / "test"), "--coverage", "0.8"])
 
 
 def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path):
@@ -164,14 +165,14 @@ def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path
     shutil.copytree(run, copy)
     shutil.copy(copy / "fold-1/model.safetensors", copy / "fold-0/model.safetensors")
     with pytest.raises(BrokenError, match=r"is not what its .* was measured with"):
-        predict.main([str(copy / "fold-0"), str(drawn / "test"), "--set", "0.8"])
+        predict.main([str(copy / "fold-0"), str(drawn / "test"), "--coverage", "0.8"])
 
 
 def test_each_row_is_judged_by_the_others(run, capsys, monkeypatch):
     fitted, whole = [], calibrate
     for module in (calibrate_verb, calibration):
         monkeypatch.setattr(module, "calibrate", lambda *words: fitted.append(len(words[1])) or whole(*words))
-    assert calibrate_verb.main([str(run), "--set", "0.8"]) == 0
+    assert calibrate_verb.main([str(run), "--coverage", "0.8"]) == 0
     assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
     shown = capsys.readouterr().out
     assert "in sets of 0.8" in shown and shown.count("(n = 24)") == 3
@@ -220,7 +221,7 @@ def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn
     plain, out = tmp_path / "plain.csv", tmp_path / "sets.csv"
     words = [str(own), str(drawn / "test"), "--members", "--top", "12", *mirror, "--out"]
     assert predict.main([*words, str(plain)]) == 0
-    assert predict.main([*words, str(out), "--set", "0.8"]) == 0
+    assert predict.main([*words, str(out), "--coverage", "0.8"]) == 0
     truth = dict(list(csv.reader((drawn / "test_labels.csv").open()))[1:])
     names = sorted({label for label in truth.values()})
     given = read(plain)
@@ -240,7 +241,7 @@ def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn
 
 
 def test_answers_of_other_members_or_of_another_strategy_are_not_what_is_served(own, drawn):
-    words = [str(own), str(drawn / "test"), "--members", "--set", "0.8"]
+    words = [str(own), str(drawn / "test"), "--members", "--coverage", "0.8"]
     ensemble.main(asked(own, drawn, "--strategy", "softmax"))
     with pytest.raises(UserError, match="rest on its predictions of labelled images"):
         predict.main(words)
@@ -257,15 +258,15 @@ def test_pictures_that_a_member_was_trained_on_calibrate_nothing(own, drawn, tmp
     labels.write_text("image_name,label\n" + "".join(f"{path.stem},fish\n" for path in seen.iterdir()))
     ensemble.main([str(own), "--images", str(seen), "--labels", str(labels)])
     with pytest.raises(UserError, match="rest on its predictions of labelled images"):
-        predict.main([str(own), str(drawn / "test"), "--members", "--set", "0.8"])
+        predict.main([str(own), str(drawn / "test"), "--members", "--coverage", "0.8"])
 
 
 def test_the_ensemble_s_row_is_cross_fitted_too(own, drawn, capsys):
     assert calibrate_verb.main([str(own)]) == 0
-    assert "for that of an ensemble, first: python ensemble.py" in capsys.readouterr().out
+    assert "for that of an ensemble, first: creature ensemble" in capsys.readouterr().out
     ensemble.main(asked(own, drawn))
     capsys.readouterr()
-    assert calibrate_verb.main([str(own), "--set", "0.8"]) == 0
+    assert calibrate_verb.main([str(own), "--coverage", "0.8"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "ensemble of 3, images" in shown and shown.count("(n = 24)") == 4
 
@@ -277,18 +278,26 @@ def test_a_published_model_and_ensemble_promise_what_the_run_does(own, drawn, tm
     branches = export(read_run, own / "export")
     for folder, model, more in ((branches["main"], own / "fold-0", []), (branches["main"], own, ["--members"])):
         for source, name in ((model, "run.csv"), (folder, "published.csv")):
-            words = [str(source), str(drawn / "test"), "--set", "0.8", *more, "--out", str(tmp_path / name)]
+            words = [str(source), str(drawn / "test"), "--coverage", "0.8", *more, "--out", str(tmp_path / name)]
             assert predict.main(words) == 0
         assert (tmp_path / "run.csv").read_bytes() == (tmp_path / "published.csv").read_bytes()
-    (branches["main"] / calibration.MODEL_CALIBRATION).write_bytes(b"nothing")
+    (branches["main"] / MODEL_CALIBRATION).write_bytes(b"nothing")
     with pytest.raises(BrokenError, match="cannot be read as a calibration"):
-        predict.main([str(branches["main"]), str(drawn / "test"), "--set", "0.8"])
+        predict.main([str(branches["main"]), str(drawn / "test"), "--coverage", "0.8"])
+
+
+@pytest.mark.parametrize("script", [predict, calibrate_verb])
+def test_set_is_a_recipe_s_word_and_names_coverage(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["runs/all/fold-0", "--set", "0.95", "photo.jpg"])
+    assert "--set: sets a recipe's setting, and a prediction has no recipe" in (shown := capsys.readouterr().err)
+    assert "--coverage 0.95" in shown
 
 
 @pytest.mark.parametrize("share", ["0", "1", "95", "x"])
 def test_a_share_is_between_0_and_1(share, capsys):
     with pytest.raises(SystemExit):
-        predict.main(["model", "photo.jpg", "--set", share])
+        predict.main(["model", "photo.jpg", "--coverage", share])
     assert "must be above 0 and below 1" in capsys.readouterr().err
 
 

@@ -18,7 +18,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 @pytest.fixture(scope="module")
 def page(run: Path) -> Iterator[str]:
     pytest.importorskip("gradio", reason="pip install -e '.[demo]'")
-    blocks = demo.build(load(run, members=True, device="cpu"))
+    blocks = demo.build(load(run, device="cpu", members=True))
     _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     yield url
     blocks.close()

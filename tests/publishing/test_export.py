@@ -23,10 +23,11 @@ from creature.publishing import check, hub
 from creature.publishing.card import Terms, base_model, measured
 from creature.publishing.export import anonymous, as_published, export, portable
 from creature.publishing.verify import scan, verify
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 from creature.reporting.study import read_runs
 from creature.storage import write_manifest
 from creature.training.checkpoint import verifies
+from helpers.fold_files import folds_rows
 
 TERMS = Terms("apache-2.0", "Drawn by a *program* for tests <b>")
 
@@ -57,10 +58,12 @@ def test_every_folder_proves_itself_and_has_a_manifest(built):
 
 
 def test_no_file_of_the_training_data_is_named_anywhere(built, run):
-    names = [row[0] for row in json.loads((run / "folds.json").read_text())["rows"]]
-    texts = [path for path in (built / "export").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml", ".md")]
+    names = [row[0] for row in folds_rows(run)]
+    texts = [
+        path for path in (built / "export").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml", ".md", ".arrow")
+    ]
     assert len(names) == 72 and len(texts) > 10
-    assert not [(path, name) for path in texts for name in names if name in path.read_text()]
+    assert not [(path, name) for path in texts for name in names if name.encode() in path.read_bytes()]
 
 
 def test_a_download_is_checked_against_manifest_and_golden_answer(built, main, capsys):
@@ -220,7 +223,7 @@ def test_the_recipe_keeps_names_and_no_paths(tiny, tmp_path):
 
 
 def test_the_fold_file_keeps_contents_and_no_names(run):
-    folds = read_folds(run / "folds.json")
+    folds = read_folds(run)
     told = anonymous(folds)
     assert told.hashes == folds.hashes and np.array_equal(told.partitions, folds.partitions)
     assert len(set(told.ids.to_pylist()) - set(folds.ids.to_pylist())) == len(folds.ids)
@@ -245,7 +248,7 @@ def test_the_card_has_every_number_with_n_and_interval(built, run):
 def test_the_card_shows_classes_figures_and_terms_and_no_markup_of_names(built):
     text = (built / "export/main/README.md").read_text()
     assert "Drawn by a \\*program\\* for tests \\<b\\>" in text and "<b>" not in text
-    assert all(f"| {name} |" in text for name in read_folds(built / "folds.json").class_names)
+    assert all(f"| {name} |" in text for name in read_folds(built).class_names)
     pictures = [line.rpartition("(")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(pictures) >= 6 and all((built / "export/main" / name).stat().st_size > 1000 for name in pictures)
     assert 'timm.create_model("hf-hub:me/drawn", pretrained=True)' in text and 'model="me/drawn"' in text
@@ -356,13 +359,13 @@ def test_a_holdout_of_the_hub_gets_an_eval_result(tiny, drawn, tmp_path):
 def test_no_score_is_published_of_another_blend_than_what_is(built, tmp_path, drawn, capsys):
     own = tmp_path / "own"
     shutil.copytree(built, own)
-    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    assert as_published(*read_runs([str(own)], None)).recorded.keys() == {"images"}
     words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--strategy", "softmax"]
     ensemble.main([str(own), *words])
-    assert as_published(*read_runs([str(own)], None)).answered.keys() == {"images"}
+    assert as_published(*read_runs([str(own)], None)).recorded.keys() == {"images"}
     ensemble.main([str(own)])  # by logits, from now on
     capsys.readouterr()
-    assert not as_published(*read_runs([str(own)], None)).answered
-    assert "its score is left out, for it was asked in another way (softmax)" in " ".join(
+    assert not as_published(*read_runs([str(own)], None)).recorded
+    assert "its score is left out, for it was blended in another way (softmax)" in " ".join(
         capsys.readouterr().err.split()
     )

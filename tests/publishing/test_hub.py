@@ -18,6 +18,7 @@ import train
 from creature.errors import UserError
 from creature.publishing import hub as sharing
 from creature.storage import file_hash
+from helpers.fold_files import folds_rows
 from helpers.hub import READER, STRANGER, WRITER, Fault, Hub, serve
 
 TERMS = ("--license", "apache-2.0", "--data", "drawn by a program")
@@ -91,7 +92,7 @@ from PIL import Image
 from huggingface_hub import hf_hub_download
 for revision in ("main", "fold-1"):
     golden = json.loads(Path(hf_hub_download("me/drawn", "golden.json", revision=revision)).read_text())
-    image = Image.open(hf_hub_download("me/drawn", golden["image"], revision=revision)).convert("RGB")
+    image = Image.open(hf_hub_download("me/drawn", golden["picture"], revision=revision)).convert("RGB")
     name = "hf-hub:me/drawn" if revision == "main" else f"hf-hub:me/drawn@{revision}"
     model = timm.create_model(name, pretrained=True).eval()
     view = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
@@ -139,19 +140,20 @@ def test_the_pipeline_of_transformers_gives_the_same_labels_and_probabilities(hu
     assert done.stdout.strip() == "same", done.stderr
 
 
-def test_the_repository_holds_what_it_promises(hub, published, own):
+def test_the_repository_holds_what_it_promises(hub, published, own, tmp_path):
     files = hub.files("models/me/drawn")
     config = json.loads(files["config.json"])
     assert isinstance(config["label_names"], list) and "num_classes" not in config.get("model_args", {})
-    assert {"README.md", "recipe.yaml", "folds.json", "result.json", "ensemble.json", "golden.png"} <= files.keys()
+    assert {"README.md", "recipe.yaml", "folds.arrow", "result.json", "ensemble.json", "golden.png"} <= files.keys()
     assert hub.repos["models/me/drawn"].private
     assert [len(commits) for commits in hub.repos["models/me/drawn"].branches.values()] == [2, 2, 2, 2]
     members = json.loads(files["ensemble.json"])["members"]
     assert [member["sha256"] for member in members] == [
         file_hash(own / f"fold-{k}/model.safetensors") for k in range(3)
     ]
-    folds = json.loads(files["folds.json"])
-    assert not any("/" in row[0] for row in folds["rows"]) and len(folds["rows"]) == 72
+    (tmp_path / "folds.arrow").write_bytes(files["folds.arrow"])
+    folds = folds_rows(tmp_path)
+    assert not any("/" in row[0] for row in folds) and len(folds) == 72
     assert str(own) not in files["recipe.yaml"].decode() and "- train" in files["recipe.yaml"].decode()
 
 

@@ -15,11 +15,13 @@ from safetensors.numpy import load_file
 
 import ensemble
 import train
-from creature.ensembling.compare import PairedComparison, holm
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
+from creature.metrics.significance import PairedComparison, holm
 from creature.reporting import page as page_of_runs
 from creature.reporting import report, tables
 from creature.reporting.study import read_runs
+from helpers import ROOT
+from helpers.fold_files import folds_rows
 
 HOSTILE = "<img src=x onerror=alert(1)> $x_{2}$ & \"q'\\"
 
@@ -47,11 +49,13 @@ def study(tiny: Path, drawn: Path, run: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def page(study: Path) -> Path:
-    """Its report."""
-    assert report.main([str(study / name) for name in NAMES]) == 0
+    """Its report, beside the reference of the paper recipes."""
+    assert report.main([*(str(study / name) for name in NAMES), *BESIDE]) == 0
     return study / "report"
 
 
+REFERENCE = ROOT / "recipes/paper/reference.json"
+BESIDE = ("--reference", str(REFERENCE))
 NAMES = ("all", "focal", "focal_1", "resnext", "resnext_1", "restarts", "vit")
 
 
@@ -63,7 +67,7 @@ def held_out(run: Path, fold: int = 0) -> tuple[list[str], np.ndarray]:
     """Ids and whether each is right, by the files alone."""
     tensors = load_file(run / f"fold-{fold}/held_out.safetensors")
     ids = tensors["ids"].tobytes().decode().split("\n")
-    labels = {row[0]: row[1] for row in json.loads((run / "folds.json").read_text())["rows"]}
+    labels = {row[0]: row[1] for row in folds_rows(run)}
     return ids, tensors["logits"].argmax(1) == np.array([labels[name] for name in ids])
 
 
@@ -89,12 +93,65 @@ def test_a_selected_epoch_is_marked_and_the_last_one_stands_beside_it(study, pag
     assert re.search(r"\| vit .*\(n = 24\) selected \|", (page / "scores.md").read_text())
 
 
-def test_missing_runs_and_the_report_s_numbers_are_shown(page):
+def test_a_reference_s_numbers_are_shown_and_what_no_run_repeats_is_missing(page):
     rows = {(row["run"], row["split"]): row for row in records(page, "scores")}
     assert rows["five_fold", "held_out"]["status"] == "missing"
-    assert rows["focal", "held_out"]["report_public"] == "0.9326"
-    assert "| five\\_fold | missing |" in (page / "scores.md").read_text()
-    assert rows["vit", "held_out"]["report_public"] == ""
+    assert rows["focal", "held_out"]["reference_public"] == rows["focal_1", "held_out"]["reference_public"] == "0.9326"
+    assert rows["vit", "held_out"]["reference_public"] == ""
+    scores, tricks, strategies = ((page / f"{name}.md").read_text() for name in ("scores", "tricks", "strategies"))
+    assert "| five\\_fold | missing |" in scores and "| the report: val, public, private |" in scores
+    assert "| seen, 0.9522, 0.9514 |" in scores and "val n = 300, public n = 1172, private n = 1172." in scores
+    assert "| +0.09, -1.62 |" in tricks and "| the report: public, private |" in tricks
+    assert [line.split(" | ")[0] for line in tricks.splitlines()[4:6]] == [
+        "| resnext\\_1 (1 of 3 folds)",
+        "| all (3 of 3 folds)",
+    ]
+    assert "0.9480, 0.9445" in strategies and strategies.count("0.9420, 0.9300") == 1
+
+
+def test_without_a_reference_the_first_run_is_the_baseline_and_nothing_stands_beside(study, tmp_path):
+    report.main([str(study / "focal"), str(study / "resnext"), "--out", str(tmp_path)])
+    rows = records(tmp_path, "tricks")
+    assert {row["baseline"] for row in rows} == {"focal"} and {row["run"] for row in rows} == {"resnext"}
+    assert not any("reference" in key for key in records(tmp_path, "scores")[0])
+    assert "missing" not in (tmp_path / "scores.md").read_text()
+
+
+def reference(folder: Path, **changes: object) -> Path:
+    """A reference file of one's own."""
+    values: dict[str, object] = {"name": "mine", "source": "last year's model", "splits": {"test": {"n": 50}}}
+    values |= {"baseline": "focal", "results": [{"recipes": ["focal"], "accuracy": {"test": 0.5}}]}
+    (folder / "reference.json").write_text(json.dumps(values | changes))
+    return folder / "reference.json"
+
+
+def test_a_reference_of_one_s_own_is_enough_with_one_result(study, tmp_path):
+    words = [str(study / "resnext"), str(study / "focal"), "--reference", str(reference(tmp_path))]
+    report.main([*words, "--out", str(tmp_path / "report")])
+    scores = (tmp_path / "report/scores.md").read_text()
+    assert "| mine: test |" in scores and "| 0.5000 |" in scores and "mine: last year's model; test n = 50." in scores
+    assert {row["baseline"] for row in records(tmp_path / "report", "tricks")} == {"focal"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"splits": {"test": {"n": 0}}}, "splits.test.n: Input should be greater than or equal to 1"),
+        ({"baseline": "other"}, "baseline: other is none of the results; name one of focal"),
+        ({"results": [{"recipes": ["focal"], "accuracy": {"val": 0.5}}]}, "focal has the split val, which splits does"),
+        ({"results": [{"recipes": ["focal"], "accuracy": {"test": 93}}]}, "results.0.accuracy.test: Input should be"),
+        ({"results": [{"recipes": ["focal"] * 2, "accuracy": {}}]}, "results: focal is named twice"),
+        ({"title": "x"}, "title: Extra inputs are not permitted"),
+        (
+            {"baseline": "vgg", "results": [{"recipes": ["vgg"], "accuracy": {}}]},
+            r"has none of the runs' recipes \(focal\), but vgg; leave it out",
+        ),
+    ],
+)
+def test_a_reference_that_cannot_be_used_is_refused_in_a_sentence(study, tmp_path, changes, message):
+    path = reference(tmp_path, **changes)
+    with pytest.raises(UserError, match=f"^--reference: {re.escape(str(path))}.*{message}"):
+        report.main([str(study / "focal"), "--reference", str(path), "--out", str(tmp_path / "report")])
 
 
 def test_tricks_are_compared_on_the_same_rows(study, page):
@@ -117,7 +174,7 @@ def test_p_values_are_corrected_for_their_number_and_told_in_the_note(study, mon
     splits = iter([PairedComparison(50, 50, 900), PairedComparison(61, 39, 900), PairedComparison(20, 80, 900)])
     monkeypatch.setattr(tables, "same_rows", lambda first, second: next(splits))
     runs = read_runs([str(study / name) for name in ("resnext_1", "focal", "focal_1", "vit")], None)
-    runs = [replace(run, answered={}) for run in runs]
+    runs = [replace(run, recorded={}) for run in runs]
     table = tables.tricks_table(runs, runs[0])
     found = [record for record in table.records if record["status"] == "compared"]
     p = [record["p"] for record in found]
@@ -194,7 +251,7 @@ def test_labels_that_come_later_score_saved_predictions(study, drawn, tmp_path, 
 def test_figures_and_tables_come_out_byte_identical(study, page, tmp_path):
     shutil.copytree(page, tmp_path / "before")
     before = {path.name: path.read_bytes() for path in (tmp_path / "before").iterdir()}
-    report.main([str(study / name) for name in NAMES])
+    report.main([*(str(study / name) for name in NAMES), *BESIDE])
     assert {path.name: path.read_bytes() for path in page.iterdir()} == before
     kinds = {name: sum(path.suffix == name for path in page.iterdir()) for name in (".png", ".svg", ".md", ".csv")}
     assert kinds[".png"] == kinds[".svg"] == 3 + 5 * len(NAMES) and kinds[".csv"] == 4 + len(NAMES)
@@ -232,9 +289,7 @@ def test_the_gallery_explains_each_answer_by_a_member_that_never_saw_the_picture
 def test_a_network_without_maps_keeps_its_gallery_and_says_why(study, tmp_path):
     assert report.main([str(study / "vit"), "--explain", "--out", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report/index.html").read_text()
-    assert (
-        text.count("data:image/jpeg") > 10 and "fold-0: the answers of this VisionTransformer are no averages" in text
-    )
+    assert text.count("data:image/jpeg") > 10 and "fold-0: the logits of this VisionTransformer are no averages" in text
 
 
 def test_an_unfinished_run_is_named_and_a_report_passed_over(study, page, tmp_path, capsys):
@@ -252,6 +307,7 @@ def test_an_unfinished_run_is_named_and_a_report_passed_over(study, page, tmp_pa
         (["{study}/nothing"], "is no run: it has no recipe.yaml"),
         (["{study}/focal", "--baseline", "resnext"], "--baseline: resnext is none of the runs: focal"),
         (["{study}/focal", "{study}/focal"], "is listed twice"),
+        (["{study}/focal", "--reference", "none.json"], "--reference: cannot read none.json: No such file"),
         (["{study}/report"], "no runs to report on"),
         (["{study}/focal", "--out", "{study}/focal/recipe.yaml"], "--out: cannot write to .*recipe.yaml: File exists"),
     ],
@@ -264,7 +320,7 @@ def test_mistakes_get_one_sentence(study, page, words, message):
 def test_a_damaged_history_is_refused(study, tmp_path):
     shutil.copytree(study / "resnext", tmp_path / "run")
     (tmp_path / "run/fold-0/history.jsonl").write_text("no JSON\n")
-    with pytest.raises(UserError, match=r"history\.jsonl: cannot be read as a fold's history"):
+    with pytest.raises(BrokenError, match=r"history\.jsonl: cannot be read as a fold's history"):
         report.main([str(tmp_path / "run")])
 
 
@@ -272,7 +328,7 @@ def test_damaged_answers_are_refused(study, tmp_path):
     shutil.copytree(study / "resnext", tmp_path / "run")
     path = tmp_path / "run/ensemble/images.safetensors"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"run ensemble\.py with --images again"):
+    with pytest.raises(BrokenError, match=r"run ensemble\.py with --images again"):
         report.main([str(tmp_path / "run")])
 
 
@@ -363,7 +419,7 @@ def test_answers_of_other_weights_are_left_out(study, tmp_path, capsys):
     for name in ("model.safetensors", "result.json", "held_out.safetensors"):
         shutil.copyfile(study / "focal/fold-0" / name, run / "fold-0" / name)
     (found,) = read_runs([str(run)], None)
-    assert not found.answered and "has answers of other weights, which are left out" in capsys.readouterr().err
+    assert not found.recorded and "has predictions of other weights, which are left out" in capsys.readouterr().err
 
 
 def test_runs_that_were_asked_in_different_ways_are_not_compared(study, drawn, tmp_path):

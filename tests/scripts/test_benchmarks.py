@@ -55,9 +55,9 @@ def test_a_program_says_how_it_is_used(path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_run_that_predictions_are_measured_with_answers(tmp_path: Path):
     runpy.run_path(str(FOLDER / "predict.py"))["write_run"](tmp_path / "run", "test_resnet")
     check_members(find_members([tmp_path / "run"]))
-    classifier = load(tmp_path / "run/fold-4", device="cpu")
-    logits = classifier.logits([np.zeros((8, 8, 3), dtype=np.uint8)] * 2)
-    assert logits.shape == (1, 2, len(classifier.class_names)) and np.isfinite(logits).all()
+    asked = load(tmp_path / "run/fold-4", device="cpu").predictor
+    logits, _ = asked.compute({t: np.zeros((2, 3, t.size, t.size), dtype=np.uint8) for t in asked.transforms})
+    assert logits.shape == (1, 2, len(asked.class_names)) and np.isfinite(logits).all()
 
 
 def test_a_folder_without_photos_is_named(tmp_path: Path):

@@ -45,7 +45,7 @@ def test_the_ensemble_is_the_blend_of_its_members(run, drawn, tmp_path):
     inputs = sorted((drawn / "test").iterdir())
     loaded = [members.load_member(run / f"fold-{k}", torch.device("cpu")) for k in range(3)]
     pictures = read_inputs([InputPath(path.name, str(path)) for path in inputs])
-    answers = list(predict_batches(members.predictor(loaded), pictures, 7, "test"))
+    answers = list(predict_batches(members.predictor(loaded), pictures, 7))
     expected = blend(np.concatenate([batch.logits for batch in answers], axis=1))
     for row, probabilities in zip(read_csv(out)[1:], expected, strict=True):
         assert row[1] == "ok" and row[2] == loaded[0].class_names[probabilities.argmax()]
@@ -136,7 +136,7 @@ def test_members_of_other_folds_are_refused_and_other_backbones_are_not(run, tin
     train.main(
         ["--recipe", str(tiny), "--out", str(tmp_path / "seed"), "--set", "folds.seed=1", "--set", "folds.train=[0]"]
     )
-    with pytest.raises(UserError, match="must share one fold file"):
+    with pytest.raises(UserError, match="must share one fold table"):
         ensemble.main([str(run), str(tmp_path / "seed")])
     other = tmp_path / "other"
     settings = ["backbone.name=test_vit", "images.size=48", "folds.train=[0]", "schedule.epochs=1"]
@@ -250,7 +250,7 @@ def test_predictions_do_not_read_ahead_of_the_file(run, drawn):
             asked.append(path)
             yield ImageInput(path.name, path.read_bytes)
 
-    answers = predict_batches(members.predictor([member]), endless(), 4, "test")
+    answers = predict_batches(members.predictor([member]), endless(), 4)
     next(answers)
     assert len(asked) <= 8
     answers.close()
@@ -308,7 +308,7 @@ def test_mirror_images_count_half_and_are_no_second_decoding(run, drawn, tmp_pat
 
     def logits(asked, folder):
         pictures = read_inputs(list_inputs([str(folder)]))
-        return np.concatenate([batch.logits for batch in predict_batches(asked, pictures, 8, "")], axis=1)
+        return np.concatenate([batch.logits for batch in predict_batches(asked, pictures, 8)], axis=1)
 
     plain, flipped = logits(plain_predictor, drawn / "test"), logits(plain_predictor, mirrored)
     decoded.clear()
@@ -365,7 +365,7 @@ def test_answers_with_labels_do_not_go_unsaid(run, drawn, tmp_path, capsys):
     few = tmp_path / "few.csv"
     few.write_text("".join((drawn / "test_labels.csv").read_text().splitlines(keepends=True)[:6]))
     ensemble.main([str(own), *test, "--labels", str(few)])
-    assert "these answers, 5 with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())
+    assert "these predictions, 5 with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())
     ensemble.main([str(own), *test, *labels])
     ensemble.main([str(own), *test, "--out", str(tmp_path / "p.csv")])
-    assert "these answers, none with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())
+    assert "these predictions, none with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())

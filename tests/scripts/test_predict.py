@@ -199,7 +199,7 @@ def test_features_are_what_the_classifier_sees(fold, drawn, pictures, expected, 
     assert {row["id"]: row["label"] for row in rows} == {name: row[0] for name, row in expected.items()}
     with pytest.raises(UserError, match=r"--embed needs --out FILE.parquet"):
         predict.main([fold, str(drawn / "test"), "--embed", "--out", str(tmp_path / "p.csv")])
-    with pytest.raises(UserError, match="--embed asks one model, and --members are several"):
+    with pytest.raises(UserError, match="--embed needs one model, and --members are several"):
         predict.main([str(Path(fold).parent), str(drawn / "test"), "--members", "--embed", "--out", str(out)])
 
 
@@ -218,8 +218,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(pictures):
             self.one = nn.Parameter(torch.zeros(1))
 
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    transform = EvalTransform(8, "squash", (0.0, 0.0, 0.0))
-    member = members.Member(Path("none"), ("a", "b", "c"), Small(), normalize, transform)
+    member = members.Member(
+        Path("none"), ("a", "b", "c"), Small(), normalize, EvalTransform(8, "squash", (0.0, 0.0, 0.0))
+    )
     predictor = members.predictor([member])
     listed = [ImageInput(path.name, path.read_bytes) for path in pictures]
     rows = list(to_predictions(predict_batches(predictor, listed, 8), predictor, 1))

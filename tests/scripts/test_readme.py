@@ -2,14 +2,12 @@
 
 import re
 import shlex
-from importlib import import_module
 
 import pytest
 
-import ensemble
-import predict
 import train
-from creature.recipe import load_recipe
+from creature.__main__ import VERBS, load_verb
+from creature.recipe_file import load_recipe
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -26,23 +24,21 @@ HEADERS = [
 def test_a_command_of_the_docs_can_be_typed(command: str):
     words = shlex.split(command, comments=True)
     assert command.count("[") == len(re.findall(r"'[^']*\[[^']*'", command)), "zsh needs quotes around [ ]"
-    script = next((word for word in words if word in ("train.py", "ensemble.py", "predict.py")), None)
-    if script == "train.py":
-        args = train.parse(words[words.index(script) + 1 :])
+    program = next((word for word in words if word in ("train.py", "creature")), None)
+    argv = words[words.index(program) + 1 :] if program else []
+    if program == "train.py":
+        args = train.parse(argv)
         load_recipe(ROOT / args.recipe, args.set)
-    elif script:
-        {"ensemble.py": ensemble, "predict.py": predict}[script].parse(words[words.index(script) + 1 :])
-    elif words[:2] == ["python", "-m"]:
-        module = import_module(words[2])
-        if hasattr(module, "parse"):
-            module.parse(words[3:])
+    elif program:
+        load_verb(argv[0]).parse(argv[1:])
     else:
         assert words[0] in ("python3", ".", "pip", "pytest", "hf"), f"nothing tests {command}"
 
 
-def test_the_docs_have_commands_for_every_script():
-    for script in ("train.py", "ensemble.py", "predict.py"):
-        assert any(script in command for command in COMMANDS)
+def test_the_docs_have_commands_for_every_verb():
+    for name in VERBS:
+        assert re.search(rf"\bcreature {name}\b|\b{name}\.py\b", README), name
+    assert any(command.startswith("python train.py") for command in COMMANDS)
     assert len(COMMANDS) >= 15 and len(HEADERS) >= 6
 
 

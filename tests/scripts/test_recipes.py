@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 import train
 from creature.data.loader import training_order
 from creature.data.workers import load_batches
-from creature.recipe import load_recipe, recipe_changes
+from creature.recipe import recipe_changes
+from creature.recipe_file import load_recipe
 from creature.training import loop, train_data
 from creature.training.backbone import build_backbone
 from helpers import ROOT
@@ -107,7 +108,7 @@ def test_the_report_s_methods_are_what_the_report_says():
     assert (resnext.augment.mix, five.augment.mix) == ("none", "none")
     assert (mixed.augment.mix, everything.augment.mix) == ("mixup_or_cutmix", "mixup_or_cutmix")
     for recipe in (resnext, five, mixed, everything):
-        assert (recipe.images.size, recipe.images.fit, recipe.images.normalize) == (224, "squash", "none")
+        assert (recipe.images.size, recipe.images.crop_mode, recipe.images.normalize) == (224, "squash", "none")
         assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.optimizer.decay_norms) == (1e-4, 0.01, True)
         assert (recipe.schedule.epochs, recipe.batch_size, recipe.augment.rotation) == (80, 64, 15)
 

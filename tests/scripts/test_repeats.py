@@ -1,7 +1,6 @@
 """Folds drawn several times: R members that never saw a row, whose ensemble stands in for the whole one."""
 
 import csv
-import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -18,20 +17,21 @@ from scipy.stats import binomtest
 from torchvision.transforms.functional import to_tensor
 
 import ensemble
-from creature.data.folds import FoldTable, assign_folds, folds_hash, map_folds, read_folds, write_folds
+from creature.data.folds import FoldTable, assign_folds, folds_hash, read_folds, write_folds
 from creature.ensembling import out_of_fold
 from creature.ensembling.calibrate import rows_of_ensemble
-from creature.ensembling.recorded import load_recorded
-from creature.errors import Interrupted, UserError
-from creature.inference.members import find_folds
+from creature.errors import BrokenError, Interrupted, UserError
 from creature.metrics.accuracy import Count
-from creature.metrics.blend import blend
+from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import load_predictions, save_predictions
+from creature.metrics.recorded import load_recorded
 from creature.publishing import hub
-from creature.recipe import _identity, check_recipe
+from creature.recipe_file import check_recipe
 from creature.reporting import labels, report
 from creature.reporting.study import read_runs
+from creature.run import Run, find_members
 from creature.training import loop
+from helpers.fold_files import folds_rows, old_text
 from helpers.memory import holding
 from helpers.runs import TINY, start, stopping_after, weights_hash
 
@@ -79,54 +79,56 @@ def drawn_folds(rows: int = 9, repeats: int = 1, seed: int = 5) -> FoldTable:
     )
 
 
-def test_without_repeats_a_fold_file_has_the_bytes_and_the_hash_that_it_always_had(tmp_path):
-    write_folds(tmp_path / "folds.json", drawn_folds())
-    assert (tmp_path / "folds.json").read_text() == GOLDEN
-    assert folds_hash(drawn_folds()) == "bc63673c8899e52476edeb657e46c9bfda5231631b4fb4cdf210a49cecb6c210"
+def test_a_fold_file_of_an_earlier_version_is_read_and_has_the_hash_that_it_always_had(tmp_path):
+    (tmp_path / "folds.json").write_text(GOLDEN)
+    again, folds = read_folds(tmp_path), drawn_folds()
+    assert again.table.equals(folds.table) and old_text(folds) == GOLDEN
+    for name in ("count", "seed", "class_names", "fingerprint", "bad"):
+        assert getattr(again, name) == getattr(folds, name)
+    assert folds_hash(again) == folds_hash(folds) == "bc63673c8899e52476edeb657e46c9bfda5231631b4fb4cdf210a49cecb6c210"
 
 
 def test_without_repeats_a_recipe_has_the_identity_that_it_always_had(tiny):
     settings = json.loads(tiny.read_text())
     once, twice = (check_recipe(settings | {"folds": {"count": 3, "repeats": n}}, "") for n in (1, 2))
-    assert once.identity() == check_recipe(settings, "").identity() != twice.identity()
-    before = _identity(once)
-    assert before["folds"].pop("repeats") == 1
-    assert once.identity() == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
+    before = "b5fef556300479814a8e32ea8acbf6b5aedfea1434f05468e7890433349eba70"
+    assert once.identity() == check_recipe(settings, "").identity() == before != twice.identity()
 
 
 def test_with_repeats_a_fold_file_is_read_as_it_was_written_and_has_another_hash(tmp_path):
-    folds, path = drawn_folds(300, 3), tmp_path / "folds.json"
-    write_folds(path, folds)
-    assert json.loads(path.read_text())["columns"] == ["id", "label", "fold", "repeat_1", "repeat_2", "hash"]
-    for again in (read_folds(path), map_folds(path)):
+    folds = drawn_folds(300, 3)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/folds.json").write_text(old_text(folds))
+    write_folds(tmp_path, folds)
+    for again in (read_folds(tmp_path), read_folds(tmp_path / "old")):
+        assert again.table.column_names == ["id", "label", "fold", "repeat_1", "repeat_2", "hash"]
         assert again.table.equals(folds.table) and again.members == 9
         np.testing.assert_array_equal(again.partitions, folds.partitions)
     hashes = {folds_hash(drawn_folds(300, repeats)) for repeats in (1, 2, 3)}
-    assert len(hashes) == 3 and folds_hash(read_folds(path)) in hashes
+    assert len(hashes) == 3 and folds_hash(read_folds(tmp_path)) in hashes
     assert (drawn_folds(300, 3).partitions[0] == drawn_folds(300, 1).partitions[0]).all()
 
 
 def test_the_partitions_of_a_mapped_fold_file_hold_no_memory_for_a_row(tmp_path):
-    write_folds(tmp_path / "folds.json", drawn_folds(20_000, 5))
-    folds, held = holding(lambda: map_folds(tmp_path / "folds.json"))
+    write_folds(tmp_path, drawn_folds(20_000, 5))
+    folds, held = holding(lambda: read_folds(tmp_path))
     assert len(folds.partitions) == 5 and held <= 20_000
 
 
 @pytest.mark.parametrize("repeats", [0, 1, 3, 10**12, "2", True, None])
 def test_a_fold_file_that_has_not_the_repeats_that_it_says_is_refused(tmp_path, repeats):
     path = tmp_path / "folds.json"
-    write_folds(path, drawn_folds(9, 2))
-    data = json.loads(path.read_text())
+    data = json.loads(old_text(drawn_folds(9, 2)))
     del data["sha256"]
     path.write_text(json.dumps(data | {"repeats": 2}))
-    assert read_folds(path).members == 6
+    assert read_folds(tmp_path).members == 6
     path.write_text(json.dumps(data | {"repeats": repeats}))
     with pytest.raises(UserError, match="cannot be read as a fold file"):
-        read_folds(path)
+        read_folds(tmp_path)
     data["rows"][0][3] = 3
     path.write_text(json.dumps(data | {"repeats": 2}))
     with pytest.raises(UserError, match="a label or fold that does not exist"):
-        read_folds(path)
+        read_folds(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -215,28 +217,29 @@ def answers(run: Path) -> dict[str, list[np.ndarray]]:
 
 
 def truth(run: Path) -> dict[str, int]:
-    return {row[0]: row[1] for row in json.loads((run / "folds.json").read_text())["rows"]}
+    return {row[0]: row[1] for row in folds_rows(run)}
 
 
 def test_every_row_has_as_many_members_as_repeats_that_no_step_showed_it_to(trained):
     run, seen = trained
-    ids = read_folds(run / "folds.json").ids.to_pylist()
+    ids = read_folds(run).ids.to_pylist()
     assert sorted(seen) == list(range(6))
     unseen = {fold: {name for row, name in enumerate(ids) if row not in rows} for fold, rows in seen.items()}
     for fold, names in unseen.items():
         assert set(load_predictions(run / f"fold-{fold}/held_out.safetensors").ids) == names
     assert all(sum(name in names for names in unseen.values()) == 2 for name in ids)
-    for name, _, *drawn, _ in json.loads((run / "folds.json").read_text())["rows"]:
+    for name, _, *drawn, _ in folds_rows(run):
         assert {fold for fold, names in unseen.items() if name in names} == {drawn[0], 3 + drawn[1]}
 
 
 def test_the_ensemble_of_a_row_is_of_the_members_that_no_step_showed_it_to(trained):
     run, seen = trained
-    rows, logits = out_of_fold.never_saw(find_folds([str(run)]))
-    assert rows.tolist() == list(range(72)) and logits.shape == (2, 72, 12)
-    ids = read_folds(run / "folds.json").ids.to_pylist()
-    for row, said in zip(rows, logits.transpose(1, 0, 2), strict=True):
-        innocent = [fold for fold in range(6) if int(row) not in seen[fold]]
+    rows = out_of_fold.unseen_rows(find_members([run]))
+    ids = read_folds(run).ids.to_pylist()
+    assert sorted(rows.ids) == sorted(ids) and rows.logits.shape == (2, 72, 12)
+    for name, said in zip(rows.ids, rows.logits.transpose(1, 0, 2), strict=True):
+        row = ids.index(name)
+        innocent = [fold for fold in range(6) if row not in seen[fold]]
         for fold, own in zip(innocent, said, strict=True):
             held = load_predictions(run / f"fold-{fold}/held_out.safetensors")
             np.testing.assert_array_equal(held.logits[held.ids.index(ids[row])], own)
@@ -277,8 +280,8 @@ def test_without_repeats_nothing_is_said_of_them(run, tmp_path, capsys):
 def test_predictions_of_a_member_in_the_place_of_another_s_are_refused(twice, tmp_path):
     shutil.copytree(twice, tmp_path / "run")
     shutil.copyfile(twice / "fold-0/held_out.safetensors", tmp_path / "run/fold-3/held_out.safetensors")
-    with pytest.raises(UserError, match=r"fold-3.held_out.safetensors: its rows are not those"):
-        out_of_fold.never_saw(find_folds([str(tmp_path / "run")]))
+    with pytest.raises(BrokenError, match=r"fold-3.held_out.safetensors: its rows are not those"):
+        out_of_fold.unseen_rows(find_members([tmp_path / "run"]))
     shutil.copytree(twice, tmp_path / "other")
     result = json.loads((twice / "fold-0/result.json").read_text()) | {"fold": 6}
     (tmp_path / "other/fold-0/result.json").write_text(json.dumps(result))
@@ -298,9 +301,9 @@ def test_a_repeat_that_is_not_finished_is_left_out_and_the_lack_is_said(twice, t
     assert len(found.held.ids) == 72 and found.judged[0] == 1
     ensemble.main([str(part / "fold-0"), str(part / "fold-3")])  # rows that both held out, and no others
     assert "ensemble of 2 models" in " ".join(capsys.readouterr().out.replace("│", " ").split())
-    rows, _ = out_of_fold.never_saw([part / "fold-0", part / "fold-3"])
-    folds = read_folds(part / "folds.json")
-    assert rows.tolist() == np.flatnonzero(folds.held_out(0) & folds.held_out(3)).tolist()
+    rows = out_of_fold.unseen_rows(find_members([part / "fold-0", part / "fold-3"]))
+    folds = read_folds(part)
+    assert sorted(rows.ids) == sorted(folds.ids.filter(folds.held_out(0) & folds.held_out(3)).to_pylist())
 
 
 def test_a_resumed_repeat_has_the_weights_of_an_uninterrupted_one(twice, tiny, tmp_path):
@@ -310,13 +313,13 @@ def test_a_resumed_repeat_has_the_weights_of_an_uninterrupted_one(twice, tiny, t
             start(tiny, tmp_path / "cut", *TWICE, "folds.train=[4]")
     assert start(tiny, tmp_path / "cut", *TWICE, "folds.train=[4]", resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-4") == weights_hash(twice / "fold-4")
-    assert (tmp_path / "cut/folds.json").read_bytes() == (twice / "folds.json").read_bytes()
+    assert (tmp_path / "cut/folds.arrow").read_bytes() == (twice / "folds.arrow").read_bytes()
     with pytest.raises(UserError, match=r"folds\.repeats: 2 -> 3"):
         start(tiny, tmp_path / "cut", "schedule.epochs=1", "folds.repeats=3", resume=True)
 
 
 def test_members_of_other_repeats_are_not_combined(twice, run):
-    with pytest.raises(UserError, match=r"must share one fold file \(same images, folds.count, folds.repeats"):
+    with pytest.raises(UserError, match=r"must share one fold table \(same images, folds.count, folds.repeats"):
         ensemble.main([str(twice), str(run)])
 
 
@@ -332,8 +335,8 @@ def other_answers(fold: Path) -> None:
 
 def test_weights_of_runs_are_chosen_on_their_ensembles_of_repeats(twice, tmp_path, capsys):
     shutil.copytree(twice, tmp_path / "other")
-    for fold in find_folds([str(tmp_path / "other")]):
-        other_answers(fold)
+    for fold in find_members([tmp_path / "other"]):
+        other_answers(fold.folder)
     assert ensemble.main([str(twice), str(tmp_path / "other"), "--weights"]) == 0
     shown = capsys.readouterr().out.partition("Weights, chosen")[2]
     classes = truth(twice)
@@ -377,8 +380,8 @@ def test_a_run_with_repeats_is_published_with_what_can_be_said_of_it(twice, tmp_
     said = json.loads((main / "ensemble.json").read_text())
     assert [member["name"] for member in said["members"]] == [f"fold-{k}" for k in range(6)]
     assert said["ensemble_of_repeats"]["models"] == 2 and said["ensemble_of_repeats"]["n"] == 72
-    card, folds = (main / "README.md").read_text(), read_folds(main / "folds.json")
-    np.testing.assert_array_equal(folds.partitions, read_folds(twice / "folds.json").partitions)
+    card, folds = (main / "README.md").read_text(), read_folds(main)
+    np.testing.assert_array_equal(folds.partitions, read_folds(twice).partitions)
     assert "| 3 members, each image by the one that never saw it | out of fold |" in card
     assert "| ensemble of 2 members, for each image those that never saw it | out of fold |" in card
     assert "stands in for that of all 6, which is larger and cannot be scored" in " ".join(card.split())
@@ -387,17 +390,18 @@ def test_a_run_with_repeats_is_published_with_what_can_be_said_of_it(twice, tmp_
 
 def test_what_was_selected_on_the_rows_is_marked_with_the_last_epoch_beside_it(twice, tmp_path):
     shutil.copytree(twice, best := tmp_path / "best")
-    for fold in (found := find_folds([str(best)])):
+    for fold in sorted(best.glob("fold-*")):
         other_answers(fold)
         result = json.loads((fold / "result.json").read_text()) | {"selected": True}
         (fold / "result.json").write_text(json.dumps(result))
+    found = find_members([best])
     columns, lines = out_of_fold.out_of_fold_table(found, "logits")
     assert columns[-1] == "the same at the last epoch" and lines[-1][1].endswith("(n = 72) selected")
     classes = truth(twice)
     last = sum(np.stack(said).mean(0).argmax() == classes[name] for name, said in answers(twice).items())
     assert lines[-1][2] == str(Count(int(last), 72)) != lines[-1][1].removesuffix(" selected")
     shutil.rmtree(best / "fold-3/kept")
-    assert out_of_fold.out_of_fold_table(found, "logits")[1][-1][2] == "not kept"
+    assert out_of_fold.out_of_fold_table(find_members([best]), "logits")[1][-1][2] == "not kept"
 
 
 @pytest.fixture(scope="module")
@@ -436,11 +440,11 @@ def test_on_random_labels_the_ensemble_of_repeats_is_chance_and_naive_scoring_is
     capsys.readouterr()
     assert ensemble.main([str(run), "--images", str(pictures), "--labels", str(table)]) == 0
     shown = capsys.readouterr().out
-    models, count = out_of_fold.ensemble_of_repeats(find_folds([str(run)]), "logits") or (0, Count(0, 1))
+    models, count = out_of_fold.score_of_repeats(find_members([run]), "logits") or (0, Count(0, 1))
     assert models == 2 and count.n == 72 and str(count) in shown
     assert binomtest(count.correct, count.n).pvalue > 0.01
     known = load_recorded(run / "ensemble/images.safetensors")
-    naive = int((known.decisions["logits"] == known.labels).sum())
+    naive = int((known.predicted["logits"] == known.labels).sum())
     assert binomtest(naive, 72).pvalue < 1e-4  # what members say of rows that they were trained on is no score
     refused = shown.partition("Ensemble of 6")[2]
     assert "72 images, trained on" in refused and "seen" in refused and "(n =" not in refused
@@ -448,12 +452,12 @@ def test_on_random_labels_the_ensemble_of_repeats_is_chance_and_naive_scoring_is
 
 def test_promises_of_repeats_are_marked_where_an_epoch_was_selected_and_are_none_of_votes(twice, tmp_path):
     shutil.copytree(twice, best := tmp_path / "best")
-    for fold in find_folds([str(best)]):
+    for fold in best.glob("fold-*"):
         result = json.loads((fold / "result.json").read_text()) | {"selected": True}
         (fold / "result.json").write_text(json.dumps(result))
     for run, selected in ((twice, False), (best, True)):
-        found = find_folds([str(run)])
-        words = run, found, np.ones(len(found))
-        rows = rows_of_ensemble(*words, "logits", False)
+        found = find_members([run])
+        equal = Blending(np.ones(len(found)))
+        rows = rows_of_ensemble(Run(run), found, equal)
         assert rows and (rows.selected, len(rows.labels)) == (selected, 72)
-        assert rows_of_ensemble(*words, "vote", False) is None
+        assert rows_of_ensemble(Run(run), found, replace(equal, strategy="vote")) is None

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ def test_a_recipe_s_mistakes_are_told_without_importing_anything_heavy(tmp_path:
         ),
         ("predict.py", "nowhere", "photo.jpg"),
         ("ensemble.py", "nowhere"),
-        ("-m", "creature.recipe"),
+        ("-m", "creature", "schemes"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(words: tuple[str, ...], tmp_path: Path):
@@ -78,24 +77,3 @@ def test_predict_needs_nothing_that_only_posix_has():
     )
     done = python("-c", code + "import predict, creature.data.decode, creature.data.loader, creature.metrics.blend")
     assert done.returncode == 0, done.stderr
-
-
-PROGRAMS = [
-    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for path in sorted((ROOT / "creature").rglob("*.py"))
-    if "ArgumentParser(" in path.read_text()
-]
-
-
-def test_the_programs_are_found():
-    assert {"creature.publishing.onnx_export", "creature.reporting.report", "creature.data.describe"} < set(PROGRAMS)
-
-
-@pytest.mark.parametrize("module", PROGRAMS)
-def test_every_program_of_the_package_has_help(
-    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr(sys, "argv", [module, "--help"])
-    with pytest.raises(SystemExit) as ended:
-        import_module(module).main()
-    assert ended.value.code == 0 and "usage:" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +10,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
 from PIL import Image
-from torch import nn
 
+from creature.data.folds import read_folds
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
-from creature.recipe import load_recipe
-from creature.training import compiling, loop, run_folder, train_data
+from creature.training import loop, run_folder, train_data
+from helpers.fold_files import folds_rows
 from helpers.runs import losses, start, weights_hash
 
 
@@ -28,7 +26,7 @@ def test_a_run_holds_exactly_these_files(run: Path):
         "result.json",
     }  # fmt: skip
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "kept" not in path.parts}
-    top = {"folds.json", "recipe.yaml", "run.json", "run.lock"}
+    top = {"folds.arrow", "recipe.yaml", "run.json", "run.lock"}
     found = {name for name in found if not name.startswith("ensemble/")}
     assert found == top | {f"fold-{k}/{name}" for k in range(3) for name in fold}
     for k in range(3):
@@ -39,7 +37,7 @@ def test_a_run_holds_exactly_these_files(run: Path):
 def test_folds_hold_out_each_row_once_and_results_say_what_they_rest_on(run: Path):
     held = [load_predictions(run / f"fold-{k}" / "held_out.safetensors") for k in range(3)]
     ids = [name for predictions in held for name in predictions.ids]
-    rows = json.loads((run / "folds.json").read_text())["rows"]
+    rows = folds_rows(run)
     assert sorted(ids) == sorted(row[0] for row in rows) and len(set(ids)) == 72
     for k, predictions in enumerate(held):
         result = json.loads((run / f"fold-{k}" / "result.json").read_text())
@@ -73,7 +71,7 @@ def test_two_runs_of_one_recipe_are_bitwise_equal_whatever_the_worker_count(run,
 def test_another_seed_gives_other_weights(run, tiny, tmp_path):
     start(tiny, tmp_path / "other", "folds.train=[1]", "seed=1")
     assert weights_hash(tmp_path / "other" / "fold-1") != weights_hash(run / "fold-1")
-    assert (tmp_path / "other" / "folds.json").read_bytes() == (run / "folds.json").read_bytes()
+    assert (tmp_path / "other" / "folds.arrow").read_bytes() == (run / "folds.arrow").read_bytes()
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
@@ -296,7 +294,7 @@ def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_i
 def test_accumulating_a_batch_in_parts_gives_the_same_loss(tiny, tmp_path):
     layer_norm = ("folds.train=[0]", "backbone.name=test_vit", "images.size=32")
     start(tiny, tmp_path / "whole", *layer_norm)
-    start(tiny, tmp_path / "parts", *layer_norm, "accumulate=4")
+    start(tiny, tmp_path / "parts", *layer_norm, "gradient_accumulation_steps=4")
     np.testing.assert_allclose(losses(tmp_path / "parts/fold-0"), losses(tmp_path / "whole/fold-0"), rtol=1e-5)
 
 
@@ -324,7 +322,7 @@ def test_a_broken_picture_is_named_and_left_out(drawn, tiny, tmp_path, capsys):
     (tmp_path / "train/fish/broken.jpg").write_bytes(b"no image")
     start(tiny, tmp_path / "run", "folds.train=[0]", f"images.train=[{tmp_path / 'train'}]")
     assert "train/fish/broken.jpg" in capsys.readouterr().err
-    assert "train/fish/broken.jpg" in json.loads((tmp_path / "run/folds.json").read_text())["bad"]
+    assert "train/fish/broken.jpg" in read_folds(tmp_path / "run").bad
     with pytest.raises(UserError, match=r"images.max_bad allows 0"):
         start(tiny, tmp_path / "run2", f"images.train=[{tmp_path / 'train'}]", "images.max_bad=0")
 
@@ -401,70 +399,14 @@ def test_without_a_compiler_compile_says_so(tiny, tmp_path, no_compiler):
         start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=true")
 
 
-def test_auto_compiles_no_short_training_and_says_so(tiny, run, tmp_path, capsys):
-    start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=auto")
-    said = json.loads((tmp_path / "run/compile.json").read_text())
-    assert said["compile"] is False and f"auto is false: {said['reason']}" in capsys.readouterr().out
-    assert re.fullmatch(
-        r"a fold computes for \d+ s, and a trial of torch.compile is for 600 s and more", said["reason"]
-    )
-    assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
-
-
-@pytest.mark.parametrize("saves", [True, False])
-def test_auto_follows_a_trial_that_leaves_no_trace_but_its_word(tiny, run, tmp_path, monkeypatch, saves):
-    """Steps are timed for real, and the compiler, which is none here, is said to be an hour quicker or slower."""
-    compiled = []
-
-    def trial(model, seconds):
-        model(torch.rand(16, 3, 32, 32)).sum().backward()
-        return compiling.Trial([7200.0] * 3, [3600.0 if saves else 9000.0] * 3, 60.0)
-
-    monkeypatch.setattr(compiling, "SHORT", 0.0)
-    monkeypatch.setattr(compiling, "trial", trial)
-    monkeypatch.setattr(nn.Module, "compile", lambda model, **_: compiled.append(model))
-    start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=auto")
-    monkeypatch.setattr(compiling, "decide", lambda *_: pytest.fail("a run is tried once"))
-    start(tiny, tmp_path / "run", "folds.train=[1]", "backbone.compile=auto", resume=True)
-    assert len(compiled) == 2 * saves
-    assert all(weights_hash(tmp_path / "run" / fold) == weights_hash(run / fold) for fold in ("fold-0", "fold-1"))
-
-
-def test_a_trial_times_the_compiled_network_and_the_one_that_is_not():
-    from torch._dynamo.utils import counters
-
-    counters.clear()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    found = compiling.trial(model, compiling.timer(Accelerator(cpu=True), torch.rand(4, 3, 2, 2)), rounds=3)
-    assert counters["stats"]["unique_graphs"] == 1
-    assert len(found.plain) == len(found.compiled) == 3 and min(*found.plain, *found.compiled, found.compiling) > 0
-
-
-def test_what_compiling_saves_is_that_of_the_worst_pair_less_what_it_costs():
-    assert compiling.Trial([2.0, 3.0, 9.0], [1.0, 1.5, 5.0], 10.0).saves(passes=20, graphs=2) == 20 * 1 - 2 * 10
-
-
-@pytest.mark.parametrize(
-    ("settings", "rows", "processes", "work"),
-    [
-        ((), 48, 1, (16, 6, 1)),
-        ((), 50, 1, (16, 8, 2)),  # a last batch of 2
-        ((), 10, 1, (10, 2, 1)),
-        (("accumulate=2",), 48, 1, (8, 12, 1)),
-        (("accumulate=3",), 48, 1, (6, 18, 2)),  # 6, 5 and 5 images
-        (("schedule.epochs=5",), 48, 2, (8, 15, 1)),
-        (("augment.sizes=[16,32]",), 48, 1, (16, 6 * 0.625, 2)),  # as if all were of 32 px
-    ],
-)
-def test_a_fold_s_passes_and_graphs_are_counted(tiny, settings, rows, processes, work):
-    assert compiling.count_work(load_recipe(tiny, settings), rows, processes) == work
-
-
-def test_a_trial_that_fails_says_why_and_is_tried_again(tiny, tmp_path, monkeypatch, no_compiler, capsys):
-    monkeypatch.setattr(compiling, "SHORT", 0.0)
-    assert start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=auto") == 0
-    assert re.search("auto is false: the trial failed: .*compiler", capsys.readouterr().out)
-    assert not (tmp_path / "run/compile.json").exists()
+def test_a_run_of_an_earlier_version_whose_compile_was_auto_goes_on_uncompiled(tiny, run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/fold-1")
+    saved = tmp_path / "run/recipe.yaml"
+    saved.write_text(saved.read_text().replace("compile: false", "compile: auto"))
+    assert start(tiny, tmp_path / "run", "backbone.compile=auto", resume=True) == 0
+    assert "recipe.yaml: backbone.compile: auto is no longer offered, and taken as false" in capsys.readouterr().err
+    assert weights_hash(tmp_path / "run/fold-1") == weights_hash(run / "fold-1")
 
 
 def test_who_is_asked_to_stop_while_it_compiles_stops(tiny, tmp_path, monkeypatch):
@@ -473,18 +415,9 @@ def test_who_is_asked_to_stop_while_it_compiles_stops(tiny, tmp_path, monkeypatc
     def interrupt(*_: object, **__: object) -> None:
         raise Interrupted("stopped as asked")
 
-    monkeypatch.setattr(compiling, "SHORT", 0.0)
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", interrupt)
     with pytest.raises(Interrupted):
-        start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=auto")
-    assert not (tmp_path / "run/compile.json").exists()
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"compile": true}'])
-def test_a_damaged_trial_is_named(tmp_path, text):
-    (tmp_path / "compile.json").write_text(text)
-    with pytest.raises(UserError, match=r"compile\.json is damaged"):
-        run_folder.trial_of(tmp_path)
+        start(tiny, tmp_path / "run", "folds.train=[0]", "backbone.compile=true")
 
 
 def test_validation_pictures_that_are_trained_on_are_no_score(drawn, tiny, tmp_path, capsys):

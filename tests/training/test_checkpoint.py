@@ -17,6 +17,7 @@ from creature.errors import Interrupted
 from creature.metrics.predictions import Predictions
 from creature.recipe import Checkpoint
 from creature.training import checkpoint
+from helpers.fold_files import folds_rows
 from helpers.runs import losses, start, stopping_after, weights_hash
 
 EVERY = ("checkpoint.every_minutes=0", "schedule.epochs=3", "folds.train=[0,1]")
@@ -40,7 +41,7 @@ def test_a_run_that_is_stopped_after_every_step_is_bitwise_equal_and_sees_each_r
         for name in ("model.safetensors", "held_out.safetensors"):
             assert (cut / f"fold-{fold}" / name).read_bytes() == (whole / f"fold-{fold}" / name).read_bytes()
         assert losses(cut / f"fold-{fold}") == losses(whole / f"fold-{fold}")
-    rows = json.loads((whole / "folds.json").read_text())["rows"]
+    rows = folds_rows(whole)
     folds = [row[2] for row in rows]
     trained_by = {row: sum(fold != folds[row] for fold in (0, 1)) for row in range(len(rows))}
     assert Counter(seen) == {(epoch, row): trained_by[row] for epoch in range(3) for row in trained_by}

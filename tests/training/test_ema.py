@@ -19,7 +19,7 @@ from creature.training import checkpoint, loop
 from creature.training.backbone import build_backbone, parameter_groups
 from helpers.runs import losses, start, stopping_after, weights_hash
 
-ONE = ("folds.train=[0]", "optimizer.average=0.9")
+ONE = ("folds.train=[0]", "optimizer.ema_decay=0.9")
 
 
 def watched(patch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
@@ -170,9 +170,14 @@ def test_a_cached_training_sees_the_same_sizes(tiny, tmp_path, monkeypatch):
 
 
 def test_a_frozen_backbone_has_no_use_for_them(tiny, tmp_path):
-    settings = ("backbone.frozen=true", "optimizer.average=0.9", "optimizer.layer_decay=0.5", "backbone.drop_path=0.1")
+    settings = (
+        "backbone.frozen=true",
+        "optimizer.ema_decay=0.9",
+        "optimizer.layer_decay=0.5",
+        "backbone.drop_path=0.1",
+    )
     with pytest.raises(UserError) as refused:
         start(tiny, tmp_path / "run", *settings, "backbone.head_start=probe")
-    for setting in ("optimizer.average", "optimizer.layer_decay", "backbone.drop_path", "backbone.head_start"):
+    for setting in ("optimizer.ema_decay", "optimizer.layer_decay", "backbone.drop_path", "backbone.head_start"):
         assert f"{setting}: is of no use" in str(refused.value)
     assert not Path(tmp_path / "run").exists()

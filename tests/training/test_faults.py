@@ -331,7 +331,9 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(loop, "_backward", full)
-    with pytest.raises(UserError, match="out of memory with batch_size 16 in 1 part: --set accumulate=2 computes"):
+    with pytest.raises(
+        UserError, match="out of memory with batch_size 16 in 1 part: --set gradient_accumulation_steps=2 computes"
+    ):
         start(tiny, tmp_path / "run", "folds.train=[0]")
 
 

@@ -13,7 +13,7 @@ from creature.data import loader
 from creature.errors import Interrupted, UserError
 from creature.inference.members import load_member
 from creature.metrics.predictions import load_predictions
-from creature.recipe import load_recipe
+from creature.recipe_file import load_recipe
 from creature.training.backbone import Body
 from helpers.runs import start, stopping_after, weights_hash
 
