@@ -1,12 +1,14 @@
-"""What a person sees: messages, progress bars, and errors in one sentence."""
+"""The terminal: messages, tables, progress bars, and errors in one sentence."""
 
 import io
+import logging
 import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from rich.console import Console
@@ -19,28 +21,31 @@ from creature.errors import BrokenError, Interrupted, UserError
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
+TONES = {"up": "green", "down": "red", "up sure": "bold green", "down sure": "bold red", "weak": "dim", "": ""}
 BROKEN_IMAGES = 3  # exit code of a prediction in which at least one image could not be read
 
-# C0 and C1 controls, and lone surrogates of file names that are no UTF-8: none may reach a terminal as it is.
+# C0 and C1 controls, marks that change the direction of text, and lone surrogates of file names that are no UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: object) -> str:
     """The text with control characters written out, so that a hostile name cannot steer the terminal."""
-    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found.group()):02x}", str(text))
+    return _UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", str(text))
+
+
+def _printable_lines(text: object) -> str:
+    return "\n".join(printable(line) for line in str(text).split("\n"))
 
 
 def say(text: object = "", style: str = "") -> None:
-    """Print one message; long lines are left to the terminal, so that paths can be copied from logs."""
-    lines = str(text).split("\n")
-    console.print(Text("\n".join(printable(line) for line in lines), style=style), soft_wrap=True)
+    """Print one message; the terminal wraps long lines, so that paths can be copied from logs."""
+    console.print(Text(_printable_lines(text), style=style), soft_wrap=True)
 
 
 def warn(text: object) -> None:
     """Print a warning on the error stream; only the main process does."""
     if not console.quiet:
-        lines = "\n".join(printable(line) for line in str(text).split("\n"))
-        errors.print(Text(f"warning: {lines}", style="yellow"), soft_wrap=True)
+        errors.print(Text(f"warning: {_printable_lines(text)}", style="yellow"), soft_wrap=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -54,13 +59,12 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def show_cells(title: str, note: str, columns: Sequence[str], rows: Iterable[Iterable[tuple[str, str]]]) -> None:
-    """Print a table whose cells are (text, tone): up, down, weak or none; and below it what it means."""
-    styles = {"up": "green", "down": "red", "up sure": "bold green", "down sure": "bold red", "weak": "dim", "": ""}
+    """Print a table of (text, tone) cells, and the note below it; tones are the keys of TONES."""
     table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", show_lines=True)
     for column in columns:
         table.add_column(Text(printable(column)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(text), style=styles[tone]) for text, tone in row))
+        table.add_row(*(Text(printable(text), style=TONES[tone]) for text, tone in row))
     console.print(table)
     console.print(Text(printable(note), style="dim"))
     console.print()
@@ -80,6 +84,18 @@ def progress(unit: str = "images", shown: bool = True) -> Progress:
     )
 
 
+@contextmanager
+def only_errors_of(library: str) -> Iterator[None]:
+    """Within the block, a library logs errors alone; its logger's level is what it was afterwards."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def wait_patiently() -> None:
     """Let OpenMP's threads sleep while they wait, unless the environment says how they wait.
 
@@ -91,13 +107,14 @@ def wait_patiently() -> None:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a script's main function and exit: 2 and one sentence for a mistake, 75 if it saved and stopped, else 130.
+    """Run a script's main function and exit with its code, or for a CreatureError with its message and a code.
 
-    75 is EX_TEMPFAIL: what is started again goes on. With CREATURE_DEBUG set, an error's causes and places are shown.
+    2: a mistake, or something is broken. 75 (EX_TEMPFAIL): it saved and stopped, and goes on where it is started again.
+    130: interrupted. With CREATURE_DEBUG set, the traceback of an error and of its causes is printed, too.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata of good images
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name that a pipe cannot take ends no run
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a pipe may not take every name
     wait_patiently()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -105,10 +122,10 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = main()
     except (UserError, BrokenError) as error:
         if os.environ.get("CREATURE_DEBUG"):
-            traceback.print_exc()
-        lines = "\n".join(printable(line) for line in str(error).split("\n"))
-        rank = f"[process {os.environ['RANK']}] " if os.environ.get("RANK", "0") != "0" else ""
-        errors.print(Text(f"{rank}error: {lines}", style="red"), soft_wrap=True)
+            errors.print(Text(_printable_lines(traceback.format_exc())), soft_wrap=True)
+        rank = os.environ.get("RANK", "0")
+        process = f"[process {rank}] " if rank != "0" else ""
+        errors.print(Text(f"{process}error: {_printable_lines(error)}", style="red"), soft_wrap=True)
         code = 2
     except Interrupted as stopped:
         errors.print(Text(printable(stopped), style="yellow"), soft_wrap=True)

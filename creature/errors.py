@@ -1,8 +1,8 @@
-"""What creature raises on purpose: a mistake of the user's, something broken, stopped as asked."""
+"""The exceptions that creature raises on purpose."""
 
 
 class CreatureError(BaseException):
-    """All that creature raises on purpose; `except Exception` catches only those that are errors."""
+    """The base of them all; `except Exception` catches those that are errors, and lets `Interrupted` pass."""
 
 
 class UserError(CreatureError, Exception):
@@ -18,5 +18,5 @@ class Interrupted(CreatureError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line of at most 200 characters; its type's name where it says nothing."""
+    """The first line of a library's error, at most 200 characters; the name of its type where it has no message."""
     return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__

@@ -1,6 +1,7 @@
-"""What a person sees: exit codes, one message, and text that steers no terminal."""
+"""The terminal: exit codes, one message, and text that steers no terminal."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -9,25 +10,36 @@ import pytest
 from rich.console import Console
 
 from creature import console
-from creature.console import printable, progress, run, say, show_table, warn
-from creature.errors import UserError
+from creature.console import only_errors_of, printable, progress, run, say, show_table, warn
+from creature.errors import BrokenError, Interrupted, UserError
 from helpers import ROOT
 
 HOSTILE = "a\x1b[31m\x07\r\x9b\x7f\u2028\u202e\u2066\udcff[/a][bold]:smile:"
 LITERAL = r"a\x1b[31m\x07\x0d\x9b\x7f\x2028\x202e\x2066\xdcff[/a][bold]:smile:"
 
 
-def fails(error: BaseException) -> int:
+def fails(error: BaseException, cause: BaseException | None = None) -> object:
+    """The exit code of a program that raises the error."""
+
     def main() -> int:
-        raise error
+        raise error from cause
 
     with pytest.raises(SystemExit) as left:
         run(main)
     return left.value.code
 
 
-def test_a_user_error_is_exit_code_2_and_one_message_on_the_error_stream(capsys):
-    assert fails(UserError("images.size: must be 16 or more, got 3")) == 2
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a terminal of 300 columns gets."""
+    file = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=file, width=300, highlight=False))
+    return file
+
+
+@pytest.mark.parametrize("kind", [UserError, BrokenError])
+def test_a_mistake_or_damage_is_exit_code_2_and_one_message_on_the_error_stream(kind, capsys):
+    assert fails(kind("images.size: must be 16 or more, got 3")) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err == "error: images.size: must be 16 or more, got 3\n"
 
@@ -35,6 +47,31 @@ def test_a_user_error_is_exit_code_2_and_one_message_on_the_error_stream(capsys)
 def test_a_long_message_is_not_wrapped_and_a_listing_keeps_its_lines(capsys):
     fails(UserError(f"{'x' * 500}\n  second"))
     assert capsys.readouterr().err == f"error: {'x' * 500}\n  second\n"
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_causes_are_shown_where_they_are_asked_for(debug, monkeypatch, capsys):
+    monkeypatch.setenv("CREATURE_DEBUG", debug)
+    assert fails(BrokenError("recipe.yaml: cannot be read"), OSError("the disk is gone\x1b[31m")) == 2
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown
+    assert shown.endswith("error: recipe.yaml: cannot be read\n")
+    assert [text in shown for text in ("OSError: the disk is gone", "direct cause", "in main")] == [bool(debug)] * 3
+
+
+def test_what_saved_and_stopped_can_be_started_again(capsys):
+    assert fails(Interrupted("saved in runs/mine; --resume goes on")) == 75
+    assert capsys.readouterr().err == "saved in runs/mine; --resume goes on\n"
+
+
+def test_a_library_logs_errors_alone_within_a_block(caplog):
+    logger = logging.getLogger("a_library")
+    logger.setLevel(logging.INFO)
+    with pytest.raises(KeyError), only_errors_of("a_library"):
+        logger.warning("inside")
+        raise KeyError
+    logger.info("outside")
+    assert caplog.messages == ["outside"] and logger.level == logging.INFO
 
 
 def test_an_interrupt_is_exit_code_130(capsys):
@@ -74,20 +111,20 @@ def test_hostile_text_and_markup_are_shown_as_they_are(show, capsys):
     assert (shown.out + shown.err).removeprefix("warning: ").removeprefix("error: ") == f"{LITERAL}\n"
 
 
-def test_a_hostile_table_is_shown_as_it_is(monkeypatch):
-    monkeypatch.setattr(console, "console", Console(file=io.StringIO(), width=300, highlight=False))
+def test_a_hostile_table_is_shown_as_it_is(screen):
     show_table(HOSTILE, (HOSTILE, "[red]n[/]"), [(HOSTILE + "\nnew", "[/]"), (1, 0.5)])
-    shown = console.console.file.getvalue()
+    shown = screen.getvalue()
     assert shown.count(LITERAL) == 3 and rf"{LITERAL}\x0anew" in shown
     assert "[red]n[/]" in shown and "\x1b" not in shown and len(shown.splitlines()) == 7
 
 
 def test_hostile_text_steers_no_real_terminal(monkeypatch):
-    monkeypatch.setattr(console, "console", Console(file=io.StringIO(), force_terminal=True, highlight=False))
+    terminal = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=terminal, force_terminal=True, highlight=False))
     say(HOSTILE)
     with progress() as bar:
         bar.add_task(printable(HOSTILE), total=1, speed="")
-    assert "\x1b[31m" not in console.console.file.getvalue() and "[/a][bold]" in console.console.file.getvalue()
+    assert "\x1b[31m" not in terminal.getvalue() and "[/a][bold]" in terminal.getvalue()
 
 
 def test_a_process_that_is_not_the_first_warns_of_nothing(monkeypatch, capsys):

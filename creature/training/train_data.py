@@ -20,7 +20,6 @@ from torch import nn
 
 from creature.console import console, say, warn
 from creature.data.augment import Augmentation, cached_transform, exact_transform, make_mix, training_augmentation
-from creature.data.checks import refuse_bad
 from creature.data.dataset import column, fingerprint, read_images
 from creature.data.duplicates import near_duplicates
 from creature.data.eval_transform import EvalTransform
@@ -28,7 +27,7 @@ from creature.data.folds import FoldTable, assign_folds, find_folds_file, folds_
 from creature.data.image_cache import CachedImages, describe_cache
 from creature.data.loader import FeatureDataset, ImageDataset, derive_seed
 from creature.data.normalize import Normalize
-from creature.data.scan import scan_images, sketches_of
+from creature.data.scan import refuse_bad, scan_images, sketches_of
 from creature.data.sources import Columns
 from creature.device import device_precision, keep_memory, share_cores, usable_cores
 from creature.errors import UserError
@@ -132,7 +131,8 @@ def prepare_run(accelerator: Accelerator, recipe: Recipe, out: Path, resume: boo
     if accelerator.is_main_process:
         saved = read_folds(out) if find_folds_file(out) else None
         known = saved.hashes if saved else None
-        checked, bad, cache = scan_images(dataset, known, field, images.cache, transform)
+        scan = scan_images(dataset, known, field, kind=images.cache, transform=transform)
+        checked, bad, cache = scan.table, scan.bad, scan.cache
         refuse_bad(dataset, bad, images.max_bad, field)
         good = np.setdiff1d(np.arange(len(dataset)), list(bad))
         kept, checked = (dataset.select(good), checked.take(good)) if bad else (dataset, checked)
@@ -288,7 +288,7 @@ def compare_holdout(images: Images, folds: FoldTable, checked: pa.Table, transfo
         return
     columns = Columns(images.image_column, images.label_column, images.labels)
     holdout = read_images(images.holdout, columns, "images.holdout", folds.class_names)
-    held, *_ = scan_images(holdout, None, "images.holdout", "off", transform)
+    held = scan_images(holdout, None, "images.holdout", kind="off", transform=transform).table
     checked = checked.filter(folds.partitions[0] < 0) if folds.count == 1 else checked
     same = np.isin(held["hash"].to_numpy(), checked["hash"].to_numpy())
     head = near_duplicates(np.concatenate([sketches_of(checked), sketches_of(held)]))[len(checked) :]

@@ -134,7 +134,7 @@ def test_folds_are_the_same_from_the_index_and_with_a_cache(tiny: Path, tmp_path
     runs = [tmp_path / name for name in ("first", "second")]
     for out in runs:
         assert start(tiny, out, *words) == 0
-        monkeypatch.setattr(scan, "check_images", lambda *_: pytest.fail("images are read again"))
+        monkeypatch.setattr(scan, "check_images", lambda *_, **__: pytest.fail("images are read again"))
     rows = [folds_rows(out) for out in runs]
     fold = {row[0]: row[2] for row in rows[0]}
     assert rows[0] == rows[1] and len(set(fold.values())) == 3

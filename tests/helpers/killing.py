@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import train
 from creature import console
-from creature.data import augment, checks, dataset, folds, loader, sources  # noqa: F401
+from creature.data import augment, dataset, folds, loader, scan, sources  # noqa: F401
 from creature.metrics import scores  # noqa: F401
 from creature.training import checkpoint, train_data  # noqa: F401
 

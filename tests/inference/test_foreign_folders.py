@@ -36,7 +36,7 @@ import train, predict, ensemble, datasets, evaluate, sklearn.metrics
 from creature.ensembling import out_of_fold, weights, compare
 from creature.inference import members, prediction_files
 from creature.metrics import scores
-from creature.data import sources, dataset, loader, checks
+from creature.data import sources, dataset, loader, scan
 from creature.training import train_data, checkpoint
 from creature.inference import load
 import creature.console

@@ -16,7 +16,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from creature.data import checks, loader
+from creature.data import loader, scan
 from creature.errors import Interrupted, UserError
 from creature.recipe import Optimizer
 from creature.training import checkpoint, loop, run_folder, signals, train_data
@@ -340,7 +340,7 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
 # Decoders that kill
 
 
-@pytest.mark.parametrize(("where", "name"), [(checks, "decode"), (loader, "Encoded")])
+@pytest.mark.parametrize(("where", "name"), [(scan, "decode"), (loader, "Encoded")])
 def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeypatch, where, name):
     shutil.copytree(drawn / "train", tmp_path / "train")  # or an index might know that all of them were decoded
     victim = sorted((tmp_path / "train/fish").iterdir())[0]
