@@ -184,7 +184,7 @@ class Run:
         """
         numbered: dict[int, Fold] = {}
         for path in sorted(self.folder.glob("fold-*/result.json")):
-            name = re.fullmatch(r"fold-(\d+)", path.parent.name)
+            name = re.fullmatch(r"fold-(0|[1-9]\d*)", path.parent.name)
             if name is None:
                 warn(
                     f"{path.parent} is left out: folds are called fold-0, fold-1, ...; rename it, or move it elsewhere"
@@ -302,9 +302,19 @@ def exposure(members: Sequence[Fold], content_hash: str) -> str:
 
 
 def check_members(members: Sequence[Fold]) -> None:
-    """Raises UserError unless all members share class names and fold table, BrokenError for other weights."""
+    """Raises UserError unless the members are different folds of one fold table and share class names.
+
+    Raises BrokenError for weights that the result was not measured with.
+    """
     first = members[0]
+    known: dict[tuple[Path, int], Fold] = {}
     for member in members:
+        other = known.setdefault((member.run.folder.resolve(), member.result.fold), member)
+        if other is not member:
+            raise UserError(
+                f"{other} and {member} are both fold {member.result.fold} of their run; a fold counts once: leave out "
+                "the copy"
+            )
         if file_hash(member.folder / "model.safetensors") != member.result.sha256.weights:
             raise BrokenError(
                 f"{member.folder / 'model.safetensors'} is not what its result.json was measured with; restore it, or "

@@ -31,8 +31,7 @@ from creature.recipe_file import check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
 from creature.run import Fold
 from creature.samples import draw
-from creature.storage import file_hash, write_json
-from creature.training.checkpoint import place
+from creature.storage import file_hash, link_or_copy, write_json
 
 GOLDEN_SIZE = (160, 120)  # not square, so that a wrong fit cannot hide
 
@@ -49,7 +48,7 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
     for branch, fold in branches.items():
         folder = out / branch
         folder.mkdir(parents=True)
-        place(fold.folder / "model.safetensors", folder / "model.safetensors")
+        link_or_copy(fold.folder / "model.safetensors", folder / "model.safetensors")
         for name in ("config.json", "result.json", "history.jsonl"):
             shutil.copyfile(fold.folder / name, folder / name)
         (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")

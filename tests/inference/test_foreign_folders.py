@@ -24,7 +24,7 @@ import train
 from creature.data.folds import read_folds
 from creature.errors import BrokenError, Interrupted, UserError
 from creature.inference.members import load_member
-from creature.training import checkpoint
+from creature.storage import write_manifest
 from helpers import ROOT
 from helpers.fold_files import old_text
 from helpers.runs import start, stopping_after
@@ -326,7 +326,7 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
             (work / name).write_bytes(spoilt((work / name).read_text(), random))
             if name.startswith(str(state)):
                 (work / state / "manifest.json").unlink()
-                checkpoint.write_manifest(work / state)
+                write_manifest(work / state)
             try:
                 use(work)
                 outcomes[name]["used"] += 1

@@ -208,9 +208,9 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """A run of three folds, drawn twice, and the rows that each member's steps have seen."""
     out, seen, step = tmp_path_factory.mktemp("repeats") / "run", {}, loop.train_step
 
-    def watched(accelerator, learner, batch, *words):
-        seen.setdefault(learner.seed[1], set()).update(map(int, batch.rows))
-        return step(accelerator, learner, batch, *words)
+    def watched(accelerator, learner, batch, **request):
+        seen.setdefault(learner.fold, set()).update(map(int, batch.rows))
+        return step(accelerator, learner, batch, **request)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", watched)
@@ -300,9 +300,10 @@ def test_predictions_of_a_member_in_the_place_of_another_s_are_refused(twice, tm
     with pytest.raises(BrokenError, match=r"fold-3.held_out.safetensors: its rows are not those"):
         out_of_fold.unseen_rows(find_members([tmp_path / "run"]))
     shutil.copytree(twice, tmp_path / "other")
+    shutil.move(tmp_path / "other/fold-0", tmp_path / "other/fold-6")
     result = json.loads((twice / "fold-0/result.json").read_text()) | {"fold": 6}
-    (tmp_path / "other/fold-0/result.json").write_text(json.dumps(result))
-    with pytest.raises(UserError, match="fold: 6 is none of the run's folds"):
+    (tmp_path / "other/fold-6/result.json").write_text(json.dumps(result))
+    with pytest.raises(BrokenError, match="fold: 6 is none of the run's folds"):
         ensemble.main([str(tmp_path / "other")])
 
 
@@ -315,7 +316,7 @@ def test_a_repeat_that_is_not_finished_is_left_out_and_the_lack_is_said(twice, t
     assert "ensemble of" not in shown.partition("an ensemble that never saw an image needs")[0]
     assert "needs finished folds of two repeats" in shown and "repeat 1, 2 folds pooled" in shown
     (found,) = read_runs([str(part)], None)
-    assert len(found.held.ids) == 72 and found.judged[0] == 1
+    assert len(found.held.ids) == 72 and found.unseen.models == 1
     ensemble.main([str(part / "fold-0"), str(part / "fold-3")])  # rows that both held out, and no others
     assert "ensemble of 2 models" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     rows = out_of_fold.unseen_rows(find_members([part / "fold-0", part / "fold-3"]))
@@ -371,7 +372,7 @@ def test_report_and_labels_go_by_the_ensemble_of_repeats_and_count_each_row_once
     shutil.copytree(twice, tmp_path / "twice")
     assert report.main([str(tmp_path / "twice"), str(run), "--out", str(tmp_path / "report")]) == 0
     (found,) = read_runs([str(tmp_path / "twice")], None)
-    models, rows, probabilities = found.judged
+    models, rows, probabilities = found.unseen.models, found.unseen.rows, found.unseen.probabilities
     said = answers(twice)
     expected = [blend(np.stack(said[name])[:, None])[0] for name in rows.ids]
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)

@@ -15,7 +15,7 @@ from PIL import Image
 from creature.data.folds import read_folds
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
-from creature.training import loop, run_folder, train_data
+from creature.training import finish, loop, run_folder
 from helpers.fold_files import folds_rows
 from helpers.runs import losses, start, weights_hash
 
@@ -87,11 +87,11 @@ def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypat
     start(tiny, whole, *settings)
     step, done = loop.train_step, []
 
-    def interrupted(*args):
+    def interrupted(*given, **request):
         if len(done) == stop_at:
             raise KeyboardInterrupt
         done.append(1)
-        return step(*args)
+        return step(*given, **request)
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -105,7 +105,7 @@ def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypat
 
 def test_resume_steps_back_from_a_damaged_resume_point(tiny, tmp_path, monkeypatch, run):
     settings = ("folds.train=[0]", "checkpoint.every_minutes=0")
-    monkeypatch.setattr(train_data, "finish", interrupt)
+    monkeypatch.setattr(finish, "finish_fold", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tiny, tmp_path / "cut", *settings)
     monkeypatch.undo()
@@ -147,7 +147,7 @@ def test_weights_that_are_not_to_be_had_leave_no_run_behind(tiny, tmp_path, monk
     """Or the way out that is named, another setting, would be refused as a change of the run."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        UserError, match=r"backbone.pretrained: weights of test_resnet are neither .*\n.*backbone.weights"
+        UserError, match=r"backbone.pretrained: weights of test_resnet are not cached .*\n.*backbone.weights"
     ):
         start(tiny, tmp_path / "run", "backbone.pretrained=true")
     assert not (tmp_path / "run").exists()
@@ -283,7 +283,7 @@ def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_i
     for fold in (0, 1, 2):
         held = load_predictions(tmp_path / f"run/fold-{fold}/held_out.safetensors")
         assert held.logits.shape[1] == len(held.class_names) == 12 and held.class_names[-1] == rare.name
-        result = run_folder.read_result(tmp_path / f"run/fold-{fold}")
+        result = json.loads((tmp_path / f"run/fold-{fold}/result.json").read_text())
         assert [k for k, recall in enumerate(result["class_recall"]) if recall is None] == result[
             "classes_without_rows"
         ]
@@ -299,19 +299,18 @@ def test_accumulating_a_batch_in_parts_gives_the_same_loss(tiny, tmp_path):
 
 
 def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monkeypatch):
-    from creature.data import augment
     from creature.data.loader import ImageDataset
 
     seen: dict[bool, set[bytes]] = {True: set(), False: set()}
-    see = ImageDataset._see
+    load = ImageDataset._load
 
     def watched(self, item, name, image):
-        pixels, reason = see(self, item, name, image)
+        pixels, reason = load(self, item, name, image)
         if name.endswith("/fish/00001.jpg"):
-            seen[self.views[0].func is not augment._see_exactly].add(pixels.numpy().tobytes())
+            seen[len(self.augmentations) > 1].add(pixels.numpy().tobytes())
         return pixels, reason
 
-    monkeypatch.setattr(ImageDataset, "_see", watched)
+    monkeypatch.setattr(ImageDataset, "_load", watched)
     start(tiny, tmp_path / "run", "schedule.epochs=3")
     assert len(seen[True]) == 3  # a view an epoch, the same in both folds that train on it
     assert len(seen[False]) == 1
@@ -349,8 +348,17 @@ def test_bf16_on_a_cpu_falls_back_with_one_warning(tiny, tmp_path, capsys, run):
 
 def test_tensorboard_tracks_when_asked(tiny, tmp_path):
     pytest.importorskip("tensorboard", reason="the tracking extra is not installed")
-    start(tiny, tmp_path / "run", "folds.train=[0]", "tracking=[tensorboard]")
-    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    start(tiny, tmp_path / "run", "folds.train=[1]", "tracking=[tensorboard]")
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents*")
+    log = EventAccumulator(str(events.parent)).Reload()
+    history = [json.loads(line) for line in (tmp_path / "run/fold-1/history.jsonl").read_text().splitlines()]
+    for tag, name in (("train_loss", "loss"), ("held_out_accuracy", "accuracy"), ("learning_rate", "learning_rate")):
+        tracked = log.Scalars(f"fold-1/{tag}")
+        assert [scalar.step for scalar in tracked] == [1, 2]
+        np.testing.assert_allclose([scalar.value for scalar in tracked], [row[name] for row in history], rtol=1e-6)
+    assert all(tag.startswith("fold-1/") for tag in log.Tags()["scalars"])
 
 
 def test_a_diverging_loss_stops_with_advice(tiny, tmp_path):
