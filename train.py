@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from creature.console import run
-from creature.publishing.hub import add_terms
+from creature.publishing.terms import add_terms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from creature.publishing.card import Terms
+    from creature.publishing.terms import Terms
     from creature.recipe import Recipe
     from creature.training.signals import Stop
     from creature.training.train_data import Data
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from creature.console import say, show_table
     from creature.metrics.accuracy import scored
-    from creature.publishing.hub import build, publish
+    from creature.publishing.hub import publish
+    from creature.publishing.publish import build
 
     cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
     title = f"{recipe.name}: {len(results)} of {recipe.folds.members} folds"
@@ -78,7 +79,7 @@ def train(
 ) -> "tuple[Accelerator, Terms | None, list[dict[str, Any]]]":
     """The folds, one after another; with the terms of publication (on the main process) and the folds' results."""
     from creature.console import say, warn
-    from creature.publishing.hub import prepare_push
+    from creature.publishing.publish import prepare_push
     from creature.recipe import recipe_warnings
     from creature.storage import naming_disk_errors
     from creature.training import distributed, run_folder, train_data
