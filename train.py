@@ -6,11 +6,12 @@ creature train --recipe laptop      # this script, wherever creature is installe
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from creature.console import run
 from creature.publishing.terms import add_terms
@@ -18,13 +19,10 @@ from creature.publishing.terms import add_terms
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from creature.publishing.terms import Terms
     from creature.recipe import Recipe
+    from creature.run import FoldResult
     from creature.training.signals import Stop
-    from creature.training.train_data import Data
-
-LINE = "{:>7}  {:>8}  {:>8}  {:>8}  {}"  # an epoch of a fold's table
-FORMATS = {"loss": ".4f", "learning_rate": ".1e", "seconds": ".1f"}
+    from creature.training.train_data import TrainData
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,17 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = load_recipe(find_recipe(args.recipe), args.set)
     out = args.out or Path("runs") / recipe.name
     with listen() as stop:  # before the imports, which take seconds
-        accelerator, terms, results = train(args, recipe, out, stop)
+        from creature.console import say, show_table
+        from creature.publishing.hub import publish
+        from creature.publishing.publish import build, prepare_push
 
-    from creature.console import say, show_table
-    from creature.metrics.accuracy import scored
-    from creature.publishing.hub import publish
-    from creature.publishing.publish import build
+        push = args.push if os.environ.get("RANK", "0") == "0" else None
+        terms = prepare_push(push, out, args.license, args.data) if push else None
+        results = train(recipe, out, resume=args.resume, stop=stop, own_process=True)
 
-    cells = [(r["fold"], scored(r), r["epoch"], f"{r['seconds'] / 60:.1f}") for r in results]
+    rows = [(r.fold, r.shown_score, r.epoch, f"{r.seconds / 60:.1f}") for r in results]
     title = f"{recipe.name}: {len(results)} of {recipe.folds.members} folds"
-    show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), cells)
-    accelerator.end_training()
+    show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), rows)
     if terms:
         say(f"{publish(args.push, build(out, args.push, terms), public=False)} is published")
     say(f"{out} holds weights and held-out predictions; next: creature ensemble {out} --images DIR --out FILE.csv")
@@ -75,25 +73,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(
-    args: argparse.Namespace, recipe: "Recipe", out: Path, stop: "Stop"
-) -> "tuple[Accelerator, Terms | None, list[dict[str, Any]]]":
-    """The folds, one after another; with the terms of publication (on the main process) and the folds' results."""
-    from creature.console import say, warn
-    from creature.publishing.publish import prepare_push
-    from creature.recipe import recipe_warnings
-    from creature.storage import naming_disk_errors
-    from creature.training import distributed, run_folder, train_data
+    recipe: "Recipe", out: Path, *, resume: bool = False, stop: "Stop | None" = None, own_process: bool = False
+) -> "list[FoldResult]":
+    """Train the recipe's folds, one after another, into the run's folder; the results of all of them.
 
-    accelerator = train_data.start(recipe, out)
-    push = args.push if accelerator.is_main_process else None
-    terms = prepare_push(push, out, args.license, args.data) if push else None
+    `own_process`: the process does nothing else, so its threads, memory and progress bars may be set for the training.
+    """
+    from creature.console import say, warn
+    from creature.device import keep_memory
+    from creature.recipe import recipe_warnings
+    from creature.run import read_result
+    from creature.storage import naming_disk_errors
+    from creature.training import distributed, features, loop, run_folder, signals, train_data
+    from creature.training.backbone import check_backbone
+
+    stop = stop or signals.Stop()
+    check_backbone(recipe.backbone)
+    accelerator = distributed.start_accelerator(recipe, out, own_process=own_process)
     for warning in recipe_warnings(recipe):
         warn(warning)
     results = []
-    with distributed.noticing_loss(accelerator), naming_disk_errors(out):
-        data = train_data.prepare_run(accelerator, recipe, out, args.resume or distributed.attempt() > 0)
-        if train_data.needs_features(recipe, out):
-            data = train_data.embed(accelerator, recipe, data)
+    with (
+        distributed.naming_lost_process(accelerator),
+        naming_disk_errors(out),
+        loop.restoring_random_state(accelerator.device),
+    ):
+        data = train_data.prepare_data(accelerator, recipe, out, resume=resume or distributed.restarts() > 0)
+        if own_process:
+            keep_memory(accelerator.device)
+        if features.needs_features(recipe, out):
+            data = features.add_features(accelerator, recipe, data)
         if recipe.loss.teacher:
             from creature.ensembling.distill import soft_targets
 
@@ -104,73 +113,60 @@ def train(
                 say(f"{folder} is finished")
             else:
                 with run_folder.lock_fold(folder) if accelerator.is_main_process else nullcontext():
-                    stop.begin()
-                    with distributed.waiting(accelerator, distributed.WAIT_IN_FOLD, distributed.WAIT):
-                        train_fold(accelerator, recipe, data, fold, folder, stop)
+                    stop.leave_at_once()
+                    with distributed.wait_limit(accelerator, distributed.WAIT_IN_FOLD, after=distributed.WAIT):
+                        train_fold(accelerator, recipe, data, fold=fold, folder=folder, stop=stop)
             accelerator.wait_for_everyone()
-            results.append(run_folder.read_result(folder))
-    return accelerator, terms, results
+            results.append(read_result(folder))
+    accelerator.end_training()
+    return results
 
 
 def train_fold(
-    accelerator: "Accelerator", recipe: "Recipe", data: "Data", fold: int, folder: Path, stop: "Stop"
+    accelerator: "Accelerator", recipe: "Recipe", data: "TrainData", *, fold: int, folder: Path, stop: "Stop"
 ) -> None:
     """Train one fold from where it stands, and leave its finished folder."""
     import numpy as np
 
     from creature.console import say
-    from creature.data.loader import epoch_batches, training_order
-    from creature.data.workers import load_batches
-    from creature.metrics.accuracy import Count
-    from creature.metrics.scores import score
     from creature.run import held_out_predictions
-    from creature.training import checkpoint, loop, train_data
+    from creature.training import checkpoint, loop
+    from creature.training.finish import finish_fold
+    from creature.training.learner import build_learner, start_at_probe
+    from creature.training.training_state import TABLE_HEADER
 
-    folds, epochs, main = data.folds, recipe.schedule.epochs, accelerator.is_main_process
-    parts = (~folds.held_out(fold), folds.held_out(fold))
-    rows, held_out = (np.flatnonzero(part).astype(np.int32) for part in parts)  # of which there may be millions
-    learner = train_data.build_learner(accelerator, recipe, data, fold, folder)
-    model, position = learner.model, learner.position
-    sizes = [len(batch) for batch in epoch_batches(rows, recipe.batch_size)]
-    share = (accelerator.process_index, accelerator.num_processes)
-    order = training_order(rows, recipe.batch_size, learner.seed, epochs, (position.epoch, position.batch), *share)
+    learner = build_learner(accelerator, recipe, data, fold)
+    resumed = checkpoint.load_state(folder, learner, accelerator, settings=recipe.optimizer)
+    if recipe.backbone.head_start == "probe" and not resumed:
+        start_at_probe(learner, data)
+    learner.model = accelerator.prepare(learner.model)
+    state = learner.state
+    held_out = np.flatnonzero(data.folds.held_out(fold)).astype(np.int32)
 
     def save() -> None:
-        if main:
-            checkpoint.save_state(folder, len(sizes), accelerator, model, learner.optimizer, position, learner.average)
+        if accelerator.is_main_process:
+            checkpoint.save_state(folder, learner, accelerator)
 
-    say(f"fold {fold}: {len(rows)} images to train on, {len(held_out)} held out")
-    if position.start:
-        say(f"the classifier starts at a probe of the features: {Count(**position.start)} held out")
-    say(LINE.format("epoch", "loss", "rate", "seconds", "held-out accuracy [95 %]"))
-    with load_batches(data.training, order, data.workers) as batches:
-        while position.epoch < epochs:
-            title = f"fold {fold} epoch {position.epoch + 1}/{epochs}"
-            loop.train_epoch(accelerator, learner, batches, sizes, stop, save, title)
+    say(f"fold {fold}: {sum(learner.batch_sizes)} images to train on, {len(held_out)} held out")
+    if state.start:
+        say(f"the classifier starts at a probe of the features: {state.start} held out")
+    say(TABLE_HEADER)
+    with loop.training_batches(accelerator, learner, data) as batches:
+        while state.epoch < learner.epochs:
+            title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
+            loop.train_epoch(accelerator, learner, batches, stop=stop, save=save, title=title)
             with stop.saving(save):
-                words = (data.evaluation, held_out, recipe.batch_size, data.workers)
-                logits = loop.predict(accelerator, learner.judged, learner.normalize, *words)
-            held = held_out_predictions(folds, held_out, logits)
-            count = held.score
-            lr = learner.rate(position.epoch + 1 - 1 / len(sizes))
-            seconds, loss = position.seconds, position.loss_sum / max(1, position.rows)
-            figures = {
-                "loss": loss,
-                "learning_rate": lr,
-                "seconds": round(seconds, 3),
-                "skipped_steps": position.skipped,
-            }
-            position.end_epoch({**figures, "images_per_second": round(len(rows) / seconds, 1), **count.figures()})
-            say(LINE.format(position.epoch, *(f"{figures[k]:{f}}" for k, f in FORMATS.items()), count))
-            accelerator.log(
-                {f"fold {fold} {name}": value for name, value in position.history[-1].items()}, position.epoch
-            )
-            if main:
-                checkpoint.keep_epoch(folder, learner.whole, held, position, recipe.checkpoint, epochs)
+                logits = loop.predict(accelerator, learner.eval_model, data, rows=held_out, normalize=learner.normalize)
+            predictions = held_out_predictions(data.folds, held_out, logits)
+            result = learner.end_epoch(predictions.score)
+            say(result)
+            accelerator.log(result.tracked(fold), step=state.epoch)
+            if accelerator.is_main_process:
+                checkpoint.keep_epoch(folder, learner, predictions, recipe.checkpoint)
                 save()
-                checkpoint.prune_epochs(folder, position, recipe.checkpoint)
-    if main:
-        train_data.finish(accelerator, recipe, data, learner, fold, folder, score)
+                checkpoint.prune_epochs(folder, state, recipe.checkpoint)
+    if accelerator.is_main_process:
+        finish_fold(accelerator, recipe, data.folds, learner=learner, folder=folder)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from sides import ROOT, in_turns, judge
 
 from creature.console import run, say
 from creature.data.augment import training_augmentation
-from creature.data.checks import Everything, check_images
 from creature.data.dataset import read_images
 from creature.data.decode import Encoded, decode
 from creature.data.eval_transform import EvalTransform
 from creature.data.image_cache import CachedImages, ImageCache, open_cache
 from creature.data.loader import Batch, ImageDataset
+from creature.data.scan import check_images
 from creature.data.sources import Columns
 from creature.data.workers import load_batches
 from creature.errors import UserError
@@ -47,7 +47,7 @@ def creature(folder: Path, workers: int) -> Callable[[], Any]:
 
 def creature_cached(folder: Path, workers: int) -> Callable[[], Any]:
     table = read_images([str(folder)], Columns(), "images.train")
-    hashes, rows = check_images(table, Everything(), "images.train")[0], np.arange(len(table))
+    hashes, rows = check_images(table, frozenset(), "images.train", hash_only=True)[0], np.arange(len(table))
     records = CachedImages(make_cache(table, hashes), hashes, views=False)
     pictures = ImageDataset(
         table.select_columns(["id", "label"]), training_augmentation(SIZE, Augment()), cached=records
@@ -62,14 +62,13 @@ def in_batches(pictures: ImageDataset, rows: np.ndarray, workers: int) -> Iterat
 
 
 def make_cache(table: Any, hashes: list[str]) -> ImageCache:
-    return open_cache(
-        "memory", table, hashes, range(len(hashes)), EvalTransform(SIZE, "squash", (0.5,) * 3), "images.train"
-    )
+    transform = EvalTransform(SIZE, "squash", (0.5,) * 3)
+    return open_cache("memory", table, hashes, rows=range(len(hashes)), transform=transform, title="images.train")
 
 
 def making(folder: Path) -> Callable[[], None]:
     table = read_images([str(folder)], Columns(), "images.train")
-    hashes = check_images(table, Everything(), "images.train")[0]
+    hashes = check_images(table, frozenset(), "images.train", hash_only=True)[0]
 
     def make() -> None:
         make_cache(table, hashes)

@@ -23,6 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import timm
 import torch
 from safetensors.torch import save_file
@@ -73,8 +74,8 @@ def write_run(run: Path, architecture: str) -> None:
     }
     recipe = check_recipe(settings, "the benchmark's recipe")
     rows = np.arange(5 * len(NAMES))
-    ids = tuple(f"{row:02d}" for row in rows)
-    hashes = tuple(f"{row:032x}" for row in rows)
+    ids = pa.chunked_array([[f"{row:02d}" for row in rows]])
+    hashes = pa.chunked_array([[f"{row:032x}" for row in rows]])
     folds = FoldTable(MEMBERS, 0, NAMES, "benchmark", ids, rows % len(NAMES), (rows % MEMBERS,), hashes, {})
     open_run(run, recipe, {"weights": None, "teacher": None})
     folds = share_folds(run, folds)
@@ -94,15 +95,9 @@ def write_run(run: Path, architecture: str) -> None:
         kept.mkdir(parents=True)
         weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, kept / "model.safetensors", metadata={"format": "pt"})
-        held = tuple(ids[row] for row in rows if row % MEMBERS == fold)
-        save_predictions(
-            kept / "held_out.safetensors",
-            held_out_predictions(
-                folds,
-                np.array([row for row in rows if row % MEMBERS == fold]),
-                np.zeros((len(held), len(NAMES)), dtype=np.float32),
-            ),
-        )
+        held = np.flatnonzero(folds.held_out(fold))
+        logits = np.zeros((len(held), len(NAMES)), dtype=np.float32)
+        save_predictions(kept / "held_out.safetensors", held_out_predictions(folds, held, logits))
         config = timm_config(model, NAMES, SIZE, recipe.images.crop_mode, *mean_and_std(architecture, "imagenet"))
         count = {"n": len(held), "correct": 1}
         result = {"fold": fold, "selected": False, "epoch": 1, **count, "last": count, "seconds": 1.0}

@@ -52,6 +52,13 @@ def check_recipe(settings: dict[str, Any], source: str) -> Recipe:
     return _validate(settings, source, _rename_older_keys(settings))
 
 
+def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with overrides such as `schedule.epochs=5`; raises UserError with all mistakes at once."""
+    settings = json.loads(recipe.model_dump_json())
+    mistakes = [mistake for override in overrides for mistake in _merge(settings, override)]
+    return _validate(settings, "the recipe", mistakes)
+
+
 def _rename_older_keys(settings: dict[str, Any]) -> list[str]:
     """Give settings in an older spelling their present names, in place; the mistakes where both spellings are there."""
     mistakes = []

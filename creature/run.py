@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from creature.console import warn
+from creature.data.arrow_tables import arrow_compute
 from creature.data.folds import FoldTable, read_folds
-from creature.data.mapped_tables import compute
 from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.predictions import Predictions, concatenate, load_predictions
@@ -169,7 +169,7 @@ class Run:
     @cached_property
     def fold_table(self) -> FoldTable:
         """Which row is held out of which fold."""
-        return read_folds(self.folder / "folds.json")
+        return read_folds(self.folder)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ class Run:
         """
         numbered: dict[int, Fold] = {}
         for path in sorted(self.folder.glob("fold-*/result.json")):
-            name = re.fullmatch(r"fold-(\d+)", path.parent.name)
+            name = re.fullmatch(r"fold-(0|[1-9]\d*)", path.parent.name)
             if name is None:
                 warn(
                     f"{path.parent} is left out: folds are called fold-0, fold-1, ...; rename it, or move it elsewhere"
@@ -302,9 +302,19 @@ def exposure(members: Sequence[Fold], content_hash: str) -> str:
 
 
 def check_members(members: Sequence[Fold]) -> None:
-    """Raises UserError unless all members share class names and fold table, BrokenError for other weights."""
+    """Raises UserError unless the members are different folds of one fold table and share class names.
+
+    Raises BrokenError for weights that the result was not measured with.
+    """
     first = members[0]
+    known: dict[tuple[Path, int], Fold] = {}
     for member in members:
+        other = known.setdefault((member.run.folder.resolve(), member.result.fold), member)
+        if other is not member:
+            raise UserError(
+                f"{other} and {member} are both fold {member.result.fold} of their run; a fold counts once: leave out "
+                "the copy"
+            )
         if file_hash(member.folder / "model.safetensors") != member.result.sha256.weights:
             raise BrokenError(
                 f"{member.folder / 'model.safetensors'} is not what its result.json was measured with; restore it, or "
@@ -361,7 +371,7 @@ def with_labels(predictions: Predictions, folds: FoldTable) -> Predictions:
     """
     if (predictions.labels >= 0).all():
         return predictions
-    rows = compute().index_in(list(predictions.ids), folds.ids)
+    rows = arrow_compute().index_in(list(predictions.ids), folds.ids)
     if rows.null_count:
         raise ValueError("a row is none of the fold table's")
     rows = rows.to_numpy()

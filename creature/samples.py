@@ -344,7 +344,7 @@ def write_drawings(folder: str | Path, train: int, test: int, seed: int = 0, siz
     """Draw labelled train images and a flat folder of test images; False where the folder holds them already.
 
     Writes train/SPECIES/NUMBER.jpg, test/NAME.jpg and test_labels.csv (image_name, label); the counts are over all
-    species. Raises UserError, a ValueError, where the folder holds anything else.
+    species. Raises UserError where the folder holds anything else.
     """
     folder, wanted = Path(folder), {"seed": seed, "train": train, "test": test, "size": size}
     if seed < 0 or size < 16 or min(train, test) < len(SPECIES):

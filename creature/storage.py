@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees all of it or what was there before."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, without a second copy on disk where the file system can."""
+    with write_atomically(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def sync(path: Path) -> None:

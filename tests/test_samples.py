@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from creature.errors import UserError
 from creature.samples import SPECIES, draw, write_drawings
 
 
@@ -92,7 +93,7 @@ def test_another_set_is_never_overwritten(tmp_path, change):
     settings = {"train": 12, "test": 12, "seed": 0, "size": 16}
     write_drawings(tmp_path, **settings)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"delete it or name another folder") as error:
+    with pytest.raises(UserError, match=r"delete it or name another folder") as error:
         write_drawings(tmp_path, **settings | change)
     assert str(tmp_path) in str(error.value)
     assert contents(tmp_path) == before
@@ -101,21 +102,21 @@ def test_another_set_is_never_overwritten(tmp_path, change):
 def test_an_unfinished_set_is_refused(tmp_path):
     write_drawings(tmp_path, train=12, test=12, size=16)
     next((tmp_path / "test").iterdir()).unlink()
-    with pytest.raises(ValueError, match="unfinished"):
+    with pytest.raises(UserError, match="unfinished"):
         write_drawings(tmp_path, train=12, test=12, size=16)
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(UserError, match="something else"):
         write_drawings(tmp_path, train=12, test=12, size=16)
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(UserError, match="something else"):
         write_drawings(tmp_path / "notes.txt", train=12, test=12, size=16)
 
 
 @pytest.mark.parametrize("wrong", [{"train": 11}, {"test": 0}, {"seed": -1}, {"size": 8}])
 def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path, wrong):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(UserError, match="must be"):
         write_drawings(tmp_path / "drawn", **{"train": 12, "test": 12} | wrong)
     assert not (tmp_path / "drawn").exists()
 

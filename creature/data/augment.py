@@ -1,15 +1,15 @@
-"""Views of training images; those of all others have creature.data.eval_transform. B batch, K classes.
+"""Random views of training images; creature.data.eval_transform has the view of all others. B batch, K classes.
 
-A view takes an image and the seed of its randomness, and gives uint8 (3, size, size); MixUp and CutMix work on the
-batch.
+An augmentation takes an image and a seed, and gives uint8 pixels (3, size, size); MixUp and CutMix work on the batch.
 """
 
 import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,106 +22,133 @@ from creature.recipe import Augment
 
 Augmentation = Callable[[Encoded | Decoded, int], torch.Tensor]
 
-_DRAWING = threading.Lock()
+_GENERATOR_LOCK = threading.Lock()
+
+
+class Box(NamedTuple):
+    """Edges within an image, in pixels from its upper left corner."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def scaled(self, x: float, y: float) -> "Box":
+        """The same edges where a pixel is x wide and y high."""
+        return Box(self.left * x, self.top * y, self.right * x, self.bottom * y)
 
 
 @contextmanager
-def _drawing(seed: int) -> Iterator[None]:
-    """Torch's one generator, seeded, for one thread at a time."""
-    with _DRAWING:
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's one generator, seeded, for one thread at a time."""
+    with _GENERATOR_LOCK:
         torch.default_generator.manual_seed(seed)
         yield
 
 
-def exact_transform(view: Callable[[Image.Image], np.ndarray]) -> Augmentation:
-    """A view without randomness of the image decoded in full, such as creature.data.eval_transform's."""
-    return partial(_see_exactly, view)
+def exact_transform(transform: Callable[[Image.Image], np.ndarray]) -> Augmentation:
+    """A transform without randomness, such as an EvalTransform, of the image decoded in full."""
+    return partial(_transform_exactly, transform)
 
 
-def _see_exactly(view: Callable[[Image.Image], np.ndarray], picture: Encoded | Decoded, _seed: int) -> torch.Tensor:
-    return torch.from_numpy(view(picture.image()))
+def _transform_exactly(
+    transform: Callable[[Image.Image], np.ndarray], image: Encoded | Decoded, _seed: int
+) -> torch.Tensor:
+    return torch.from_numpy(transform(image.image()))
 
 
-def cached_transform(picture: Encoded | Decoded, _seed: int) -> torch.Tensor:
-    """The view of what is cached as it is to be seen."""
-    assert isinstance(picture, Decoded)
-    return torch.from_numpy(picture.array.copy()).permute(2, 0, 1)
+def cached_transform(image: Encoded | Decoded, _seed: int) -> torch.Tensor:
+    """The pixels of a cached evaluation view, as they are."""
+    assert isinstance(image, Decoded)
+    return torch.from_numpy(image.array.copy()).permute(2, 0, 1)
 
 
 def training_augmentation(size: int, augment: Augment) -> Augmentation:
-    """Random flip, rotation, policy, crop and erasing, in the report's order; randomness is torch's own generator.
+    """Random flip, rotation, policy, crop and erasing, in this order; randomness is torch's own generator.
 
-    Where nothing looks at more than the crop, an image is decoded in no higher resolution than the crop needs.
+    Where no step needs more than the crop, an image is decoded in no higher resolution than the crop needs.
     """
     policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
     flip, crop = v2.RandomHorizontalFlip(augment.flip), v2.RandomResizedCrop(size, scale=augment.crop_scale)
     erasing = v2.RandomErasing(augment.random_erasing)
     if not augment.rotation and augment.policy == "none":
-        return partial(_see_crop, size, flip, crop, erasing)
+        return CropAugmentation(size, augment.flip, crop=crop, erasing=erasing)
     steps: list[Any] = [flip]
     if augment.rotation:
         steps.append(v2.RandomRotation(augment.rotation))  # type: ignore[arg-type]
     if augment.policy != "none":
         steps.append(policies[augment.policy]())
-    return partial(_see_whole, v2.Compose([*steps, crop, v2.PILToTensor(), erasing]))
+    return FullAugmentation(v2.Compose([*steps, crop, v2.PILToTensor(), erasing]))
 
 
-def _see_whole(steps: v2.Compose, picture: Encoded | Decoded, seed: int) -> torch.Tensor:
-    image = picture.image()
-    with _drawing(seed):
-        return steps(image)
+@dataclass(frozen=True)
+class FullAugmentation:
+    """Steps that need the image decoded in full."""
+
+    steps: v2.Compose
+
+    def __call__(self, image: Encoded | Decoded, seed: int) -> torch.Tensor:
+        """The steps' pixels (3, size, size)."""
+        decoded = image.image()
+        with _seeded(seed):
+            return self.steps(decoded)
 
 
-def _see_crop(
-    size: int,
-    flip: v2.RandomHorizontalFlip,
-    crop: v2.RandomResizedCrop,
-    erasing: v2.RandomErasing,
-    picture: Encoded | Decoded,
-    seed: int,
-) -> torch.Tensor:
-    """What the steps would do one after another, with all that is random drawn before anything is decoded."""
-    width, height = picture.size
-    with _drawing(seed):
-        mirrored = bool(torch.rand(1) < flip.p)
-        box = crop.make_params([torch.empty(1, height, width, device="meta")])
-        erased = None
-        if erasing.p and torch.rand(1) < erasing.p:
-            erased = erasing.make_params([torch.empty(3, size, size, device="meta")])
-    left = width - box["left"] - box["width"] if mirrored else box["left"]
-    seen = _crop(picture, (left, box["top"], left + box["width"], box["top"] + box["height"]), size)
-    seen = seen.flip(2) if mirrored else seen
-    return seen if erased is None else erasing.transform(seen, erased)
+@dataclass(frozen=True)
+class CropAugmentation:
+    """Random flip, crop and erasing: what v2.Compose gives, but all randomness is drawn before anything is decoded."""
+
+    size: int
+    flip: float  # probability
+    crop: v2.RandomResizedCrop
+    erasing: v2.RandomErasing
+
+    def __call__(self, image: Encoded | Decoded, seed: int) -> torch.Tensor:
+        """The crop (3, size, size)."""
+        width, height = image.size
+        with _seeded(seed):
+            mirrored = bool(torch.rand(1) < self.flip)
+            crop = self.crop.make_params([torch.empty(1, height, width, device="meta")])
+            erased = None
+            if self.erasing.p and torch.rand(1) < self.erasing.p:
+                erased = self.erasing.make_params([torch.empty(3, self.size, self.size, device="meta")])
+        left = width - crop["left"] - crop["width"] if mirrored else crop["left"]
+        pixels = _crop(image, Box(left, crop["top"], left + crop["width"], crop["top"] + crop["height"]), self.size)
+        pixels = pixels.flip(2) if mirrored else pixels
+        return pixels if erased is None else self.erasing.transform(pixels, erased)
 
 
-def _crop(picture: Encoded | Decoded, edges: tuple[int, int, int, int], size: int) -> torch.Tensor:
-    """The part of an image within the edges (left, top, right, bottom), as (3, size, size)."""
-    left, top, right, bottom = edges
-    if isinstance(picture, Decoded):
-        height, width, _ = picture.array.shape
-        if (width, height) == picture.size:
-            return _resize(picture.array[top:bottom, left:right].copy(), size)
-        x, y = width / picture.size[0], height / picture.size[1]
-        first, above = int(left * x), int(top * y)
-        part = Image.fromarray(picture.array[above : math.ceil(bottom * y), first : math.ceil(right * x)])
-        box = (left * x - first, top * y - above, right * x - first, bottom * y - above)
-        return _resize_within(part, box, size)
-    shrink = max(by for by in (1, 2, 4, 8) if by == 1 or min(right - left, bottom - top) >= by * size)
-    image, scale = picture.smaller(shrink)
+def _crop(image: Encoded | Decoded, box: Box, size: int) -> torch.Tensor:
+    """A box of an image, in pixels of its full resolution, resized to (3, size, size)."""
+    if isinstance(image, Decoded):
+        return _crop_decoded(image, box, size)
+    side = min(box.right - box.left, box.bottom - box.top)
+    shrink = max(by for by in (1, 2, 4, 8) if by == 1 or side >= by * size)
+    decoded, scale = image.smaller(shrink)
     if scale == 1:
-        return _resize(np.array(image.crop(edges)), size)
-    return _resize_within(image, (left * scale, top * scale, right * scale, bottom * scale), size)
+        return _resize(np.array(decoded.crop(box)), size)  # type: ignore[arg-type]
+    return _resize_within(decoded, box.scaled(scale, scale), size)
+
+
+def _crop_decoded(image: Decoded, box: Box, size: int) -> torch.Tensor:
+    height, width, _ = image.array.shape
+    if (width, height) == image.size:
+        left, top, right, bottom = map(int, box)
+        return _resize(image.array[top:bottom, left:right].copy(), size)
+    left, top, right, bottom = box = box.scaled(width / image.size[0], height / image.size[1])
+    x, y = int(left), int(top)  # only the pixels that the box touches become a Pillow image
+    part = Image.fromarray(image.array[y : math.ceil(bottom), x : math.ceil(right)])
+    return _resize_within(part, Box(left - x, top - y, right - x, bottom - y), size)
 
 
 def _resize(pixels: np.ndarray, size: int) -> torch.Tensor:
     """(H, W, 3) to (3, size, size)."""
-    return interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None], (size, size), mode="bilinear", antialias=True)[
-        0
-    ]
+    batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return interpolate(batch, (size, size), mode="bilinear", antialias=True)[0]
 
 
-def _resize_within(image: Image.Image, box: tuple[float, float, float, float], size: int) -> torch.Tensor:
-    """What is within edges that lie between pixels, which torch has no resize for, to (3, size, size)."""
+def _resize_within(image: Image.Image, box: Box, size: int) -> torch.Tensor:
+    """A box whose edges lie between pixels, which torch cannot resize, to (3, size, size)."""
     return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BILINEAR, box))).permute(2, 0, 1)
 
 

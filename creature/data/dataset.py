@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from creature.data.arrow_tables import arrow_compute, iterate_rows, store_table
 from creature.data.files import natural
-from creature.data.mapped_tables import compute, rows_of, store_table
 from creature.data.sources import Columns, check_classes, read_source, short_names
 from creature.errors import UserError
 
@@ -36,7 +36,7 @@ def read_images(sources: Sequence[str], columns: Columns, field: str, names: Seq
         check_classes(f"{field}: {source}", part, names)
     rows = pa.concat_tables([part.rows for part in parts])
     order = _order_of_ids(rows["id"], field)
-    rows = rows.set_column(1, "label", compute().index_in(rows["label"], pa.array(names, pa.string())))
+    rows = rows.set_column(1, "label", arrow_compute().index_in(rows["label"], pa.array(names, pa.string())))
     rows = rows.append_column("source", pa.array(np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])))
     text = Value("string")
     features = Features(id=text, label=ClassLabel(names=list(names)), group=text, source=Value("int32"))
@@ -50,7 +50,7 @@ def read_images(sources: Sequence[str], columns: Columns, field: str, names: Seq
 def _order_of_ids(ids: Any, field: str) -> np.ndarray | None:
     """The order (N,) in which the ids are sorted, None where they are; raises UserError where two are equal."""
 
-    pc = compute()
+    pc = arrow_compute()
     if pc.all(pc.less(ids[:-1], ids[1:])).as_py() is not False:
         return None
     order = pc.sort_indices(ids).to_numpy()
@@ -73,6 +73,6 @@ def fingerprint(ids: Any, labels: Any, hashes: Any, names: Sequence[str]) -> str
 
     digest = hashlib.sha256(repr(list(names)).encode())
     rows = pa.table({"id": ids, "label": labels, "hash": hashes}).sort_by("id")
-    for piece in rows_of(rows):
+    for piece in iterate_rows(rows):
         digest.update("".join(map(repr, piece)).encode())
     return digest.hexdigest()

@@ -2,11 +2,13 @@
 
 N rows, K folds, R repeats. The rows are parted into K folds R times, for R * K members: member `fold` holds out those
 of fold `fold % K` of partition `fold // K`, and is trained on all others. Fold -1: trained on by all.
+
+The file is an Arrow table, as it can be memory-mapped where it lies: the rows take none of a process's own memory.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from creature.console import warn
-from creature.data.mapped_tables import PIECE, compute, rows_of, store_table, stored_table
+from creature.data.arrow_tables import arrow_compute, iterate_rows, map_table, write_table
 from creature.errors import UserError
-from creature.storage import file_hash, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FOLDS_FILE, OLD_FOLDS_FILE = "folds.arrow", "folds.json"
+HEAD = b"folds"  # the key of the JSON in the schema's metadata
+WRONG_ROWS = "a row is not id, label, fold, hash, or lacks the fold of a repeat"
+
 
 @dataclass(frozen=True)
 class FoldTable:
-    """Who holds out what: the rows of a run's labelled data, by id; `folds.json` on disk."""
+    """Which member holds out which row of a run's labelled data; `folds.arrow` on disk."""
 
     count: int
     seed: int
@@ -95,7 +100,7 @@ def group_copies(
         row = conflicts.argmax()
         pair = f"{names[labels[copied[row]]]} and {names[labels[row]]}"
         warn(f"images.train: {conflicts.sum()} files are copies of one with another label, such as one in {pair}")
-    grouped = np.where(compute().equal(groups, ""), rows, _first(groups))
+    grouped = np.where(arrow_compute().equal(groups, ""), rows, _first(groups))
     parent = rows.tolist()
 
     def root(row: int) -> int:
@@ -117,70 +122,35 @@ def group_copies(
 
 def _first(values: Any) -> np.ndarray:
     """For each row (N,) the first row that has the same value."""
-    pc = compute()
+    pc = arrow_compute()
     _, first, same = np.unique(pc.index_in(values, pc.unique(values)), return_index=True, return_inverse=True)
     return first[same]
 
 
-def _head(folds: FoldTable) -> dict[str, Any]:
-    repeats = {"repeats": len(folds.partitions)} if len(folds.partitions) > 1 else {}  # what has none says nothing
+def write_folds(run: Path, folds: FoldTable) -> None:
+    """Write the fold file of a run's folder: the rows as columns, all else as JSON in the schema's metadata."""
     head = {"count": folds.count, "seed": folds.seed, "fingerprint": folds.fingerprint, "names": folds.class_names}
-    return {**head, "bad": folds.bad, **repeats}
+    text = json.dumps({**head, "bad": folds.bad, "repeats": len(folds.partitions)})
+    write_table(run / FOLDS_FILE, folds.table.replace_schema_metadata({HEAD: text}))
 
 
-def write_folds(path: Path, folds: FoldTable) -> None:
-    """Write the fold file, one row a line, under a temporary name first; its last line is the hash of all before."""
-    digest = hashlib.sha256()
-    with write_atomically(path) as part, part.open("w", encoding="utf-8") as file:
-
-        def write(text: str) -> None:
-            digest.update(text.encode())
-            file.write(text)
-
-        table = folds.table
-        write(json.dumps(_head(folds), indent=1)[:-2] + f',\n "columns": {json.dumps(table.column_names)},\n{_ROWS}')
-        for number, rows in enumerate(rows_of(table)):
-            write((",\n" if number else "") + ",\n".join(map(json.dumps, rows)))
-        write("\n]")
-        file.write(f'{_SEAL}"{digest.hexdigest()}"}}\n')
+def find_folds_file(run: Path) -> Path | None:
+    """The fold file of a run's folder, if it has one; earlier versions wrote JSON."""
+    return next((path for name in (FOLDS_FILE, OLD_FOLDS_FILE) if (path := run / name).exists()), None)
 
 
-_ROWS = ' "rows": [\n'
-_SEAL = ',\n "sha256": '
-
-
-def read_folds(path: Path) -> FoldTable:
-    """Read a fold file; raises UserError where it is damaged."""
-    import pyarrow as pa
-
+def read_folds(run: Path) -> FoldTable:
+    """The folds of a run's folder, memory-mapped; raises UserError where there is no fold file, or a damaged one."""
+    path = find_folds_file(run) or run / FOLDS_FILE
     try:
-        text = path.read_text(encoding="utf-8")
-        head, pieces = _parse(text)
+        head, table = _read_json(path) if path.suffix == ".json" else _map_arrow(path)
         _check_head(head)
-        table = pa.concat_tables([_table(rows, head) for rows in pieces])
-        if "sha256" in head and head["sha256"] != _hash(text.rpartition(_SEAL)[0]):  # older runs have none
-            raise ValueError("its content is not what its hash names")
-        if len(table["id"].unique()) < len(table):
-            raise ValueError("two rows have one id")
+        _check_rows(head, table)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(
             f"{path}: cannot be read as a fold file ({reason}); restore it from a copy of the run"
         ) from error
-    return _fold_file(head, table)
-
-
-def map_folds(path: Path) -> FoldTable:
-    """The fold file with its rows memory-mapped from the cache; it is parsed once, and then known by its hash."""
-    name = file_hash(path)
-    if (table := stored_table(name)) is None:
-        folds = read_folds(path)
-        store_table(folds.table.replace_schema_metadata({"head": json.dumps(_head(folds))}), name)
-        return map_folds(path)
-    return _fold_file(json.loads(table.schema.metadata[b"head"]), table)
-
-
-def _fold_file(head: dict[str, Any], table: "pa.Table") -> FoldTable:
     return FoldTable(
         count=head["count"],
         seed=head["seed"],
@@ -194,37 +164,23 @@ def _fold_file(head: dict[str, Any], table: "pa.Table") -> FoldTable:
     )
 
 
-def _parse(text: str) -> tuple[dict[str, Any], Iterator[Any]]:
-    """The JSON without its rows, and these a piece at a time; all at once where they are not one a line."""
-    before, mark, lines = text.partition(_ROWS)
-    lines, end, after = lines.rpartition("\n]")
-    if not end:
-        head = json.loads(text)
-        return head, iter([head["rows"]])
-    return json.loads(before + mark + end + after), (json.loads(f"[{piece}]") for piece in _pieces(lines))
+def _map_arrow(path: Path) -> tuple[dict[str, Any], "pa.Table"]:
+    table = map_table(path)
+    table.validate(full=True)  # a stranger's may say anything, and be sealed
+    return json.loads(table.schema.metadata[HEAD]), table
 
 
-def _pieces(lines: str) -> Iterator[str]:
-    start = 0
-    while start < len(lines):
-        end = lines.find(",\n[", start + 100 * PIECE)  # no JSON string has a line break
-        end = len(lines) if end < 0 else end
-        yield lines[start:end]
-        start = end + 1
-
-
-def _table(rows: Any, head: dict[str, Any]) -> "pa.Table":
-    """Rows as columns; raises ValueError where they are not what write_folds writes."""
-    repeats, wrong = head.get("repeats", 1), "a row is not id, label, fold, hash, or lacks the fold of a repeat"
-    if type(rows) is not list or {type(row) for row in rows} != {list} or {len(row) for row in rows} != {3 + repeats}:
-        raise ValueError(wrong)
-    ids, labels, *partitions, hashes = columns = list(zip(*rows, strict=True))
-    if [set(map(type, column)) for column in columns] != [{str}, *[{int}] * (1 + repeats), {str}]:
-        raise ValueError(wrong)
-    known = all(min(fold) >= -1 and max(fold) < head["count"] for fold in partitions)
-    if not (known and min(labels) >= 0 and max(labels) < len(head["names"])):
-        raise ValueError("a row has a label or fold that does not exist")
-    return _as_table(ids, labels, partitions, hashes)
+def _read_json(path: Path) -> tuple[dict[str, Any], "pa.Table"]:
+    """A fold file of an earlier version: all in one JSON, whose last key is the hash of the text before it."""
+    text = path.read_text(encoding="utf-8")
+    head = json.loads(text)
+    sealed = text.rpartition(',\n "sha256": ')[0]
+    if "sha256" in head and head["sha256"] != hashlib.sha256(sealed.encode()).hexdigest():  # the first ones have none
+        raise ValueError("its content is not what its hash names")
+    ids, labels, *partitions, hashes = columns = list(zip(*head["rows"], strict=True))
+    if [set(map(type, column)) for column in columns] != [{str}, *[{int}] * (1 + len(partitions)), {str}]:
+        raise ValueError(WRONG_ROWS)
+    return head, _as_table(ids, labels, partitions, hashes)
 
 
 def _as_table(ids: Any, labels: Any, partitions: Sequence[Any], hashes: Any) -> "pa.Table":
@@ -233,28 +189,40 @@ def _as_table(ids: Any, labels: Any, partitions: Sequence[Any], hashes: Any) -> 
 
     names = ("fold", *(f"repeat_{repeat}" for repeat in range(1, len(partitions))))
     folds = {name: pa.array(fold, pa.int8()) for name, fold in zip(names, partitions, strict=True)}
-    return pa.table({"id": ids, "label": labels, **folds, "hash": hashes})
+    return pa.table({"id": ids, "label": pa.array(labels, pa.int64()), **folds, "hash": hashes})
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _check_head(data: Any) -> None:
-    """Raises ValueError where JSON is not what write_folds writes."""
-    names, repeats = data["names"], data.get("repeats", 1)
-    if {type(data["count"]), type(data["seed"]), type(repeats)} != {int} or type(data["fingerprint"]) is not str:
+def _check_head(head: Any) -> None:
+    """Raises ValueError where a value is not of the type that write_folds writes."""
+    names, repeats = head["names"], head.get("repeats", 1)
+    if {type(head["count"]), type(head["seed"]), type(repeats)} != {int} or type(head["fingerprint"]) is not str:
         raise ValueError("count, seed, repeats or fingerprint is of another type")
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, and at least 1")
-    if type(names) is not list or {type(name) for name in names} != {str} or type(data["bad"]) is not dict:
+    if type(names) is not list or {type(name) for name in names} != {str} or type(head["bad"]) is not dict:
         raise ValueError("names or bad is of another type")
+
+
+def _check_rows(head: dict[str, Any], table: "pa.Table") -> None:
+    """Raises ValueError where the rows are not such as write_folds writes."""
+    pc, repeats = arrow_compute(), len(table.columns) - 3
+    if repeats != head.get("repeats", 1) or not len(table) or any(column.null_count for column in table.columns):
+        raise ValueError(WRONG_ROWS)
+    if not table.schema.equals(_as_table([""], [0], [[0]] * repeats, [""]).schema):
+        raise ValueError("a column has another name or type")
+    labels, *partitions = (pc.min_max(column).as_py() for column in table.columns[1:-1])
+    known = all(fold["min"] >= -1 and fold["max"] < head["count"] for fold in partitions)
+    if not (known and labels["min"] >= 0 and labels["max"] < len(head["names"])):
+        raise ValueError("a row has a label or fold that does not exist")
+    ids = table["id"]
+    if not pc.all(pc.less(ids[:-1], ids[1:])).as_py() and len(pc.unique(ids)) < len(ids):
+        raise ValueError("two rows have one id")
 
 
 def folds_hash(folds: FoldTable) -> str:
     """Hash of the partitions: the data's fingerprint and each row's folds; equal for members that may be combined."""
     digest = hashlib.sha256(f"{json.dumps([folds.fingerprint, folds.count])[:-1]}, [".encode())
-    for number, rows in enumerate(rows_of(folds.table.drop_columns(["label", "hash"]).sort_by("id"))):
+    for number, rows in enumerate(iterate_rows(folds.table.drop_columns(["label", "hash"]).sort_by("id"))):
         digest.update(((", " if number else "") + json.dumps(rows)[1:-1]).encode())
     digest.update(b"]]")
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The index of images that were checked: they need not be read again until one of their files changes. N rows.
+"""The check of every image before the first step, and the index of checked ones, which need not be read again. N rows.
 
 As in git's index, a file with the same size, times and inode holds what it held; one so young that a change within the
 same tick of its clock would leave no trace is read again.
@@ -7,74 +7,105 @@ same tick of its clock would leave no trace is read again.
 import hashlib
 import os
 import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from creature.data.checks import Everything, check_images
+from creature.console import progress, warn
+from creature.data.arrow_tables import arrow_compute, store_table, stored_table
+from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.duplicates import LENGTH, sketch
 from creature.data.eval_transform import EvalTransform
 from creature.data.image_cache import CachedImages, ImageCache, open_cache, should_cache
-from creature.data.mapped_tables import compute, store_table, stored_table
+from creature.data.workers import load_batches, note_decoding
+from creature.device import usable_cores
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
 TICK = 2 * 10**9  # nanoseconds of the coarsest clock of a file system, FAT's
+ROWS_AT_ONCE = 16  # that a worker process checks
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is known of a data set's images."""
+
+    table: "pa.Table"  # (N,): `hash` of the content and, of content whose folds are to be drawn, `sketch`
+    bad: dict[int, str]  # row -> why it cannot be decoded
+    cache: ImageCache | None  # of all other rows, where one is wanted
 
 
 def scan_images(
-    dataset: "Dataset", known: "pa.ChunkedArray | None", title: str, kind: str, transform: EvalTransform
-) -> "tuple[pa.Table, dict[int, str], ImageCache | None]":
-    """Hash and sketch of each row, why rows cannot be decoded, and the cache of all others where `kind` wants one.
+    dataset: "Dataset", known: "pa.ChunkedArray | None", title: str, *, kind: str, transform: EvalTransform
+) -> Scan:
+    """Hash, sketch and faults of each row, and a cache of the good ones where `kind` (images.cache) wants one.
 
-    They are the index's, or else check_images reads and decodes all; what a cache decodes is only hashed there. Content
-    whose hash is in `known` was decoded before, and gets no sketch, for its folds are drawn. Only data without a bad
-    row is in the index: what is wrong with an image may be mended without a trace in its file.
+    They are the index's, or else every image is read and decoded: by the cache where there is one, which leaves only
+    hashes to the check. Content whose hash is in `known` was decoded before, and gets no sketch, for its folds are
+    drawn. Only data without a bad row is in the index: an image's fault may be mended without a trace in its file.
     """
     import pyarrow as pa
 
-    name, caching = state_of_files(dataset), should_cache(kind, transform, len(dataset))
-    places = [f"{name}-sketched", *([name] if known is not None else [])] if name else []
-    table = next((found for place in places if (found := stored_table(place)) is not None), None)
+    state, caching = state_of_files(dataset), should_cache(kind, transform, len(dataset))
+    table = _indexed(state, sketched=known is None)
     bad: dict[int, str] = {}
-    cache, sketches = None, np.zeros((len(dataset) if table is None and known is None else 0, LENGTH), np.uint8)
+    cache = sketches = None
     if table is None:
-        decoded = Everything() if caching else frozenset(() if known is None else known.to_pylist())
-        hashes, bad = check_images(dataset, decoded, title, sketches if len(sketches) else None)
+        sketches = np.zeros((len(dataset), LENGTH), np.uint8) if known is None else None
+        decoded = frozenset(() if known is None else known.to_pylist())
+        hashes, bad = check_images(dataset, decoded, title, hash_only=caching, sketches=sketches)
         table = pa.table({"hash": hashes})
     if caching:
         hashes = table["hash"].to_pylist()
-        cache = open_cache(
-            kind, dataset, hashes, [row for row in range(len(hashes)) if row not in bad], transform, title
-        )
+        rows = [row for row in range(len(hashes)) if row not in bad]
+        cache = open_cache(kind, dataset, hashes, rows=rows, transform=transform, title=title)
         bad |= {row: cache.bad[content] for row, content in enumerate(hashes) if content in cache.bad}
-        good = [row for row in range(len(sketches)) if row not in bad]
-        copies = CachedImages(cache, [hashes[row] for row in good], views=False)
-        for place, row in enumerate(good):
-            sketches[row] = np.frombuffer(sketch(copies[place].image()), np.uint8)
-    if len(sketches):
+        if sketches is not None:
+            _sketch_copies(cache, hashes, bad, sketches)
+    if sketches is not None:
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LENGTH), len(sketches), [None, pa.py_buffer(sketches)])
         table = table.append_column("sketch", column)
-    if name and not bad:
-        store_table(table, f"{name}-sketched" if "sketch" in table.column_names else name)
-    return table, dict(sorted(bad.items())), cache
+    if state and not bad:
+        store_table(table, _index_name(state, sketched="sketch" in table.column_names))
+    return Scan(table, dict(sorted(bad.items())), cache)
+
+
+def _index_name(state: str, sketched: bool) -> str:
+    return f"{state}-sketched" if sketched else state
+
+
+def _indexed(state: str, sketched: bool) -> "pa.Table | None":
+    """The index's rows for files in this state, if it has them; with sketches, where they must be."""
+    table = stored_table(_index_name(state, sketched=True)) if state else None
+    return stored_table(state) if state and table is None and not sketched else table
+
+
+def _sketch_copies(cache: ImageCache, hashes: Sequence[str], bad: Collection[int], sketches: np.ndarray) -> None:
+    """Fill in the sketches (N, 256) of the good rows, from their copies in the cache."""
+    good = [row for row in range(len(sketches)) if row not in bad]
+    copies = CachedImages(cache, [hashes[row] for row in good], views=False)
+    for place, row in enumerate(good):
+        sketches[row] = np.frombuffer(sketch(copies[place].image()), np.uint8)
 
 
 def sketches_of(table: "pa.Table") -> np.ndarray:
-    """The column `sketch` as (N, 256), as it lies in the file."""
+    """The column `sketch` as (N, 256), mapped as it lies in the file."""
     column = table["sketch"].combine_chunks()
     levels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, LENGTH)
     return levels[column.offset : column.offset + len(column)]
 
 
 def state_of_files(dataset: "Dataset") -> str:
-    """A name for the present state of all files that the images are in; none where a change of it might not show."""
+    """A name for the present state of all files that hold the images; empty where a change of it might not show."""
     from datasets import config
 
-    pc = compute()
+    pc = arrow_compute()
     tables = [file["filename"] for file in dataset.cache_files]
     images = dataset.data.column("image")
     paths = pc.struct_field(images, "path").filter(pc.is_null(pc.struct_field(images, "bytes"))).to_pylist()
@@ -89,3 +120,80 @@ def state_of_files(dataset: "Dataset") -> str:
     except (OSError, ValueError):  # a ValueError is a NUL in the path
         return ""
     return digest.hexdigest()
+
+
+class CheckedImage(NamedTuple):
+    """One row's outcome."""
+
+    content: str  # hash
+    fault: str | None  # why it cannot be decoded
+    sketch: bytes  # empty where it was not decoded
+
+
+class _Checker:
+    """Rows as CheckedImage; content that is `known` is only hashed, or all content where `hash_only`."""
+
+    def __init__(self, dataset: "Dataset", known: Collection[str], hash_only: bool):
+        self.dataset, self.known, self.hash_only = dataset, known, hash_only
+
+    def __getitems__(self, rows: Sequence[int]) -> list[CheckedImage]:
+        return [self._check(row) for row in rows]
+
+    def _check(self, row: int) -> CheckedImage:
+        note_decoding(row)
+        try:
+            data = read(self.dataset[row]["image"])
+        except BadImage as reason:
+            unique = hashlib.blake2b(f"unreadable {row}".encode(), digest_size=16).hexdigest()
+            return CheckedImage(unique, str(reason), b"")
+        content = content_hash(data)
+        if self.hash_only or content in self.known:
+            return CheckedImage(content, None, b"")
+        try:
+            return CheckedImage(content, None, sketch(decode(data)))
+        except BadImage as reason:
+            return CheckedImage(content, str(reason), b"")
+
+
+def check_images(
+    dataset: "Dataset",
+    known: Collection[str],
+    title: str,
+    *,
+    hash_only: bool = False,
+    sketches: np.ndarray | None = None,
+) -> tuple[list[str], dict[int, str]]:
+    """Read every image once, in parallel: content hashes (N,), and the fault of each row that cannot be decoded.
+
+    Content whose hash is in `known` was decoded before and is only hashed; so is all content where `hash_only`. Of the
+    rows that are decoded, `sketches` (N, 256) is filled. Raises UserError for an image that the decoder dies of.
+    """
+    rows, size = range(len(dataset)), ROWS_AT_ONCE
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    checker, hashes, bad = _Checker(dataset, known, hash_only), [], {}
+    with progress() as bar, load_batches(checker, batches, min(usable_cores(), len(batches))) as checked:
+        task = bar.add_task(f"{title}: checking", total=len(dataset), speed="")
+        for images in checked:
+            for image in images:
+                if image.fault is not None:
+                    bad[len(hashes)] = image.fault
+                if image.sketch and sketches is not None:
+                    sketches[len(hashes)] = np.frombuffer(image.sketch, np.uint8)
+                hashes.append(image.content)
+            bar.update(task, completed=len(hashes), speed=f"{bar.tasks[task].speed or 0:.0f}")
+    return hashes, bad
+
+
+def refuse_bad(dataset: "Dataset", bad: dict[int, str], max_bad: int | None, field: str) -> None:
+    """List the images that cannot be decoded; raises UserError when they are more than the limit."""
+    if not bad:
+        return
+    limit = max(3, len(dataset) // 100) if max_bad is None else max_bad
+    shown = [f"{dataset[row]['id']}: {reason}" for row, reason in list(bad.items())[:20]]
+    more = [f"and {len(bad) - 20} more"] if len(bad) > 20 else []
+    listing = "\n  ".join([f"{field}: {len(bad)} of {len(dataset)} images cannot be decoded", *shown, *more])
+    if len(bad) > limit:
+        raise UserError(
+            f"{listing}\nimages.max_bad allows {limit}; remove or mend the files, or set images.max_bad={len(bad)}"
+        )
+    warn(f"{listing}\nthey are left out (images.max_bad allows {limit}), and noted in the run's folds.arrow")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from creature.data.arrow_tables import arrow_compute, store_table
 from creature.data.files import ENDINGS, file_id, file_image, is_folder, label_of, list_images, natural, read_labels
-from creature.data.mapped_tables import compute, store_table
 from creature.errors import UserError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _read_table(source: str, root: str, columns: Columns, field: str) -> Source:
     import pyarrow as pa
     from datasets import ClassLabel, Image
 
-    pc = compute()
+    pc = arrow_compute()
     table = _load_table(source, field)
     if not len(table):
         raise UserError(f"{field}: {source} holds no rows")
@@ -200,12 +200,12 @@ def _text(table: "Dataset", column: str, field: str, source: str) -> "pa.Chunked
     feature, values = table.features[column], table.data.column(column)
     if isinstance(feature, ClassLabel):
         codes = pa.array(range(len(feature.names)), values.type)
-        values = pa.array(feature.names, pa.string()).take(compute().index_in(values, codes))
+        values = pa.array(feature.names, pa.string()).take(arrow_compute().index_in(values, codes))
     elif not isinstance(feature, Value) or not re.fullmatch(r"(large_)?string(_view)?|u?int\d+|bool", feature.dtype):
         kind = getattr(feature, "dtype", None) or type(feature).__name__
         raise UserError(f"{field}: {column!r} of {source} must hold text or whole numbers, it holds {kind}")
     elif feature.dtype == "bool":
-        values = compute().if_else(values, "True", "False")
+        values = arrow_compute().if_else(values, "True", "False")
     return values.cast(pa.string()).fill_null("")
 
 
@@ -235,7 +235,7 @@ def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:
 
     caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
     inside = tuple(os.path.realpath(cache) + os.sep for cache in caches)
-    pc, start = compute(), 0
+    pc, start = arrow_compute(), 0
     for images in table.data.column("image").chunks:
         embedded = pc.and_(images.is_valid(), images.field("bytes").is_valid())
         for row in np.flatnonzero(pc.invert(embedded)).tolist():

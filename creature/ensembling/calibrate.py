@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from creature.console import say, show_table
+from creature.data.folds import find_folds_file
 from creature.ensembling.out_of_fold import unseen_rows
 from creature.ensembling.recorded import exposures
 from creature.errors import UserError
@@ -45,7 +46,7 @@ def member_calibration(folder: Path) -> CalibrationData:
     """
     if (folder / MODEL_CALIBRATION).exists():
         return load_calibration(folder / MODEL_CALIBRATION)
-    if not (folder / "held_out.safetensors").exists() or not (folder.parent / "folds.json").exists():
+    if not (folder / "held_out.safetensors").exists() or not find_folds_file(folder.parent):
         raise UserError(
             f"--coverage and --min-precision rest on the images that a fold held out, and {folder} has none of them; "
             "give a trained fold, such as runs/NAME/fold-0"
@@ -63,7 +64,7 @@ def ensemble_calibration(home: Path, folders: Sequence[Path], blending: Blending
     if (home / ENSEMBLE_CALIBRATION).exists():
         return load_calibration(home / ENSEMBLE_CALIBRATION)
     rows = None
-    if (home / "folds.json").exists():
+    if find_folds_file(home):
         members = find_members(folders)
         rows = rows_of_ensemble(members[0].run, members, blending)
     if rows is None:

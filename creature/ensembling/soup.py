@@ -15,10 +15,10 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from creature.console import say
+from creature.data.arrow_tables import arrow_compute
 from creature.data.dataset import column, read_images
 from creature.data.folds import assign_folds
 from creature.data.loader import Batch, ImageDataset, epoch_batches
-from creature.data.mapped_tables import compute
 from creature.data.sources import Columns
 from creature.data.workers import load_batches
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
@@ -118,7 +118,7 @@ def training_batches(run: Run) -> Iterator[Iterator[Batch]]:
     recipe, images, ids = run.recipe, run.recipe.images, run.fold_table.ids
     columns = Columns(images.image_column, images.label_column, images.labels)
     dataset = read_images(images.train, columns, "images.train")
-    rows = np.flatnonzero(compute().is_in(column(dataset, "id"), ids))
+    rows = np.flatnonzero(arrow_compute().is_in(column(dataset, "id"), ids))
     if len(rows) < len(ids):
         raise UserError(
             f"images.train: {len(ids) - len(rows)} of the {len(ids)} images that {run} was trained on are not there, "

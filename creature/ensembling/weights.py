@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from creature.console import warn
-from creature.data.mapped_tables import compute
+from creature.data.arrow_tables import arrow_compute
 from creature.ensembling.out_of_fold import unseen_rows
 from creature.errors import UserError
 from creature.metrics.accuracy import Count
@@ -66,7 +66,7 @@ def shared_rows(members: Sequence[Fold], strategy: str) -> SharedRows:
     shared = [name for name in table.ids.to_pylist() if all(name in logits for logits in tables)]
     if not shared:
         raise UserError("--weights: the runs have no finished fold in common; train the same folds of each")
-    rows = compute().index_in(shared, table.ids).to_numpy()
+    rows = arrow_compute().index_in(shared, table.ids).to_numpy()
     logits = np.stack([[of_run[name] for name in shared] for of_run in tables])
     return SharedRows(runs, logits, table.labels[rows], table.partitions[0][rows])
 

@@ -28,8 +28,7 @@ from creature.recipe import Recipe
 from creature.recipe_file import check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
 from creature.run import Fold
-from creature.storage import file_hash, write_json
-from creature.training.checkpoint import place
+from creature.storage import file_hash, link_or_copy, write_json
 
 
 def export(run: StudyRun, out: Path) -> dict[str, Path]:
@@ -44,12 +43,12 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
     for branch, fold in branches.items():
         folder = out / branch
         folder.mkdir(parents=True)
-        place(fold.folder / "model.safetensors", folder / "model.safetensors")
+        link_or_copy(fold.folder / "model.safetensors", folder / "model.safetensors")
         for name in ("config.json", "result.json", "history.jsonl"):
             shutil.copyfile(fold.folder / name, folder / name)
         (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")
         write_golden(folder)
-    write_folds(out / "main" / "folds.json", anonymous(run.run.fold_table))
+    write_folds(out / "main", anonymous(run.run.fold_table))
     summary = published_ensemble(run)
     write_json(out / "main" / "ensemble.json", summary)
     write_calibrations(run, out, branches, blending_of(summary))

@@ -26,7 +26,7 @@ from creature.inference.members import load_member
 from creature.publishing.golden import read_golden
 
 TOLERANCE = 1e-5
-TEXTS = (".json", ".jsonl", ".md", ".yaml")
+TEXTS = (".json", ".jsonl", ".md", ".yaml", ".arrow")  # a fold file holds text among its numbers
 TOKEN = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bsk-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b"
     r"|\bxox[abp]-[\w-]{10,}|\beyJ[\w-]{10,}\.[\w-]{10,}\.|-----BEGIN [A-Z ]*PRIVATE KEY"
@@ -169,7 +169,7 @@ def scan(folder: Path, public: Collection[str] = ()) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
         if path.suffix not in TEXTS:
             continue
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
         for kind, pattern in (("a path of this machine", PATH), ("a token", TOKEN), ("a name of this machine", named)):
             if match := pattern.search(text):
                 line = text.count("\n", 0, match.start()) + 1

@@ -1,7 +1,7 @@
-"""The backbone: a timm model with a head for our classes, its starting weights, and what the recipe asks of it."""
+"""The backbone: a timm model with a classifier for our classes, on its starting weights, saved as timm reads it."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # type: ignore[attr-defined]
-from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
-from creature.errors import UserError
-from creature.recipe import Backbone, Optimizer
+from creature.data.eval_transform import EvalTransform
+from creature.data.normalize import Normalize
+from creature.errors import UserError, first_line
+from creature.recipe import Backbone
 
 
 def check_backbone(backbone: Backbone) -> None:
-    """Raises UserError, before any data is read, for a model that timm lacks or weights that are not there."""
+    """Raises UserError, before any data is read, for a model that timm lacks or weights that do not exist."""
     architecture = backbone.name.partition(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -41,7 +42,7 @@ def check_backbone(backbone: Backbone) -> None:
 def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     """A timm model with `classes` outputs for square inputs of `size` pixels, on its starting weights.
 
-    Raises UserError for weights that cannot be fetched or do not fit, and a size that the architecture cannot take.
+    Raises UserError for weights that cannot be fetched or do not fit, or a size that the architecture cannot take.
     """
     arguments: dict[str, Any] = {"num_classes": classes}
     fixed = timm.get_pretrained_cfg(backbone.name)
@@ -57,7 +58,7 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         if isinstance(error, TypeError) and "drop_path_rate" in str(error):
             raise UserError(f"backbone.drop_path: {backbone.name} has no such blocks; set it to 0") from error
         if not download:
-            raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {reason_of(error)}") from error
+            raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {first_line(error)}") from error
         raise _no_weights(backbone, error) from error
     check_size(model, backbone.name, size, "images.size")
     if backbone.weights:
@@ -76,22 +77,17 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     return model
 
 
-def reason_of(error: Exception) -> str:
-    """What a library's error says, in a line."""
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
 def _no_weights(backbone: Backbone, error: Exception) -> UserError:
     return UserError(
-        f"backbone.pretrained: weights of {backbone.name} are neither cached nor to be had: {reason_of(error)}\n"
+        f"backbone.pretrained: weights of {backbone.name} are not cached and cannot be fetched: {first_line(error)}\n"
         "give a local file with backbone.weights=FILE.safetensors, or start from scratch: backbone.pretrained=false"
     )
 
 
 def reach_weights(backbone: Backbone) -> None:
-    """Ask the Hub once for weights that are not cached: without a network, its downloads would try for minutes.
+    """Ask the Hub once for weights that are not cached: without a network, its downloads would retry for minutes.
 
-    Raises UserError where it does not answer.
+    Raises UserError where the Hub does not answer.
     """
     config: Any = timm.get_pretrained_cfg(backbone.name)
     if not backbone.pretrained or backbone.weights or config is None or not config.hf_hub_id:
@@ -101,7 +97,7 @@ def reach_weights(backbone: Backbone) -> None:
         if isinstance(try_to_load_from_cache(repository, name, revision=revision or None), str):
             return
     try:
-        with suppress(HfHubHTTPError):  # any answer is one
+        with suppress(HfHubHTTPError):  # the Hub answers
             get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None), timeout=10)
     except Exception as error:  # whatever the network raises
         raise _no_weights(backbone, error) from error
@@ -113,7 +109,7 @@ def check_size(model: nn.Module, name: str, size: int, field: str) -> None:
     try:
         model.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
-        raise UserError(f"{field}: {name} cannot see {size} x {size} pixels: {reason_of(error)}") from error
+        raise UserError(f"{field}: {name} cannot see {size} x {size} pixels: {first_line(error)}") from error
     model.train()
 
 
@@ -128,30 +124,30 @@ def _load_weights(model: nn.Module, path: str) -> None:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"backbone.weights: {path} cannot be read as safetensors: {error}") from error
-    own = model.state_dict()
+    initial = model.state_dict()
     head = tuple(f"{prefix}." for prefix in classifier_keys(model))
-    replaced = {
-        key for key in own if key.startswith(head) and (key not in weights or weights[key].shape != own[key].shape)
-    }
+    fitting = {key for key in initial if key in weights and weights[key].shape == initial[key].shape}
+    replaced = {key for key in initial if key.startswith(head)} - fitting
+    wrong = [key for key in initial if key not in fitting and key not in replaced]
     problems = [
-        *(f"{key}: missing in the file" for key in own if key not in weights and key not in replaced),
-        *(f"{key}: not in the model" for key in weights if key not in own and not key.startswith(head)),
+        *(f"{key}: missing in the file" for key in wrong if key not in weights),
+        *(f"{key}: not in the model" for key in weights if key not in initial and not key.startswith(head)),
         *(
-            f"{key}: {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the model"
-            for key in own
-            if key in weights and key not in replaced and weights[key].shape != own[key].shape
+            f"{key}: {tuple(weights[key].shape)} in the file, {tuple(initial[key].shape)} in the model"
+            for key in wrong
+            if key in weights
         ),
     ]
     if problems:
         listing = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
         raise UserError(f"backbone.weights: {path} does not fit backbone.name:\n  {listing}")
-    model.load_state_dict({key: own[key] if key in replaced else weights[key] for key in own})
+    model.load_state_dict({key: initial[key] if key in replaced else weights[key] for key in initial})
     if replaced:
         _zero_classifier(model)
 
 
 def _zero_classifier(model: nn.Module) -> None:
-    """Start a new head at zero (Kolesnikov et al. 2020, BiT), for a random one first spoils pretrained features.
+    """Start a new classifier at zero (Kolesnikov et al. 2020, BiT): a random one first spoils pretrained features.
 
     With timm's own initialization EfficientNet's first loss on 6 classes was 4, where guessing has 1.8.
     """
@@ -159,26 +155,6 @@ def _zero_classifier(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith(head):
             nn.init.zeros_(parameter)
-
-
-class Body(nn.Module):
-    """A timm model without its classifier: normalized pixels (B, 3, H, W) -> features (B, D).
-
-    Raises UserError for a model whose classifier does not come last.
-    """
-
-    def __init__(self, model: Any, field: str, name: str, size: int):
-        super().__init__()
-        self.model = model.eval()
-        with torch.inference_mode():
-            picture = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
-            apart = model.get_classifier()(self(picture))
-            if not torch.allclose(apart, model(picture), atol=1e-5):
-                raise UserError(f"{field}: the classifier of {name} is not its last layer; take another model")
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What the classifier sees."""
-        return self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
 
 
 def mean_and_std(name: str, normalize: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -191,67 +167,41 @@ def mean_and_std(name: str, normalize: str) -> tuple[tuple[float, ...], tuple[fl
     return tuple(config.mean), tuple(config.std)
 
 
-def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Groups with a weight decay each, none for norms and biases (vectors and scalars) unless they are to have it.
-
-    With layer decay a group is of one layer, too, and has that layer's share of the learning rate as `lr_scale` (Bao et
-    al. 2022, BEiT; timm's layers).
-    """
-    if optimizer.layer_decay < 1:
-        return param_groups_layer_decay(
-            model,
-            optimizer.weight_decay,
-            weight_decay_exclude_1d=not optimizer.decay_norms,
-            layer_decay=optimizer.layer_decay,
-        )
-    named = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if optimizer.decay_norms:
-        return [{"params": named, "weight_decay": optimizer.weight_decay}]
-    matrices = [parameter for parameter in named if parameter.ndim > 1]
-    vectors = [parameter for parameter in named if parameter.ndim <= 1]
-    return [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def build_optimizer(groups: Iterable[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) or SGD with Nesterov momentum; fused, which can skip a step on the device."""
-    if optimizer.name == "adamw":
-        return torch.optim.AdamW(groups, lr=optimizer.lr, fused=True)
-    sgd = torch.optim.SGD(groups, lr=optimizer.lr, momentum=0.9, nesterov=True, fused=True)
-    for group in sgd.param_groups:
-        for parameter in group["params"]:  # torch leaves a momentum undefined whose first step is skipped
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return sgd
+def make_normalize(backbone: Backbone, normalize: str) -> Normalize:
+    """What makes uint8 pixels the backbone's input, by a recipe's images.normalize."""
+    mean, std = mean_and_std(backbone.name, normalize)
+    return Normalize(mean, std, backbone.channels_last)
 
 
 def timm_config(
-    model: nn.Module, names: Sequence[str], size: int, fit: str, mean: Sequence[float], std: Sequence[float]
+    model: nn.Module, class_names: Sequence[str], transform: EvalTransform, std: Sequence[float]
 ) -> dict[str, Any]:
-    """What timm and transformers read from config.json: architecture, class names, evaluation view.
+    """What timm and transformers read from config.json: architecture, class names, evaluation transform.
 
-    The view stands in the plain keys, which transformers reads, too; `model_args` never holds the class count, which
-    transformers passes itself.
+    The transform stands in the plain keys, which transformers reads, too; `model_args` never holds the class count,
+    which transformers passes itself.
     """
     source: Any = model.pretrained_cfg
-    view = {
-        "input_size": [3, size, size],
+    evaluation = {
+        "input_size": [3, transform.size, transform.size],
         "fixed_input_size": bool(source.get("fixed_input_size", False)),
         "interpolation": "bilinear",
         "crop_pct": 1.0,
-        "crop_mode": fit,
-        "mean": list(mean),
+        "crop_mode": transform.crop_mode,
+        "mean": list(transform.mean),
         "std": list(std),
-        "num_classes": len(names),
+        "num_classes": len(class_names),
         "first_conv": source["first_conv"],
         "classifier": source["classifier"],
         "tag": source.get("tag", ""),
     }
     config: dict[str, Any] = {
         "architecture": source["architecture"],
-        "num_classes": len(names),
+        "num_classes": len(class_names),
         "num_features": model.num_features,
-        "label_names": list(names),
-        "pretrained_cfg": view,
+        "label_names": list(class_names),
+        "pretrained_cfg": evaluation,
     }
-    if view["fixed_input_size"]:
-        config["model_args"] = {"img_size": size}
+    if evaluation["fixed_input_size"]:
+        config["model_args"] = {"img_size": transform.size}
     return config

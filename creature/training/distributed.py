@@ -1,26 +1,122 @@
-"""The processes of one training: their number, how long one waits for another, and what it says when one is gone."""
+"""The processes of one training: their start, how long one waits for another, and the error when one is lost."""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, KwargsHandler
+from datasets import disable_progress_bars
 from torch import distributed
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-from creature.errors import UserError
+from creature.console import console, warn
+from creature.device import device_precision, share_cores
+from creature.errors import BrokenError, UserError
+from creature.recipe import Recipe
 
 # A step takes seconds; held-out rows and saving, minutes; a scan of a million images by the main process, an hour.
 WAIT, WAIT_IN_FOLD, WAIT_IN_STEP = timedelta(hours=2), timedelta(minutes=10), timedelta(seconds=45)
+RENDEZVOUS = "attempt"  # the scheme of the address at which the processes of a launch meet
+
+
+def start_accelerator(recipe: Recipe, out: Path, *, own_process: bool = False) -> Accelerator:
+    """Accelerate on the recipe's device and precision, with its trackers; no data is read yet.
+
+    In a process of its own, a training takes its share of the cores and shows no progress bars but its own.
+    Raises UserError for a tracker that is not installed, sharded weights, or processes that do not know of each other.
+    """
+    _check_trackers(recipe.tracking)
+    # Without this, processes on a machine that has no GPU would each believe that they are alone.
+    cpu = recipe.device == "cpu" or bool(os.environ.get("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
+    precision, reason = device_precision(recipe.precision, cpu)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(recipe.tracking) or None,
+        project_dir=out,
+        kwargs_handlers=_process_group() if "WORLD_SIZE" in os.environ else [],
+    )
+    console.quiet = not accelerator.is_main_process
+    check_processes(accelerator)
+    if own_process:
+        share_cores()  # here, for Accelerate sets the number of threads, too
+        disable_progress_bars()
+    if reason:
+        warn(reason)
+    if recipe.tracking:
+        accelerator.init_trackers("creature")
+    return accelerator
+
+
+def _check_trackers(tracking: Sequence[str]) -> None:
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    if unknown := set(tracking) - installed:
+        raise UserError(
+            f"tracking: {', '.join(sorted(unknown))} is not installed; "
+            f"there is: {', '.join(sorted(installed)) or 'none'} "
+            "(pip install 'creature[tracking]' brings tensorboard)"
+        )
+
+
+def launched_processes() -> int:
+    """How many processes the launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def restarts() -> int:
+    """How often the launcher (torch elastic) has started these processes again after one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _process_group() -> list[KwargsHandler]:
+    """Have the processes meet by keys of their own in each attempt.
+
+    The launcher keeps one store over all attempts, with the addresses of processes that are dead.
+    """
+    _register_rendezvous()
+    return [InitProcessGroupKwargs(init_method=f"{RENDEZVOUS}://", timeout=WAIT)]
+
+
+@cache  # torch takes a scheme once in a process
+def _register_rendezvous() -> None:
+    register_rendezvous_handler(RENDEZVOUS, rendezvous_of_attempt)
+
+
+def rendezvous_of_attempt(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """What torch's env:// gives, (store, rank, world size), with the store's keys prefixed by the attempt."""
+    for store, rank, world_size in rendezvous(url.replace(RENDEZVOUS, "env", 1), **options):
+        yield distributed.PrefixStore(f"attempt {restarts()}", store), rank, world_size  # pyright: ignore[reportPrivateImportUsage]
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Raises UserError for sharded weights, and where the launcher's processes do not know of each other."""
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(
+            f"{accelerator.distributed_type.value}: shards of weights are no checkpoint that timm can load, and these "
+            "models fit on one GPU; launch with --multi_gpu"
+        )
+    if launched_processes() != accelerator.num_processes:
+        raise UserError(
+            f"the launcher started {launched_processes()} processes, but Accelerate sees {accelerator.num_processes}; "
+            "on CPUs use\nACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m creature train ..."
+        )
+
+
+# torch names it in public since 2.14.
+_set_timeout = getattr(distributed, "set_timeout", None) or distributed.distributed_c10d._set_pg_timeout
 
 
 @contextmanager
-def waiting(accelerator: Accelerator, limit: timedelta, after: timedelta) -> Iterator[None]:
-    """Give up within the block on a process that has not answered for `limit`; `after` holds again behind it."""
+def wait_limit(accelerator: Accelerator, limit: timedelta, after: timedelta) -> Iterator[None]:
+    """Within the block, give up on a process that has not answered for `limit`; `after` holds again behind it."""
     if accelerator.num_processes == 1:
         yield
         return
@@ -31,52 +127,17 @@ def waiting(accelerator: Accelerator, limit: timedelta, after: timedelta) -> Ite
         _set_timeout(after)
 
 
-# torch names it in public since 2.14.
-_set_timeout = getattr(distributed, "set_timeout", None) or distributed.distributed_c10d._set_pg_timeout
-
-
-def attempt() -> int:
-    """How often the launcher (torch elastic) has started these processes again after one of them was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def _meet(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
-    for store, rank, world in rendezvous(url.replace(MEETING, "env", 1), **options):
-        own = distributed.PrefixStore(f"attempt {attempt()}", store)  # pyright: ignore[reportPrivateImportUsage]
-        yield own, rank, world
-
-
-# The launcher keeps one store over all attempts, with the addresses of dead processes: each attempt has its own keys.
-MEETING = "attempt"
-register_rendezvous_handler(MEETING, _meet)
-
-
 @contextmanager
-def noticing_loss(accelerator: Accelerator) -> Iterator[None]:
-    """Say in a sentence that another process is gone or hangs, which the backends tell as errors of their own."""
+def naming_lost_process(accelerator: Accelerator) -> Iterator[None]:
+    """Raise BrokenError where another process is gone or hangs, which each backend reports by errors of its own."""
     try:
         yield
     except RuntimeError as error:
-        gone = re.search(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|peer", str(error), re.IGNORECASE)
-        if accelerator.num_processes == 1 or not gone:
+        lost = re.search(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|peer", str(error), re.IGNORECASE)
+        if accelerator.num_processes == 1 or not lost:
             raise
         # Without the places in the backend's source, and its guesses.
         reason = re.sub(r"\[/\S+\] *|\. This is typically.*", "", str(error).splitlines()[0])[:200]
-        raise UserError(
+        raise BrokenError(
             f"another process of this training is gone or hangs ({reason}); start again with --resume"
         ) from error
-
-
-def check_processes(accelerator: Accelerator) -> None:
-    """Raise UserError for sharded weights, and where the launcher's processes do not know of each other."""
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UserError(
-            f"{accelerator.distributed_type.value}: shards of weights are no checkpoint that timm can load, and these "
-            "models fit on one GPU; launch with --multi_gpu"
-        )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != accelerator.num_processes:
-        raise UserError(
-            f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}; on CPUs use\n"
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m creature train ..."
-        )

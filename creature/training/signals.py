@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGINT, SIGUSR1 (spot machines, SLURM, Kubernetes, Ctrl-C), a launcher's death."""
+"""Requests to stop: SIGTERM, SIGINT, SIGUSR1 (spot machines, SLURM, Kubernetes, Ctrl-C), a launcher's death."""
 
 import ctypes
 import os
@@ -16,34 +16,34 @@ PR_SET_PDEATHSIG = 1
 
 
 class Stop:
-    """Whether someone asked; a second time ends the process at once, as it would have without us."""
+    """Whether the training was asked to stop; a second request ends the process as if nobody had listened."""
 
     def __init__(self) -> None:
-        self.asked, self.since = False, 0.0
-        self.at_once = True  # nothing is lost by leaving in the middle
+        self.asked, self.asked_at = False, 0.0
+        self.at_once = True  # nothing is lost by leaving at any line
 
     def __call__(self, number: int, _frame: Any) -> None:
-        """Handle a signal."""
+        """Handle a signal; raises Interrupted where nothing is lost by it."""
         # The kernel signals once for each thread of a dying launcher: what comes within a second is one request.
-        if self.asked and time.monotonic() - self.since < 1:
+        if self.asked and time.monotonic() - self.asked_at < 1:
             return
         if self.asked:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.asked, self.since = True, time.monotonic()
+        self.asked, self.asked_at = True, time.monotonic()
         say(f"{signal.Signals(number).name}: saving and leaving; once more ends at once")
         if self.at_once:
             raise Interrupted("stopped as asked; --resume goes on")
 
-    def begin(self) -> None:
-        """Nothing stands unsaved: leave now if asked to, and at once when asked from here on."""
+    def leave_at_once(self) -> None:
+        """Nothing is unsaved: raise Interrupted now if asked to stop, and from here on as soon as asked."""
         self.at_once = True
         if self.asked:
             raise Interrupted("stopped as asked; all is saved, --resume goes on")
 
     @contextmanager
     def saving(self, save: Callable[[], None]) -> Iterator[None]:
-        """Whatever ends the block early, save before leaving: steps were done that stand nowhere yet."""
+        """Save before whatever ends the block early leaves: it holds steps that are nowhere on disk yet."""
         if self.asked:
             save()
             raise Interrupted("stopped as asked, and saved; --resume goes on")
@@ -59,9 +59,9 @@ class Stop:
 
 @contextmanager
 def listen() -> Iterator[Stop]:
-    """Take the signals within the block; Windows has no SIGUSR1."""
+    """Handle the signals within the block, for scripts; Windows has no SIGUSR1."""
     stop = Stop()
-    _outlive_no_launcher()
+    _die_with_launcher()
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
@@ -71,7 +71,7 @@ def listen() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def _outlive_no_launcher() -> None:
+def _die_with_launcher() -> None:
     """Have the kernel send SIGTERM when the launcher dies: it forwards no signal, and its workers would run on.
 
     Not without a launcher: a training that was started in the background outlives its shell.

@@ -15,11 +15,11 @@ from datasets import ClassLabel, Dataset, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from creature.data import checks, files
-from creature.data.checks import check_images, refuse_bad
+from creature.data import files, scan
 from creature.data.dataset import fingerprint
 from creature.data.decode import content_hash, decode, read
 from creature.data.files import file_id, file_image, label_of, list_images, natural, read_labels, walk
+from creature.data.scan import check_images, refuse_bad
 from creature.errors import UserError
 from helpers.memory import holding
 from helpers.tables import fill, images, parquet, picture, table, write_csv
@@ -537,14 +537,14 @@ def test_every_picture_is_decoded_once_and_known_ones_never(tmp_path, monkeypatc
     found = images(fill(tmp_path / "x", *(f"cat/{i}.png" for i in range(9))))
     log = tmp_path / "decoded"  # by processes of their own
 
-    decode = checks.decode
+    decode = scan.decode
 
     def noted(data: bytes) -> Image.Image:
         with log.open("a") as file:
             file.write(content_hash(data) + "\n")
         return decode(data)
 
-    monkeypatch.setattr(checks, "decode", noted)
+    monkeypatch.setattr(scan, "decode", noted)
     hashes, bad = check_images(found, frozenset(), "test")
     assert (sorted(log.read_text().split()), bad) == (sorted(content_hash(picture(i)) for i in range(9)), {})
     log.unlink()

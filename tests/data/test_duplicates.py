@@ -1,6 +1,5 @@
 """Near-duplicates: copies changed a little are found, other images are not, and folds keep them together."""
 
-import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ from creature.data import duplicates, scan
 from creature.data.duplicates import LENGTH, SIDE, near_duplicates, sketch
 from creature.errors import UserError
 from creature.samples import SPECIES, draw
+from helpers.fold_files import folds_rows
 from helpers.images import jpeg, photo
 from helpers.runs import start
 
@@ -112,7 +112,7 @@ def test_copies_are_in_one_fold_and_other_labels_are_warned_of(tiny: Path, tmp_p
     jpeg(photo(3), 60).save(tmp_path / "train/cat/wrong.png")  # 3 is a dog
     words = (f"images.train=[{tmp_path}/train]", "schedule.epochs=1")
     assert start(tiny, tmp_path / "run", *words) == 0
-    fold = {row[0]: row[2] for row in json.loads((tmp_path / "run/folds.json").read_text())["rows"]}
+    fold = {row[0]: row[2] for row in folds_rows(tmp_path / "run")}
     for number in range(12):
         folder = f"train/{classes[number % 2]}"
         assert fold[f"{folder}/{number}.png"] == fold[f"{folder}/copy-{number}.png"]
@@ -134,8 +134,8 @@ def test_folds_are_the_same_from_the_index_and_with_a_cache(tiny: Path, tmp_path
     runs = [tmp_path / name for name in ("first", "second")]
     for out in runs:
         assert start(tiny, out, *words) == 0
-        monkeypatch.setattr(scan, "check_images", lambda *_: pytest.fail("images are read again"))
-    rows = [json.loads((out / "folds.json").read_text())["rows"] for out in runs]
+        monkeypatch.setattr(scan, "check_images", lambda *_, **__: pytest.fail("images are read again"))
+    rows = [folds_rows(out) for out in runs]
     fold = {row[0]: row[2] for row in rows[0]}
     assert rows[0] == rows[1] and len(set(fold.values())) == 3
     assert all(fold[f"train/{'ab'[n % 2]}/{n}.png"] == fold[f"train/{'ab'[n % 2]}/copy-{n}.png"] for n in range(12))

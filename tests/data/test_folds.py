@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from creature.data import mapped_tables
-from creature.data.folds import FoldTable, assign_folds, folds_hash, group_copies, map_folds, read_folds, write_folds
+from creature.data import arrow_tables
+from creature.data.folds import FoldTable, assign_folds, folds_hash, group_copies, read_folds, write_folds
 from creature.errors import UserError
-from creature.storage import file_hash
+from helpers.fold_files import old_text
 from helpers.memory import holding
 
 
@@ -221,58 +224,35 @@ def many_rows(rows: int) -> FoldTable:
 
 def test_files_and_hashes_of_many_rows_are_those_of_every_version(tmp_path):
     folds = many_rows(25_000)
-    ids, hashes = folds.ids.to_pylist(), folds.hashes.to_pylist()
-    write_folds(tmp_path / "folds.json", folds)
-    text = (tmp_path / "folds.json").read_text()
-    rows = [list(row) for row in zip(ids, folds.labels.tolist(), folds.partitions[0].tolist(), hashes, strict=True)]
-    assert json.loads(text)["rows"] == rows
-    assert [line.rstrip(",") for line in text.split("\n") if line.startswith("[")] == [json.dumps(row) for row in rows]
-    assert f'"sha256": "{hashlib.sha256(text.rpartition(",")[0].encode()).hexdigest()}"' in text
-    fold = folds.partitions[0].tolist()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/folds.json").write_text(old_text(folds))
+    write_folds(tmp_path, folds)
+    ids, fold = folds.ids.to_pylist(), folds.partitions[0].tolist()
     partition = json.dumps([folds.fingerprint, folds.count, sorted(zip(ids, fold, strict=True))])
     assert folds_hash(folds) == hashlib.sha256(partition.encode()).hexdigest()
-    for again in (read_folds(tmp_path / "folds.json"), map_folds(tmp_path / "folds.json")):
+    for again in (read_folds(tmp_path), read_folds(tmp_path / "old")):
         assert again.table.equals(folds.table) and (again.class_names, again.bad) == (folds.class_names, folds.bad)
+        assert folds_hash(again) == folds_hash(folds)
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_a_fold_file_in_another_layout_is_read_alike(tmp_path, indent):
-    path = tmp_path / "folds.json"
-    write_folds(path, fold_file())
-    data = json.loads(path.read_text())
+def test_a_json_fold_file_in_another_layout_is_read_alike(tmp_path, indent):
+    data = json.loads(old_text(fold_file()))
     del data["sha256"]
-    path.write_text(json.dumps(data, indent=indent))
-    assert read_folds(path).table.equals(fold_file().table)
+    (tmp_path / "folds.json").write_text(json.dumps(data, indent=indent))
+    assert read_folds(tmp_path).table.equals(fold_file().table)
 
 
-def test_a_mapped_fold_file_is_parsed_once_and_again_when_it_is_another(tmp_path, monkeypatch):
-    path = tmp_path / "folds.json"
-    write_folds(path, many_rows(10))
-    assert map_folds(path).ids.equals(many_rows(10).ids)
-    monkeypatch.setattr("creature.data.folds.read_folds", None)
-    assert map_folds(path).partitions[0].tolist() == many_rows(10).partitions[0].tolist()
-    monkeypatch.undo()
-    write_folds(path, many_rows(11))
-    assert map_folds(path).ids.equals(many_rows(11).ids)
-
-
-def test_a_mapped_fold_file_that_has_rotted_in_the_cache_is_parsed_again(tmp_path):
-    path = tmp_path / "folds.json"
-    write_folds(path, many_rows(12))
-    map_folds(path)
-    stored = mapped_tables._path(file_hash(path))
-    whole = stored.read_bytes()
-    for rotten in (whole[:9], whole[:-1], whole.replace(b"\x01", b"\x00"), b""):
-        stored.write_bytes(rotten)
-        assert map_folds(path).partitions[0].tolist() == many_rows(12).partitions[0].tolist()
-        assert stored.read_bytes() == whole
-
-
-def test_a_mapped_fold_file_holds_no_memory_for_a_row(tmp_path):
-    path = tmp_path / "folds.json"
-    write_folds(path, many_rows(20_000))
-    folds, held = holding(lambda: map_folds(path))
+def test_a_fold_file_holds_no_memory_for_a_row(tmp_path):
+    write_folds(tmp_path, many_rows(20_000))
+    folds, held = holding(lambda: read_folds(tmp_path))
     assert len(folds.ids) == 20_000 and held <= 20_000
+
+
+def test_other_programs_read_the_file(tmp_path):
+    write_folds(tmp_path, many_rows(20))
+    table = Dataset.from_file(str(tmp_path / "folds.arrow"))
+    assert table["id"][:] == many_rows(20).ids.to_pylist() and table["fold"][:3] == [0, 1, 0]
 
 
 def fold_file(**changes: Any) -> FoldTable:
@@ -290,95 +270,106 @@ def fold_file(**changes: Any) -> FoldTable:
     return replace(folds, **changes)
 
 
-def test_a_fold_file_is_read_as_it_was_written(tmp_path):
+@pytest.mark.parametrize("old", [False, True])
+def test_a_fold_file_is_read_as_it_was_written(tmp_path, old):
     folds = fold_file()
-    write_folds(tmp_path / "folds.json", folds)
-    again = read_folds(tmp_path / "folds.json")
-    for name in ("count", "seed", "names", "fingerprint", "ids", "hashes", "bad"):
+    if old:
+        (tmp_path / "folds.json").write_text(old_text(folds))
+    else:
+        write_folds(tmp_path, folds)
+    again = read_folds(tmp_path)
+    for name in ("count", "seed", "class_names", "fingerprint", "ids", "hashes", "bad"):
         assert getattr(again, name) == getattr(folds, name)
     assert again.labels.tolist() == folds.labels.tolist()
     assert [fold.tolist() for fold in again.partitions] == [fold.tolist() for fold in folds.partitions]
     assert (again.labels.dtype, again.partitions[0].dtype) == (np.int64, np.int8)
-    assert [path.name for path in tmp_path.iterdir()] == ["folds.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folds.json" if old else "folds.arrow"]
 
 
-def test_a_fold_file_without_bad_images_is_plain_json_with_a_row_a_line(tmp_path):
-    write_folds(tmp_path / "folds.json", fold_file(bad={}))
-    text = (tmp_path / "folds.json").read_text(encoding="ascii")
-    data = json.loads(text)
-    assert data["columns"] == ["id", "label", "fold", "hash"]
-    assert [json.loads(line.removesuffix(",")) for line in text.split("\n") if line.startswith("[")] == data["rows"]
-    assert read_folds(tmp_path / "folds.json").bad == {}
-
-
-def test_writing_again_replaces_the_file_whole(tmp_path):
-    write_folds(tmp_path / "folds.json", fold_file())
-    write_folds(tmp_path / "folds.json", fold_file(seed=8))
-    assert read_folds(tmp_path / "folds.json").seed == 8
+def test_writing_again_replaces_the_file_whole_and_the_same_rows_give_the_same_bytes(tmp_path):
+    write_folds(tmp_path, fold_file())
+    first = (tmp_path / "folds.arrow").read_bytes()
+    write_folds(tmp_path, fold_file(seed=8))
+    assert read_folds(tmp_path).seed == 8
+    write_folds(tmp_path, fold_file())
+    assert (tmp_path / "folds.arrow").read_bytes() == first
+    write_folds(tmp_path, read_folds(tmp_path))
+    assert (tmp_path / "folds.arrow").read_bytes() == first
 
 
 def test_a_row_that_was_moved_to_another_fold_is_noticed(tmp_path):
     path = tmp_path / "folds.json"
-    write_folds(path, fold_file())
-    text = path.read_text()
+    text = old_text(fold_file())
     moved = text.replace(", 0, 0, ", ", 0, 1, ", 1)
     assert moved != text
     path.write_text(moved)
     assert "its content is not what its hash names" in refused(path)
     path.write_text(moved.partition(',\n "sha256"')[0] + "}\n")  # as it was before there was a hash
-    assert read_folds(path).count == fold_file().count
+    assert read_folds(tmp_path).count == fold_file().count
+    write_folds(tmp_path, fold_file())
+    path = tmp_path / "folds.arrow"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert "its content is not what its seal names" in refused(path)
 
 
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        read_folds(path)
+        read_folds(path.parent)
     assert str(caught.value).startswith(f"{path}: cannot be read as a fold file (")
     assert str(caught.value).endswith("restore it from a copy of the run")
     return str(caught.value)
 
 
-def test_a_fold_file_cut_at_any_place_is_refused(tmp_path):
-    path = tmp_path / "folds.json"
-    write_folds(path, fold_file())
-    whole = path.read_bytes().rstrip()
+@pytest.mark.parametrize("old", [False, True])
+def test_a_fold_file_cut_at_any_place_is_refused(tmp_path, old):
+    write_folds(tmp_path, fold_file())
+    path = tmp_path / "folds.arrow"
+    whole = path.read_bytes()
+    if old:
+        path.unlink()
+        path, whole = tmp_path / "folds.json", old_text(fold_file()).encode().rstrip()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
         refused(path)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("count", "2"),
-        ("count", 2.0),
-        ("count", 1),
-        ("seed", 1.5),
-        ("fingerprint", 3),
-        ("names", "abc"),
-        ("names", ["cat"]),
-        ("names", ["cat", 1, "dog"]),
-        ("bad", ["x"]),
-        ("rows", []),
-        ("rows", {}),
-        ("rows", None),
-        ("rows", [["x", 0, 0]]),
-        ("rows", [["x", 0, 0, "a", "b"]]),
-        ("rows", [["x", 0.5, 0, "a"]]),
-        ("rows", [["x", 0, 10**30, "a"]]),
-        ("rows", [["x", 0, 2, "a"]]),
-        ("rows", [["x", 0, -2, "a"]]),
-        ("rows", [["x", 3, 0, "a"]]),
-        ("rows", [["x", -1, 0, "a"]]),
-        ("rows", [["x", 0, True, "a"]]),
-        ("rows", [[None, 0, 0, "a"]]),
-        ("rows", [["x", 0, 0, None]]),
-        ("rows", [["x", 0, 0, "a"], ["x", 0, 1, "b"]]),
-    ],
-)
-def test_a_fold_file_with_a_wrong_or_missing_part_is_refused(tmp_path, field, value):
+WRONG = [
+    ("count", "2"),
+    ("count", 2.0),
+    ("count", 1),
+    ("seed", 1.5),
+    ("fingerprint", 3),
+    ("names", "abc"),
+    ("names", ["cat"]),
+    ("names", ["cat", 1, "dog"]),
+    ("bad", ["x"]),
+]
+WRONG_ROWS = [
+    [],
+    {},
+    None,
+    [["x", 0, 0]],
+    [["x", 0, 0, "a", "b"]],
+    [["x", 0.5, 0, "a"]],
+    [["x", 0, 10**30, "a"]],
+    [["x", 0, 2, "a"]],
+    [["x", 0, -2, "a"]],
+    [["x", 3, 0, "a"]],
+    [["x", -1, 0, "a"]],
+    [["x", 0, True, "a"]],
+    [[None, 0, 0, "a"]],
+    [["x", 0, 0, None]],
+    [["x", 0, 0, "a"], ["x", 0, 1, "b"]],
+]
+
+
+@pytest.mark.parametrize(("field", "value"), [*WRONG, *(("rows", rows) for rows in WRONG_ROWS)])
+def test_a_json_fold_file_with_a_wrong_or_missing_part_is_refused(tmp_path, field, value):
     path = tmp_path / "folds.json"
-    write_folds(path, fold_file())
-    data = json.loads(path.read_text())
+    data = json.loads(old_text(fold_file()))
+    del data["sha256"]  # or that alone would refuse it
     path.write_text(json.dumps(data | {field: value}))
     refused(path)
     del data[field]
@@ -386,14 +377,68 @@ def test_a_fold_file_with_a_wrong_or_missing_part_is_refused(tmp_path, field, va
     assert f"'{field}'" in refused(path)
 
 
+HEAD = {key: value for key, value in json.loads(old_text(fold_file())).items() if key not in ("rows", "sha256")}
+
+
+def sealed(path: Path, table: pa.Table, head: dict[str, Any] | None) -> Path:
+    """A stranger's fold file: whatever it says, its seal is right."""
+    arrow_tables.write_table(path, table.replace_schema_metadata(head and {"folds": json.dumps(head)}))
+    return path
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG)
+def test_a_sealed_fold_file_with_a_wrong_or_missing_part_is_refused(tmp_path, field, value):
+    path = sealed(tmp_path / "folds.arrow", fold_file().table, HEAD)
+    assert read_folds(tmp_path).count == 2
+    refused(sealed(path, fold_file().table, HEAD | {field: value}))
+    less = {key: value for key, value in HEAD.items() if key != field}
+    assert f"'{field}'" in refused(sealed(path, fold_file().table, less))
+
+
+def test_a_sealed_fold_file_with_wrong_rows_is_refused(tmp_path):
+    path, table = tmp_path / "folds.arrow", fold_file().table
+    refused(sealed(path, table, None))
+    refused(sealed(path, table[:0], HEAD))
+    refused(sealed(path, table.drop_columns(["hash"]), HEAD))
+    refused(sealed(path, table.rename_columns(["id", "label", "part", "hash"]), HEAD))
+    refused(sealed(path, table, HEAD | {"repeats": 2}))
+    refused(sealed(path, table, HEAD | {"repeats": 10**12}))
+    for name, values in (
+        ("id", ["a", "b", "a", "c"]), ("id", [None, "b", "a", "c"]), ("id", [1, 2, 3, 4]),
+        ("label", [0, 1, 2, 3]), ("label", [0, 1, 2, -1]), ("label", ["a"] * 4),
+        ("fold", pa.array([0, 1, 2, 0], pa.int8())), ("fold", pa.array([0, 1, -2, 0], pa.int8())), ("fold", [0] * 4),
+        ("hash", ["a", "b", None, "c"]),
+    ):  # fmt: skip
+        at = table.column_names.index(name)
+        refused(sealed(path, table.set_column(at, name, pa.chunked_array([values])), HEAD))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
+def test_a_sealed_fold_file_that_is_damaged_is_used_or_refused(tmp_path_factory, changes):
+    run = tmp_path_factory.mktemp("sealed")
+    write_folds(run, fold_file())
+    path = run / "folds.arrow"
+    data = bytearray(path.read_bytes()[:-16])
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    path.write_bytes(bytes(data) + hashlib.blake2b(data, digest_size=16).digest())
+    try:
+        folds = read_folds(run)
+    except UserError:
+        return
+    assert len(folds_hash(folds)) == 64 and len(folds.ids.to_pylist()) == len(folds.hashes.to_pylist())
+
+
+@pytest.mark.parametrize("name", ["folds.arrow", "folds.json"])
 @pytest.mark.parametrize("data", [b"", b"[]", b"3", b"null", b"\xff\xfe", b"[" * 100_000, b'{"rows": 3}'])
-def test_what_is_no_fold_file_is_refused(tmp_path, data):
-    (tmp_path / "folds.json").write_bytes(data)
-    refused(tmp_path / "folds.json")
+def test_what_is_no_fold_file_is_refused(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    refused(tmp_path / name)
 
 
 def test_a_missing_fold_file_is_refused_with_the_reason(tmp_path):
-    assert "(No such file or directory)" in refused(tmp_path / "folds.json")
+    assert "(No such file or directory)" in refused(tmp_path / "folds.arrow")
 
 
 def test_equal_partitions_have_one_hash_whatever_their_order_seed_and_unreadable_images(tmp_path):
@@ -408,8 +453,8 @@ def test_equal_partitions_have_one_hash_whatever_their_order_seed_and_unreadable
         bad={},
     )
     assert folds_hash(folds) == folds_hash(backwards)
-    write_folds(tmp_path / "folds.json", backwards)
-    assert folds_hash(read_folds(tmp_path / "folds.json")) == folds_hash(folds)
+    write_folds(tmp_path, backwards)
+    assert folds_hash(read_folds(tmp_path)) == folds_hash(folds)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from PIL import Image
 import predict
 from creature.console import BROKEN_IMAGES
 from creature.data.files import file_id
+from creature.data.folds import read_folds
 from creature.errors import UserError
 from helpers import ROOT
+from helpers.fold_files import folds_rows
 from helpers.hostile_images import GOOD, JPEG, write_hostile
 from helpers.runs import start
 
@@ -38,11 +40,11 @@ def test_each_bad_file_is_listed_once_with_its_reason_and_the_rest_is_trained_on
     bad = {name: reason for name, reason in expected.items() if reason}
     settings = ("folds.train=[0]", f"images.train=[{folder / 'train'}]", f"images.workers={workers}")
     assert start(tiny, tmp_path / "run", *settings, f"images.max_bad={len(bad)}") == 0
-    saved = json.loads((tmp_path / "run/folds.json").read_text())
-    assert saved["bad"].keys() == bad.keys()
+    saved = read_folds(tmp_path / "run").bad
+    assert saved.keys() == bad.keys()
     for name, reason in bad.items():
-        assert re.search(reason, saved["bad"][name]), (name, saved["bad"][name])
-    rows = [row[0] for row in saved["rows"]]
+        assert re.search(reason, saved[name]), (name, saved[name])
+    rows = [row[0] for row in folds_rows(tmp_path / "run")]
     assert len(rows) == len(set(rows)) == 72 + len(expected) - len(bad)
     assert {name for name, reason in expected.items() if reason == GOOD} <= set(rows)
     shown = capsys.readouterr().err

@@ -1,7 +1,6 @@
 """The cache: the same images decoded once, found again, never believed when damaged, and never in the way."""
 
 import io
-import json
 import os
 import pickle
 import shutil
@@ -16,11 +15,12 @@ from PIL import Image as Pillow
 
 from creature.data import image_cache as module
 from creature.data.augment import cached_transform, exact_transform, training_augmentation
-from creature.data.checks import Everything, check_images
 from creature.data.decode import content_hash
 from creature.data.eval_transform import EvalTransform
+from creature.data.folds import read_folds
 from creature.data.image_cache import CachedImages, cache_home, open_cache, should_cache
 from creature.data.loader import ImageDataset
+from creature.data.scan import check_images
 from creature.errors import UserError
 from creature.recipe import Augment
 from helpers import ROOT
@@ -59,7 +59,7 @@ PICTURES = [encoded(number) for number in range(5)]
 
 def opened(pictures: list[bytes] = PICTURES, kind: str = "disk", wanted: EvalTransform = WANTED) -> module.ImageCache:
     hashes = [content_hash(data) for data in pictures]
-    return open_cache(kind, table(pictures), hashes, range(len(pictures)), wanted, "images.train")
+    return open_cache(kind, table(pictures), hashes, rows=range(len(pictures)), transform=wanted, title="images.train")
 
 
 def hashes(pictures: list[bytes] = PICTURES) -> list[str]:
@@ -147,8 +147,8 @@ def test_two_that_make_it_at_once_make_it_once(tmp_path, home):
     script = tmp_path / "both.py"
     script.write_text(
         "from creature.data import image_cache as module\nfrom tests.data import test_image_cache\n"
-        "fill, made = module._fill, []\n"
-        "module._fill = lambda *words: made.append(1) or fill(*words)\n"
+        "write, made = module._write_pixels, []\n"
+        "module._write_pixels = lambda *words: made.append(1) or write(*words)\n"
         "cache = test_image_cache.opened()\n"
         "print(len(made), int(cache.pixels.sum()))\n"
     )
@@ -220,8 +220,8 @@ def test_it_reaches_workers_that_are_spawned_without_its_pixels(kind):
     assert np.array_equal(pickle.loads(sent)[3].array, records[3].array)
 
 
-def test_only_hashes_are_asked_of_a_check_that_knows_everything(monkeypatch):
-    found, bad = check_images(table([*PICTURES, b"no image"]), Everything(), "images.train")
+def test_a_check_that_only_hashes_finds_no_image_bad(monkeypatch):
+    found, bad = check_images(table([*PICTURES, b"no image"]), frozenset(), "images.train", hash_only=True)
     assert found == hashes([*PICTURES, b"no image"]) and bad == {}
 
 
@@ -251,6 +251,6 @@ def test_bad_pictures_are_listed_and_left_out_as_without_a_cache(tiny, drawn, tm
     victim.write_bytes(b"no image")
     settings = ("folds.train=[0]", f"images.train=[{tmp_path / 'train'}]", "images.cache=disk")
     assert start(tiny, tmp_path / "run", *settings) == 0
-    bad = json.loads((tmp_path / "run/folds.json").read_text())["bad"]
+    bad = read_folds(tmp_path / "run").bad
     assert list(bad) == [f"train/fish/{victim.name}"] and "not an image" in bad[f"train/fish/{victim.name}"]
     assert bad[f"train/fish/{victim.name}"] in capfd.readouterr().err

@@ -8,9 +8,9 @@ import pytest
 from datasets import Dataset
 
 from creature.data import scan
-from creature.data.checks import check_images
 from creature.data.decode import content_hash
 from creature.data.eval_transform import EvalTransform
+from creature.data.scan import check_images
 from helpers.tables import fill, images, parquet, picture, table
 
 pytestmark = pytest.mark.usefixtures("hub_cache")
@@ -23,15 +23,16 @@ def pets(tmp_path: Path) -> Path:
 
 
 def known(dataset: Dataset) -> tuple[list[str], dict[int, str]]:
-    table, bad, _ = scan.scan_images(dataset, None, "test", "off", EvalTransform(32, "squash", (0.0, 0.0, 0.0)))
-    return table["hash"].to_pylist(), bad
+    transform = EvalTransform(32, "squash", (0.0, 0.0, 0.0))
+    scanned = scan.scan_images(dataset, None, "test", kind="off", transform=transform)
+    return scanned.table["hash"].to_pylist(), scanned.bad
 
 
 def reads(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the images are read; what is found is always what reading them finds."""
     read = []
     with monkeypatch.context() as patched:
-        patched.setattr(scan, "check_images", lambda *words: read.append(1) or check_images(*words))
+        patched.setattr(scan, "check_images", lambda *words, **named: read.append(1) or check_images(*words, **named))
         assert known(dataset) == check_images(dataset, frozenset(), "test")
     return bool(read)
 

@@ -6,15 +6,13 @@ import signal
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch.utils.data._utils as torch_workers
 
 from creature.data.workers import load_batches, note_decoding
 from creature.errors import UserError
-
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT
 
 
 class Numbers:

@@ -34,7 +34,7 @@ def a_run(folder: Path, selected: bool = False) -> list[Fold]:
         hashes=tuple(CONTENTS[name] for name in rows),
         bad={},
     )
-    write_folds(folder / "folds.json", folds)
+    write_folds(folder, folds)
     for k in range(2):
         (fold := folder / f"fold-{k}").mkdir()
         score = {"correct": 1, "n": 2}

@@ -27,6 +27,7 @@ from creature.reporting import report
 from creature.reporting.study import read_runs
 from creature.reporting.tables import single_table
 from creature.run import Run, find_members
+from helpers.fold_files import folds_rows
 from helpers.runs import read_csv, start, weights_hash
 
 
@@ -217,14 +218,14 @@ def test_a_soup_is_of_one_whole_run(own, drawn):
 def test_a_target_is_half_the_label_and_half_what_was_said_out_of_fold(run, tiny, held, tmp_path):
     settings = ["folds.count=1", f"images.validation=[{held}]", f"loss.teacher={run}", "schedule.epochs=1"]
     start(tiny, tmp_path / "s", *settings)
-    folds = read_folds(tmp_path / "s/folds.json")
+    folds = read_folds(tmp_path / "s")
     targets = soft_targets(run, folds).numpy()
     np.testing.assert_allclose(targets.sum(1), 1, atol=1e-5)
     answers = {}
     for k in range(3):
         said = load_predictions(run / f"fold-{k}/held_out.safetensors")
         answers |= dict(zip(said.ids, torch.from_numpy(said.logits).softmax(1).numpy(), strict=True))
-    names = {content: name for name, _, _, content in json.loads((run / "folds.json").read_text())["rows"]}
+    names = {content: name for name, _, _, content in folds_rows(run)}
     for row, content in enumerate(folds.hashes.to_pylist()):
         label = np.eye(len(folds.class_names))[folds.labels[row]]
         own = label if folds.held_out(0)[row] else (1 - SHARE) * label + SHARE * answers[names[content]]

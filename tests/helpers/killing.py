@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import train
 from creature import console
-from creature.data import augment, checks, dataset, folds, loader, sources  # noqa: F401
+from creature.data import augment, dataset, folds, loader, scan, sources  # noqa: F401
 from creature.metrics import scores  # noqa: F401
 from creature.training import checkpoint, train_data  # noqa: F401
 
@@ -84,7 +84,7 @@ def attempt(recipe: str, out: Path, fault: Callable[[], None], moment: float | i
         if isinstance(moment, float):
             threading.Timer(moment, fault).start()
         saved_state = checkpoint.save_state
-        checkpoint.save_state = lambda *words: (saved_state(*words), out.with_suffix(".saved").touch())
+        checkpoint.save_state = lambda *given: (saved_state(*given), out.with_suffix(".saved").touch())
         count = fail_at_operation(out, fault, -1 if moment is None or isinstance(moment, float) else moment)
         try:
             console.run(lambda: train.main(words(recipe, out, *more)))

@@ -40,11 +40,11 @@ def stopping_after(patch: pytest.MonkeyPatch, steps: int, seen: list[tuple[int, 
     """Let the next start of a training stop after so many steps, as a signal does; `seen` gets (epoch, row)."""
     step, done = loop.train_step, [0]
 
-    def stopped(accelerator, learner, batch, *words):
+    def stopped(accelerator, learner, batch, **request):
         done[0] += 1
         if seen is not None:
-            seen.extend((learner.position.epoch, int(row)) for row in batch.rows)
-        return step(accelerator, learner, batch, *words[:-2], done[0] == steps, words[-1])
+            seen.extend((learner.state.epoch, int(row)) for row in batch.rows)
+        return step(accelerator, learner, batch, **(request | {"stop": done[0] == steps}))
 
     patch.setattr(loop, "train_step", stopped)
 

@@ -21,10 +21,12 @@ from safetensors.torch import save_file as save_tensors
 import ensemble
 import predict
 import train
+from creature.data.folds import read_folds
 from creature.errors import BrokenError, Interrupted, UserError
 from creature.inference.members import load_member
-from creature.training import checkpoint
+from creature.storage import write_manifest
 from helpers import ROOT
+from helpers.fold_files import old_text
 from helpers.runs import start, stopping_after
 
 AUDITED = """
@@ -34,7 +36,7 @@ import train, predict, ensemble, datasets, evaluate, sklearn.metrics
 from creature.ensembling import out_of_fold, weights, compare
 from creature.inference import members, prediction_files
 from creature.metrics import scores
-from creature.data import sources, dataset, loader, checks
+from creature.data import sources, dataset, loader, scan
 from creature.training import train_data, checkpoint
 from creature.inference import load
 import creature.console
@@ -300,6 +302,8 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
     begun = tmp_path / "begun"
     shutil.copytree(run, begun)
     shutil.rmtree(begun / "fold-2")
+    (begun / "folds.json").write_text(old_text(read_folds(begun)))  # as an earlier version began it
+    (begun / "folds.arrow").unlink()
     with pytest.MonkeyPatch.context() as patch:
         stopping_after(patch, 4)
         with pytest.raises(Interrupted):
@@ -322,7 +326,7 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
             (work / name).write_bytes(spoilt((work / name).read_text(), random))
             if name.startswith(str(state)):
                 (work / state / "manifest.json").unlink()
-                checkpoint.write_manifest(work / state)
+                write_manifest(work / state)
             try:
                 use(work)
                 outcomes[name]["used"] += 1

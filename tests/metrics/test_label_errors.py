@@ -1,7 +1,6 @@
 """Labels that may be wrong: planted errors come first, and what is written names them safely."""
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from creature.errors import UserError
 from creature.metrics.label_errors import confident, suspects
 from creature.metrics.predictions import Predictions, load_predictions, save_predictions
 from creature.reporting import labels
+from helpers.fold_files import folds_rows
 
 
 def planted(rows: int = 1000, classes: int = 5, share: float = 0.05, skill: float = 3.0):
@@ -57,7 +57,7 @@ def test_the_table_has_every_contradicted_row_with_what_the_member_that_never_sa
     out = tmp_path / "suspects.csv"
     assert labels.main([str(run), "--out", str(out)]) == 0
     rows = list(csv.DictReader(out.open(encoding="utf-8")))
-    truth = {row[0]: row[1] for row in json.loads((run / "folds.json").read_text())["rows"]}
+    truth = {row[0]: row[1] for row in folds_rows(run)}
     wrong = {}
     for fold in range(3):
         held = load_predictions(run / f"fold-{fold}/held_out.safetensors")
@@ -80,7 +80,7 @@ def made_up(run: Path, folder: Path, names: tuple[str, ...], ids: list[str], giv
     shutil.copy(run / "recipe.yaml", folder)
     shutil.copy(run / "fold-0/result.json", folder / "fold-0")
     rows = pa.array(ids)
-    write_folds(folder / "folds.json", FoldTable(1, 0, names, "made up", rows, given, (fold,), rows, {}))
+    write_folds(folder, FoldTable(1, 0, names, "made up", rows, given, (fold,), rows, {}))
     held = tuple(name for name, of in zip(ids, fold, strict=True) if of == 0)
     labels, hashes = given[fold == 0].astype(int), ("",) * len(held)
     save_predictions(

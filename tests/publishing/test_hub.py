@@ -22,6 +22,7 @@ from creature.publishing import hub as sharing
 from creature.publishing import publish
 from creature.publishing.terms import find_terms
 from creature.storage import file_hash
+from helpers.fold_files import folds_rows
 from helpers.hub import READER, STRANGER, WRITER, Fault, Hub, serve
 
 TERMS = ("--license", "apache-2.0", "--data", "drawn by a program")
@@ -143,19 +144,20 @@ def test_the_pipeline_of_transformers_gives_the_same_labels_and_probabilities(hu
     assert done.stdout.strip() == "same", done.stderr
 
 
-def test_the_repository_holds_what_it_promises(hub, published, own):
+def test_the_repository_holds_what_it_promises(hub, published, own, tmp_path):
     files = hub.files("models/me/drawn")
     config = json.loads(files["config.json"])
     assert isinstance(config["label_names"], list) and "num_classes" not in config.get("model_args", {})
-    assert {"README.md", "recipe.yaml", "folds.json", "result.json", "ensemble.json", "golden.png"} <= files.keys()
+    assert {"README.md", "recipe.yaml", "folds.arrow", "result.json", "ensemble.json", "golden.png"} <= files.keys()
     assert hub.repos["models/me/drawn"].private
     assert [len(commits) for commits in hub.repos["models/me/drawn"].branches.values()] == [2, 2, 2, 2]
     members = json.loads(files["ensemble.json"])["members"]
     assert [member["sha256"] for member in members] == [
         file_hash(own / f"fold-{k}/model.safetensors") for k in range(3)
     ]
-    folds = json.loads(files["folds.json"])
-    assert not any("/" in row[0] for row in folds["rows"]) and len(folds["rows"]) == 72
+    (tmp_path / "folds.arrow").write_bytes(files["folds.arrow"])
+    folds = folds_rows(tmp_path)
+    assert not any("/" in row[0] for row in folds) and len(folds) == 72
     assert str(own) not in files["recipe.yaml"].decode() and "- train" in files["recipe.yaml"].decode()
 
 

@@ -21,6 +21,7 @@ from creature.reporting import page as page_of_runs
 from creature.reporting import report, tables
 from creature.reporting.study import read_runs
 from helpers import ROOT
+from helpers.fold_files import folds_rows
 
 HOSTILE = "<img src=x onerror=alert(1)> $x_{2}$ & \"q'\\"
 
@@ -66,7 +67,7 @@ def held_out(run: Path, fold: int = 0) -> tuple[list[str], np.ndarray]:
     """Ids and whether each is right, by the files alone."""
     tensors = load_file(run / f"fold-{fold}/held_out.safetensors")
     ids = tensors["ids"].tobytes().decode().split("\n")
-    labels = {row[0]: row[1] for row in json.loads((run / "folds.json").read_text())["rows"]}
+    labels = {row[0]: row[1] for row in folds_rows(run)}
     return ids, tensors["logits"].argmax(1) == np.array([labels[name] for name in ids])
 
 

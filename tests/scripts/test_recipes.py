@@ -13,8 +13,12 @@ from creature.data.loader import training_order
 from creature.data.workers import load_batches
 from creature.recipe import recipe_changes
 from creature.recipe_file import load_recipe
-from creature.training import loop, train_data
+from creature.training import loop
 from creature.training.backbone import build_backbone
+from creature.training.distributed import start_accelerator
+from creature.training.features import add_features
+from creature.training.learner import build_learner
+from creature.training.train_data import prepare_data
 from helpers import ROOT
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -79,17 +83,18 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
         (tmp_path / "val" / species.name).mkdir(parents=True)
     (tmp_path / "val/fish/00001.jpg").write_bytes((drawn / "train/fish/00001.jpg").read_bytes() + b"\\0")
     recipe = load_recipe(path, settings)
-    accelerator = train_data.start(recipe, tmp_path / "run")
-    data = train_data.prepare_run(accelerator, recipe, tmp_path / "run", resume=False)
-    data = train_data.embed(accelerator, recipe, data) if frozen else data
-    learner = train_data.build_learner(accelerator, recipe, data, 0, tmp_path / "run/fold-0")
+    accelerator = start_accelerator(recipe, tmp_path / "run")
+    data = prepare_data(accelerator, recipe, tmp_path / "run", resume=False)
+    data = add_features(accelerator, recipe, data) if frozen else data
+    learner = build_learner(accelerator, recipe, data, 0)
+    learner.model = accelerator.prepare(learner.model)
     rows = (~data.folds.held_out(0)).nonzero()[0][:2]
     with load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0) as batches:
         batch = next(batches)
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    loss, taken, *_ = loop.train_step(accelerator, learner, batch, 2, 1e-4).tolist()
-    assert taken and math.isfinite(loss)
+    (result,) = loop.StepResult.unpack([loop.train_step(accelerator, learner, batch, size=2, lr=1e-4)])
+    assert result.taken and math.isfinite(result.loss)
     assert any((a != b).any() for a, b in zip(before, learner.model.parameters(), strict=True))
 
 

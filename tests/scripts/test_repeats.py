@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from torchvision.transforms.functional import to_tensor
 
 import ensemble
-from creature.data.folds import FoldTable, assign_folds, folds_hash, map_folds, read_folds, write_folds
+from creature.data.folds import FoldTable, assign_folds, folds_hash, read_folds, write_folds
 from creature.ensembling import out_of_fold
 from creature.ensembling.calibrate import rows_of_ensemble
 from creature.errors import BrokenError, Interrupted, UserError
@@ -31,6 +31,7 @@ from creature.reporting import labels, report
 from creature.reporting.study import read_runs
 from creature.run import Run, find_members
 from creature.training import loop
+from helpers.fold_files import folds_rows, old_text
 from helpers.memory import holding
 from helpers.runs import TINY, start, stopping_after, weights_hash
 
@@ -78,10 +79,13 @@ def drawn_folds(rows: int = 9, repeats: int = 1, seed: int = 5) -> FoldTable:
     )
 
 
-def test_without_repeats_a_fold_file_has_the_bytes_and_the_hash_that_it_always_had(tmp_path):
-    write_folds(tmp_path / "folds.json", drawn_folds())
-    assert (tmp_path / "folds.json").read_text() == GOLDEN
-    assert folds_hash(drawn_folds()) == "bc63673c8899e52476edeb657e46c9bfda5231631b4fb4cdf210a49cecb6c210"
+def test_a_fold_file_of_an_earlier_version_is_read_and_has_the_hash_that_it_always_had(tmp_path):
+    (tmp_path / "folds.json").write_text(GOLDEN)
+    again, folds = read_folds(tmp_path), drawn_folds()
+    assert again.table.equals(folds.table) and old_text(folds) == GOLDEN
+    for name in ("count", "seed", "class_names", "fingerprint", "bad"):
+        assert getattr(again, name) == getattr(folds, name)
+    assert folds_hash(again) == folds_hash(folds) == "bc63673c8899e52476edeb657e46c9bfda5231631b4fb4cdf210a49cecb6c210"
 
 
 def test_without_repeats_a_recipe_has_the_identity_that_it_always_had(tiny):
@@ -92,38 +96,39 @@ def test_without_repeats_a_recipe_has_the_identity_that_it_always_had(tiny):
 
 
 def test_with_repeats_a_fold_file_is_read_as_it_was_written_and_has_another_hash(tmp_path):
-    folds, path = drawn_folds(300, 3), tmp_path / "folds.json"
-    write_folds(path, folds)
-    assert json.loads(path.read_text())["columns"] == ["id", "label", "fold", "repeat_1", "repeat_2", "hash"]
-    for again in (read_folds(path), map_folds(path)):
+    folds = drawn_folds(300, 3)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/folds.json").write_text(old_text(folds))
+    write_folds(tmp_path, folds)
+    for again in (read_folds(tmp_path), read_folds(tmp_path / "old")):
+        assert again.table.column_names == ["id", "label", "fold", "repeat_1", "repeat_2", "hash"]
         assert again.table.equals(folds.table) and again.members == 9
         np.testing.assert_array_equal(again.partitions, folds.partitions)
     hashes = {folds_hash(drawn_folds(300, repeats)) for repeats in (1, 2, 3)}
-    assert len(hashes) == 3 and folds_hash(read_folds(path)) in hashes
+    assert len(hashes) == 3 and folds_hash(read_folds(tmp_path)) in hashes
     assert (drawn_folds(300, 3).partitions[0] == drawn_folds(300, 1).partitions[0]).all()
 
 
 def test_the_partitions_of_a_mapped_fold_file_hold_no_memory_for_a_row(tmp_path):
-    write_folds(tmp_path / "folds.json", drawn_folds(20_000, 5))
-    folds, held = holding(lambda: map_folds(tmp_path / "folds.json"))
+    write_folds(tmp_path, drawn_folds(20_000, 5))
+    folds, held = holding(lambda: read_folds(tmp_path))
     assert len(folds.partitions) == 5 and held <= 20_000
 
 
 @pytest.mark.parametrize("repeats", [0, 1, 3, 10**12, "2", True, None])
 def test_a_fold_file_that_has_not_the_repeats_that_it_says_is_refused(tmp_path, repeats):
     path = tmp_path / "folds.json"
-    write_folds(path, drawn_folds(9, 2))
-    data = json.loads(path.read_text())
+    data = json.loads(old_text(drawn_folds(9, 2)))
     del data["sha256"]
     path.write_text(json.dumps(data | {"repeats": 2}))
-    assert read_folds(path).members == 6
+    assert read_folds(tmp_path).members == 6
     path.write_text(json.dumps(data | {"repeats": repeats}))
     with pytest.raises(UserError, match="cannot be read as a fold file"):
-        read_folds(path)
+        read_folds(tmp_path)
     data["rows"][0][3] = 3
     path.write_text(json.dumps(data | {"repeats": 2}))
     with pytest.raises(UserError, match="a label or fold that does not exist"):
-        read_folds(path)
+        read_folds(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -186,9 +191,9 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """A run of three folds, drawn twice, and the rows that each member's steps have seen."""
     out, seen, step = tmp_path_factory.mktemp("repeats") / "run", {}, loop.train_step
 
-    def watched(accelerator, learner, batch, *words):
-        seen.setdefault(learner.seed[1], set()).update(map(int, batch.rows))
-        return step(accelerator, learner, batch, *words)
+    def watched(accelerator, learner, batch, **request):
+        seen.setdefault(learner.fold, set()).update(map(int, batch.rows))
+        return step(accelerator, learner, batch, **request)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", watched)
@@ -212,25 +217,25 @@ def answers(run: Path) -> dict[str, list[np.ndarray]]:
 
 
 def truth(run: Path) -> dict[str, int]:
-    return {row[0]: row[1] for row in json.loads((run / "folds.json").read_text())["rows"]}
+    return {row[0]: row[1] for row in folds_rows(run)}
 
 
 def test_every_row_has_as_many_members_as_repeats_that_no_step_showed_it_to(trained):
     run, seen = trained
-    ids = read_folds(run / "folds.json").ids.to_pylist()
+    ids = read_folds(run).ids.to_pylist()
     assert sorted(seen) == list(range(6))
     unseen = {fold: {name for row, name in enumerate(ids) if row not in rows} for fold, rows in seen.items()}
     for fold, names in unseen.items():
         assert set(load_predictions(run / f"fold-{fold}/held_out.safetensors").ids) == names
     assert all(sum(name in names for names in unseen.values()) == 2 for name in ids)
-    for name, _, *drawn, _ in json.loads((run / "folds.json").read_text())["rows"]:
+    for name, _, *drawn, _ in folds_rows(run):
         assert {fold for fold, names in unseen.items() if name in names} == {drawn[0], 3 + drawn[1]}
 
 
 def test_the_ensemble_of_a_row_is_of_the_members_that_no_step_showed_it_to(trained):
     run, seen = trained
     rows = out_of_fold.unseen_rows(find_members([run]))
-    ids = read_folds(run / "folds.json").ids.to_pylist()
+    ids = read_folds(run).ids.to_pylist()
     assert sorted(rows.ids) == sorted(ids) and rows.logits.shape == (2, 72, 12)
     for name, said in zip(rows.ids, rows.logits.transpose(1, 0, 2), strict=True):
         row = ids.index(name)
@@ -278,9 +283,10 @@ def test_predictions_of_a_member_in_the_place_of_another_s_are_refused(twice, tm
     with pytest.raises(BrokenError, match=r"fold-3.held_out.safetensors: its rows are not those"):
         out_of_fold.unseen_rows(find_members([tmp_path / "run"]))
     shutil.copytree(twice, tmp_path / "other")
+    shutil.move(tmp_path / "other/fold-0", tmp_path / "other/fold-6")
     result = json.loads((twice / "fold-0/result.json").read_text()) | {"fold": 6}
-    (tmp_path / "other/fold-0/result.json").write_text(json.dumps(result))
-    with pytest.raises(UserError, match="fold: 6 is none of the run's folds"):
+    (tmp_path / "other/fold-6/result.json").write_text(json.dumps(result))
+    with pytest.raises(BrokenError, match="fold: 6 is none of the run's folds"):
         ensemble.main([str(tmp_path / "other")])
 
 
@@ -293,11 +299,11 @@ def test_a_repeat_that_is_not_finished_is_left_out_and_the_lack_is_said(twice, t
     assert "ensemble of" not in shown.partition("an ensemble that never saw an image needs")[0]
     assert "needs finished folds of two repeats" in shown and "repeat 1, 2 folds pooled" in shown
     (found,) = read_runs([str(part)], None)
-    assert len(found.held.ids) == 72 and found.judged[0] == 1
+    assert len(found.held.ids) == 72 and found.unseen.models == 1
     ensemble.main([str(part / "fold-0"), str(part / "fold-3")])  # rows that both held out, and no others
     assert "ensemble of 2 models" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     rows = out_of_fold.unseen_rows(find_members([part / "fold-0", part / "fold-3"]))
-    folds = read_folds(part / "folds.json")
+    folds = read_folds(part)
     assert sorted(rows.ids) == sorted(folds.ids.filter(folds.held_out(0) & folds.held_out(3)).to_pylist())
 
 
@@ -308,7 +314,7 @@ def test_a_resumed_repeat_has_the_weights_of_an_uninterrupted_one(twice, tiny, t
             start(tiny, tmp_path / "cut", *TWICE, "folds.train=[4]")
     assert start(tiny, tmp_path / "cut", *TWICE, "folds.train=[4]", resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-4") == weights_hash(twice / "fold-4")
-    assert (tmp_path / "cut/folds.json").read_bytes() == (twice / "folds.json").read_bytes()
+    assert (tmp_path / "cut/folds.arrow").read_bytes() == (twice / "folds.arrow").read_bytes()
     with pytest.raises(UserError, match=r"folds\.repeats: 2 -> 3"):
         start(tiny, tmp_path / "cut", "schedule.epochs=1", "folds.repeats=3", resume=True)
 
@@ -349,7 +355,7 @@ def test_report_and_labels_go_by_the_ensemble_of_repeats_and_count_each_row_once
     shutil.copytree(twice, tmp_path / "twice")
     assert report.main([str(tmp_path / "twice"), str(run), "--out", str(tmp_path / "report")]) == 0
     (found,) = read_runs([str(tmp_path / "twice")], None)
-    models, rows, probabilities = found.judged
+    models, rows, probabilities = found.unseen.models, found.unseen.rows, found.unseen.probabilities
     said = answers(twice)
     expected = [blend(np.stack(said[name])[:, None])[0] for name in rows.ids]
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
@@ -375,8 +381,8 @@ def test_a_run_with_repeats_is_published_with_what_can_be_said_of_it(twice, tmp_
     said = json.loads((main / "ensemble.json").read_text())
     assert [member["name"] for member in said["members"]] == [f"fold-{k}" for k in range(6)]
     assert said["ensemble_of_repeats"]["models"] == 2 and said["ensemble_of_repeats"]["n"] == 72
-    card, folds = (main / "README.md").read_text(), read_folds(main / "folds.json")
-    np.testing.assert_array_equal(folds.partitions, read_folds(twice / "folds.json").partitions)
+    card, folds = (main / "README.md").read_text(), read_folds(main)
+    np.testing.assert_array_equal(folds.partitions, read_folds(twice).partitions)
     assert "| 3 members, each image by the one that never saw it | out of fold |" in card
     assert "| ensemble of 2 members, for each image those that never saw it | out of fold |" in card
     assert "stands in for that of all 6, which is larger and cannot be scored" in " ".join(card.split())

@@ -12,9 +12,11 @@ import timm
 import torch
 from PIL import Image
 
+from creature.data.folds import read_folds
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
-from creature.training import loop, run_folder, train_data
+from creature.training import finish, loop, run_folder
+from helpers.fold_files import folds_rows
 from helpers.runs import losses, start, weights_hash
 
 
@@ -24,7 +26,7 @@ def test_a_run_holds_exactly_these_files(run: Path):
         "result.json",
     }  # fmt: skip
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "kept" not in path.parts}
-    top = {"folds.json", "recipe.yaml", "run.json", "run.lock"}
+    top = {"folds.arrow", "recipe.yaml", "run.json", "run.lock"}
     found = {name for name in found if not name.startswith("ensemble/")}
     assert found == top | {f"fold-{k}/{name}" for k in range(3) for name in fold}
     for k in range(3):
@@ -35,7 +37,7 @@ def test_a_run_holds_exactly_these_files(run: Path):
 def test_folds_hold_out_each_row_once_and_results_say_what_they_rest_on(run: Path):
     held = [load_predictions(run / f"fold-{k}" / "held_out.safetensors") for k in range(3)]
     ids = [name for predictions in held for name in predictions.ids]
-    rows = json.loads((run / "folds.json").read_text())["rows"]
+    rows = folds_rows(run)
     assert sorted(ids) == sorted(row[0] for row in rows) and len(set(ids)) == 72
     for k, predictions in enumerate(held):
         result = json.loads((run / f"fold-{k}" / "result.json").read_text())
@@ -69,7 +71,7 @@ def test_two_runs_of_one_recipe_are_bitwise_equal_whatever_the_worker_count(run,
 def test_another_seed_gives_other_weights(run, tiny, tmp_path):
     start(tiny, tmp_path / "other", "folds.train=[1]", "seed=1")
     assert weights_hash(tmp_path / "other" / "fold-1") != weights_hash(run / "fold-1")
-    assert (tmp_path / "other" / "folds.json").read_bytes() == (run / "folds.json").read_bytes()
+    assert (tmp_path / "other" / "folds.arrow").read_bytes() == (run / "folds.arrow").read_bytes()
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
@@ -85,11 +87,11 @@ def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypat
     start(tiny, whole, *settings)
     step, done = loop.train_step, []
 
-    def interrupted(*args):
+    def interrupted(*given, **request):
         if len(done) == stop_at:
             raise KeyboardInterrupt
         done.append(1)
-        return step(*args)
+        return step(*given, **request)
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +105,7 @@ def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypat
 
 def test_resume_steps_back_from_a_damaged_resume_point(tiny, tmp_path, monkeypatch, run):
     settings = ("folds.train=[0]", "checkpoint.every_minutes=0")
-    monkeypatch.setattr(train_data, "finish", interrupt)
+    monkeypatch.setattr(finish, "finish_fold", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tiny, tmp_path / "cut", *settings)
     monkeypatch.undo()
@@ -145,7 +147,7 @@ def test_weights_that_are_not_to_be_had_leave_no_run_behind(tiny, tmp_path, monk
     """Or the way out that is named, another setting, would be refused as a change of the run."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        UserError, match=r"backbone.pretrained: weights of test_resnet are neither .*\n.*backbone.weights"
+        UserError, match=r"backbone.pretrained: weights of test_resnet are not cached .*\n.*backbone.weights"
     ):
         start(tiny, tmp_path / "run", "backbone.pretrained=true")
     assert not (tmp_path / "run").exists()
@@ -281,7 +283,7 @@ def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_i
     for fold in (0, 1, 2):
         held = load_predictions(tmp_path / f"run/fold-{fold}/held_out.safetensors")
         assert held.logits.shape[1] == len(held.class_names) == 12 and held.class_names[-1] == rare.name
-        result = run_folder.read_result(tmp_path / f"run/fold-{fold}")
+        result = json.loads((tmp_path / f"run/fold-{fold}/result.json").read_text())
         assert [k for k, recall in enumerate(result["class_recall"]) if recall is None] == result[
             "classes_without_rows"
         ]
@@ -297,19 +299,18 @@ def test_accumulating_a_batch_in_parts_gives_the_same_loss(tiny, tmp_path):
 
 
 def test_training_sees_random_views_and_held_out_rows_none(tiny, tmp_path, monkeypatch):
-    from creature.data import augment
     from creature.data.loader import ImageDataset
 
     seen: dict[bool, set[bytes]] = {True: set(), False: set()}
-    see = ImageDataset._see
+    load = ImageDataset._load
 
     def watched(self, item, name, image):
-        pixels, reason = see(self, item, name, image)
+        pixels, reason = load(self, item, name, image)
         if name.endswith("/fish/00001.jpg"):
-            seen[self.views[0].func is not augment._see_exactly].add(pixels.numpy().tobytes())
+            seen[len(self.augmentations) > 1].add(pixels.numpy().tobytes())
         return pixels, reason
 
-    monkeypatch.setattr(ImageDataset, "_see", watched)
+    monkeypatch.setattr(ImageDataset, "_load", watched)
     start(tiny, tmp_path / "run", "schedule.epochs=3")
     assert len(seen[True]) == 3  # a view an epoch, the same in both folds that train on it
     assert len(seen[False]) == 1
@@ -320,7 +321,7 @@ def test_a_broken_picture_is_named_and_left_out(drawn, tiny, tmp_path, capsys):
     (tmp_path / "train/fish/broken.jpg").write_bytes(b"no image")
     start(tiny, tmp_path / "run", "folds.train=[0]", f"images.train=[{tmp_path / 'train'}]")
     assert "train/fish/broken.jpg" in capsys.readouterr().err
-    assert "train/fish/broken.jpg" in json.loads((tmp_path / "run/folds.json").read_text())["bad"]
+    assert "train/fish/broken.jpg" in read_folds(tmp_path / "run").bad
     with pytest.raises(UserError, match=r"images.max_bad allows 0"):
         start(tiny, tmp_path / "run2", f"images.train=[{tmp_path / 'train'}]", "images.max_bad=0")
 
@@ -347,8 +348,17 @@ def test_bf16_on_a_cpu_falls_back_with_one_warning(tiny, tmp_path, capsys, run):
 
 def test_tensorboard_tracks_when_asked(tiny, tmp_path):
     pytest.importorskip("tensorboard", reason="the tracking extra is not installed")
-    start(tiny, tmp_path / "run", "folds.train=[0]", "tracking=[tensorboard]")
-    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    start(tiny, tmp_path / "run", "folds.train=[1]", "tracking=[tensorboard]")
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents*")
+    log = EventAccumulator(str(events.parent)).Reload()
+    history = [json.loads(line) for line in (tmp_path / "run/fold-1/history.jsonl").read_text().splitlines()]
+    for tag, name in (("train_loss", "loss"), ("held_out_accuracy", "accuracy"), ("learning_rate", "learning_rate")):
+        tracked = log.Scalars(f"fold-1/{tag}")
+        assert [scalar.step for scalar in tracked] == [1, 2]
+        np.testing.assert_allclose([scalar.value for scalar in tracked], [row[name] for row in history], rtol=1e-6)
+    assert all(tag.startswith("fold-1/") for tag in log.Tags()["scalars"])
 
 
 def test_a_diverging_loss_stops_with_advice(tiny, tmp_path):

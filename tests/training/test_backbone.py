@@ -12,19 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from creature.data.eval_transform import EvalTransform
 from creature.errors import UserError
 from creature.recipe import Backbone, Optimizer
 from creature.training.backbone import (
     build_backbone,
-    build_optimizer,
     check_backbone,
     classifier_keys,
     mean_and_std,
-    parameter_groups,
     timm_config,
 )
 from creature.training.checkpoint import save_weights
 from creature.training.loop import train_mode
+from creature.training.optimizer import build_optimizer, parameter_groups
 
 NAMES = ("ant", "bee", "cat")
 TAGGED = "test_resnet.r160_in1k"
@@ -310,7 +310,7 @@ def test_only_decayed_parameters_shrink_without_a_gradient():
 )
 def test_timm_loads_the_folder_and_gives_the_same_logits(tmp_path, name, size):
     model = built(name, size).eval()
-    config = timm_config(model, NAMES, size, "border", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    config = timm_config(model, NAMES, EvalTransform(size, "border", (0.1, 0.2, 0.3)), (0.4, 0.5, 0.6))
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_weights(tmp_path / "model.safetensors", model)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -323,10 +323,11 @@ def test_timm_loads_the_folder_and_gives_the_same_logits(tmp_path, name, size):
 
 
 def test_the_config_names_what_the_weights_are_and_no_class_count_among_the_arguments():
-    config = timm_config(built("test_vit", 48), NAMES, 48, "squash", (0, 0, 0), (1, 1, 1))
+    transform = EvalTransform(48, "squash", (0, 0, 0))
+    config = timm_config(built("test_vit", 48), NAMES, transform, (1, 1, 1))
     assert config["architecture"] == "test_vit" and config["model_args"] == {"img_size": 48}
     assert config["label_names"] == list(NAMES) and config["num_classes"] == 3 and config["num_features"] > 0
-    assert "model_args" not in timm_config(built(), NAMES, 48, "squash", (0, 0, 0), (1, 1, 1))
+    assert "model_args" not in timm_config(built(), NAMES, transform, (1, 1, 1))
 
 
 def test_saved_weights_hold_every_tensor_as_it_is(tmp_path):

@@ -4,19 +4,26 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import theilslopes
+from torch import nn
 
 from creature.data import loader
 from creature.errors import Interrupted
+from creature.metrics.accuracy import Count
 from creature.metrics.predictions import Predictions
-from creature.recipe import Checkpoint
+from creature.recipe import Checkpoint, Optimizer
+from creature.run import kept_epoch
 from creature.training import checkpoint
+from creature.training.learner import Learner
+from creature.training.optimizer import build_optimizer, parameter_groups
+from helpers.fold_files import folds_rows
 from helpers.runs import losses, start, stopping_after, weights_hash
 
 EVERY = ("checkpoint.every_minutes=0", "schedule.epochs=3", "folds.train=[0,1]")
@@ -40,7 +47,7 @@ def test_a_run_that_is_stopped_after_every_step_is_bitwise_equal_and_sees_each_r
         for name in ("model.safetensors", "held_out.safetensors"):
             assert (cut / f"fold-{fold}" / name).read_bytes() == (whole / f"fold-{fold}" / name).read_bytes()
         assert losses(cut / f"fold-{fold}") == losses(whole / f"fold-{fold}")
-    rows = json.loads((whole / "folds.json").read_text())["rows"]
+    rows = folds_rows(whole)
     folds = [row[2] for row in rows]
     trained_by = {row: sum(fold != folds[row] for fold in (0, 1)) for row in range(len(rows))}
     assert Counter(seen) == {(epoch, row): trained_by[row] for epoch in range(3) for row in trained_by}
@@ -84,7 +91,7 @@ def test_what_the_launcher_starts_again_goes_on(tiny, run, tmp_path, monkeypatch
 
 def test_resume_points_are_as_rare_as_asked_for_and_their_time_is_told(tiny, tmp_path, monkeypatch):
     saves, save_state = [], checkpoint.save_state
-    monkeypatch.setattr(checkpoint, "save_state", lambda *words: saves.append(1) or save_state(*words))
+    monkeypatch.setattr(checkpoint, "save_state", lambda *given: saves.append(1) or save_state(*given))
     start(tiny, tmp_path / "rare", "folds.train=[0]")
     assert len(saves) == 2  # the epochs' ends
     start(tiny, tmp_path / "often", "folds.train=[0]", "checkpoint.every_minutes=0")
@@ -94,6 +101,38 @@ def test_resume_points_are_as_rare_as_asked_for_and_their_time_is_told(tiny, tmp
 
 
 # Rotation
+
+
+SGD = Optimizer(name="sgd", lr=0.1)
+ALONE: Any = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)  # an accelerator of one process
+
+
+def small_learner(batch_sizes: Sequence[int]) -> Learner:
+    """A linear layer that is trained for 99 epochs."""
+    model = nn.Linear(2, 2)
+    return Learner(
+        model=model,
+        network=model,
+        ema=None,
+        optimizer=build_optimizer(parameter_groups(model, SGD), SGD),
+        normalize=nn.Identity(),
+        prepare_batch=lambda pixels, labels: (pixels, labels),
+        row_loss=lambda logits, _: logits.sum(1),
+        seed=0,
+        fold=0,
+        epochs=99,
+        batch_sizes=batch_sizes,
+        learning_rate=lambda _: 0.1,
+        micro_batches=1,
+        clip_norm=None,
+        freeze_batch_stats=False,
+        save_minutes=10,
+    )
+
+
+def end_epoch(learner: Learner, correct: int) -> None:
+    learner.state.seconds = 1.0
+    learner.end_epoch(Count(correct, 4))
 
 
 def rotate(folder: Path, sequences: int) -> None:
@@ -108,39 +147,36 @@ def rotate(folder: Path, sequences: int) -> None:
         fold = folder / str(number)
         for name in foreign:
             (fold / name).mkdir(parents=True)
-        model = torch.nn.Linear(2, 2)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
-        every = int(random.integers(0, 3))
-        keep = Checkpoint(every_epochs=every or None)
-        position, saved, steps = checkpoint.TrainingState(), None, 2
+        learner, saved = small_learner(batch_sizes=(4, 4)), None
+        keep = Checkpoint(every_epochs=int(random.integers(0, 3)) or None)
         for _ in range(int(random.integers(5, 25))):
             action = random.choice(["step", "step", "step", "step", "save", "kill", "rot"])
             if action == "step":
-                position.end_step(1.0, True, 4, [])
-                if position.batch == steps:
-                    position.end_epoch({"correct": int(random.integers(0, 4)), "seconds": 1.0, "loss": 1.0})
+                learner.state.end_step(1.0, True, 4, [])
+                if learner.state.batch == 2:
+                    end_epoch(learner, correct=int(random.integers(0, 4)))
                     held = Predictions(("a",), ("",), np.zeros(1, int), np.zeros((1, 2), np.float32), ("x", "y"))
-                    checkpoint.keep_epoch(fold, model, held, position, keep, 99)
-                    checkpoint.save_state(fold, steps, accelerator, model, optimizer, position)  # type: ignore[arg-type]
-                    checkpoint.prune_epochs(fold, position, keep)
-                    saved = (position.epoch, position.batch)
+                    checkpoint.keep_epoch(fold, learner, held, keep)
+                    checkpoint.save_state(fold, learner, ALONE)
+                    checkpoint.prune_epochs(fold, learner.state, keep)
+                    saved = (learner.state.epoch, learner.state.batch)
             elif action == "save":
-                checkpoint.save_state(fold, steps, accelerator, model, optimizer, position)  # type: ignore[arg-type]
-                saved = (position.epoch, position.batch)
+                checkpoint.save_state(fold, learner, ALONE)
+                saved = (learner.state.epoch, learner.state.batch)
             elif action == "kill":
-                position = checkpoint.load_state(fold, model, optimizer, None)
-                assert (position.epoch, position.batch) == (saved or (0, 0))
+                learner = small_learner(batch_sizes=(4, 4))
+                assert checkpoint.load_state(fold, learner, ALONE, settings=SGD) == (saved is not None)
+                assert (learner.state.epoch, learner.state.batch) == (saved or (0, 0))
             elif saved and len(sound(fold)) > 1:
                 (sound(fold)[-1] / "state.json").write_text("{}")
-                position = checkpoint.load_state(fold, model, optimizer, None)
-                saved = (position.epoch, position.batch)
+                assert checkpoint.load_state(fold, learner, ALONE, settings=SGD)
+                saved = (learner.state.epoch, learner.state.batch)
                 assert sound(fold), "the resume point before a rotten one was deleted"
             if saved:
                 assert sound(fold)
                 state = json.loads((sound(fold)[-1] / "state.json").read_text())
                 best = state["best_epoch"]
-                assert best < 0 or checkpoint.verifies(checkpoint.kept_epoch(fold, best))
+                assert best < 0 or checkpoint.verifies(kept_epoch(fold, best))
             assert all((fold / name).is_dir() for name in foreign)
             assert len(sound(fold)) <= 2
         shutil.rmtree(fold)
@@ -161,33 +197,34 @@ def test_rotation_of_a_thousand_sequences(tmp_path):
 
 
 def test_a_resume_from_the_one_before_a_rotten_point_saves_beside_it(tmp_path):
-    model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
+    learner = small_learner(batch_sizes=[4] * 99)
     for batch in (10, 20, 30):
-        checkpoint.save_state(tmp_path, 99, accelerator, model, optimizer, checkpoint.TrainingState(batch=batch))  # type: ignore[arg-type]
+        learner.state.batch = batch
+        checkpoint.save_state(tmp_path, learner, ALONE)
     (tmp_path / "state/step-00000030/state.json").write_text("{}")
-    position = checkpoint.load_state(tmp_path, model, optimizer, None)
-    assert position.batch == 20
-    position.batch = 25
-    checkpoint.save_state(tmp_path, 99, accelerator, model, optimizer, position)  # type: ignore[arg-type]
+    assert checkpoint.load_state(tmp_path, learner, ALONE, settings=SGD)
+    assert learner.state.batch == 20
+    learner.state.batch = 25
+    checkpoint.save_state(tmp_path, learner, ALONE)
     assert [path.name for path in sound(tmp_path)] == ["step-00000020", "step-00000025"]
-    assert checkpoint.load_state(tmp_path, model, optimizer, None).batch == 25
+    learner = small_learner(batch_sizes=[4] * 99)
+    assert checkpoint.load_state(tmp_path, learner, ALONE, settings=SGD)
+    assert learner.state.batch == 25
 
 
 def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
-    model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    accelerator = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)
+    learner = small_learner(batch_sizes=(4, 4, 4))
     named, publish = [], checkpoint.write_folder_atomically
     monkeypatch.setattr(
         checkpoint, "write_folder_atomically", lambda folder, write: named.append(folder.name) or publish(folder, write)
     )
-    last, ended = checkpoint.TrainingState(batch=3, rows=3), checkpoint.TrainingState(batch=2)
-    ended.end_step(1.0, True, 4, [])
-    ended.end_epoch({"correct": 1, "seconds": 1.0, "loss": 1.0})
-    for position in (last, last, ended, ended):
-        checkpoint.save_state(tmp_path, 3, accelerator, model, optimizer, position)  # type: ignore[arg-type]
+    for _ in range(3):
+        learner.state.end_step(1.0, True, 4, [])
+    for _ in range(2):
+        checkpoint.save_state(tmp_path, learner, ALONE)
+    end_epoch(learner, correct=1)
+    for _ in range(2):
+        checkpoint.save_state(tmp_path, learner, ALONE)
     assert named == ["step-00000003", "step-00000004"]
 
 
@@ -209,8 +246,8 @@ def growth(tiny: Path, out: Path, epochs: int) -> float:
     used: list[int] = []
     keep = checkpoint.keep_epoch
 
-    def measured(*words):
-        keep(*words)
+    def measured(*given):
+        keep(*given)
         used.append(proportional_set(os.getpid()))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from torch.distributed import HashStore
 
-from creature.errors import Interrupted, UserError
+from creature.errors import BrokenError, Interrupted
 from creature.training import checkpoint
 from helpers import ROOT
 from helpers.processes import LAUNCH, launch, wait_for_epoch
@@ -42,8 +42,8 @@ def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp
     driver.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train\nfrom creature.training import loop\n"
         "from creature.console import run\nstep, done = loop.train_step, []\n"
-        "def stopping(*words):\n    done.append(1)\n"
-        "    return step(*words[:-2], len(done) == 3, words[-1])\n"
+        "def stopping(*given, **request):\n    done.append(1)\n"
+        "    return step(*given, **(request | {'stop': len(done) == 3}))\n"
         "loop.train_step = stopping\nrun(train.main)\n"
     )
     words = [word for setting in settings for word in ("--set", setting)]
@@ -68,7 +68,7 @@ def test_a_step_waits_less_than_anything_else(monkeypatch):
     monkeypatch.setattr(distributed, "_set_timeout", said.append)
     two: Any = SimpleNamespace(num_processes=2)
     step, fold, other = distributed.WAIT_IN_STEP, distributed.WAIT_IN_FOLD, distributed.WAIT
-    with pytest.raises(ZeroDivisionError), distributed.waiting(two, step, after=fold):
+    with pytest.raises(ZeroDivisionError), distributed.wait_limit(two, step, after=fold):
         assert said == [step]
         raise ZeroDivisionError
     assert said == [step, fold]
@@ -81,9 +81,9 @@ def test_a_step_waits_less_than_anything_else(monkeypatch):
         (
             2,
             "[/x/gloo/pair.cc:545] Read error [127.0.0.1]:8398: Connection reset by peer. This is typically",
-            UserError,
+            BrokenError,
         ),
-        (2, "Application timeout caused pair closure", UserError),
+        (2, "Application timeout caused pair closure", BrokenError),
         (1, "[/x/gloo/pair.cc:545] Connection reset by peer", RuntimeError),
         (2, "mat1 and mat2 shapes cannot be multiplied", RuntimeError),
     ],
@@ -94,10 +94,10 @@ def test_the_loss_of_another_process_is_a_sentence_and_other_errors_are_not(proc
     from creature.training import distributed
 
     some: Any = SimpleNamespace(num_processes=processes_there)
-    with pytest.raises((UserError, RuntimeError)) as caught, distributed.noticing_loss(some):
+    with pytest.raises((BrokenError, RuntimeError)) as caught, distributed.naming_lost_process(some):
         raise RuntimeError(said)
     assert type(caught.value) is expected
-    if expected is UserError:
+    if expected is BrokenError:
         assert "gone or hangs" in str(caught.value) and "/x/gloo" not in str(caught.value)
 
 
@@ -109,11 +109,11 @@ import train
 from creature.training import loop, distributed
 from creature.console import run
 met, done = loop.{where}, []
-def meeting(*words):
+def meeting(*given, **request):
     done.append(1)
     if len(done) == {count} and os.environ["RANK"] == {rank!r}:
         {fault}
-    return met(*words)
+    return met(*given, **request)
 loop.{where} = meeting
 {more}
 run(train.main)
@@ -221,11 +221,11 @@ def test_a_process_notices_that_the_other_is_gone(tiny, tmp_path):
     assert "another process of this training is gone" in shown or "SIGTERM: saving and leaving" in shown, shown[-3000:]
 
 
-@pytest.mark.parametrize(("more", "last"), [("", 2), ("loop.read_every = lambda _: 3", 3)])
+@pytest.mark.parametrize(("more", "last"), [("", 2), ("loop.steps_per_read = lambda _: 3", 3)])
 def test_one_that_asks_stops_all_at_its_step(tiny, tmp_path, more, last):
     settings, out = (*PLAIN, "checkpoint.every_minutes=60"), tmp_path / "run"
     # Its wish to stop, in its sixth step; all see it when they next read what became of their steps.
-    asks = driver(tmp_path, 1, "words = (*words[:-2], True, words[-1])", more=more)
+    asks = driver(tmp_path, 1, "request['stop'] = True", more=more)
     done = launch(*TWO, asks, *words(tiny, out, *settings))
     assert done.returncode != 0 and f"after step {last} of epoch 2 of fold 0, and saved" in done.stderr, done.stderr
     state = json.loads((sorted((out / "fold-0/state").iterdir())[-1] / "state.json").read_text())
@@ -233,14 +233,14 @@ def test_one_that_asks_stops_all_at_its_step(tiny, tmp_path, more, last):
 
 
 def test_each_attempt_of_the_launcher_meets_by_keys_of_its_own(tiny, tmp_path, monkeypatch):
-    from creature.training import distributed, train_data
+    from creature.training import distributed
 
     kept = HashStore()  # as the launcher keeps one
     monkeypatch.setattr(distributed, "rendezvous", lambda url, **_: iter([(kept, 0, 1)]))
     found = []
     for attempt in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        ((store, rank, world),) = distributed._meet(f"{distributed.MEETING}://")
+        ((store, rank, world),) = distributed.rendezvous_of_attempt(f"{distributed.RENDEZVOUS}://")
         found.append((store.check(["address"]), rank, world))
         store.set("address", "of a process that will be dead")
     assert found == [(False, 0, 1), (False, 0, 1)]
@@ -251,8 +251,9 @@ def test_each_attempt_of_the_launcher_meets_by_keys_of_its_own(tiny, tmp_path, m
     def accelerator(**options):
         raise Started(*(handler.init_method for handler in options["kwargs_handlers"]))
 
-    monkeypatch.setattr(train_data, "Accelerator", accelerator)
-    with pytest.raises(Started, match=f"{distributed.MEETING}://"):
+    monkeypatch.setattr(distributed, "Accelerator", accelerator)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Started, match=f"{distributed.RENDEZVOUS}://"):
         start(tiny, tmp_path / "run")
 
 

@@ -16,15 +16,17 @@ import pytest
 import torch
 from filelock import FileLock
 
-from creature.data import checks, loader
-from creature.errors import Interrupted, UserError
+from creature.data import loader, scan
+from creature.errors import BrokenError, Interrupted, UserError
 from creature.recipe import Optimizer
-from creature.training import checkpoint, loop, run_folder, signals, train_data
-from creature.training.backbone import build_optimizer, parameter_groups
+from creature.training import checkpoint, distributed, loop, run_folder, signals
+from creature.training.optimizer import build_optimizer, parameter_groups
 from helpers import ROOT
 from helpers.processes import LAUNCH, wait_for_epoch
 from helpers.runs import losses, start, weights_hash
 
+NAN, NO = torch.tensor(float("nan")), torch.tensor(False)
+SKIPPED = loop.StepResult.pack(loss=NAN, taken=NO, stop=NO, save=NO)
 LONG = ("folds.train=[0]", "schedule.epochs=60")
 
 
@@ -80,11 +82,11 @@ def test_the_death_of_the_launcher_ends_its_child_saved(tiny, long, tmp_path):
 def test_a_signal_within_a_step_saves_that_step(tiny, tmp_path, monkeypatch, name):
     step, done = loop.train_step, []
 
-    def signalled(*words):
+    def signalled(*given, **request):
         done.append(1)
         if len(done) == 4:
             os.kill(os.getpid(), getattr(signal, name))
-        return step(*words)
+        return step(*given, **request)
 
     monkeypatch.setattr(loop, "train_step", signalled)
     with pytest.raises(Interrupted, match="after step 2 of epoch 2 of fold 0, and saved"):
@@ -94,7 +96,7 @@ def test_a_signal_within_a_step_saves_that_step(tiny, tmp_path, monkeypatch, nam
 
 
 def test_a_signal_before_anything_is_read_leaves_with_75_too(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_data, "start", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr(distributed, "start_accelerator", lambda *_, **__: os.kill(os.getpid(), signal.SIGUSR1))
     with pytest.raises(Interrupted, match="--resume goes on"):
         start(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists() and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
@@ -109,11 +111,11 @@ def test_a_start_that_failed_leaves_no_recipe_behind(tiny, tmp_path):
 def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatch):
     predict, asked = loop.predict, []
 
-    def asks(*words):
+    def asks(*given, **options):
         if len(asked) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         asked.append(1)
-        return predict(*words)
+        return predict(*given, **options)
 
     monkeypatch.setattr(loop, "predict", asks)
     with pytest.raises(Interrupted, match="--resume goes on"):
@@ -128,13 +130,13 @@ def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatc
 
 def test_a_failure_while_predicting_loses_no_step(tiny, run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "predict", lambda *_: 1 / 0)
+        patch.setattr(loop, "predict", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             start(tiny, tmp_path / "run", "folds.train=[0]")
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         step = loop.train_step
-        patch.setattr(loop, "train_step", lambda *words: steps.append(1) or step(*words))
+        patch.setattr(loop, "train_step", lambda *given, **request: steps.append(1) or step(*given, **request))
         assert start(tiny, tmp_path / "run", "folds.train=[0]", resume=True) == 0
     assert len(steps) == 3  # those of the second epoch
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
@@ -179,23 +181,23 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
     scalers = scale(monkeypatch, 2.0**10) if scaled else []
     step, seen = loop.train_step, []
 
-    def spoilt(accelerator, learner, *words):
+    def spoilt(accelerator, learner, batch, **request):
         before = [value.clone() for value in learner.model.state_dict().values()]
         state = [v.clone() for slots in learner.optimizer.state.values() for v in slots.values()]
         row_loss, bad = learner.row_loss, len(seen) == 1
         if bad and what == "loss":
-            object.__setattr__(learner, "row_loss", lambda *both: row_loss(*both) * float("nan"))
+            learner.row_loss = lambda *both: row_loss(*both) * float("nan")
         if bad and what == "gradient":
             next(learner.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
-        done = step(accelerator, learner, *words)
-        object.__setattr__(learner, "row_loss", row_loss)
+        packed = step(accelerator, learner, batch, **request)
+        learner.row_loss = row_loss
         next(learner.model.parameters())._backward_hooks = None
         after = list(learner.model.state_dict().values())
         same = all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
         kept = [v for slots in learner.optimizer.state.values() for v in slots.values()]
         same &= all(torch.equal(one, other) for one, other in zip(state, kept, strict=False))
-        seen.append((bool(done[1]), same))
-        return done
+        seen.append((loop.StepResult.unpack([packed])[0].taken, same))
+        return packed
 
     monkeypatch.setattr(loop, "train_step", spoilt)
     assert start(tiny, tmp_path / "run", "folds.train=[0]", f"optimizer.name={method}") == 0
@@ -209,15 +211,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
 
 def scale(patch: pytest.MonkeyPatch, factor: float) -> list[torch.amp.GradScaler]:
     """Have the next starts scale the loss, as fp16 does on a GPU."""
-    began, made = train_data.start, []
+    start_accelerator, made = distributed.start_accelerator, []
 
-    def started(*words):
-        accelerator = began(*words)
+    def started(*given, **options):
+        accelerator = start_accelerator(*given, **options)
         made.append(torch.amp.GradScaler("cpu", init_scale=factor))
         accelerator.scaler = made[-1]
         return accelerator
 
-    patch.setattr(train_data, "start", started)
+    patch.setattr(distributed, "start_accelerator", started)
     return made
 
 
@@ -249,26 +251,28 @@ def test_steps_that_are_read_several_at_once_are_the_same_steps(tiny, tmp_path, 
     settings = ("folds.train=[0]", "batch_size=4", "images.workers=1")
     step, epoch, save_state, done, reads, saves = loop.train_step, loop.train_epoch, checkpoint.save_state, [], [], []
 
-    def third_is_bad(accelerator, learner, *words):
+    def third_is_bad(accelerator, learner, batch, **request):
         done.append(1)
         row_loss = learner.row_loss
         if len(done) == 3:
-            object.__setattr__(learner, "row_loss", lambda *both: row_loss(*both) * float("nan"))
-        told = step(accelerator, learner, *words)
-        object.__setattr__(learner, "row_loss", row_loss)
-        return told
+            learner.row_loss = lambda *both: row_loss(*both) * float("nan")
+        packed = step(accelerator, learner, batch, **request)
+        learner.row_loss = row_loss
+        return packed
 
-    def counted(*words):
+    def counted(*given, **options):
         with pytest.MonkeyPatch.context() as patch:
             for name in ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy"):
                 read = getattr(torch.Tensor, name)
                 patch.setattr(torch.Tensor, name, lambda *given, read=read: reads.append(1) or read(*given))
-            epoch(*words)
+            epoch(*given, **options)
 
     monkeypatch.setattr(loop, "train_step", third_is_bad)
     assert start(tiny, tmp_path / "one", *settings) == 0
-    monkeypatch.setattr(loop, "read_every", lambda _: 5)
-    monkeypatch.setattr(checkpoint, "save_state", lambda *words: saves.append(words[5].batch) or save_state(*words))
+    monkeypatch.setattr(loop, "steps_per_read", lambda _: 5)
+    monkeypatch.setattr(
+        checkpoint, "save_state", lambda *given: saves.append(given[1].state.batch) or save_state(*given)
+    )
     for name, minutes in (("five", 60), ("often", 0)):
         done.clear()
         with pytest.MonkeyPatch.context() as patch:
@@ -287,27 +291,27 @@ def test_steps_that_are_read_several_at_once_are_the_same_steps(tiny, tmp_path, 
 def test_however_many_steps_are_read_at_once_a_signal_and_ten_skipped_are_told_alike(
     tiny, tmp_path, monkeypatch, every
 ):
-    monkeypatch.setattr(loop, "read_every", lambda _: every)
+    monkeypatch.setattr(loop, "steps_per_read", lambda _: every)
     step, seen = loop.train_step, []
 
-    def signalled(accelerator, learner, batch, *words):
+    def signalled(accelerator, learner, batch, **request):
         seen.append(batch.ids)
         if len(seen) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(accelerator, learner, batch, *words)
+        return step(accelerator, learner, batch, **request)
 
     monkeypatch.setattr(loop, "train_step", signalled)
     with pytest.raises(Interrupted, match="after step 3 of epoch 1 of fold 0, and saved"):
         start(tiny, tmp_path / "run", "folds.train=[0]", "batch_size=4")
     seen.clear()
-    monkeypatch.setattr(loop, "train_step", lambda *w: seen.append(w[2].ids) or torch.tensor([float("nan"), 0, 0, 0]))
+    monkeypatch.setattr(loop, "train_step", lambda *given, **_: seen.append(given[2].ids) or SKIPPED)
     with pytest.raises(UserError) as caught:
         start(tiny, tmp_path / "ten", "folds.train=[0]", "batch_size=4")
     assert f"the last on {', '.join(seen[9])}; try a lower" in str(caught.value)
 
 
 def test_ten_skipped_steps_in_a_row_end_the_run_and_name_pictures(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "train_step", lambda *_: torch.tensor([float("nan"), 0, 0, 0]))
+    monkeypatch.setattr(loop, "train_step", lambda *_, **__: SKIPPED)
     with pytest.raises(UserError, match=r"10 steps in a row were skipped.*the last on train/\w+/\d+\.jpg"):
         start(tiny, tmp_path / "run", "folds.train=[0]", "batch_size=4")
 
@@ -327,12 +331,13 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
     [torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")],
 )
 def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
-    def full(*_):
+    def full(*_, **__):
         raise error
 
     monkeypatch.setattr(loop, "_backward", full)
     with pytest.raises(
-        UserError, match="out of memory with batch_size 16 in 1 part: --set gradient_accumulation_steps=2 computes"
+        UserError,
+        match="out of memory with batch_size 16 in 1 micro-batch: --set gradient_accumulation_steps=2 computes",
     ):
         start(tiny, tmp_path / "run", "folds.train=[0]")
 
@@ -340,7 +345,7 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
 # Decoders that kill
 
 
-@pytest.mark.parametrize(("where", "name"), [(checks, "decode"), (loader, "Encoded")])
+@pytest.mark.parametrize(("where", "name"), [(scan, "decode"), (loader, "Encoded")])
 def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeypatch, where, name):
     shutil.copytree(drawn / "train", tmp_path / "train")  # or an index might know that all of them were decoded
     victim = sorted((tmp_path / "train/fish").iterdir())[0]
@@ -377,7 +382,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_resume_point_before_it(tiny, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write_folder_atomically", fills_up)
-        with pytest.raises(UserError, match=r"step-00000003: cannot be written: .*free space.* --resume goes on"):
+        with pytest.raises(BrokenError, match=r"step-00000003: cannot be written: .*free space.* --resume goes on"):
             start(tiny, out, *settings)
     assert [path.name for path in (out / "fold-0/state").iterdir() if not path.name.startswith("step")] == []
     assert all(checkpoint.verifies(path) for path in (out / "fold-0/state").iterdir())
@@ -471,7 +476,11 @@ def test_rot_is_always_detected(tmp_path):
 def test_what_is_no_resume_point_of_ours_is_stepped_over(tiny, run, tmp_path):
     step, done = loop.train_step, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", lambda *words: step(*words[:-2], len(done) == 4, not done.append(1)))
+        patch.setattr(
+            loop,
+            "train_step",
+            lambda *given, **request: step(*given, **(request | {"stop": len(done) == 4, "save": not done.append(1)})),
+        )
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]")
     newest = sorted((tmp_path / "run/fold-0/state").iterdir())[-1]
@@ -542,6 +551,6 @@ def test_a_second_signal_ends_at_once_and_a_burst_is_one(monkeypatch, capsys):
     for _ in range(3):
         stop(signal.SIGTERM, None)
     assert stop.asked and not sent and capsys.readouterr().out.count("saving and leaving") == 1
-    stop.since -= 1
+    stop.asked_at -= 1
     stop(signal.SIGTERM, None)
     assert sent == [(os.getpid(), signal.SIGTERM)]

@@ -13,8 +13,9 @@ from creature.data import loader
 from creature.errors import Interrupted, UserError
 from creature.inference.members import load_member
 from creature.metrics.predictions import load_predictions
+from creature.recipe import Backbone
 from creature.recipe_file import load_recipe
-from creature.training.backbone import Body
+from creature.training.features import FeatureExtractor
 from helpers.runs import start, stopping_after, weights_hash
 
 FROZEN = ("backbone.frozen=true", "augment.crop_scale=[0.08,1.0]", "optimizer.lr=0.1")
@@ -34,8 +35,10 @@ def settings(weights: Path, *more: str) -> tuple[str, ...]:
 
 
 def test_each_picture_passes_the_backbone_once_for_all_folds(tiny, weights, tmp_path, monkeypatch):
-    seen, forward, decoded, encoded = [], Body.forward, [], loader.Encoded
-    monkeypatch.setattr(Body, "forward", lambda self, inputs: seen.append(len(inputs)) or forward(self, inputs))
+    seen, forward, decoded, encoded = [], FeatureExtractor.forward, [], loader.Encoded
+    monkeypatch.setattr(
+        FeatureExtractor, "forward", lambda self, inputs: seen.append(len(inputs)) or forward(self, inputs)
+    )
     monkeypatch.setattr(loader, "Encoded", lambda data: decoded.append(1) or encoded(data))
     assert start(tiny, tmp_path / "run", *settings(weights, "images.workers=0")) == 0
     assert sum(seen[1:]) == 72 == len(decoded)  # the first is the check of the classifier's place
@@ -99,4 +102,4 @@ def test_a_classifier_that_does_not_come_last_is_refused():
         model = timm.create_model("test_resnet", num_classes=3)
         forward = model.forward
         model.forward = lambda inputs: forward(inputs) + 1
-        Body(model, "backbone.frozen", "cspresnet50", 32)
+        FeatureExtractor(model, Backbone(name="cspresnet50", frozen=True), 32)

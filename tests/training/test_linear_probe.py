@@ -13,9 +13,9 @@ from torch import nn
 
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
-from creature.training import train_data
-from creature.training.backbone import Body
-from creature.training.linear_probe import PENALTIES, choose_penalty, solve, start_classifier
+from creature.training import features, learner
+from creature.training.features import FeatureExtractor
+from creature.training.linear_probe import PENALTIES, choose_penalty, solve, solve_classifier
 from helpers.runs import losses, start, stopping_after, weights_hash
 
 
@@ -59,9 +59,9 @@ def test_a_classifier_is_solved_on_features_of_any_scale():
     features, labels = rows(300, 0.3)
     model = timm.create_model("test_resnet", num_classes=3)
     model.fc = nn.Linear(8, 3)  # type: ignore[assignment]
-    start_classifier(model, features, labels.numpy(), seed=0)
+    solve_classifier(model, features, labels.numpy(), seed=0)
     found = model.fc(features).softmax(1)  # type: ignore[operator]
-    start_classifier(model, 1000 * features, labels.numpy(), seed=0)
+    solve_classifier(model, 1000 * features, labels.numpy(), seed=0)
     torch.testing.assert_close(model.fc(1000 * features).softmax(1), found, atol=1e-3, rtol=0)  # type: ignore[operator]
     assert (found.argmax(1) == labels).float().mean() > 0.9
 
@@ -70,14 +70,16 @@ def test_a_classifier_that_is_no_linear_layer_is_refused():
     model = timm.create_model("test_resnet", num_classes=3)
     model.fc = nn.Conv2d(8, 3, 1)  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"backbone\.head_start.*no linear layer"):
-        start_classifier(model, torch.zeros(4, 8), np.zeros(4, dtype=np.int64), seed=0)
+        solve_classifier(model, torch.zeros(4, 8), np.zeros(4, dtype=np.int64), seed=0)
 
 
 def test_features_are_computed_once_for_all_folds_and_the_score_before_the_first_step_is_kept(
     tiny, weights, tmp_path, monkeypatch, capsys
 ):
-    seen, forward = [], Body.forward
-    monkeypatch.setattr(Body, "forward", lambda self, inputs: seen.append(len(inputs)) or forward(self, inputs))
+    seen, forward = [], FeatureExtractor.forward
+    monkeypatch.setattr(
+        FeatureExtractor, "forward", lambda self, inputs: seen.append(len(inputs)) or forward(self, inputs)
+    )
     out = tmp_path / "run"
     assert start(tiny, out, *settings(weights, "optimizer.lr=1e-9")) == 0
     assert sum(seen[1:]) == 72  # the first is the check of the classifier's place
@@ -102,15 +104,15 @@ def test_the_first_step_starts_where_the_probe_stands(tiny, weights, tmp_path, c
 def test_held_out_rows_take_no_part(tiny, weights, tmp_path, monkeypatch):
     still = settings(weights, "optimizer.lr=1e-9", "backbone.freeze_batch_stats=true", "folds.train=[0]")
     assert start(tiny, tmp_path / "plain", *still) == 0
-    solve_for, spoiled = train_data.start_at_probe, []
+    start_at_probe, spoiled = learner.start_at_probe, []
 
-    def spoil(recipe, data, fold, *others):
-        held = data.folds.held_out(fold)
+    def spoil(started, data):
+        held = data.folds.held_out(started.fold)
         data.features[held] = 99.0
         spoiled.append(held.sum())
-        solve_for(recipe, data, fold, *others)
+        start_at_probe(started, data)
 
-    monkeypatch.setattr(train_data, "start_at_probe", spoil)
+    monkeypatch.setattr(learner, "start_at_probe", spoil)
     assert start(tiny, tmp_path / "spoiled", *still) == 0
     assert spoiled == [24] and weights_hash(tmp_path / "spoiled/fold-0") == weights_hash(tmp_path / "plain/fold-0")
 
@@ -122,7 +124,7 @@ def test_a_stopped_run_goes_on_bitwise_without_another_probe(tiny, weights, tmp_
         stopping_after(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "cut", *more)
-    monkeypatch.setattr(train_data, "embed", lambda *_: pytest.fail("features are computed again"))
+    monkeypatch.setattr(features, "add_features", lambda *_: pytest.fail("features are computed again"))
     assert start(tiny, tmp_path / "cut", *more, resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(tmp_path / "whole/fold-0")
     assert losses(tmp_path / "cut/fold-0") == losses(tmp_path / "whole/fold-0")

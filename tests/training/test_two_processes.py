@@ -58,6 +58,7 @@ from creature.data.loader import ImageDataset
 from creature.data.eval_transform import EvalTransform
 from creature.data.augment import exact_transform
 from creature.training.loop import predict
+from creature.training.train_data import TrainData
 from creature.data.normalize import Normalize
 
 accelerator = Accelerator(cpu=True)
@@ -75,9 +76,10 @@ class Mean(nn.Module):
 table = Dataset.from_dict({"id": list(map(str, range(33))), "image": [image(i) for i in range(33)], "label": [0]*33})
 table = table.cast_column("image", Image(decode=False))
 images = ImageDataset(table, exact_transform(EvalTransform(8, "squash", (0, 0, 0))))
+data = TrainData(None, None, images, batch_size=4, workers=0)
 for n in range(1, 34):
     rows = np.random.default_rng(n).permutation(33)[:n]
-    logits = predict(accelerator, Mean(), Normalize((0, 0, 0), (1, 1, 1)), images, rows, 4, 0)
+    logits = predict(accelerator, Mean(), data, rows=rows, normalize=Normalize((0, 0, 0), (1, 1, 1)))
     expected = np.stack([rows * 7, rows, 255 - rows], 1) / 255
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 accelerator.end_training()
@@ -109,7 +111,7 @@ def test_fsdp_is_refused_with_a_reason(settings: list[str], tmp_path: Path, monk
 def test_processes_that_do_not_know_of_each_other_are_refused(settings: list[str], tmp_path: Path, monkeypatch):
     from creature.errors import UserError
 
-    monkeypatch.setattr("creature.training.train_data.Accelerator", lonely)
+    monkeypatch.setattr("creature.training.distributed.Accelerator", lonely)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="started 2 processes, but Accelerate sees 1"):
         train.main([*settings, "--out", str(tmp_path / "run")])

@@ -1,0 +1,36 @@
+"""Training from Python: the loops of train.py, with a run to read at the end."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from creature.recipe import Recipe
+from creature.recipe_file import load_recipe, override_recipe
+from creature.run import Run
+from creature.shipped import find_recipe, load_script
+
+
+def train(
+    recipe: str | os.PathLike[str] | Recipe,
+    *,
+    set: Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train the folds of a recipe, and give the run.
+
+    `recipe` is a YAML file, the name of a recipe that comes with creature (`laptop`), or a Recipe; `set` overrides
+    settings, as `{"images.train": ["photos"]}`; the run's folder is `out`, or `runs/NAME`. `resume` goes on with folds
+    that exist, which are never overwritten otherwise. Raises UserError for a mistake in the recipe or the images, with
+    all that is wrong, and BrokenError for what breaks on the way.
+    """
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (set or {}).items()]
+    if isinstance(recipe, Recipe):
+        settings = override_recipe(recipe, overrides)
+    else:
+        settings = load_recipe(find_recipe(os.fspath(recipe)), overrides)
+    folder = Path(out) if out is not None else Path("runs") / settings.name
+    load_script("train").train(settings, folder, resume=resume)
+    return Run(folder)

@@ -1,0 +1,67 @@
+"""Features (N, D): what a backbone makes of a run's images before it is trained, computed once for all folds."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from creature.data.loader import FeatureDataset
+from creature.errors import UserError
+from creature.recipe import Backbone, Recipe
+from creature.training import loop
+from creature.training.backbone import build_backbone, make_normalize
+from creature.training.checkpoint import has_state
+from creature.training.run_folder import fold_state
+from creature.training.train_data import TrainData
+
+
+class FeatureExtractor(nn.Module):
+    """A timm model without its classifier: normalized pixels (B, 3, H, W) -> features (B, D).
+
+    Raises UserError for a model whose classifier is not its last layer.
+    """
+
+    def __init__(self, model: Any, backbone: Backbone, size: int):
+        super().__init__()
+        self.model = model.eval()
+        with torch.inference_mode():
+            image = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
+            logits = model.get_classifier()(self(image))
+            if not torch.allclose(logits, model(image), atol=1e-5):
+                field = f"backbone.{'frozen' if backbone.frozen else 'head_start'}"
+                raise UserError(f"{field}: the classifier of {backbone.name} is not its last layer; take another model")
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the classifier gets."""
+        return self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
+
+
+def needs_features(recipe: Recipe, out: Path) -> bool:
+    """Whether a fold is to be trained on features, or to start at a linear probe of them."""
+    folders = [out / f"fold-{fold}" for fold in recipe.train_folds]
+    unfinished = [folder for folder in folders if fold_state(folder) != "finished"]
+    probed = recipe.backbone.head_start == "probe"
+    return any(recipe.backbone.frozen or (probed and not has_state(folder)) for folder in unfinished)
+
+
+def add_features(accelerator: Accelerator, recipe: Recipe, data: TrainData) -> TrainData:
+    """The data with the features of the backbone on its starting weights; a frozen one is trained on these alone."""
+    model = build_backbone(recipe.backbone, len(data.folds.class_names), recipe.images.size)
+    extractor = FeatureExtractor(model, recipe.backbone, recipe.images.size)
+    features = loop.predict(
+        accelerator,
+        extractor.to(accelerator.device),
+        data,
+        rows=np.arange(len(data.folds.labels)),
+        normalize=make_normalize(recipe.backbone, recipe.images.normalize).to(accelerator.device),
+        title="features",
+    )
+    data = replace(data, features=torch.from_numpy(features))
+    if not recipe.backbone.frozen:
+        return data
+    dataset = FeatureDataset(data.evaluation.dataset.select_columns(["id", "label"]), torch.from_numpy(features))
+    return replace(data, training=dataset, evaluation=dataset, workers=0)

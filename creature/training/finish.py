@@ -1,0 +1,71 @@
+"""A trained fold becomes a model that explains itself: a timm folder with its recipe, its score and its origin."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from creature.data.folds import FoldTable, folds_hash
+from creature.metrics.predictions import load_predictions
+from creature.metrics.scores import score
+from creature.recipe import Recipe
+from creature.recipe_file import dump_recipe
+from creature.run import kept_epoch, with_labels
+from creature.storage import file_hash, link_or_copy, write_json, write_text
+from creature.training.backbone import mean_and_std, timm_config
+from creature.training.checkpoint import prune_epochs
+from creature.training.learner import Learner
+from creature.training.run_folder import environment
+from creature.training.train_data import eval_transform
+
+
+def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, learner: Learner, folder: Path) -> None:
+    """Write config and result of the selected epoch into a trained fold's folder, and delete what it needs no more."""
+    _, std = mean_and_std(recipe.backbone.name, recipe.images.normalize)
+    config = timm_config(learner.saved_model, folds.class_names, eval_transform(recipe), std)
+    result = {
+        **_describe(recipe, folds, learner, folder),
+        "recipe": recipe.identity(),
+        "folds": folds_hash(folds),
+        **environment(accelerator.device, accelerator.num_processes),
+    }
+    write_model_folder(folder, recipe, config=config, result=result)
+    prune_epochs(folder, learner.state, recipe.checkpoint)
+
+
+def _describe(recipe: Recipe, folds: FoldTable, learner: Learner, folder: Path) -> dict[str, Any]:
+    """What result.json says of the training; creature.run.FoldResult reads it."""
+    state, by_score = learner.state, recipe.checkpoint.select == "best"
+    last = recipe.schedule.epochs - 1
+    return {
+        "fold": learner.fold,
+        "selected": by_score,
+        **_score_epoch(folder, state.best_epoch if by_score else last, folds),
+        "last": _score_epoch(folder, last, folds),
+        "start": None if state.start is None else {"correct": state.start.correct, "n": state.start.n},
+        "epochs": recipe.schedule.epochs,
+        "images_trained": sum(learner.batch_sizes),
+        "class_counts": np.bincount(folds.labels, minlength=len(folds.class_names)).tolist(),
+        "parameters": sum(parameter.numel() for parameter in learner.saved_model.parameters()),
+        "seconds": round(sum(row.seconds for row in state.history), 3),
+        "saving_seconds": round(state.saving_seconds, 3),
+    }
+
+
+def _score_epoch(folder: Path, epoch: int, folds: FoldTable) -> dict[str, Any]:
+    predictions = with_labels(load_predictions(kept_epoch(folder, epoch) / "held_out.safetensors"), folds)
+    return {"epoch": epoch + 1, **score(predictions.predicted, predictions.labels, len(folds.class_names))}
+
+
+def write_model_folder(folder: Path, recipe: Recipe, *, config: dict[str, Any], result: dict[str, Any]) -> None:
+    """Turn a fold's folder into a timm folder of a kept epoch; result.json comes last and says that all is there."""
+    kept = kept_epoch(folder, result["epoch"] - 1)
+    for name in ("model.safetensors", "held_out.safetensors"):
+        link_or_copy(kept / name, folder / name)
+    write_json(folder / "config.json", config)
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    hashes = {name: file_hash(folder / name) for name in ("model.safetensors", "held_out.safetensors", "config.json")}
+    write_json(folder / "result.json", result | {"sha256": hashes})
+    shutil.rmtree(folder / "state", ignore_errors=True)  # twice the weights' size, and of no further use

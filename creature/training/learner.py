@@ -1,0 +1,147 @@
+"""A fold's learner: the model with all that its steps read and change. N rows, B batch, K classes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
+from torch import nn
+
+from creature.console import warn
+from creature.data.augment import make_mix
+from creature.data.loader import derive_seed, epoch_batches
+from creature.metrics.accuracy import Count
+from creature.recipe import Recipe
+from creature.training.backbone import build_backbone, check_size, make_normalize
+from creature.training.linear_probe import score_classifier, solve_classifier
+from creature.training.losses import RowLoss, make_loss
+from creature.training.optimizer import build_optimizer, parameter_groups
+from creature.training.schedule import lr_factor
+from creature.training.train_data import TrainData
+from creature.training.training_state import EpochResult, TrainingState
+
+PrepareBatch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass
+class Learner:
+    """A fold's model and what its steps need; `state` says where its training stands."""
+
+    model: nn.Module  # what learns: the network, or the classifier of a frozen one; prepared by Accelerate
+    network: nn.Module  # body and classifier, with the weights that learn
+    ema: ModelEmaV3 | None  # moving average of the network's weights and statistics
+    optimizer: torch.optim.Optimizer
+    normalize: nn.Module  # of pixels; what a frozen backbone made of them needs none
+    prepare_batch: PrepareBatch
+    row_loss: RowLoss
+    seed: int
+    fold: int
+    epochs: int
+    batch_sizes: Sequence[int]  # rows of each global batch of an epoch
+    learning_rate: Callable[[float], float]  # after so many epochs
+    micro_batches: int  # in which a process computes its share of a batch
+    clip_norm: float | None
+    freeze_batch_stats: bool
+    save_minutes: float
+    state: TrainingState = field(default_factory=TrainingState)
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """What predicts held-out rows."""
+        return self.ema.module if self.ema else self.model
+
+    @property
+    def saved_model(self) -> nn.Module:
+        """What an epoch's checkpoint holds."""
+        return self.ema.module if self.ema else self.network
+
+    def end_epoch(self, score: Count) -> EpochResult:
+        """The figures of the epoch that ends, with its score on held-out rows; the state moves to the next one."""
+        rate = self.learning_rate(self.state.epoch + 1 - 1 / len(self.batch_sizes))  # of the epoch's last step
+        return self.state.end_epoch(score, learning_rate=rate, images=sum(self.batch_sizes))
+
+    @cached_property
+    def buffers(self) -> list[list[torch.Tensor]]:
+        """The model's buffers by type, each flat as it lies in memory: tensors of one type are copied together."""
+        flat = [buffer.as_strided((buffer.numel(),), (1,)) for buffer in self.model.buffers()]
+        return [[buffer for buffer in flat if buffer.dtype == kind] for kind in {buffer.dtype for buffer in flat}]
+
+
+def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, fold: int) -> Learner:
+    """A fold's learner before its first step, drawn from the seed; Accelerate has yet to prepare its model.
+
+    Raises UserError for weights and sizes that the backbone cannot take.
+    """
+    torch.manual_seed(derive_seed(recipe.seed, fold, "weights"))
+    backbone, optimizer, classes = recipe.backbone, recipe.optimizer, len(data.folds.class_names)
+    network = build_backbone(backbone, classes, recipe.images.size)
+    if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
+        network = convert_sync_batchnorm(network)
+    for size in recipe.augment.sizes or ():
+        check_size(network, backbone.name, size, "augment.sizes")
+    network = network.to(accelerator.device)
+    ema = ModelEmaV3(network, optimizer.ema_decay, use_warmup=True) if optimizer.ema_decay else None
+    if backbone.compile:
+        torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
+        network.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
+    model = network.get_classifier() if backbone.frozen else network  # type: ignore[operator]
+    normalize = nn.Identity() if backbone.frozen else make_normalize(backbone, recipe.images.normalize)
+    normalize = normalize.to(accelerator.device)
+    rows = np.flatnonzero(~data.folds.held_out(fold))
+    if fold == recipe.train_folds[0]:
+        _warn_of_parameters(recipe, network)
+    counts = np.bincount(data.folds.labels[rows], minlength=classes)
+    return Learner(
+        model=model,
+        network=network,
+        ema=ema,
+        optimizer=build_optimizer(parameter_groups(model, optimizer), optimizer),
+        normalize=normalize,
+        prepare_batch=_make_prepare_batch(normalize, make_mix(recipe.augment, classes)),
+        row_loss=make_loss(recipe.loss, counts.tolist(), accelerator.device),
+        seed=recipe.seed,
+        fold=fold,
+        epochs=recipe.schedule.epochs,
+        batch_sizes=[len(batch) for batch in epoch_batches(rows, recipe.batch_size)],
+        learning_rate=lambda epochs: optimizer.lr * lr_factor(recipe.schedule, epochs),
+        micro_batches=recipe.gradient_accumulation_steps,
+        clip_norm=optimizer.clip_norm,
+        freeze_batch_stats=backbone.freeze_batch_stats,
+        save_minutes=recipe.checkpoint.every_minutes,
+    )
+
+
+def _make_prepare_batch(normalize: nn.Module, mix: PrepareBatch | None) -> PrepareBatch:
+    """uint8 pixels and labels (B,) or (B, K) -> the network's input, and labels or mixed targets (B, K)."""
+
+    def prepare_batch(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return mix(normalize(pixels), labels) if mix else (normalize(pixels), labels)
+
+    return prepare_batch
+
+
+def start_at_probe(learner: Learner, data: TrainData) -> None:
+    """Solve the classifier on the features of the fold's training rows; the state notes what it then scores."""
+    assert data.features is not None
+    held_out, labels = data.folds.held_out(learner.fold), data.folds.labels
+    seed = derive_seed(learner.seed, learner.fold, "probe") % 2**32
+    solve_classifier(learner.network, data.features[~held_out], labels[~held_out], seed)
+    if learner.ema:
+        learner.ema.set(learner.network)
+    learner.state.start = score_classifier(learner.network, data.features[held_out], labels[held_out])
+
+
+def _warn_of_parameters(recipe: Recipe, model: nn.Module) -> None:
+    """Warn where the members of the ensemble together exceed the recipe's parameters_limit."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    members, limit = recipe.folds.members, recipe.parameters_limit
+    if limit and members * parameters > limit:
+        warn(
+            f"parameters_limit: {members} members of {parameters / 1e6:.1f} M parameters are "
+            f"{members * parameters / 1e6:.1f} M, over the recipe's {limit / 1e6:.1f} M"
+        )

@@ -1,0 +1,38 @@
+"""A web service that classifies uploaded photos.
+
+pip install fastapi uvicorn python-multipart
+CREATURE_MODEL=runs/laptop/fold-0 uvicorn --app-dir examples service:app
+curl -F photo=@photo.jpg http://127.0.0.1:8000/predict
+"""
+
+import os
+
+from fastapi import FastAPI, HTTPException, UploadFile
+from pydantic import BaseModel
+
+import creature
+
+app = FastAPI(title="creature")
+model = creature.load(os.environ["CREATURE_MODEL"], device=os.environ.get("CREATURE_DEVICE", "auto"))
+
+
+class Label(BaseModel):
+    """A label with its probability."""
+
+    label: str
+    probability: float
+
+
+@app.get("/classes")
+def classes() -> list[str]:
+    """The labels that the model knows."""
+    return list(model.class_names)
+
+
+@app.post("/predict")
+def predict(photo: UploadFile, top: int = 3) -> list[Label]:
+    """The most probable labels of a photo; plain `def`, so that FastAPI serves requests in several threads."""
+    (prediction,) = model.predict(photo.file.read(), top=top)
+    if prediction.broken:
+        raise HTTPException(422, f"{photo.filename}: {prediction.status}")
+    return [Label(label=label, probability=probability) for label, probability in prediction.top(top)]

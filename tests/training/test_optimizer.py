@@ -1,0 +1,133 @@
+"""The optimizer: which parameters are decayed, by how much their layer learns, and its state by parameter name."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from creature.errors import Interrupted
+from creature.recipe import Backbone, Optimizer
+from creature.storage import write_manifest
+from creature.training.backbone import build_backbone
+from creature.training.optimizer import (
+    build_optimizer,
+    exempt_from_decay,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    parameter_groups,
+)
+from helpers.runs import start, stopping_after, weights_hash
+
+EXEMPT = {"pos_embed", "cls_token", "reg_token"}
+
+
+def built(name: str = "test_vit", size: int = 32) -> nn.Module:
+    torch.manual_seed(0)
+    return build_backbone(Backbone(name=name, pretrained=False), 3, size)
+
+
+def decays(model: nn.Module, settings: Optimizer) -> dict[str, float]:
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, settings)
+    found = {names[parameter]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert found.keys() == set(names.values()), "a parameter is in no group"
+    assert sum(len(group["params"]) for group in groups) == len(names), "a parameter is in two groups"
+    return found
+
+
+def older_positions(model: nn.Module, settings: Optimizer) -> Sequence[torch.Tensor]:
+    """The parameters in the order of the groups, before exemptions were known."""
+    if settings.layer_decay < 1:
+        from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+
+        decay, rate = settings.weight_decay, settings.layer_decay
+        groups = param_groups_layer_decay(model, decay, weight_decay_exclude_1d=True, layer_decay=rate)
+        return [parameter for group in groups for parameter in group["params"]]
+    parameters = list(model.parameters())
+    return [p for p in parameters if p.ndim > 1] + [p for p in parameters if p.ndim <= 1]
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("decay_norms", [False, True])
+@pytest.mark.parametrize(
+    ("name", "size", "exempt"),
+    [
+        ("test_vit", 32, EXEMPT),
+        ("vit_tiny_patch16_224", 32, EXEMPT),
+        ("test_maxvit", 64, {"relative_position_bias_table"}),
+        ("xcit_nano_12_p16_224", 32, {"pos_embed", "cls_token"}),  # named by a pattern
+    ],
+)
+def test_what_timm_exempts_is_never_decayed(name, size, exempt, decay_norms, layer_decay):
+    model = built(name, size)
+    settings = Optimizer(weight_decay=0.3, decay_norms=decay_norms, layer_decay=layer_decay)
+    found = decays(model, settings)
+    exempted = {key for key in found if exempt & set(key.split("."))}
+    assert exempted and {found[key] for key in exempted} == {0.0}
+    for key, parameter in model.named_parameters():
+        if key not in exempted:
+            assert found[key] == (0.3 if decay_norms or parameter.ndim > 1 else 0.0), key
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_without_exemptions_the_groups_are_in_the_order_that_older_runs_have(name, layer_decay):
+    model, settings = built(name), Optimizer(layer_decay=layer_decay)
+    assert not exempt_from_decay(model)
+    found = [parameter for group in parameter_groups(model, settings) for parameter in group["params"]]
+    assert all(one is other for one, other in zip(found, older_positions(model, settings), strict=True))
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("method", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize("older", [True, False])
+def test_a_state_is_restored_by_name_and_an_older_one_by_position(name, method, layer_decay, older):
+    settings = Optimizer(name=method, layer_decay=layer_decay)
+    model = built(name)
+    optimizer = build_optimizer(parameter_groups(model, settings), settings)
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    saved = optimizer_tensors(optimizer, model)
+    names: dict[torch.Tensor, str] = {parameter: key for key, parameter in model.named_parameters()}
+    if older:
+        places = {names[parameter]: place for place, parameter in enumerate(older_positions(model, settings))}
+        saved = {f"{places[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": saved[key] for key in saved}
+        assert all(key[0].isdigit() for key in saved)
+    other = built(name)
+    restored = build_optimizer(parameter_groups(other, settings), settings)
+    load_optimizer_tensors(restored, other, settings, saved)
+    expected, found = optimizer_tensors(optimizer, model), optimizer_tensors(restored, other)
+    assert found.keys() == expected.keys() and len(found) >= len(names)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_a_state_of_another_model_is_refused():
+    settings = Optimizer()
+    model = built()
+    optimizer = build_optimizer(parameter_groups(model, settings), settings)
+    with pytest.raises(KeyError):
+        load_optimizer_tensors(optimizer, model, settings, {"layer9.weight.exp_avg": torch.zeros(1)})
+
+
+def test_a_resume_point_of_an_older_version_goes_on_bitwise(tiny, tmp_path):
+    """Its optimizer is keyed by position; a ViT's positions are others today."""
+    settings = ("folds.train=[0]", "backbone.name=test_vit", "optimizer.layer_decay=0.5")
+    assert start(tiny, tmp_path / "whole", *settings) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, 2)
+        with pytest.raises(Interrupted):
+            start(tiny, tmp_path / "cut", *settings)
+    (point,) = (tmp_path / "cut/fold-0/state").iterdir()
+    saved = load_file(point / "optimizer.safetensors")
+    model = build_backbone(Backbone(name="test_vit", pretrained=False), 12, 32)
+    positions = older_positions(model, Optimizer(layer_decay=0.5))
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    slots = ("step", "exp_avg", "exp_avg_sq")
+    older = {f"{at}.{slot}": saved[f"{names[p]}.{slot}"] for at, p in enumerate(positions) for slot in slots}
+    save_file(older, point / "optimizer.safetensors")
+    write_manifest(point)
+    assert start(tiny, tmp_path / "cut", *settings, resume=True) == 0
+    assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(tmp_path / "whole/fold-0")
