@@ -28,7 +28,7 @@ from creature.metrics.accuracy import Count
 from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import load_predictions, save_predictions
 from creature.metrics.recorded import load_recorded
-from creature.publishing import hub
+from creature.publishing import publish
 from creature.recipe_file import check_recipe
 from creature.reporting import labels, report
 from creature.reporting.study import read_runs
@@ -392,7 +392,7 @@ def test_report_and_labels_go_by_the_ensemble_of_repeats_and_count_each_row_once
 
 def test_a_run_with_repeats_is_published_with_what_can_be_said_of_it(twice, tmp_path, capsys):
     shutil.copytree(twice, tmp_path / "run")
-    assert hub.main([str(tmp_path / "run"), "me/x", "--dry-run", "--license", "mit", "--data", "drawn"]) == 0
+    assert publish.main([str(tmp_path / "run"), "me/x", "--dry-run", "--license", "mit", "--data", "drawn"]) == 0
     main = tmp_path / "run/export/main"
     assert sorted(path.name for path in main.parent.iterdir()) == [*(f"fold-{k}" for k in range(6)), "main"]
     said = json.loads((main / "ensemble.json").read_text())
