@@ -119,7 +119,7 @@ def parts(groups: Sequence[str] | np.ndarray) -> set[frozenset[int]]:
 def test_identical_files_and_groups_are_together_across_both():
     groups = ["p", "q", "", "q", "r", ""]
     hashes = ["1", "1", "2", "3", "4", "2"]
-    assert parts(group_copies(groups, hashes, [0] * 6, ["cat"])) == {
+    assert parts(group_copies(groups, hashes, [0] * 6, class_names=["cat"])) == {
         frozenset({0, 1, 3}),
         frozenset({2, 5}),
         frozenset({4}),
@@ -127,11 +127,13 @@ def test_identical_files_and_groups_are_together_across_both():
 
 
 def test_rows_without_a_group_are_each_alone():
-    assert parts(group_copies([""] * 5, list("abcde"), [0] * 5, ["cat"])) == {frozenset({row}) for row in range(5)}
+    assert parts(group_copies([""] * 5, list("abcde"), [0] * 5, class_names=["cat"])) == {
+        frozenset({row}) for row in range(5)
+    }
 
 
 def test_a_group_named_like_a_hash_or_row_joins_nothing_else():
-    assert len(parts(group_copies(["a", "b", "0"], ["b", "x", "a"], [0] * 3, ["cat"]))) == 3
+    assert len(parts(group_copies(["a", "b", "0"], ["b", "x", "a"], [0] * 3, class_names=["cat"]))) == 3
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30)), min_size=1, max_size=40))
@@ -147,7 +149,7 @@ def test_rows_that_hang_together_by_copies_and_groups_are_one_group(pairs):
     )
     for _ in range(n):
         joined = joined @ joined
-    assert parts(group_copies(groups, hashes, [0] * n, ["cat"])) == {
+    assert parts(group_copies(groups, hashes, [0] * n, class_names=["cat"])) == {
         frozenset(np.flatnonzero(row).tolist()) for row in joined
     }
 
@@ -156,15 +158,15 @@ def test_no_copy_of_a_file_is_in_another_fold():
     draw = np.random.default_rng(0)
     hashes = [str(h) for h in draw.integers(0, 60, 200)]
     labels = draw.integers(0, 3, 200)
-    groups = group_copies([""] * 200, hashes, labels.tolist(), ["a", "b", "c"])
+    groups = group_copies([""] * 200, hashes, labels.tolist(), class_names=["a", "b", "c"])
     fold = assign_folds(labels, groups, 5, 0)
     assert len(set(zip(hashes, fold.tolist(), strict=True))) == len(set(hashes))
 
 
 def test_copies_with_another_label_are_counted_and_named(capsys):
-    group_copies([""] * 4, ["1", "1", "1", "2"], [0, 1, 1, 1], ["cat", "dog"])
+    group_copies([""] * 4, ["1", "1", "1", "2"], [0, 1, 1, 1], class_names=["cat", "dog"])
     assert "2 files are copies of one with another label, such as one in cat and dog" in capsys.readouterr().err
-    group_copies([""] * 2, ["1", "1"], [1, 1], ["cat", "dog"])
+    group_copies([""] * 2, ["1", "1"], [1, 1], class_names=["cat", "dog"])
     assert capsys.readouterr().err == ""
 
 
@@ -211,7 +213,7 @@ def test_groups_and_folds_are_those_of_every_version(n, classes, copies, groupin
     hashes = [f"h{h}" for h in draw.integers(0, {"many": n // 4, "few": 5 * n}[copies], n)]
     highest = {"none": 1, "small": n // 2, "large": n // 10 + 1}[grouping]
     groups = [f"g{g}" if g else "" for g in draw.integers(0, highest, n)]
-    joined = group_copies(groups, hashes, labels, [str(k) for k in range(classes)])
+    joined = group_copies(groups, hashes, labels, class_names=[str(k) for k in range(classes)])
     assert joined.tolist() == plain_groups(groups, hashes)
     count = min(5, len(set(joined.tolist())))
     assert (
