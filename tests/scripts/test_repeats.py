@@ -36,7 +36,7 @@ from creature.run import Run, find_members
 from creature.training import loop
 from helpers.fold_files import folds_rows, old_text
 from helpers.memory import holding
-from helpers.runs import TINY, start, stopping_after, weights_hash
+from helpers.runs import TINY, read_table, start, stopping_after, weights_hash
 
 TWICE = ("folds.repeats=2", "schedule.epochs=1")
 GOLDEN = """{
@@ -385,7 +385,7 @@ def test_report_and_labels_go_by_the_ensemble_of_repeats_and_count_each_row_once
     assert f"(n = {len(rows.ids)}) by 2 members" in text and "twice (6 of 6 folds)" in text
     assert "Judged by the 2 members that never saw the image" in (tmp_path / "report/index.html").read_text()
     assert labels.main([str(tmp_path / "twice")]) == 0
-    listed = list(csv.DictReader((tmp_path / "twice/labels.csv").open(encoding="utf-8")))
+    listed = read_table(tmp_path / "twice/labels.csv")
     assert {row["image"] for row in listed} == {rows.ids[k] for k in np.flatnonzero(~rows.right)}
     assert "not judged" not in capsys.readouterr().err
 
