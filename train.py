@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.console import run
-from creature.publishing.hub import add_terms
+from creature.publishing.terms import add_terms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or Path("runs") / recipe.name
     with listen() as stop:  # before the imports, which take seconds
         from creature.console import say, show_table
-        from creature.publishing.hub import build, prepare_push, publish
+        from creature.publishing.hub import publish
+        from creature.publishing.publish import build, prepare_push
 
         push = args.push if os.environ.get("RANK", "0") == "0" else None
         terms = prepare_push(push, out, args.license, args.data) if push else None
