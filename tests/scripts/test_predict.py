@@ -33,6 +33,7 @@ from creature.inference.predictor import ImageInput, predict_batches
 from helpers import ROOT
 from helpers.hub import Repo, serve
 from helpers.processes import launch
+from helpers.runs import read_csv
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +333,7 @@ def test_a_batch_gets_the_memory_of_the_one_before_it():
 import resource, torch
 from torch import nn
 from creature.device import keep_memory
-from helpers.runs import read_csv, read_csv
+from helpers.runs import read_csv
 model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
 
 def faults():

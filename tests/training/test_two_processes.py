@@ -11,6 +11,7 @@ import train
 from creature.metrics.predictions import load_predictions
 from helpers import ROOT
 from helpers.processes import launch
+from helpers.runs import read_history
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ from creature.data.augment import exact_transform
 from creature.training.loop import predict
 from creature.training.train_data import TrainData
 from creature.data.normalize import Normalize
-from helpers.runs import read_history, read_history
+from helpers.runs import read_history
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == int(sys.argv[1])
 
