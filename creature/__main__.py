@@ -26,7 +26,7 @@ GROUPS = {
     ),
     "Recipes": (
         Verb("recipes", "list the recipes that come with creature, or print one", "creature.shipped"),
-        Verb("schema", "print the JSON schema of recipes, for editors", "creature.recipe"),
+        Verb("schema", "print the JSON schema of recipes, for editors", "creature.recipe_file"),
     ),
     "Images": (
         Verb("inspect", "look at a folder of images before any training", "creature.data.describe"),

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,6 +23,8 @@ MAX_ASPECT = 200
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + ("AVIF",) * bool(features.check("avif"))
 TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 TURN_OF = {orientation: Image.Transpose[name] for orientation, name in enumerate(TURNS, start=2)}
+# Pillow reads pixels and EXIF of an opened image when they are first asked for, which two threads must not do at once.
+_ONE_AT_A_TIME = Lock()
 SIDEWAYS = [Image.Transpose[name] for name in TURNS[3:]]
 
 
@@ -127,10 +130,18 @@ def decode(data: bytes) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image that is decoded already, as `decode` gives one; raises BadImage as it does."""
-    with _as_bad_image():
+    """An image that Pillow has opened, as `decode` gives one; raises BadImage as it does.
+
+    Threads may share the image.
+    """
+
+    def convert() -> Image.Image:
         _check_header(image)
+        image.load()
         return _upright(_rgb(image), _turn(image))
+
+    with _as_bad_image(), _ONE_AT_A_TIME:
+        return _heedless(convert)
 
 
 def image_of_array(array: np.ndarray) -> Image.Image:

@@ -18,7 +18,7 @@ ENDINGS = frozenset(f".{kind}" for kind in _KINDS)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def natural(name: str) -> tuple[Any, ...]:
+def natural_key(name: str) -> tuple[Any, ...]:
     """Sort key under which 2 comes before 10; the name itself decides between 1 and 01."""
     digits = [part.lstrip("0") for part in re.findall(r"[0-9]+", name)]
     texts = re.split(r"[0-9]+", name)
@@ -47,7 +47,7 @@ def file_image(path: str) -> dict[str, Any]:
     return {"bytes": None, "path": path}
 
 
-def walk(folder: str) -> Iterator[str]:
+def walk_files(folder: str) -> Iterator[str]:
     """Paths of all files below a folder, hidden ones aside; each folder once, however many links lead to it."""
     seen: set[tuple[int, int]] = set()
     folders, links = [folder], deque[str]()
@@ -84,7 +84,7 @@ def list_images(folder: str) -> list[str]:
     """Paths of all files below a folder that are images by their ending; says how many others there are."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
-    paths = list(walk(folder))
+    paths = list(walk_files(folder))
     pictures = [path for path in paths if os.path.splitext(path)[1].lower() in ENDINGS]
     if len(pictures) < len(paths):
         others = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in set(paths) - set(pictures))

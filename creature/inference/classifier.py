@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,8 +15,8 @@ from creature.inference.load import LoadedModel, load_members, predictor_of
 from creature.inference.prediction import Prediction, to_predictions
 from creature.inference.predictor import ImageInput, LogitsBatch, Predictor, predict_batches, with_mirroring
 
-ImageLike = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray | ImageInput
-SINGLE = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray, ImageInput)
+ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | ImageInput
+SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, ImageInput)
 
 
 class Classifier:
@@ -70,6 +69,7 @@ class Classifier:
     ) -> Iterator[Prediction]:
         """The images' predictions, one after another and in order, with the `top` most probable labels each.
 
+        Images are taken as they are needed: at most two batches are ahead of the prediction that is asked for.
         `tta` (test-time augmentation) takes the mean with the logits of the mirror image, for twice the computing.
         """
         _check_positive("top", top)
@@ -144,7 +144,7 @@ def _inputs(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageInput]:
     for image in [images] if isinstance(images, SINGLE) else images:
         if isinstance(image, ImageInput):
             yield image
-        elif isinstance(image, str | Path):
+        elif isinstance(image, str | os.PathLike):
             path = os.fspath(image)
             for file in list_images(path) if os.path.isdir(path) else [path]:
                 next(number)
@@ -161,4 +161,4 @@ def _content(image: object) -> bytes | Image.Image:
         return image
     if isinstance(image, np.ndarray):
         return image_of_array(image)
-    raise BadImage(f"a {type(image).__name__} is no path, bytes, PIL image or array")
+    raise BadImage(f"an image must be a path, bytes, a PIL image or an array, got {type(image).__name__}")

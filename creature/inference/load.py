@@ -83,7 +83,8 @@ def find_model(model: str, all_members: bool) -> FoundModel:
         members = find_members([model])
         if len(members) > 1 and not all_members:
             raise UserError(
-                f"{model} has {len(members)} folds; name one, such as {members[0]}; creature predict --members asks all"
+                f"{model} has {len(members)} folds; name one, such as {members[0]}, or all of them with --members "
+                "(in Python members=True)"
             )
         names = tuple(member.name for member in members)
         blending = Blending(np.ones(len(members)))

@@ -17,7 +17,7 @@ from torch import nn
 from creature.data.eval_transform import CROP_MODES, EvalTransform
 from creature.data.normalize import Normalize
 from creature.device import device_precision
-from creature.errors import UserError
+from creature.errors import UserError, first_line
 from creature.inference.fuse_batchnorm import fuse
 from creature.inference.predictor import Computed, Pixels, Predictor
 from creature.run import most_frequent_class
@@ -113,7 +113,7 @@ def load_member(folder: Path, device: torch.device, fused: bool = False) -> Memb
         RuntimeError,
         SafetensorError,
     ) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{folder}: no model can be loaded from here ({reason})") from error
     return Member(
         folder=folder,
@@ -146,7 +146,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device: {name!r} cannot be used here: {first_line(error)}") from error
 
 
 def predictor(
@@ -182,7 +182,7 @@ def predictor(
             except torch.OutOfMemoryError as error:
                 largest[0] = min(largest[0], len(pixels)) // 2
                 if not largest[0]:
-                    raise UserError(f"--device: {device} has no room for a single image; try --device cpu") from error
+                    raise UserError(f"device: {device} has no room for a single image; try cpu") from error
 
     def compute(pixels: Pixels) -> Computed:
         views = {transform: torch.from_numpy(view) for transform, view in pixels.items()}

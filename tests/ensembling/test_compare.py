@@ -1,7 +1,5 @@
 """Comparisons of models on the same rows."""
 
-import csv
-
 import numpy as np
 import pytest
 from scipy.stats import chi2
@@ -9,6 +7,7 @@ from scipy.stats import chi2
 from creature.ensembling.compare import compare_members, disagreements, show_comparison
 from creature.metrics.recorded import RecordedPredictions
 from creature.metrics.significance import compare_paired, holm
+from helpers.runs import read_csv
 
 NAMES = ("cat", "dog", "emu")
 
@@ -39,7 +38,7 @@ def test_holm_s_correction():
 
 
 @pytest.fixture
-def answered() -> RecordedPredictions:
+def recorded() -> RecordedPredictions:
     """Ten images of cats; the vote is wrong on one more than the mean of logits, fold-0 on four."""
     said = {"logits": 9, "softmax": 9, "vote": 8, "fold-0": 6, "fold-1": 10}
     return RecordedPredictions(
@@ -52,9 +51,9 @@ def answered() -> RecordedPredictions:
     )
 
 
-def test_deciders_are_scored_on_new_pictures_alone(answered):
+def test_deciders_are_scored_on_new_pictures_alone(recorded):
     stands = np.array(["seen"] * 5 + ["unseen"] * 5)
-    found = {row.name: row for row in compare_members(answered, stands)}
+    found = {row.name: row for row in compare_members(recorded, stands)}
     assert {name: (row.count.correct, row.count.n) for name, row in found.items()} == {
         "logits": (4, 5),
         "softmax": (4, 5),
@@ -65,20 +64,20 @@ def test_deciders_are_scored_on_new_pictures_alone(answered):
     assert found["logits"].against is None
     assert (found["vote"].against.first, found["vote"].against.second) == (0, 1)
     assert found["fold-0"].p == pytest.approx(min(1.0, 4 * found["fold-0"].against.p))
-    assert compare_members(answered, np.array(["seen"] * 10)) == []
+    assert compare_members(recorded, np.array(["seen"] * 10)) == []
 
 
-def test_disagreements_name_picture_truth_and_what_each_said(answered):
+def test_disagreements_name_picture_truth_and_what_each_said(recorded):
     strategies = ("logits", "softmax", "vote")
-    assert disagreements(answered, strategies) == [("8.jpg", "cat", "cat", "cat", "dog")]
-    assert len(disagreements(answered, tuple(answered.predicted))) == 4
+    assert disagreements(recorded, strategies) == [("8.jpg", "cat", "cat", "cat", "dog")]
+    assert len(disagreements(recorded, tuple(recorded.predicted))) == 4
 
 
-def test_the_comparison_is_shown_and_written(answered, tmp_path, capsys):
-    show_comparison("test", answered, np.array(["unseen"] * 9 + ["seen"]), tmp_path / "d.csv")
+def test_the_comparison_is_shown_and_written(recorded, tmp_path, capsys):
+    show_comparison("test", recorded, np.array(["unseen"] * 9 + ["seen"]), tmp_path / "d.csv")
     shown = capsys.readouterr().out
     assert "1 images, trained on" in shown and "(n = 9)" in shown and "(n = 10)" not in shown
     assert "1 of 10 images are given different classes" in shown
-    rows = list(csv.reader((tmp_path / "d.csv").open()))
+    rows = read_csv(tmp_path / "d.csv")
     assert rows[0] == ["image", "label", "logits", "softmax", "vote", "fold-0", "fold-1"]
     assert [row[0] for row in rows[1:]] == ["6.jpg", "7.jpg", "8.jpg", "9.jpg"]

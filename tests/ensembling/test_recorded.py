@@ -58,36 +58,36 @@ def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
     )
 
 
-def figures(answered: RecordedPredictions, members: list[Fold]) -> dict[str, object]:
-    return tally(answered, exposures(answered, members)).figures()
+def figures(recorded: RecordedPredictions, members: list[Fold]) -> dict[str, object]:
+    return tally(recorded, exposures(recorded, members)).figures()
 
 
 def test_new_pictures_are_scored(tmp_path):
-    answered = table(("new", "red", "red"), ("new", "blue", "red"), ("new", "blue", "blue"))
+    recorded = table(("new", "red", "red"), ("new", "blue", "red"), ("new", "blue", "blue"))
     members = a_run(tmp_path / "run")
-    assert tally(answered, exposures(answered, members)).lines("test") == [("test", str(Count(2, 3)))]
-    assert figures(answered, members) == {"unseen": Count(2, 3).figures(), "seen": 0, "unlabelled": 0, "unread": 0}
+    assert tally(recorded, exposures(recorded, members)).lines("test") == [("test", str(Count(2, 3)))]
+    assert figures(recorded, members) == {"unseen": Count(2, 3).figures(), "seen": 0, "unlabelled": 0, "unread": 0}
 
 
 @pytest.mark.parametrize("content", ["zero", "one", "both"])
 def test_a_picture_that_any_member_was_trained_on_has_no_accuracy(tmp_path, content):
-    answered, members = table((content, "red", "red")), a_run(tmp_path / "run")
-    ((title, said),) = tally(answered, exposures(answered, members)).lines("test")
+    recorded, members = table((content, "red", "red")), a_run(tmp_path / "run")
+    ((title, said),) = tally(recorded, exposures(recorded, members)).lines("test")
     assert "1 images" in title and said == "seen"
     assert not any(character.isdigit() for character in said)
-    assert figures(answered, members) == {"seen": 1, "unlabelled": 0, "unread": 0}
+    assert figures(recorded, members) == {"seen": 1, "unlabelled": 0, "unread": 0}
 
 
 def test_a_picture_that_the_only_member_held_out_is_new_to_it(tmp_path):
-    answered = table(("zero", "red", "red"), ("one", "red", "red"))
-    found = figures(answered, a_run(tmp_path / "run")[:1])
+    recorded = table(("zero", "red", "red"), ("one", "red", "red"))
+    found = figures(recorded, a_run(tmp_path / "run")[:1])
     assert found == {"unseen": Count(1, 1).figures(), "seen": 1, "unlabelled": 0, "unread": 0}
 
 
 def test_a_picture_that_an_epoch_was_selected_on_is_marked(tmp_path):
-    answered = table(("zero", "blue", "red"), ("new", "red", "red"))
-    stands = exposures(answered, a_run(tmp_path / "run", selected=True)[:1])
-    lines = tally(answered, stands).lines("test")
+    recorded = table(("zero", "blue", "red"), ("new", "red", "red"))
+    stands = exposures(recorded, a_run(tmp_path / "run", selected=True)[:1])
+    lines = tally(recorded, stands).lines("test")
     assert lines == [("test", str(Count(1, 1))), ("test", f"{Count(0, 1)} selected")]
 
 
@@ -98,9 +98,9 @@ def test_a_picture_of_one_run_is_seen_where_another_run_trained_on_it(tmp_path):
 
 
 def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_path):
-    answered = table(("new", "", "red"), ("unread", "red", "red"), ("new", "red", "red"))
-    stands = exposures(answered, a_run(tmp_path / "run"))
-    found = tally(answered, stands)
+    recorded = table(("new", "", "red"), ("unread", "red", "red"), ("new", "red", "red"))
+    stands = exposures(recorded, a_run(tmp_path / "run"))
+    found = tally(recorded, stands)
     assert found.figures() == {"unseen": Count(1, 1).figures(), "seen": 0, "unlabelled": 1, "unread": 1}
     assert [said for _, said in found.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
 
@@ -123,18 +123,18 @@ def test_a_record_holds_what_each_decider_said():
 
 
 def test_saved_answers_are_read_back(tmp_path):
-    answered = table(("new", "red", "blue"), ("unread", "", "red"))
-    save_recorded(tmp_path / "some/images.safetensors", answered)
+    recorded = table(("new", "red", "blue"), ("unread", "", "red"))
+    save_recorded(tmp_path / "some/images.safetensors", recorded)
     found = load_recorded(tmp_path / "some/images.safetensors")
     assert (found.ids, found.content_hashes, found.strategy, found.class_names) == (
-        answered.ids,
-        answered.content_hashes,
-        answered.strategy,
-        answered.class_names,
+        recorded.ids,
+        recorded.content_hashes,
+        recorded.strategy,
+        recorded.class_names,
     )
     assert found.members == ["fold-0"]
-    np.testing.assert_array_equal(found.labels, answered.labels)
-    for name, said in answered.predicted.items():
+    np.testing.assert_array_equal(found.labels, recorded.labels)
+    for name, said in recorded.predicted.items():
         np.testing.assert_array_equal(found.predicted[name], said)
 
 

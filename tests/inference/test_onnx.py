@@ -1,6 +1,5 @@
 """ONNX: the same answers without torch, nothing of this machine in the file, int8 only where it pays."""
 
-import csv
 import logging
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from creature.publishing import onnx_export as exporting
 from creature.publishing import quantize as quantizing
 from creature.publishing.verify import PATH
 from helpers import ROOT
+from helpers.runs import read_csv
 
 onnx = pytest.importorskip("onnx", reason="pip install -e '.[export]'")
 pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
@@ -31,17 +31,12 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def rows(path: Path) -> list[list[str]]:
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
-
-
 @pytest.mark.parametrize("batch_size", ["1", "7"])
 def test_the_file_answers_as_the_fold_does(run, drawn, exported, tmp_path, batch_size):
     words = [str(drawn / "test"), "--top", "12", "--batch-size", batch_size]
     assert predict.main([str(exported), *words, "--out", str(tmp_path / "onnx.csv")]) == 0
     assert predict.main([str(run / "fold-0"), *words, "--out", str(tmp_path / "torch.csv")]) == 0
-    for one, other in zip(rows(tmp_path / "onnx.csv")[1:], rows(tmp_path / "torch.csv")[1:], strict=True):
+    for one, other in zip(read_csv(tmp_path / "onnx.csv")[1:], read_csv(tmp_path / "torch.csv")[1:], strict=True):
         assert one[0] == other[0]
         mine, theirs = (dict(zip(row[2::2], map(float, row[3::2]), strict=True)) for row in (one, other))
         assert mine.keys() == theirs.keys()
@@ -74,7 +69,7 @@ def test_the_evaluation_view_travels_along(tiny, drawn, tmp_path, fit):
     exporting.main([str(tmp_path / "run/fold-0"), str(tmp_path / "m.onnx")])
     for name, model in (("a", tmp_path / "m.onnx"), ("b", tmp_path / "run/fold-0")):
         predict.main([str(model), str(drawn / "test"), "--out", str(tmp_path / f"{name}.csv")])
-    for one, other in zip(rows(tmp_path / "a.csv")[1:], rows(tmp_path / "b.csv")[1:], strict=True):
+    for one, other in zip(read_csv(tmp_path / "a.csv")[1:], read_csv(tmp_path / "b.csv")[1:], strict=True):
         assert abs(float(one[3]) - float(other[3])) <= 1e-4
 
 
@@ -84,7 +79,7 @@ def test_a_submission_has_the_most_frequent_class_for_a_broken_picture(run, expo
     words = [str(tmp_path / "in"), "--format", "submission"]
     predict.main([str(exported), *words, "--out", str(tmp_path / "a.csv")])
     predict.main([str(run / "fold-0"), *words, "--out", str(tmp_path / "b.csv")])
-    assert rows(tmp_path / "a.csv") == rows(tmp_path / "b.csv") and rows(tmp_path / "a.csv")[1][1]
+    assert read_csv(tmp_path / "a.csv") == read_csv(tmp_path / "b.csv") and read_csv(tmp_path / "a.csv")[1][1]
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "foreign"])

@@ -1,6 +1,5 @@
 """Publishing and using a model through the real client and a Hub on the loopback."""
 
-import csv
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from creature.publishing.terms import find_terms
 from creature.storage import file_hash
 from helpers.fold_files import folds_rows
 from helpers.hub import READER, STRANGER, WRITER, Fault, Hub, serve
+from helpers.runs import read_csv
 
 TERMS = ("--license", "apache-2.0", "--data", "drawn by a program")
 
@@ -161,18 +161,13 @@ def test_the_repository_holds_what_it_promises(hub, published, own, tmp_path):
     assert str(own) not in files["recipe.yaml"].decode() and "- train" in files["recipe.yaml"].decode()
 
 
-def rows(path: Path) -> list[list[str]]:
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
-
-
 def test_predictions_of_the_published_model_and_ensemble_are_those_of_the_run(published, own, drawn, tmp_path):
     for words, local in (([], own / "fold-0"), (["--members"], own)):
         out = [tmp_path / f"{name}.csv" for name in ("hub", "here")]
         test = str(drawn / "test")
         assert predict.main([f"hf-hub:{published}", test, *words, "--top", "3", "--out", str(out[0])]) == 0
         assert predict.main([str(local), test, *words, "--top", "3", "--out", str(out[1])]) == 0
-        assert out[0].read_bytes() == out[1].read_bytes() and len(rows(out[0])) == 25
+        assert out[0].read_bytes() == out[1].read_bytes() and len(read_csv(out[0])) == 25
     one = tmp_path / "one.csv"
     predict.main([f"hf-hub:{published}@fold-2", str(drawn / "test"), "--out", str(one)])
     predict.main([str(own / "fold-2"), str(drawn / "test"), "--out", str(tmp_path / "two.csv")])

@@ -207,12 +207,12 @@ def test_predict_shows_a_table_of_pictures_and_folders(run, drawn, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{run}", "x.jpg"], r"has 3 folds; name one, such as .*; predict\.py --members asks all"),
+        (["{run}", "x.jpg"], r"has 3 folds; name one, such as .*, or all of them with --members"),
         (["{run}/nothing", "x.jpg"], "no finished fold here"),
         (["{run}/fold-0", "nothing.jpg"], "nothing.jpg: no such file or folder"),
         (["{run}/fold-0", "{run}", "--zip"], "--zip and --template need --out"),
         (["{run}/fold-0", "{run}"], "no images in"),
-        (["{run}/fold-0", "{run}", "--device", "warp"], "--device|no images"),
+        (["{run}/fold-0", "{run}", "--device", "warp"], "device: |no images"),
     ],
 )
 def test_mistakes_get_one_sentence(run, words, message):
