@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from creature.errors import UserError
+from creature.errors import UserError, first_problem
 from creature.samples import draw
 from creature.storage import write_json
 
@@ -39,8 +39,10 @@ def read_golden(folder: Path) -> Golden:
     """A folder's golden.json; raises UserError where it is missing or damaged."""
     try:
         return Golden.model_validate_json((folder / FILE).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise UserError(f"{folder / FILE} has no image and logits ({error}); download it again") from error
+    except OSError as error:
+        raise UserError(f"{folder / FILE} cannot be read: {error.strerror}; download it again") from error
+    except ValidationError as error:
+        raise UserError(f"{folder / FILE}: {first_problem(error)}; download it again") from error
 
 
 def predict_golden(folder: Path, picture: str) -> Golden:

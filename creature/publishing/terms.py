@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from creature.errors import BrokenError, UserError
+from creature.errors import BrokenError, UserError, first_problem
 from creature.storage import write_json
 
 FILE = "sharing.json"  # in a run's folder: the terms of its last publication
@@ -60,8 +60,8 @@ def read_terms(folder: Path) -> Terms | None:
         return None
     try:
         return TypeAdapter(Terms).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise BrokenError(f"{path}: cannot be read as license and data ({error}); delete it") from error
+    except ValidationError as error:
+        raise BrokenError(f"{path}: {first_problem(error)}; delete it, and name --license and --data again") from error
 
 
 def save_terms(folder: Path, terms: Terms) -> None:

@@ -22,6 +22,7 @@ from creature.inference.load import find_model
 from creature.publishing import check, publish
 from creature.publishing.card import base_model, measured
 from creature.publishing.export import anonymous, as_published, export, portable
+from creature.publishing.golden import read_golden
 from creature.publishing.terms import Terms, find_terms
 from creature.publishing.verify import scan, verify
 from creature.recipe_file import load_recipe
@@ -93,6 +94,17 @@ def test_a_download_is_checked_against_manifest_and_golden_answer(built, main, c
     (main / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest.json: cannot be read"):
         check.main([str(main)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read: No such file"), ("{}", "picture: Field required"), ("no JSON", "Invalid JSON")],
+)
+def test_a_damaged_golden_file_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "golden.json").write_text(content)
+    with pytest.raises(UserError, match=rf"golden\.json.*{message}.*download it again"):
+        read_golden(tmp_path)
 
 
 def test_the_golden_picture_is_not_square(built):
@@ -328,7 +340,9 @@ def test_what_only_a_person_can_say_is_never_guessed(run, tmp_path, words, messa
 
 def test_damaged_terms_are_refused(tmp_path):
     (tmp_path / "sharing.json").write_text('{"license": "mit"}')
-    with pytest.raises(BrokenError, match=r"sharing.json: cannot be read as license and data.*delete it"):
+    with pytest.raises(
+        BrokenError, match=r"sharing.json: data: Field required; delete it, and name --license and --data"
+    ):
         find_terms(tmp_path, "mit", "drawn")
 
 
