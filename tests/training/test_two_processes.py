@@ -11,6 +11,7 @@ import train
 from creature.metrics.predictions import load_predictions
 from helpers import ROOT
 from helpers.processes import launch
+from helpers.runs import read_history
 
 
 @pytest.fixture(scope="module")
