@@ -358,9 +358,8 @@ def test_mirror_images_give_other_probabilities_and_parts_of_their_own(fold, pic
     names = [str(path) for path in pictures]
     assert predict.main([fold, *names, "--out", str(plain)]) == 0
     assert predict.main([fold, *names, "--out", str(both), "--mirror"]) == 0
-    assert [row[0] for row in read_csv(both)] == [row[0] for row in read_csv(plain)] and read_csv(both) != read_csv(
-        plain
-    )
+    mirrored, alone = read_csv(both), read_csv(plain)
+    assert [row[0] for row in mirrored] == [row[0] for row in alone] and mirrored != alone
     assert predict.main([fold, *names, "--out", parts, "--mirror"]) == 0
     with pytest.raises(UserError, match="holds predictions with other mirror"):
         predict.main([fold, *names, "--out", parts])
