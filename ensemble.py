@@ -325,11 +325,9 @@ def train_student(path: str, recipe: "Recipe", run: Path) -> None:
 
     say(f"a student of {run}, by {path}, on all of its images")
     train = load_script("train")
+    out = run / "student"
     with listen() as stop:
-        out = run / "student"
-        args = train.parse(["--recipe", path, *["--resume"] * (out / "recipe.yaml").exists()])
-        accelerator, *_ = train.train(args, recipe, out, stop)
-    accelerator.end_training()
+        train.train(recipe, out, resume=(out / "recipe.yaml").exists(), stop=stop, own_process=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from timm.data import create_transform, resolve_data_config
 
 import predict
 from creature.console import run, say, show_table
-from creature.data.files import label_of, list_images, natural, read_labels
+from creature.data.files import label_of, list_images, natural_key, read_labels
 from creature.device import usable_cores
 from creature.errors import UserError
 from creature.recipe_file import load_recipe
@@ -155,7 +155,7 @@ def train_peer(args: argparse.Namespace, rate: float, seed: int, out: Path) -> T
         return out / f"timm/checkpoint-{epoch - 1}.pth.tar"
 
     ends, whole = timed([str(PEER), str(args.data), *words], checkpoint, out)
-    names = sorted((folder.name for folder in (args.data / "train").iterdir() if folder.is_dir()), key=natural)
+    names = sorted((folder.name for folder in (args.data / "train").iterdir() if folder.is_dir()), key=natural_key)
     pictures = list_images(str(args.data / "test"))
 
     @torch.inference_mode()

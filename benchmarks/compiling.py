@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("rounds", type=int, nargs="?", default=15, metavar="ROUNDS", help="(%(default)s)")
     rounds = parser.parse_args().rounds
     for name, size, rows in CASES:
-        accelerator, learner = new_learner(make_recipe(name, size, rows))
+        accelerator, learner = new_learner(make_recipe(name, size, rows), steps=1)
         model = accelerator.unwrap_model(learner.model).train()
         images = torch.rand(rows, 3, size, size).to(memory_format=torch.channels_last)
         plain, compiled = [], []

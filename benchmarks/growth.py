@@ -100,7 +100,7 @@ def timed(main: Callable[[Sequence[str]], int], *words: object) -> float:
 def start(words: Sequence[str]) -> tuple[float, int]:
     """Seconds of a training up to its first step, and the bytes that this process alone holds then."""
 
-    def reached(*_):
+    def reached(*_, **__):
         raise FirstStep
 
     multiprocessing.set_start_method(None, force=True)  # the default, or its workers would be spawned as it was

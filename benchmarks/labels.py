@@ -18,7 +18,7 @@ from sides import ROOT, say, show_table
 import train
 from creature.console import run
 from creature.data.dataset import read_images
-from creature.data.sources import Columns
+from creature.data.sources import SourceFormat
 from creature.errors import UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.label_errors import suspects
@@ -36,7 +36,7 @@ RANKINGS = {
 
 def plant(data: Path, out: Path, seed: int) -> set[str]:
     """Links to all images of train/ and val/ in class folders, some of them in a wrong one; the names of these."""
-    table = read_images([str(data / "train"), str(data / "val")], Columns(), "--data")
+    table = read_images([str(data / "train"), str(data / "val")], SourceFormat(), "--data")
     names, labels = table.features["label"].names, np.array(table["label"])
     rng = np.random.default_rng(seed)
     flipped = rng.choice(len(labels), round(SHARE * len(labels)), replace=False)

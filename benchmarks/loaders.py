@@ -29,7 +29,7 @@ from creature.data.eval_transform import EvalTransform
 from creature.data.image_cache import CachedImages, ImageCache, open_cache
 from creature.data.loader import Batch, ImageDataset
 from creature.data.scan import check_images
-from creature.data.sources import Columns
+from creature.data.sources import SourceFormat
 from creature.data.workers import load_batches
 from creature.errors import UserError
 from creature.recipe import Augment
@@ -40,13 +40,13 @@ OURS, CACHED = "creature", "creature, cached"
 
 
 def creature(folder: Path, workers: int) -> Callable[[], Any]:
-    table = read_images([str(folder)], Columns(), "images.train")
+    table = read_images([str(folder)], SourceFormat(), "images.train")
     pictures = ImageDataset(table, training_augmentation(SIZE, Augment()), seed=0)
     return partial(in_batches, pictures, np.arange(len(table)), workers)
 
 
 def creature_cached(folder: Path, workers: int) -> Callable[[], Any]:
-    table = read_images([str(folder)], Columns(), "images.train")
+    table = read_images([str(folder)], SourceFormat(), "images.train")
     hashes, rows = check_images(table, frozenset(), "images.train", hash_only=True)[0], np.arange(len(table))
     records = CachedImages(make_cache(table, hashes), hashes, views=False)
     pictures = ImageDataset(
@@ -67,7 +67,7 @@ def make_cache(table: Any, hashes: list[str]) -> ImageCache:
 
 
 def making(folder: Path) -> Callable[[], None]:
-    table = read_images([str(folder)], Columns(), "images.train")
+    table = read_images([str(folder)], SourceFormat(), "images.train")
     hashes = check_images(table, frozenset(), "images.train", hash_only=True)[0]
 
     def make() -> None:

@@ -33,6 +33,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from creature.console import run, say
+from creature.data.eval_transform import EvalTransform
 from creature.data.folds import FoldTable, folds_hash
 from creature.device import usable_cores
 from creature.inference import inputs, members, prediction_files
@@ -42,9 +43,9 @@ from creature.inference.predictor import predict_batches
 from creature.metrics.predictions import save_predictions
 from creature.publishing.onnx_export import export_onnx
 from creature.recipe_file import check_recipe
-from creature.run import held_out_predictions
+from creature.run import held_out_predictions, kept_epoch
 from creature.training.backbone import build_backbone, mean_and_std, timm_config
-from creature.training.checkpoint import finish_fold, kept_epoch
+from creature.training.finish import write_model_folder
 from creature.training.run_folder import open_run, share_folds
 
 MODELS = ("tf_efficientnet_lite0", "mobilenetv3_small_100")
@@ -98,11 +99,12 @@ def write_run(run: Path, architecture: str) -> None:
         held = np.flatnonzero(folds.held_out(fold))
         logits = np.zeros((len(held), len(NAMES)), dtype=np.float32)
         save_predictions(kept / "held_out.safetensors", held_out_predictions(folds, held, logits))
-        config = timm_config(model, NAMES, SIZE, recipe.images.crop_mode, *mean_and_std(architecture, "imagenet"))
+        mean, std = mean_and_std(architecture, "imagenet")
+        config = timm_config(model, NAMES, EvalTransform(SIZE, recipe.images.crop_mode, mean), std)
         count = {"n": len(held), "correct": 1}
         result = {"fold": fold, "selected": False, "epoch": 1, **count, "last": count, "seconds": 1.0}
         counts = {"class_counts": [5] * len(NAMES), "parameters": sum(each.numel() for each in model.parameters())}
-        finish_fold(folder, recipe, config, result | counts | {"folds": folds_hash(folds)})
+        write_model_folder(folder, recipe, config=config, result=result | counts | {"folds": folds_hash(folds)})
 
 
 def write_photos(folder: Path, photos: Path, count: int) -> Path:

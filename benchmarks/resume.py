@@ -40,7 +40,7 @@ RECIPE = {
 
 # A start of train.py that ends where its first step would begin.
 TO_FIRST_STEP = (
-    "import os, train; from creature.learning import loop; loop.train_step = lambda *_: os._exit(0); train.main()"
+    "import os, train; from creature.training import loop; loop.train_step = lambda *_, **__: os._exit(0); train.main()"
 )
 
 
@@ -59,9 +59,9 @@ def time_to_first_step(recipe: Path, out: Path, *more: str) -> float:
 def stop_in_mid_epoch(recipe: Path, out: Path) -> None:
     step, done = loop.train_step, [0]
 
-    def stopping(*words):
+    def stopping(*given, **request):
         done[0] += 1
-        return step(*words[:-2], done[0] == 15, words[-1])
+        return step(*given, **(request | {"stop": done[0] == 15}))
 
     loop.train_step = stopping
     try:

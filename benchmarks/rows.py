@@ -24,7 +24,7 @@ from pictures import CLASSES, tiny, write_table
 from sides import ROOT, Ratio, record, say, show_table
 
 BASE = 1000
-PARTS = ("read_images", "known_images", "part", "share_folds")  # of setup.prepare_run
+PARTS = ("read_images", "scan_images", "make_folds", "share_folds")  # of train_data.prepare_data
 STARTS = 3  # of the base, whose medians count
 RECIPE = {
     "name": "rows",
@@ -47,14 +47,14 @@ def write_folder(path: Path, rows: int) -> None:
 
 
 def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
-    """Seconds of prepare_run, of its parts, and from the learner to its first step, and bytes that the process holds.
+    """Seconds of prepare_data, of its parts, and from the learner to its first step, and bytes that the process holds.
 
     What a start does without the rows (imports, the model) is in no figure. Seconds are of this process's own work, for
     others may share the cores; those of the clock are in `clock`.
     """
     import train
     from creature.metrics import scores  # noqa: F401, imported before the clock starts
-    from creature.training import loop, train_data
+    from creature.training import learner, loop, train_data
 
     found: dict[str, float] = {}
     ended: dict[str, tuple[float, float]] = {}
@@ -68,7 +68,7 @@ def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
             most[0] = max(most[0], private())
 
     def timed(name: str) -> Any:
-        inner = getattr(train_data, name)
+        inner = getattr(learner if name == "build_learner" else train_data, name)
 
         def outer(*words: Any, **named: Any) -> Any:
             began = now()
@@ -80,11 +80,12 @@ def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
 
         return outer
 
-    def reached(*_: Any) -> None:
+    def reached(*_: Any, **__: Any) -> None:
         raise FirstStep
 
-    for name in (*PARTS, "prepare_run", "build_learner"):
+    for name in (*PARTS, "prepare_data"):
         setattr(train_data, name, timed(name))
+    learner.build_learner = timed("build_learner")
     loop.train_step = reached
     before = private()
     threading.Thread(target=watch, daemon=True).start()
@@ -92,8 +93,8 @@ def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
         train.main(["--recipe", recipe, "--out", out, *(["--resume"] if resume else [])])
     except FirstStep as _:  # it keeps the frames, and so all that the step has at hand
         found["first batch"], waited = (b - a for a, b in zip(ended["build_learner"], now(), strict=True))
-        found["whole"] = found["prepare_run"] + found["first batch"]
-        found["clock"] = found["clock prepare_run"] + waited
+        found["whole"] = found["prepare_data"] + found["first batch"]
+        found["clock"] = found["clock prepare_data"] + waited
         done.set()
         found["memory"] = private() - before
         found["peak"] = max(most[0], private()) - before
@@ -136,7 +137,7 @@ def compare(kind: str, rows: int, base: dict[str, dict[str, float]], found: dict
     def a_row(start: str, what: str) -> float:
         return (found[start].get(what, 0) - base[start].get(what, 0)) / (rows - BASE)
 
-    parts = (*PARTS, "prepare_run", "first batch", "whole", "clock")
+    parts = (*PARTS, "prepare_data", "first batch", "whole", "clock")
     lines = [(f"us: {name}", *(f"{1e6 * a_row(start, name):.2f}" for start in found)) for name in parts]
     lines += [(f"bytes: {name}", *(f"{a_row(start, name):.1f}" for start in found)) for name in ("memory", "peak")]
     show_table(f"P8 {kind}, {rows} rows: a row", ("", *found), lines)

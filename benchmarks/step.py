@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from sides import Ratio, in_turns, judge, ratio, record  # first, for it puts this checkout first
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -23,8 +25,12 @@ from creature.console import say
 from creature.data.folds import FoldTable
 from creature.data.loader import Batch
 from creature.recipe import Recipe
-from creature.training import loop, train_data
+from creature.training import loop
+from creature.training.distributed import start_accelerator
+from creature.training.learner import Learner, build_learner
+from creature.training.optimizer import parameter_groups
 from creature.training.signals import Stop
+from creature.training.train_data import TrainData
 
 CLASSES = 12
 # Network, pixels, rows, steps a round: a small step shows the milliseconds, a large one the share.
@@ -62,23 +68,27 @@ def ready_batches(size: int, rows: int, steps: int, seed: int = 0) -> list[Batch
     ]
 
 
-def new_learner(recipe: Recipe) -> tuple[train_data.Accelerator, loop.Learner]:
+def new_learner(recipe: Recipe, steps: int) -> tuple[Accelerator, Learner]:
+    """A learner whose epoch has so many steps."""
     labels = np.arange(2 * CLASSES) % CLASSES
     ids = tuple(map(str, range(len(labels))))
     folds = FoldTable(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, (np.repeat((0, 1), CLASSES),), ids, {})
-    data = train_data.Data(folds, None, None, 0)  # type: ignore[arg-type]  # no image is decoded
+    nothing: Any = None  # no image is decoded
+    data = TrainData(folds, nothing, nothing, batch_size=recipe.batch_size, workers=0)
     with TemporaryDirectory() as name:
-        accelerator = train_data.start(recipe, Path(name))
-        return accelerator, train_data.build_learner(accelerator, recipe, data, 0, Path(name))
+        accelerator = start_accelerator(recipe, Path(name))
+    learner = build_learner(accelerator, recipe, data, 0)
+    learner.model, learner.batch_sizes = accelerator.prepare(learner.model), [recipe.batch_size] * steps
+    return accelerator, learner
 
 
 def our_loop(recipe: Recipe, batches: list[Batch]) -> Loop:
-    accelerator, learner = new_learner(recipe)
-    stop, sizes = Stop(), [recipe.batch_size] * len(batches)
+    accelerator, learner = new_learner(recipe, len(batches))
+    stop = Stop()
 
     def steps() -> None:
-        learner.position.batch = 0
-        loop.train_epoch(accelerator, learner, iter(batches), sizes, stop, lambda: None, "epoch")
+        learner.state.batch = 0
+        loop.train_epoch(accelerator, learner, iter(batches), stop=stop, save=lambda: None, title="epoch")
 
     return learner.model, steps
 
@@ -86,9 +96,9 @@ def our_loop(recipe: Recipe, batches: list[Batch]) -> Loop:
 def bare_loop(
     recipe: Recipe, batches: list[Batch], wrap: Callable[[nn.Module], nn.Module] = lambda model: model
 ) -> Loop:
-    accelerator, learner = new_learner(recipe)
+    accelerator, learner = new_learner(recipe, len(batches))
     model = wrap(accelerator.unwrap_model(learner.model))
-    groups = train_data.parameter_groups(model, recipe.optimizer)
+    groups = parameter_groups(model, recipe.optimizer)
     optimizer = torch.optim.AdamW(groups, lr=recipe.optimizer.lr, fused=True)
 
     def steps() -> None:
@@ -120,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rounds", type=int, nargs="?", default=25, metavar="ROUNDS", help="(%(default)s)")
     rounds = parser.parse_args().rounds
-    train_data.share_cores = lambda: torch.set_num_threads(1)
+    torch.set_num_threads(1)
     for name, size, rows, steps in CASES:
         recipe, batches = make_recipe(name, size, rows), ready_batches(size, rows, steps)
         (our_model, ours), (bare_model, bare) = our_loop(recipe, batches), bare_loop(recipe, batches)

@@ -1,13 +1,11 @@
 """The recipe: every setting of a training, with its default, bounds and meaning, once.
 
-`creature schema` prints the JSON schema, for editors that complete and check recipes.
 Importing this module is cheap: what needs torch, timm or the device is checked later, still before any data is read.
 """
 
-import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -531,16 +529,3 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
             f"the learning rate still high; cycles end at {choices}"
         ]
     return []
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    description = "Print every setting of a recipe with its meaning: creature schema > recipe.schema.json"
-    return argparse.ArgumentParser(prog="creature schema", description=description).parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the JSON schema of a recipe."""
-    parse(argv)
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
-    return 0

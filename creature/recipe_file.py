@@ -1,5 +1,9 @@
-"""Recipe files: YAML in and out, `--set` merged before the check, and every mistake worded with its way out."""
+"""Recipe files: YAML in and out, `--set` merged before the check, and every mistake worded with its way out.
 
+`creature schema` prints the JSON schema, for editors that complete and check recipes.
+"""
+
+import argparse
 import difflib
 import json
 from collections.abc import Iterator, Sequence
@@ -233,3 +237,16 @@ def _choices(loc: Sequence[str | int]) -> list[str]:
     for part in loc:
         model = model.model_fields[part].annotation
     return [choice if isinstance(choice, str) else json.dumps(choice) for choice in get_args(model)]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    description = "Print every setting of a recipe with its meaning: creature schema > recipe.schema.json"
+    return argparse.ArgumentParser(prog="creature schema", description=description).parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the JSON schema of a recipe."""
+    parse(argv)
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    return 0

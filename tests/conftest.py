@@ -12,12 +12,23 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()  # the user's own is neithe
 os.environ["COLUMNS"] = "200"  # tables that no narrow terminal wraps
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import train
 from creature.samples import write_drawings
 from helpers.runs import TINY
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+# The same examples in every run, few of them, and no file that remembers failures.
+settings.register_profile(
+    "same",
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # a tmp_path may hold the files of all examples
+)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

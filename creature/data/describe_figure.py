@@ -11,12 +11,14 @@ from creature.console import printable
 from creature.errors import UserError
 
 if TYPE_CHECKING:
-    from creature.data.describe import ScannedImage
+    from matplotlib.axes import Axes
+
+    from creature.data.describe_tables import ScannedImage
 
 NAMED = 40  # classes, at most, that are named
 
 
-def draw_figure(found: "Sequence[ScannedImage]", path: Path) -> None:
+def draw_figure(images: "Sequence[ScannedImage]", path: Path) -> None:
     """Draw the images of each class, by split, and their shorter sides; the file's ending says the format.
 
     Raises UserError where matplotlib is not installed, or the file cannot be written.
@@ -24,28 +26,12 @@ def draw_figure(found: "Sequence[ScannedImage]", path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("--out needs matplotlib, which is not installed: pip install 'creature[report]'") from error
-    splits = list(dict.fromkeys(picture.split for picture in found))
-    totals = Counter(picture.label for picture in found if picture.label)
-    order = [name for name, _ in totals.most_common()]
-    figure = Figure(figsize=(8, max(3.2, 1.2 + 0.17 * min(len(order), NAMED))), layout="constrained", dpi=160)
+        raise UserError("--out needs matplotlib, which is not installed: pip install -e '.[report]'") from error
+    classes = len({image.label for image in images if image.label})
+    figure = Figure(figsize=(8, max(3.2, 1.2 + 0.17 * min(classes, NAMED))), layout="constrained", dpi=160)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    before = np.zeros(len(order))
-    for split in splits:
-        counts = Counter(picture.label for picture in found if picture.split == split and picture.label)
-        own = np.array([counts[name] for name in order])
-        if own.any():
-            left.barh(np.arange(len(order)), own, left=before, label=printable(split), height=0.8)
-            before += own
-    named = len(order) <= NAMED
-    left.set_yticks(np.arange(len(order)) if named else [], [printable(name) for name in order] if named else [])
-    left.invert_yaxis()
-    left.set_title(f"Images of {len(order)} classes", loc="left", fontsize=10)
-    if before.any():
-        left.legend(frameon=False, fontsize=8, ncols=len(splits), loc="lower right", bbox_to_anchor=(1, 1))
-    sides = [[min(picture.size) for picture in found if picture.split == split and picture.kind] for split in splits]
-    right.hist([np.array(some) for some in sides], bins=20, stacked=True, label=splits)
-    right.set_title("Shorter side, pixels", loc="left", fontsize=10)
+    _draw_classes(left, images)
+    _draw_sides(right, images)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
@@ -55,3 +41,30 @@ def draw_figure(found: "Sequence[ScannedImage]", path: Path) -> None:
         figure.savefig(path)
     except (OSError, ValueError) as error:
         raise UserError(f"--out: cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _draw_classes(axes: "Axes", images: "Sequence[ScannedImage]") -> None:
+    """A bar for each class, the most frequent first, with a part for each split."""
+    splits = list(dict.fromkeys(image.split for image in images))
+    order = [name for name, _ in Counter(image.label for image in images if image.label).most_common()]
+    places, left = np.arange(len(order)), np.zeros(len(order))
+    for split in splits:
+        counts = Counter(image.label for image in images if image.split == split and image.label)
+        lengths = np.array([counts[name] for name in order])
+        if lengths.any():
+            axes.barh(places, lengths, left=left, label=printable(split), height=0.8)
+            left += lengths
+    named = len(order) <= NAMED
+    axes.set_yticks(places if named else [], [printable(name) for name in order] if named else [])
+    axes.invert_yaxis()
+    axes.set_title(f"Images of {len(order)} classes", loc="left", fontsize=10)
+    if left.any():
+        axes.legend(frameon=False, fontsize=8, ncols=len(splits), loc="lower right", bbox_to_anchor=(1, 1))
+
+
+def _draw_sides(axes: "Axes", images: "Sequence[ScannedImage]") -> None:
+    """A histogram of shorter sides, with a part for each split."""
+    splits = list(dict.fromkeys(image.split for image in images))
+    sides = [np.array([min(image.size) for image in images if image.split == s and image.kind]) for s in splits]
+    axes.hist(sides, bins=20, stacked=True, label=splits)
+    axes.set_title("Shorter side, pixels", loc="left", fontsize=10)

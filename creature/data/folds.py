@@ -17,7 +17,7 @@ import numpy as np
 
 from creature.console import warn
 from creature.data.arrow_tables import arrow_compute, iterate_rows, map_table, write_table
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,45 +63,45 @@ def assign_folds(
 
     Greedy: groups from the largest to the smallest, ties in random order, each to the fold that holds the least of
     its classes. Without groups this is stratified K-fold, and a class rarer than K is spread over some folds. A repeat
-    takes groups of half to twice a size for ties: by their exact sizes it would draw the same folds again.
+    takes groups of half to twice a size for ties: by their exact sizes it would draw the same folds again. Raises
+    UserError for fewer groups than folds.
     """
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    sizes, totals = np.bincount(group), np.bincount(labels)
+    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    sizes, totals = np.bincount(group_of), np.bincount(labels)
     if len(sizes) < count:
         raise UserError(
             f"folds.count: {count} folds need as many groups of images, there are {len(sizes)}; set a smaller one"
         )
-    pairs, n = np.unique(group * len(totals) + labels, return_counts=True)  # each group's classes, and rows of each
-    cuts = np.searchsorted(pairs, np.arange(len(sizes) + 1) * len(totals)).tolist()
-    classes, share = pairs % len(totals), n / totals[pairs % len(totals)]
+    # A pair is a group and one of its classes, with `rows` of both; group g has pairs[starts[g]:starts[g + 1]].
+    pairs, rows = np.unique(group_of * len(totals) + labels, return_counts=True)
+    starts = np.searchsorted(pairs, np.arange(len(sizes) + 1) * len(totals)).tolist()
+    classes, share = pairs % len(totals), rows / totals[pairs % len(totals)]
     shuffled = np.random.default_rng([seed, repeat] if repeat else seed).permutation(len(sizes))
     size = np.log2(sizes).astype(int) if repeat else sizes
     order = shuffled[np.argsort(-size[shuffled], kind="stable")]
-    held, rows = np.zeros((count, len(totals))), np.zeros(count)  # rows of each class in each fold, and in all
-    chosen = np.empty(len(sizes), dtype=np.int64)
-    for g in order.tolist():
-        own = slice(cuts[g], cuts[g + 1])
-        crowding = (held[:, classes[own]] * share[own]).sum(1) + rows / len(labels) / 100
-        chosen[g] = fold = crowding.argmin()
-        held[fold, classes[own]] += n[own]
-        rows[fold] += sizes[g]
-    return chosen[group]
+    class_rows, fold_rows = np.zeros((count, len(totals))), np.zeros(count)  # that each fold holds so far
+    fold_of = np.empty(len(sizes), dtype=np.int64)
+    for group in order.tolist():
+        span = slice(starts[group], starts[group + 1])
+        crowding = (class_rows[:, classes[span]] * share[span]).sum(1) + fold_rows / len(labels) / 100
+        fold_of[group] = fold = crowding.argmin()
+        class_rows[fold, classes[span]] += rows[span]
+        fold_rows[fold] += sizes[group]
+    return fold_of[group_of]
 
 
 def group_copies(
-    groups: Any, hashes: Any, labels: Any, names: Sequence[str], alike: np.ndarray | None = None
+    groups: Any, hashes: Any, labels: Any, *, class_names: Sequence[str], alike: np.ndarray | None = None
 ) -> np.ndarray:
     """Groups (N,) in which copies are together, too: a copy in another fold would be seen in training.
 
     Copies are identical files, and near-duplicates: `alike` (N,) has the first row of those that look the same.
     """
-    labels, rows, copied = np.asarray(labels), np.arange(len(hashes)), _first(hashes)
-    if (conflicts := labels[copied] != labels).any():
-        row = conflicts.argmax()
-        pair = f"{names[labels[copied[row]]]} and {names[labels[row]]}"
-        warn(f"images.train: {conflicts.sum()} files are copies of one with another label, such as one in {pair}")
-    grouped = np.where(arrow_compute().equal(groups, ""), rows, _first(groups))
-    parent = rows.tolist()
+    labels, rows, copied = np.asarray(labels), np.arange(len(hashes)), _first_equal(hashes)
+    grouped = np.where(arrow_compute().equal(groups, ""), rows, _first_equal(groups))
+    alike = rows if alike is None else alike
+    _warn_of_labels(labels, copied, alike, class_names=class_names)
+    parent = rows.tolist()  # union-find
 
     def root(row: int) -> int:
         while parent[row] != row:
@@ -109,18 +109,26 @@ def group_copies(
             row = parent[row]
         return row
 
-    alike = rows if alike is None else alike
-    if (differ := (labels[alike] != labels) & (labels[copied] == labels)).any():
-        row = differ.argmax()
-        pair = f"{names[labels[alike[row]]]} and {names[labels[row]]}"
-        warn(f"images.train: {differ.sum()} images look as one with another label does, such as one in {pair}")
     for row in np.flatnonzero((copied != rows) | (grouped != rows) | (alike != rows)).tolist():
         for first in (int(copied[row]), int(grouped[row]), int(alike[row])):
             parent[root(row)] = root(first)
     return np.array([root(row) for row in rows.tolist()]).astype(str)
 
 
-def _first(values: Any) -> np.ndarray:
+def _warn_of_labels(labels: np.ndarray, copied: np.ndarray, alike: np.ndarray, *, class_names: Sequence[str]) -> None:
+    """Warn of rows (N,) whose label differs from that of the first row with the same file, or that looks the same."""
+
+    def example(differ: np.ndarray, first: np.ndarray) -> str:
+        row = int(differ.argmax())
+        return f"such as one in {class_names[int(labels[first[row]])]} and {class_names[int(labels[row])]}"
+
+    if (differ := labels[copied] != labels).any():
+        warn(f"images.train: {differ.sum()} files are copies of one with another label, {example(differ, copied)}")
+    if (differ := (labels[alike] != labels) & (labels[copied] == labels)).any():
+        warn(f"images.train: {differ.sum()} images look as one with another label does, {example(differ, alike)}")
+
+
+def _first_equal(values: Any) -> np.ndarray:
     """For each row (N,) the first row that has the same value."""
     pc = arrow_compute()
     _, first, same = np.unique(pc.index_in(values, pc.unique(values)), return_index=True, return_inverse=True)
@@ -140,7 +148,7 @@ def find_folds_file(run: Path) -> Path | None:
 
 
 def read_folds(run: Path) -> FoldTable:
-    """The folds of a run's folder, memory-mapped; raises UserError where there is no fold file, or a damaged one."""
+    """The folds of a run's folder, memory-mapped; raises BrokenError where there is no fold file, or a damaged one."""
     path = find_folds_file(run) or run / FOLDS_FILE
     try:
         head, table = _read_json(path) if path.suffix == ".json" else _map_arrow(path)
@@ -148,7 +156,7 @@ def read_folds(run: Path) -> FoldTable:
         _check_rows(head, table)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(
+        raise BrokenError(
             f"{path}: cannot be read as a fold file ({reason}); restore it from a copy of the run"
         ) from error
     return FoldTable(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from creature.data.arrow_tables import arrow_compute, store_table
-from creature.data.files import ENDINGS, file_id, file_image, is_folder, label_of, list_images, natural, read_labels
-from creature.errors import UserError
+from creature.data.files import ENDINGS, file_id, file_image, is_folder, label_of, list_images, natural_key, read_labels
+from creature.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,17 +21,32 @@ SPLITS = ("train", "val", "valid", "validation", "test")  # what folders of spli
 
 
 @dataclass(frozen=True)
-class Columns:
-    """How to read sources that are no class folders: column names, and the CSV of a flat folder."""
+class SourceFormat:
+    """How sources that are no class folders are read: column names, and the CSV of a flat folder."""
 
-    image: str = "image"
-    label: str = "label"
+    image_column: str = "image"
+    label_column: str = "label"
     labels_csv: str | None = None
-    group: str | None = None
+    group: str | None = None  # a column, or a pattern with one (group), which is searched in ids
+
+    @property
+    def group_column(self) -> str | None:
+        """The column that holds the groups, if one does."""
+        return self.group if self.group and "(" not in self.group else None
 
 
-class Source(NamedTuple):
-    """What one source holds: images, as many rows (id, label, group), its classes, and whether it names every class."""
+@dataclass(frozen=True)
+class SourceSpec:
+    """A source to read."""
+
+    source: str  # a folder, a .parquet or .arrow file, or hub:USER/DATASET:SPLIT
+    root: str  # leads the ids of its images
+    format: SourceFormat
+    field: str  # the recipe's, which leads messages
+
+
+class SourceRows(NamedTuple):
+    """The images of one source, as many rows (id, label, group), its classes, and whether it names every class."""
 
     images: "Dataset"
     rows: "pa.Table"
@@ -39,52 +54,55 @@ class Source(NamedTuple):
     complete: bool
 
 
-def read_source(source: str, root: str, columns: Columns, field: str) -> Source:
-    """A source as rows: class folders, a flat folder with its CSV, Parquet, Arrow or `hub:`; `root` leads their ids.
+def read_source(spec: SourceSpec) -> SourceRows:
+    """Read class folders, a flat folder with its CSV, a table or a data set of the Hub.
 
-    Raises UserError, led by the recipe's `field`, for a source that is not there or not of these kinds.
+    Raises UserError for a source that is not there or of none of these kinds.
     """
+    source, field = spec.source, spec.field
     if source.startswith("hub:") or source.endswith(TABLES):
-        return _read_table(source, root, columns, field)
+        return _read_table(spec)
     if not os.path.isdir(source):
         raise UserError(
             f"{field}: no such folder: {source}; give a folder of class folders, a .parquet or .arrow file, "
             "or hub:USER/DATASET:SPLIT"
         )
-    pictures = list_images(source)
-    if not pictures:
+    paths = [os.path.relpath(path, source) for path in list_images(source)]
+    if not paths:
         raise UserError(f"{field}: {source} holds no images ({', '.join(sorted(ENDINGS))})")
-    if columns.labels_csv:
-        return _read_flat(source, root, pictures, columns, field)
-    return _read_class_folders(source, root, pictures, columns, field)
+    return _read_flat_folder(spec, paths) if spec.format.labels_csv else _read_class_folders(spec, paths)
 
 
 def short_names(sources: Sequence[str], field: str) -> list[str]:
-    """A short name for each source: as many trailing parts of its path as tell it from the others."""
-    paths = [_hub(s) if s.startswith("hub:") else os.path.abspath(s) for s in sources]
+    """A short name for each source: as many trailing parts of its path as tell it from the others.
+
+    Raises UserError for a source that is listed twice.
+    """
+    paths = [_hub_name(s) if s.startswith("hub:") else os.path.abspath(s) for s in sources]
     real = [path if path.startswith("hub:") else os.path.realpath(path) for path in paths]
     if twice := [source for source, path in zip(sources, real, strict=True) if real.count(path) > 1]:
         raise UserError(f"{field}: {twice[0]} is listed twice; remove one")
     parts = [path.removeprefix("hub:").replace(":", "-").strip(os.sep).split(os.sep) for path in paths]
 
-    def name(own: list[str]) -> str:
-        for depth in range(1, len(own)):
-            if [part[-depth:] for part in parts].count(own[-depth:]) == 1:
-                return "/".join(own[-depth:])
-        return "/".join(own)
+    def short_name(path: list[str]) -> str:
+        for depth in range(1, len(path)):
+            if [other[-depth:] for other in parts].count(path[-depth:]) == 1:
+                return "/".join(path[-depth:])
+        return "/".join(path)
 
-    return [file_id(name(own)) for own in parts]
+    return [file_id(short_name(path)) for path in parts]
 
 
-def _hub(source: str) -> str:
+def _hub_name(source: str) -> str:
     """A Hub source with its split, which is train where none is named."""
     name, _, split = source.removeprefix("hub:").partition(":")
     return f"hub:{name}:{split or 'train'}"
 
 
-def _read_class_folders(source: str, root: str, pictures: list[str], columns: Columns, field: str) -> Source:
-    relative = [os.path.relpath(path, source) for path in pictures]
-    if beside := [path for path in relative if os.sep not in path]:
+def _read_class_folders(spec: SourceSpec, paths: list[str]) -> SourceRows:
+    """Files by their paths within the source, whose first part is the class."""
+    source, field = spec.source, spec.field
+    if beside := [path for path in paths if os.sep not in path]:
         raise UserError(
             f"{field}: {source} must hold one folder per class, but {beside[0]} lies beside them "
             f"({len(beside)} such); move it into its class, or name a CSV in images.labels"
@@ -96,51 +114,53 @@ def _read_class_folders(source: str, root: str, pictures: list[str], columns: Co
             f"{field}: {source} holds {', '.join(sorted(classes))}, which are splits, not classes; name those to train "
             f"on, such as [{named}]"
         )
-    labels = {path: file_id(path.split(os.sep)[0]) for path in relative}
-    return Source(*_table(source, root, labels, {}, columns, field), classes, complete=True)
+    labels = {path: file_id(path.split(os.sep)[0]) for path in paths}
+    return _file_rows(spec, labels, {}, classes=classes, complete=True)
 
 
-def _read_flat(source: str, root: str, pictures: list[str], columns: Columns, field: str) -> Source:
-    assert columns.labels_csv is not None
-    relative = [os.path.relpath(path, source) for path in pictures]
+def _read_flat_folder(spec: SourceSpec, paths: list[str]) -> SourceRows:
+    """Files by their paths within the source, which the CSV labels."""
+    labels_csv = str(spec.format.labels_csv)
 
-    def column(name: str) -> dict[str, str]:
-        table = read_labels(str(columns.labels_csv), name)
-        return {path: label_of(table, path) or label_of(table, file_id(path)) or "" for path in relative}
+    def read_column(name: str) -> dict[str, str]:
+        table = read_labels(labels_csv, name)
+        return {path: label_of(table, path) or label_of(table, file_id(path)) or "" for path in paths}
 
-    labels = column(columns.label)
+    labels = read_column(spec.format.label_column)
     if missing := [path for path, label in labels.items() if not label]:
         raise UserError(
-            f"images.labels: {columns.labels_csv} has no label for {missing[0]} ({len(missing)} such); "
+            f"images.labels: {labels_csv} has no label for {missing[0]} ({len(missing)} such); "
             "add a line for it, or move the image elsewhere"
         )
-    groups = column(columns.group) if columns.group and "(" not in columns.group else {}
-    return Source(*_table(source, root, labels, groups, columns, field), set(labels.values()), complete=False)
+    groups = read_column(spec.format.group_column) if spec.format.group_column else {}
+    return _file_rows(spec, labels, groups, classes=set(labels.values()), complete=False)
 
 
-def _table(
-    source: str, root: str, labels: dict[str, str], groups: dict[str, str], columns: Columns, field: str
-) -> "tuple[Dataset, pa.Table]":
-    """The files of a folder, given their labels and groups by relative path: images, and rows (id, label, group)."""
+def _file_rows(
+    spec: SourceSpec, labels: dict[str, str], groups: dict[str, str], *, classes: set[str], complete: bool
+) -> SourceRows:
+    """The files of a folder, given their labels and groups by their paths within it."""
     import pyarrow as pa
     from datasets import Dataset, Features, Image
 
-    if columns.group and "(" not in columns.group and not groups:
+    if spec.format.group_column and not groups:
         raise UserError(
-            f"folds.group: {columns.group!r} is a column, and {field} has none; give a pattern with one (group), "
-            "searched in each image's path"
+            f"folds.group: {spec.format.group!r} is a column, and {spec.field} has none; give a pattern with one "
+            "(group), searched in each image's path"
         )
-    id_of = {path: f"{root}/{file_id(path)}" for path in labels}
+    id_of = {path: f"{spec.root}/{file_id(path)}" for path in labels}
     paths = sorted(labels, key=id_of.__getitem__)
     ids = pa.array([id_of[path] for path in paths])
-    group = pa.array([groups[path] for path in paths]) if groups else _groups(ids, columns.group)
+    group = pa.array([groups[path] for path in paths]) if groups else _groups(ids, spec.format.group)
     rows = pa.table({"id": ids, "label": [labels[path] for path in paths], "group": group})
     schema = Features(image=Image(decode=False)).arrow_schema
-    files = [file_image(os.path.join(source, path)) for path in paths]
-    return Dataset.from_file(str(store_table(pa.table({"image": files}, schema=schema)))), rows
+    files = [file_image(os.path.join(spec.source, path)) for path in paths]
+    images = Dataset.from_file(str(store_table(pa.table({"image": files}, schema=schema))))
+    return SourceRows(images, rows, classes, complete)
 
 
 def _groups(ids: "pa.Array", pattern: str | None) -> "pa.Array":
+    """The part of each id that a pattern with one (group) matches; empty without such a pattern."""
     import pyarrow as pa
 
     if not pattern or "(" not in pattern:
@@ -151,52 +171,64 @@ def _groups(ids: "pa.Array", pattern: str | None) -> "pa.Array":
         raise UserError(f"folds.group: {pattern!r} is no regular expression: {error}") from error
     if search.groups != 1:
         raise UserError(f"folds.group: {pattern!r} must have exactly one (group), it has {search.groups}")
-    found = [match.group(1) if (match := search.search(name)) else None for name in ids.to_pylist()]
-    if missing := [row for row, group in enumerate(found) if group is None]:
+    groups = [match.group(1) if (match := search.search(name)) else None for name in ids.to_pylist()]
+    if missing := [row for row, group in enumerate(groups) if group is None]:
         raise UserError(f"folds.group: {pattern!r} does not match {ids[missing[0]]} ({len(missing)} such)")
-    return pa.array(found, pa.string())
+    return pa.array(groups, pa.string())
 
 
-def _read_table(source: str, root: str, columns: Columns, field: str) -> Source:
+def _read_table(spec: SourceSpec) -> SourceRows:
     import pyarrow as pa
-    from datasets import ClassLabel, Image
+    from datasets import ClassLabel
 
-    pc = arrow_compute()
+    pc, source, field, columns = arrow_compute(), spec.source, spec.field, spec.format
     table = _load_table(source, field)
     if not len(table):
         raise UserError(f"{field}: {source} holds no rows")
-    labels = _text(table, columns.label, "images.label_column", source)
+    labels = _text_column(table, columns.label_column, "images.label_column", source=source)
     if len(missing := np.flatnonzero(pc.equal(labels, ""))):
         raise UserError(f"{field}: row {missing[0]} of {source} has no label ({len(missing)} such); remove the rows")
-    named = isinstance(feature := table.features[columns.label], ClassLabel)
-    column = columns.group if columns.group and "(" not in columns.group else None
+    complete = isinstance(feature := table.features[columns.label_column], ClassLabel)
+    classes = set(feature.names if complete else labels.unique().to_pylist())
     numbers = pc.utf8_lpad(pa.array(np.arange(len(table))).cast(pa.string()), 8, "0")
-    ids = pc.binary_join_element_wise(root, numbers, "/")
-    groups = _text(table, column, "folds.group", source) if column else _groups(ids, columns.group)
-    _check_column(table, columns.image, "images.image_column", source)
-    table = table.select_columns([columns.image])
-    try:
-        table = table.cast_column(columns.image, Image(decode=False))
-    except (TypeError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"images.image_column: {columns.image!r} of {source} holds no images: {error}") from error
-    if columns.image != "image":
-        table = table.rename_column(columns.image, "image")
-    _refuse_foreign_paths(table, source, field)
+    ids = pc.binary_join_element_wise(spec.root, numbers, "/")
+    if columns.group_column:
+        groups = _text_column(table, columns.group_column, "folds.group", source=source)
+    else:
+        groups = _groups(ids, columns.group)
     rows = pa.table({"id": ids, "label": labels, "group": groups})
-    return Source(table, rows, set(feature.names if named else labels.unique().to_pylist()), complete=named)
+    return SourceRows(_image_column(table, spec), rows, classes, complete)
 
 
-def _check_column(table: "Dataset", column: str, field: str, source: str) -> None:
+def _image_column(table: "Dataset", spec: SourceSpec) -> "Dataset":
+    """The images of a table, as the column `image`, not decoded."""
+    import pyarrow as pa
+    from datasets import Image
+
+    name = spec.format.image_column
+    _check_column(table, name, "images.image_column", source=spec.source)
+    table = table.select_columns([name])
+    try:
+        table = table.cast_column(name, Image(decode=False))
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"images.image_column: {name!r} of {spec.source} holds no images: {error}") from error
+    if name != "image":
+        table = table.rename_column(name, "image")
+    _refuse_foreign_paths(table, spec.source, spec.field)
+    return table
+
+
+def _check_column(table: "Dataset", column: str, field: str, *, source: str) -> None:
     if column not in table.column_names:
         raise UserError(f"{field}: {source} has no column {column!r}; it has {', '.join(table.column_names)}")
 
 
-def _text(table: "Dataset", column: str, field: str, source: str) -> "pa.ChunkedArray":
+def _text_column(table: "Dataset", column: str, field: str, *, source: str) -> "pa.ChunkedArray":
     """A column of names or whole numbers as strings, empty where a row has none."""
     import pyarrow as pa
     from datasets import ClassLabel, Value
 
-    _check_column(table, column, field, source)
+    _check_column(table, column, field, source=source)
     feature, values = table.features[column], table.data.column(column)
     if isinstance(feature, ClassLabel):
         codes = pa.array(range(len(feature.names)), values.type)
@@ -214,7 +246,7 @@ def _load_table(source: str, field: str) -> "Dataset":
 
     try:
         if source.startswith("hub:"):
-            name, _, split = _hub(source).removeprefix("hub:").rpartition(":")
+            name, _, split = _hub_name(source).removeprefix("hub:").rpartition(":")
             return load_dataset(name, split=split, keep_in_memory=False)  # type: ignore[return-value]
         if not os.path.isfile(source):
             raise UserError(f"{field}: no such file: {source}")
@@ -224,8 +256,7 @@ def _load_table(source: str, field: str) -> "Dataset":
     except UserError:
         raise
     except Exception as error:  # whatever the reader, the file system or the Hub raises: the user needs the reason
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{field}: cannot load {source}: {reason}") from error
+        raise UserError(f"{field}: cannot load {source}: {first_line(error)}") from error
 
 
 def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:
@@ -250,11 +281,13 @@ def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:
         start += len(images)
 
 
-def check_classes(where: str, part: Source, names: Sequence[str]) -> None:
-    def listed(some: set[str]) -> str:
-        return ", ".join(sorted(some, key=natural)[:10]) + (", ..." if len(some) > 10 else "")
+def check_classes(where: str, source: SourceRows, class_names: Sequence[str]) -> None:
+    """Raises UserError where a source has other classes than the training data."""
 
-    if extra := part.classes - set(names):
+    def listed(classes: set[str]) -> str:
+        return ", ".join(sorted(classes, key=natural_key)[:10]) + (", ..." if len(classes) > 10 else "")
+
+    if extra := source.classes - set(class_names):
         raise UserError(f"{where} has classes that the training data lacks: {listed(extra)}")
-    if part.complete and (missing := set(names) - part.classes):
+    if source.complete and (missing := set(class_names) - source.classes):
         raise UserError(f"{where} lacks the classes {listed(missing)}; if it has no image of them, add empty folders")

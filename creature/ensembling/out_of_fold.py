@@ -12,7 +12,7 @@ import numpy as np
 
 from creature.console import warn
 from creature.data.dataset import read_images
-from creature.data.sources import Columns
+from creature.data.sources import SourceFormat
 from creature.ensembling.recorded import Tally
 from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count, count_correct
@@ -130,7 +130,7 @@ def read_holdout(members: Sequence[Fold], class_names: Sequence[str]) -> "Datase
     images = next((recipe.images for recipe in recipes if recipe.images.holdout), None)
     if images is None:
         return None
-    columns = Columns(images.image_column, images.label_column, images.labels)
+    columns = SourceFormat(images.image_column, images.label_column, images.labels)
     try:
         return read_images(images.holdout, columns, "images.holdout", class_names)
     except UserError as error:

@@ -19,7 +19,7 @@ from creature.data.arrow_tables import arrow_compute
 from creature.data.dataset import column, read_images
 from creature.data.folds import assign_folds
 from creature.data.loader import Batch, ImageDataset, epoch_batches
-from creature.data.sources import Columns
+from creature.data.sources import SourceFormat
 from creature.data.workers import load_batches
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
 from creature.errors import UserError
@@ -115,7 +115,7 @@ def training_batches(run: Run) -> Iterator[Iterator[Batch]]:
     Raises UserError where images are missing, and while iterating where one cannot be read.
     """
     recipe, images, ids = run.recipe, run.recipe.images, run.fold_table.ids
-    columns = Columns(images.image_column, images.label_column, images.labels)
+    columns = SourceFormat(images.image_column, images.label_column, images.labels)
     dataset = read_images(images.train, columns, "images.train")
     rows = np.flatnonzero(arrow_compute().is_in(column(dataset, "id"), ids))
     if len(rows) < len(ids):

@@ -16,7 +16,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from creature.console import printable
 from creature.data.dataset import read_images
 from creature.data.decode import BadImage, content_hash, decode, read
-from creature.data.sources import Columns
+from creature.data.sources import SourceFormat
 from creature.errors import UserError
 from creature.inference.explain import draw_overlay
 from creature.inference.members import choose_device, load_member
@@ -100,7 +100,7 @@ def gallery(run: StudyRun, explain: bool = False) -> tuple[list[Mistake], str]:
     if not len(worst):
         return [], "No held-out row is wrong."
     images = run.recipe.images
-    columns = Columns(images.image_column, images.label_column, images.labels)
+    columns = SourceFormat(images.image_column, images.label_column, images.labels)
     try:
         pictures = _pictures((*images.train, *images.validation), columns)
     except UserError as error:
@@ -157,7 +157,7 @@ def _thumbnail(picture: Image.Image) -> str:
 
 
 @cache
-def _pictures(sources: tuple[str, ...], columns: Columns) -> _Pictures:
+def _pictures(sources: tuple[str, ...], columns: SourceFormat) -> _Pictures:
     """The labelled images of a recipe; runs of a study mostly share them."""
     dataset = read_images(sources, columns, "images.train")
     return _Pictures(dataset, {name: row for row, name in enumerate(dataset["id"])})

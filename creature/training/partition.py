@@ -11,7 +11,7 @@ from creature.data.duplicates import near_duplicates
 from creature.data.eval_transform import EvalTransform
 from creature.data.folds import FoldTable, assign_folds, group_copies
 from creature.data.scan import scan_images, sketches_of
-from creature.data.sources import Columns
+from creature.data.sources import SourceFormat
 from creature.errors import UserError
 from creature.recipe import Folds, Images, Recipe
 
@@ -39,7 +39,7 @@ def make_folds(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, s
         partitions = (_validation_fold(in_validation, hashes.to_numpy(), alike),)
         trained = labels[partitions[0] < 0]
     else:
-        groups = group_copies(column(dataset, "group"), hashes, labels, names, alike)
+        groups = group_copies(column(dataset, "group"), hashes, labels, class_names=names, alike=alike)
         count, seed = recipe.folds.count, recipe.folds.seed
         partitions = tuple(
             assign_folds(labels, groups, count, seed=seed, repeat=repeat) for repeat in range(recipe.folds.repeats)
@@ -98,7 +98,7 @@ def warn_of_holdout_copies(images: Images, folds: FoldTable, checked: pa.Table, 
     """Warn of images of images.holdout that are trained on, or look like one that is: they are no fair score."""
     if not images.holdout or "sketch" not in checked.column_names:
         return
-    columns = Columns(images.image_column, images.label_column, images.labels)
+    columns = SourceFormat(images.image_column, images.label_column, images.labels)
     holdout = read_images(images.holdout, columns, "images.holdout", folds.class_names)
     held = scan_images(holdout, None, "images.holdout", kind="off", transform=transform).table
     checked = checked.filter(folds.partitions[0] < 0) if folds.count == 1 else checked

@@ -19,7 +19,7 @@ from creature.data.folds import FoldTable, find_folds_file, read_folds
 from creature.data.image_cache import CachedImages, ImageCache, describe_cache
 from creature.data.loader import FeatureDataset, ImageDataset
 from creature.data.scan import refuse_bad, scan_images
-from creature.data.sources import Columns
+from creature.data.sources import SourceFormat
 from creature.device import usable_cores
 from creature.errors import UserError
 from creature.recipe import Images, Recipe
@@ -58,7 +58,7 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
     _refuse_existing(recipe, out, resume)
     hashes = _check_run(recipe, out, resume) if accelerator.is_main_process else {}
     images = recipe.images
-    columns = Columns(images.image_column, images.label_column, images.labels, recipe.folds.group)
+    columns = SourceFormat(images.image_column, images.label_column, images.labels, group=recipe.folds.group)
     dataset = read_images([*images.train, *images.validation], columns, _field(images))
     transform = eval_transform(recipe)
     shared: list[Any] = [None]

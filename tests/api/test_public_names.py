@@ -82,7 +82,7 @@ atexit.register = (lambda register: lambda f, *a, **k: (registered.append(f), re
 def child(): time.sleep(60)
 if __name__ == "__main__":
     import numpy, torch, timm, datasets, huggingface_hub.utils, PIL.Image, safetensors, pydantic, accelerate, rich
-    import timm.data, safetensors.torch, timm.optim, torchvision, pyarrow.compute, scipy.sparse
+    import timm.data, safetensors.torch, timm.optim, torchvision, pyarrow.compute, scipy.sparse, ruamel.yaml, filelock
     context = multiprocessing.get_context("fork")
     process = context.Process(target=child, daemon=True); process.start()
     torch.set_num_threads(1); torch.manual_seed(7)
@@ -99,16 +99,18 @@ if __name__ == "__main__":
         }
     registered.clear()
     before = state()
+    def unchanged(when):
+        changed = {key: (before[key], value) for key, value in state().items() if value != before[key]}
+        assert not changed, (when, changed)
     import creature
     for name in creature.__all__: getattr(creature, name)
     from creature.data import loader, workers, image_cache, scan
     from creature.inference import members, onnx
-    assert state() == before, "importing"
+    unchanged("importing")
     model = creature.load(sys.argv[1], device="cpu", members=True)
-    assert state() == before, "loading"
+    unchanged("loading")
     assert [p.status for p in model.predict(sys.argv[2])] == ["ok"] * 24
-    after = state()
-    assert after == before, ("predicting", {k: (before[k], after[k]) for k in before if before[k] != after[k]})
+    unchanged("predicting")
     assert [f for f in registered if f.__module__.startswith("creature")] == []
     process.kill()
     print("unchanged")

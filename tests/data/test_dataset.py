@@ -18,7 +18,7 @@ from PIL import Image
 from creature.data import files, scan
 from creature.data.dataset import fingerprint
 from creature.data.decode import content_hash, decode, read
-from creature.data.files import file_id, file_image, label_of, list_images, natural, read_labels, walk
+from creature.data.files import file_id, file_image, label_of, list_images, natural_key, read_labels, walk_files
 from creature.data.scan import check_images, refuse_bad
 from creature.errors import UserError
 from helpers.memory import holding
@@ -71,8 +71,8 @@ def test_classes_are_in_natural_order(tmp_path):
     [["1", "01", "2", "002"], ["²", "a1²", "a1", "٣"], ["9" * 5000, "1" + "0" * 5000], ["", "1", "a", "a1", "a1b"]],
 )
 def test_natural_order_is_total_and_no_name_breaks_it(names):
-    assert len({natural(name) for name in names}) == len(names)
-    assert sorted(names, key=natural) == sorted(reversed(names), key=natural)
+    assert len({natural_key(name) for name in names}) == len(names)
+    assert sorted(names, key=natural_key) == sorted(reversed(names), key=natural_key)
 
 
 def test_a_class_that_the_training_data_lacks_is_refused_by_name(tmp_path):
@@ -127,7 +127,7 @@ def test_a_flat_folder_gets_its_labels_from_a_csv(tmp_path, header, ending):
 def test_the_label_column_is_the_one_that_the_recipe_names(tmp_path):
     folder = fill(tmp_path / "flat", "1.png", "2.png")
     labels = write_csv(tmp_path / "labels.csv", "image,label,breed", "1.png,cat,manx", "2.png,cat,persian")
-    assert set(labelled(images(folder, labels_csv=labels, label="breed")).values()) == {"manx", "persian"}
+    assert set(labelled(images(folder, labels_csv=labels, label_column="breed")).values()) == {"manx", "persian"}
 
 
 @pytest.mark.parametrize("lines", [["1.png,cat"], ["1.png,cat", "2.png,"]])
@@ -256,7 +256,7 @@ def test_a_table_may_hold_plain_bytes(tmp_path):
 
 def test_a_table_s_columns_may_have_other_names(tmp_path):
     rows = table(["a", "b"], owner=["p", "q"]).rename_columns({"image": "photo", "label": "kind"})
-    found = images(parquet(tmp_path / "t.parquet", rows), image="photo", label="kind", group="owner")
+    found = images(parquet(tmp_path / "t.parquet", rows), image_column="photo", label_column="kind", group="owner")
     assert list(labelled(found).values()) == ["a", "b"]
     assert list(found["group"]) == ["p", "q"]
 
@@ -394,7 +394,7 @@ def test_links_between_folders_do_not_multiply_pictures(tmp_path, links):
     folder = fill(tmp_path / "x", "cat/1.png", "dog/2.png")
     for name, target in links:
         (folder / name).symlink_to(target)
-    assert sorted(os.path.relpath(path, folder) for path in walk(str(folder))) == ["cat/1.png", "dog/2.png"]
+    assert sorted(os.path.relpath(path, folder) for path in walk_files(str(folder))) == ["cat/1.png", "dog/2.png"]
 
 
 def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):

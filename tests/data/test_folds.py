@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from creature.data import arrow_tables
 from creature.data.folds import FoldTable, assign_folds, folds_hash, group_copies, read_folds, write_folds
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
 from helpers.fold_files import old_text
 from helpers.memory import holding
+
+SEEDS = st.integers(0, 2**32 - 1)
 
 
 def single(n: int) -> list[str]:
@@ -30,30 +32,30 @@ def per_class(labels: np.ndarray, fold: np.ndarray, count: int) -> np.ndarray:
     return np.array([np.bincount(labels[fold == k], minlength=labels.max() + 1) for k in range(count)])
 
 
-def some_labels(seed: int) -> tuple[np.ndarray, int]:
-    """Labels of a random number of rows and classes, evenly or very unevenly spread, and a number of folds."""
-    draw = np.random.default_rng(seed)
-    n, classes = int(draw.integers(2, 200)), int(draw.integers(1, 30))
-    labels = draw.integers(0, classes, n) if seed % 2 else np.minimum(draw.geometric(0.3, n) - 1, classes - 1)
-    return labels, int(draw.integers(2, min(n, 10) + 1))
+@st.composite
+def labels_of_rows(draw: st.DrawFn) -> np.ndarray:
+    """Labels of up to 200 rows and 30 classes, evenly or very unevenly spread."""
+    n, classes = draw(st.integers(2, 200)), draw(st.integers(1, 30))
+    random = np.random.default_rng(draw(SEEDS))
+    if draw(st.booleans()):
+        return random.integers(0, classes, n)
+    return np.minimum(random.geometric(0.3, n) - 1, classes - 1)
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_without_groups_each_class_is_spread_to_within_one_row(seed):
-    labels, count = some_labels(seed)
+@given(labels=labels_of_rows(), folds=st.integers(2, 10), seed=SEEDS)
+def test_without_groups_each_class_is_spread_to_within_one_row(labels, folds, seed):
+    count = min(folds, len(labels))
     fold = assign_folds(labels, single(len(labels)), count, seed)
     assert fold.shape == labels.shape
     assert set(fold) == set(range(count))
     assert np.ptp(per_class(labels, fold, count), axis=0).max() <= 1
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_with_groups_every_row_is_in_one_fold_and_no_group_is_split(seed):
-    labels, _ = some_labels(seed)
-    draw = np.random.default_rng(seed)
-    groups = [f"g{g}" for g in draw.integers(0, draw.integers(2, len(labels) + 1), len(labels))]
-    groups[:2] = ["first", "second"]
-    count = int(draw.integers(2, min(len(set(groups)), 10) + 1))
+@given(labels=labels_of_rows(), data=st.data(), seed=SEEDS)
+def test_with_groups_every_row_is_in_one_fold_and_no_group_is_split(labels, data, seed):
+    drawn = data.draw(st.lists(st.integers(0, len(labels)), min_size=len(labels), max_size=len(labels)))
+    groups = ["first", "second", *(f"g{g}" for g in drawn[2:])]
+    count = data.draw(st.integers(2, min(len(set(groups)), 10)))
     fold = assign_folds(labels, groups, count, seed)
     assert fold.shape == labels.shape
     assert set(fold) == set(range(count))
@@ -117,7 +119,7 @@ def parts(groups: Sequence[str] | np.ndarray) -> set[frozenset[int]]:
 def test_identical_files_and_groups_are_together_across_both():
     groups = ["p", "q", "", "q", "r", ""]
     hashes = ["1", "1", "2", "3", "4", "2"]
-    assert parts(group_copies(groups, hashes, [0] * 6, ["cat"])) == {
+    assert parts(group_copies(groups, hashes, [0] * 6, class_names=["cat"])) == {
         frozenset({0, 1, 3}),
         frozenset({2, 5}),
         frozenset({4}),
@@ -125,19 +127,20 @@ def test_identical_files_and_groups_are_together_across_both():
 
 
 def test_rows_without_a_group_are_each_alone():
-    assert parts(group_copies([""] * 5, list("abcde"), [0] * 5, ["cat"])) == {frozenset({row}) for row in range(5)}
+    assert parts(group_copies([""] * 5, list("abcde"), [0] * 5, class_names=["cat"])) == {
+        frozenset({row}) for row in range(5)
+    }
 
 
 def test_a_group_named_like_a_hash_or_row_joins_nothing_else():
-    assert len(parts(group_copies(["a", "b", "0"], ["b", "x", "a"], [0] * 3, ["cat"]))) == 3
+    assert len(parts(group_copies(["a", "b", "0"], ["b", "x", "a"], [0] * 3, class_names=["cat"]))) == 3
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_together_finds_the_connected_components(seed):
-    draw = np.random.default_rng(seed)
-    n = int(draw.integers(1, 40))
-    groups = [f"g{g}" if g else "" for g in draw.integers(0, n // 2 + 1, n)]
-    hashes = [f"h{h}" for h in draw.integers(0, n + 1, n)]
+@given(pairs=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30)), min_size=1, max_size=40))
+def test_rows_that_hang_together_by_copies_and_groups_are_one_group(pairs):
+    n = len(pairs)
+    groups = [f"g{group}" if group else "" for group, _ in pairs]
+    hashes = [f"h{content}" for _, content in pairs]
     joined = np.array(
         [
             [a == b or (g == h != "") for b, h in zip(hashes, groups, strict=True)]
@@ -146,7 +149,7 @@ def test_together_finds_the_connected_components(seed):
     )
     for _ in range(n):
         joined = joined @ joined
-    assert parts(group_copies(groups, hashes, [0] * n, ["cat"])) == {
+    assert parts(group_copies(groups, hashes, [0] * n, class_names=["cat"])) == {
         frozenset(np.flatnonzero(row).tolist()) for row in joined
     }
 
@@ -155,15 +158,15 @@ def test_no_copy_of_a_file_is_in_another_fold():
     draw = np.random.default_rng(0)
     hashes = [str(h) for h in draw.integers(0, 60, 200)]
     labels = draw.integers(0, 3, 200)
-    groups = group_copies([""] * 200, hashes, labels.tolist(), ["a", "b", "c"])
+    groups = group_copies([""] * 200, hashes, labels.tolist(), class_names=["a", "b", "c"])
     fold = assign_folds(labels, groups, 5, 0)
     assert len(set(zip(hashes, fold.tolist(), strict=True))) == len(set(hashes))
 
 
 def test_copies_with_another_label_are_counted_and_named(capsys):
-    group_copies([""] * 4, ["1", "1", "1", "2"], [0, 1, 1, 1], ["cat", "dog"])
+    group_copies([""] * 4, ["1", "1", "1", "2"], [0, 1, 1, 1], class_names=["cat", "dog"])
     assert "2 files are copies of one with another label, such as one in cat and dog" in capsys.readouterr().err
-    group_copies([""] * 2, ["1", "1"], [1, 1], ["cat", "dog"])
+    group_copies([""] * 2, ["1", "1"], [1, 1], class_names=["cat", "dog"])
     assert capsys.readouterr().err == ""
 
 
@@ -197,14 +200,20 @@ def plain_groups(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
     return [str(root(row)) for row in range(len(hashes))]
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_groups_and_folds_are_those_of_every_version(seed):
+@given(
+    n=st.integers(20, 400),
+    classes=st.integers(1, 30),
+    copies=st.sampled_from(["many", "few"]),
+    grouping=st.sampled_from(["none", "small", "large"]),
+    seed=SEEDS,
+)
+def test_groups_and_folds_are_those_of_every_version(n, classes, copies, grouping, seed):
     draw = np.random.default_rng(seed)
-    n, classes = int(draw.integers(20, 400)), int(draw.integers(1, 30))
     labels = draw.integers(0, classes, n)
-    hashes = [f"h{h}" for h in draw.integers(0, (n // 4, 5 * n)[seed % 2], n)]
-    groups = [f"g{g}" if g else "" for g in draw.integers(0, (1, n // 2, n // 10 + 1)[seed % 3], n)]
-    joined = group_copies(groups, hashes, labels, [str(k) for k in range(classes)])
+    hashes = [f"h{h}" for h in draw.integers(0, {"many": n // 4, "few": 5 * n}[copies], n)]
+    highest = {"none": 1, "small": n // 2, "large": n // 10 + 1}[grouping]
+    groups = [f"g{g}" if g else "" for g in draw.integers(0, highest, n)]
+    joined = group_copies(groups, hashes, labels, class_names=[str(k) for k in range(classes)])
     assert joined.tolist() == plain_groups(groups, hashes)
     count = min(5, len(set(joined.tolist())))
     assert (
@@ -315,7 +324,7 @@ def test_a_row_that_was_moved_to_another_fold_is_noticed(tmp_path):
 
 
 def refused(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(BrokenError) as caught:
         read_folds(path.parent)
     assert str(caught.value).startswith(f"{path}: cannot be read as a fold file (")
     assert str(caught.value).endswith("restore it from a copy of the run")
@@ -425,7 +434,7 @@ def test_a_sealed_fold_file_that_is_damaged_is_used_or_refused(tmp_path_factory,
     path.write_bytes(bytes(data) + hashlib.blake2b(data, digest_size=16).digest())
     try:
         folds = read_folds(run)
-    except UserError:
+    except BrokenError:
         return
     assert len(folds_hash(folds)) == 64 and len(folds.ids.to_pylist()) == len(folds.hashes.to_pylist())
 

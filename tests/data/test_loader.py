@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from creature.data.augment import exact_transform, training_augmentation
@@ -18,7 +20,7 @@ from creature.recipe import Augment
 
 B, N = 4, 11
 VIEW = training_augmentation(16, Augment(policy="trivial_augment", random_erasing=0.5))
-SIZES = range(2, 2 * B + 2)
+SEEDS = st.integers(0, 2**32 - 1)
 
 
 def encoded(seed: int) -> bytes:
@@ -45,14 +47,13 @@ def lists(batches) -> list[list[int]]:
 # Order
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_an_epoch_has_each_row_once_and_no_batch_of_one(size):
-    rows = np.arange(size) * 10 + 3
-    batches = lists(epoch_batches(rows, B, 0, 0))
-    assert sorted(itertools.chain(*batches)) == rows.tolist()
+@given(rows=st.lists(st.integers(0, 10**9), min_size=2, max_size=60, unique=True), size=st.integers(2, 20), seed=SEEDS)
+def test_an_epoch_has_each_row_once_and_no_batch_of_one(rows, size, seed):
+    batches = lists(epoch_batches(np.array(rows), size, seed, 0))
+    assert sorted(itertools.chain(*batches)) == sorted(rows)
     lengths = [len(batch) for batch in batches]
-    assert all(length == B for length in lengths[:-1]) and 2 <= lengths[-1] <= B + 1
-    assert len(lengths) == max(1, -(-size // B) - (size % B == 1 and size > B))
+    assert all(length == size for length in lengths[:-1]) and 2 <= lengths[-1] <= size + 1
+    assert len(lengths) == max(1, -(-len(rows) // size) - (len(rows) % size == 1 and len(rows) > size))
 
 
 def test_batches_of_one_stay_so_where_they_are_asked_for():
@@ -79,8 +80,7 @@ def test_seeds_are_the_same_on_every_machine_and_differ_by_every_part():
     assert len(seeds) == 300 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("size", [2, 3, 4, 5])
+@given(size=st.integers(2, 20), processes=st.integers(1, 9))
 def test_shares_part_a_batch_and_an_empty_one_borrows(size, processes):
     batch = np.arange(size) + 10
     shares = [process_share(batch, process, processes).tolist() for process in range(processes)]
@@ -93,8 +93,7 @@ def order(start: tuple[int, int], process: int = 0, processes: int = 1) -> list[
     return list(training_order(np.arange(N), B, (0, 1), 3, start, process, processes))
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("position", [(0, 0), (0, 1), (1, 2), (2, 0), (2, 2), (1, 3), (3, 0)])
+@given(position=st.tuples(st.integers(0, 2), st.integers(0, 3)) | st.just((3, 0)), processes=st.integers(1, 5))
 def test_the_order_from_the_middle_is_the_tail_of_the_whole(position, processes):
     steps = len(epoch_batches(np.arange(N), B, 0))
     done = position[0] * steps + position[1]

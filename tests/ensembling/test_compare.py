@@ -1,7 +1,5 @@
 """Comparisons of models on the same rows."""
 
-import csv
-
 import numpy as np
 import pytest
 from scipy.stats import chi2
@@ -9,6 +7,7 @@ from scipy.stats import chi2
 from creature.ensembling.compare import compare_members, disagreements, show_comparison
 from creature.metrics.recorded import RecordedPredictions
 from creature.metrics.significance import compare_paired, holm
+from helpers.runs import read_csv
 
 NAMES = ("cat", "dog", "emu")
 
@@ -79,6 +78,6 @@ def test_the_comparison_is_shown_and_written(recorded, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "1 images, trained on" in shown and "(n = 9)" in shown and "(n = 10)" not in shown
     assert "1 of 10 images are given different classes" in shown
-    rows = list(csv.reader((tmp_path / "d.csv").open()))
+    rows = read_csv(tmp_path / "d.csv")
     assert rows[0] == ["image", "label", "logits", "softmax", "vote", "fold-0", "fold-1"]
     assert [row[0] for row in rows[1:]] == ["6.jpg", "7.jpg", "8.jpg", "9.jpg"]

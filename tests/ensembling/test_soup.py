@@ -1,6 +1,5 @@
 """One model in the ensemble's place: soups of weights, students of out-of-fold answers, and how they are judged."""
 
-import csv
 import json
 import re
 import shutil
@@ -28,7 +27,7 @@ from creature.reporting.study import read_runs
 from creature.reporting.tables import single_table
 from creature.run import Run, find_members
 from helpers.fold_files import folds_rows
-from helpers.runs import read_csv, start, weights_hash
+from helpers.runs import read_csv, read_table, start, weights_hash
 
 
 @pytest.fixture
@@ -291,7 +290,7 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
     assert report.main([str(own)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Table 4. One model in the ensemble's place" in shown
-    rows = {row["who"]: row for row in csv.DictReader((own / "report/single.csv").open())}
+    rows = {row["who"]: row for row in read_table(own / "report/single.csv")}
     assert list(rows) == ["ensemble of 3", "fold-0", "fold-1", "fold-2", "uniform soup", "greedy soup", "student"]
     for name, row in rows.items():
         kept = json.loads((own / ("student" if name == "student" else "soup") / "result.json").read_text())["scores"]

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def start(recipe: Path, out: Path, *settings: str, resume: bool = False) -> int:
 
 
 def losses(fold: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (fold / "history.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in read_history(fold)]
 
 
 def weights_hash(fold: Path) -> str:
@@ -49,6 +50,18 @@ def stopping_after(patch: pytest.MonkeyPatch, steps: int, seen: list[tuple[int, 
     patch.setattr(loop, "train_step", stopped)
 
 
+def read_history(fold: Path) -> list[dict[str, Any]]:
+    """A row an epoch."""
+    return [json.loads(line) for line in (fold / "history.jsonl").read_text().splitlines()]
+
+
 def read_csv(path: Path) -> list[list[str]]:
-    with path.open(newline="") as file:
+    """The rows, the header among them."""
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows by column."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from creature.data.dataset import read_images
-from creature.data.sources import Columns
+from creature.data.sources import SourceFormat
 
 
 def picture(shade: int = 0) -> bytes:
@@ -45,7 +45,7 @@ def parquet(path: Path, rows: Dataset) -> str:
 
 
 def images(*sources: str | Path, names: list[str] | None = None, **columns: Any) -> Dataset:
-    return read_images([str(source) for source in sources], Columns(**columns), "images.train", names)
+    return read_images([str(source) for source in sources], SourceFormat(**columns), "images.train", names)
 
 
 def write_csv(path: Path, *lines: str) -> str:

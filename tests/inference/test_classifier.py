@@ -159,7 +159,7 @@ def test_what_cannot_be_read_is_a_prediction_with_the_reason_and_changes_no_othe
         cut.read_bytes(): "truncated",
     }
     unhashable = [
-        (Image.open(cut), "corrupt image|truncated"),
+        (Image.open(io.BytesIO(cut.read_bytes())), "corrupt image|truncated"),
         (closed, "corrupt"),
         (None, "got NoneType"),
         (7, "got int"),

@@ -1,6 +1,6 @@
 """ONNX: the same answers without torch, nothing of this machine in the file, int8 only where it pays."""
 
-import csv
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +14,10 @@ from creature.data.eval_transform import EvalTransform
 from creature.errors import UserError
 from creature.inference.onnx import open_session
 from creature.publishing import onnx_export as exporting
+from creature.publishing import quantize as quantizing
 from creature.publishing.verify import PATH
 from helpers import ROOT
+from helpers.runs import read_csv
 
 onnx = pytest.importorskip("onnx", reason="pip install -e '.[export]'")
 pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
@@ -29,17 +31,12 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def rows(path: Path) -> list[list[str]]:
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
-
-
 @pytest.mark.parametrize("batch_size", ["1", "7"])
 def test_the_file_answers_as_the_fold_does(run, drawn, exported, tmp_path, batch_size):
     words = [str(drawn / "test"), "--top", "12", "--batch-size", batch_size]
     assert predict.main([str(exported), *words, "--out", str(tmp_path / "onnx.csv")]) == 0
     assert predict.main([str(run / "fold-0"), *words, "--out", str(tmp_path / "torch.csv")]) == 0
-    for one, other in zip(rows(tmp_path / "onnx.csv")[1:], rows(tmp_path / "torch.csv")[1:], strict=True):
+    for one, other in zip(read_csv(tmp_path / "onnx.csv")[1:], read_csv(tmp_path / "torch.csv")[1:], strict=True):
         assert one[0] == other[0]
         mine, theirs = (dict(zip(row[2::2], map(float, row[3::2]), strict=True)) for row in (one, other))
         assert mine.keys() == theirs.keys()
@@ -72,7 +69,7 @@ def test_the_evaluation_view_travels_along(tiny, drawn, tmp_path, fit):
     exporting.main([str(tmp_path / "run/fold-0"), str(tmp_path / "m.onnx")])
     for name, model in (("a", tmp_path / "m.onnx"), ("b", tmp_path / "run/fold-0")):
         predict.main([str(model), str(drawn / "test"), "--out", str(tmp_path / f"{name}.csv")])
-    for one, other in zip(rows(tmp_path / "a.csv")[1:], rows(tmp_path / "b.csv")[1:], strict=True):
+    for one, other in zip(read_csv(tmp_path / "a.csv")[1:], read_csv(tmp_path / "b.csv")[1:], strict=True):
         assert abs(float(one[3]) - float(other[3])) <= 1e-4
 
 
@@ -82,7 +79,7 @@ def test_a_submission_has_the_most_frequent_class_for_a_broken_picture(run, expo
     words = [str(tmp_path / "in"), "--format", "submission"]
     predict.main([str(exported), *words, "--out", str(tmp_path / "a.csv")])
     predict.main([str(run / "fold-0"), *words, "--out", str(tmp_path / "b.csv")])
-    assert rows(tmp_path / "a.csv") == rows(tmp_path / "b.csv") and rows(tmp_path / "a.csv")[1][1]
+    assert read_csv(tmp_path / "a.csv") == read_csv(tmp_path / "b.csv") and read_csv(tmp_path / "a.csv")[1][1]
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "foreign"])
@@ -102,31 +99,44 @@ def test_other_files_are_refused_in_one_sentence(exported, drawn, tmp_path, dama
         predict.main([str(exported), str(drawn / "test"), "--embed", "--out", str(tmp_path / "p.parquet")])
 
 
+def test_logging_that_the_host_program_has_disabled_stays_disabled():
+    logging.disable(logging.ERROR)
+    try:
+        with quantizing.quiet():
+            assert logging.root.manager.disable == logging.ERROR
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
+    with quantizing.quiet():
+        assert logging.root.manager.disable == logging.WARNING
+    assert logging.root.manager.disable == logging.NOTSET
+
+
 def test_int8_needs_enough_pictures_to_be_judged(exported, drawn):
     with pytest.raises(UserError, match="has 24 images; 64 calibrate and at least 200 others judge"):
-        exporting.quantize(exported, str(drawn / "test"))
+        quantizing.quantize(exported, str(drawn / "test"))
 
 
 @pytest.mark.parametrize(
     ("ratio", "agreement", "written"), [(1.31, 0.995, True), (1.29, 1.0, False), (2.0, 0.99, False)]
 )
 def test_int8_is_written_only_where_it_pays(exported, drawn, tmp_path, monkeypatch, capsys, ratio, agreement, written):
-    monkeypatch.setattr(exporting, "CALIBRATION", 8)
-    monkeypatch.setattr(exporting, "JUDGED", 16)
-    measured = exporting._judge
+    monkeypatch.setattr(quantizing, "CALIBRATION", 8)
+    monkeypatch.setattr(quantizing, "JUDGED", 16)
+    measured = quantizing._judge
     seen = {}
 
     def judge(*words):
         seen["measured"] = measured(*words)
-        return ratio, agreement
+        return quantizing.Judgement(ratio, agreement)
 
-    monkeypatch.setattr(exporting, "_judge", judge)
+    monkeypatch.setattr(quantizing, "_judge", judge)
     path = tmp_path / "m.onnx"
     path.write_bytes(exported.read_bytes())
-    small = exporting.quantize(path, str(drawn / "test"))
+    small = quantizing.quantize(path, str(drawn / "test"))
     assert (small is not None) == written == (tmp_path / "m.int8.onnx").exists()
     assert ("is not written: it would not pay" in capsys.readouterr().out) != written
-    assert seen["measured"][0] > 0 and 0 <= seen["measured"][1] <= 1
+    assert seen["measured"].speed > 0 and 0 <= seen["measured"].agreement <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.int8.onnx", "m.onnx"][not written :]
     if small:
         assert open_session(str(small)).class_names == open_session(str(path)).class_names

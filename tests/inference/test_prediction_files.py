@@ -1,7 +1,6 @@
 """Prediction files, with members that tell colours apart and were never trained."""
 
 import argparse
-import csv
 import os
 import sys
 import zipfile
@@ -31,6 +30,7 @@ from creature.inference.prediction_files import (
 )
 from creature.inference.predictor import predict_batches
 from creature.metrics.blend import Blending
+from helpers.runs import read_csv
 
 NAMES = ("red", "green", "blue")
 COLUMNS = ("image_name", "pred_label")
@@ -80,11 +80,6 @@ def predicted(paths: list[str], *argv: str) -> int:
     inputs, columns = options.arrange(output, list_inputs(paths))
     rows = answers([member()], inputs, args.top, args.batch_size)
     return options.write(output, columns, rows, top=min(args.top, 3), fallback="green")
-
-
-def read(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
 
 
 def ids(inputs: list[InputPath]) -> list[str]:
@@ -181,7 +176,12 @@ def test_a_template_gives_columns_and_order(folder, tmp_path, start):
     template = tmp_path / "template.csv"
     template.write_text(f"{start}file,animal\nsub/c.d.png,?\n\nb.png,?\na,?\n", encoding="utf-8")
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv"), "--template", str(template)) == 0
-    assert read(tmp_path / "p.csv") == [["file", "animal"], ["sub/c.d.png", "green"], ["b.png", "blue"], ["a", "red"]]
+    assert read_csv(tmp_path / "p.csv") == [
+        ["file", "animal"],
+        ["sub/c.d.png", "green"],
+        ["b.png", "blue"],
+        ["a", "red"],
+    ]
 
 
 def order_by(text: str, folder: Path) -> list[InputPath]:
@@ -241,7 +241,7 @@ def test_a_zip_that_cannot_be_written_is_a_user_error_and_leaves_nothing(tmp_pat
 @pytest.mark.parametrize(("top", "more"), [(1, []), (2, ["label_2", "probability_2"])])
 def test_a_full_table_has_the_top_labels_with_their_probabilities(folder, tmp_path, top, more):
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv"), "--top", str(top)) == 0
-    header, *rows = read(tmp_path / "p.csv")
+    header, *rows = read_csv(tmp_path / "p.csv")
     assert header == ["id", "status", "label", "probability", *more]
     assert [row[:3] for row in rows] == [
         ["a.jpg", "ok", "red"],
@@ -262,7 +262,7 @@ def test_more_labels_than_classes_are_all_classes(folder):
 def test_every_row_of_a_full_table_has_every_column(tmp_path):
     rows = [Prediction("a", "ok", ("red",), (1.0,)), Prediction("b", "empty file", (), ())]
     write_full(tmp_path / "p.csv", rows, 3)
-    assert {len(row) for row in read(tmp_path / "p.csv")} == {8}
+    assert {len(row) for row in read_csv(tmp_path / "p.csv")} == {8}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
@@ -288,7 +288,7 @@ def break_one(folder: Path) -> None:
 def test_a_broken_picture_has_the_fallback_class_in_a_submission(folder, tmp_path, capsys):
     break_one(folder)
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv"), "--format", "submission") == BROKEN_IMAGES == 3
-    assert read(tmp_path / "p.csv")[1:] == [["a", "red"], ["b", "green"], ["c.d", "green"]]
+    assert read_csv(tmp_path / "p.csv")[1:] == [["a", "red"], ["b", "green"], ["c.d", "green"]]
     warning = capsys.readouterr().err
     assert "b: not an image" in warning and "most frequent class, green" in warning
 
@@ -296,7 +296,7 @@ def test_a_broken_picture_has_the_fallback_class_in_a_submission(folder, tmp_pat
 def test_a_broken_picture_has_its_status_in_a_full_table(folder, tmp_path, capsys):
     break_one(folder)
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv"), "--top", "2") == BROKEN_IMAGES
-    rows = read(tmp_path / "p.csv")
+    rows = read_csv(tmp_path / "p.csv")
     assert rows[2][0] == "b.png" and rows[2][1].startswith("not an image") and rows[2][2:] == [""] * 4
     assert [row[1] for row in rows[1::2]] == ["ok", "ok"]
     assert "b.png: not an image" in capsys.readouterr().err
@@ -306,14 +306,14 @@ def test_a_broken_picture_has_its_status_in_a_full_table(folder, tmp_path, capsy
 def test_a_file_that_cannot_be_opened_is_a_broken_picture(folder, tmp_path, name):
     os.symlink(tmp_path / "nowhere", folder / name)
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv")) == BROKEN_IMAGES
-    assert [row[1] for row in read(tmp_path / "p.csv")[1:]].count("No such file or directory") == 1
+    assert [row[1] for row in read_csv(tmp_path / "p.csv")[1:]].count("No such file or directory") == 1
 
 
 @any_bytes
 def test_a_name_that_is_no_utf_8_is_predicted_and_written_percent_encoded(folder, tmp_path):
     paint(folder / os.fsdecode(b"caf\xe9.png"), "blue")
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv")) == 0
-    assert ["caf%E9.png", "ok", "blue"] in [row[:3] for row in read(tmp_path / "p.csv")]
+    assert ["caf%E9.png", "ok", "blue"] in [row[:3] for row in read_csv(tmp_path / "p.csv")]
 
 
 def test_many_broken_pictures_are_counted_and_twenty_are_named(capsys):
@@ -349,7 +349,7 @@ def test_nothing_stands_under_the_name_until_it_is_whole_and_rows_are_written_as
 
     for write in (lambda: write_submission(out, COLUMNS, rows(), ""), lambda: write_full(out, rows(), 1)):
         write()
-        assert len(read(out)) == 5001 and sizes[-1] > 0 and list(tmp_path.iterdir()) == [out]
+        assert len(read_csv(out)) == 5001 and sizes[-1] > 0 and list(tmp_path.iterdir()) == [out]
         out.unlink()
         sizes.clear()
 
@@ -371,7 +371,7 @@ def test_a_failure_midway_leaves_what_was_there(tmp_path, error):
 
 def test_folders_of_the_file_are_made(tmp_path):
     write_submission(tmp_path / "x" / "y" / "p.csv", COLUMNS, [], "")
-    assert read(tmp_path / "x" / "y" / "p.csv") == [list(COLUMNS)]
+    assert read_csv(tmp_path / "x" / "y" / "p.csv") == [list(COLUMNS)]
 
 
 @pytest.mark.parametrize("out", ["file/p.csv", "folder", "x" * 300 + ".csv", "pipe", "."])
@@ -410,4 +410,5 @@ def test_options_that_do_not_go_together_are_refused(argv):
 
 
 def test_a_template_makes_a_submission():
-    assert parsed("--out", "p.csv", "--template", "t.csv", "--zip").format == "submission"
+    _, output = parsed("--out", "p.csv", "--template", "t.csv", "--zip")
+    assert output.submission and output.zip

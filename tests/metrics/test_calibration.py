@@ -1,6 +1,5 @@
 """Temperature, sets of labels and answers: what they promise holds on rows that had no part in it."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -29,6 +28,7 @@ from creature.publishing import export as exporting
 from creature.publishing.export import export
 from creature.reporting import figures
 from creature.reporting.study import read_runs
+from helpers.runs import read_csv, read_table
 
 
 @pytest.fixture(autouse=True)
@@ -103,17 +103,13 @@ def test_a_precision_that_no_threshold_reaches_is_refused():
         precision_threshold(sure, right, 0.9)
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(encoding="utf-8")))
-
-
 def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "precision_threshold", lambda sure, *_: float(np.median(sure)))
     fold, out = str(run / "fold-0"), tmp_path / "p.csv"
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     words = [str(drawn / "test"), str(tmp_path / "broken.jpg"), "--coverage", "0.8", "--min-precision", "0.5", "--out"]
     assert predict.main([fold, *words, str(out)]) == 3
-    found = read(out)
+    found = read_table(out)
     assert {row["status"] for row in found if "broken" not in row["id"]} == {"ok", "unsure"}
     for row in found:
         if "broken" in row["id"]:
@@ -222,9 +218,9 @@ def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn
     words = [str(own), str(drawn / "test"), "--members", "--top", "12", *mirror, "--out"]
     assert predict.main([*words, str(plain)]) == 0
     assert predict.main([*words, str(out), "--coverage", "0.8"]) == 0
-    truth = dict(list(csv.reader((drawn / "test_labels.csv").open()))[1:])
+    truth = dict(read_csv(drawn / "test_labels.csv")[1:])
     names = sorted({label for label in truth.values()})
-    given = read(plain)
+    given = read_table(plain)
     said = [
         {row[f"label_{k}" if k > 1 else "label"]: float(row[f"probability_{k}" if k > 1 else "probability"])
          for k in range(1, 13)}
@@ -234,9 +230,9 @@ def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn
     logits = np.log(np.array([[row[name] for name in names] for row in said]))
     labels = np.array([names.index(truth[Path(row["id"]).stem]) for row in given])
     expected = calibrate(logits, labels, 0.8)
-    for row, p in zip(read(out), expected.probabilities(logits), strict=True):
+    for row, p in zip(read_table(out), expected.probabilities(logits), strict=True):
         assert float(row["probability"]) == pytest.approx(p.max(), abs=2e-3)  # files round to six digits
-    inside = sum(truth[Path(row["id"]).stem] in json.loads(row["set"]) for row in read(out))
+    inside = sum(truth[Path(row["id"]).stem] in json.loads(row["set"]) for row in read_table(out))
     assert inside in (19, 20)  # of 24, the very images that it was fitted on, of which one is the threshold
 
 

@@ -1,6 +1,5 @@
 """Labels that may be wrong: planted errors come first, and what is written names them safely."""
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from creature.metrics.label_errors import confident, suspects
 from creature.metrics.predictions import Predictions, load_predictions, save_predictions
 from creature.reporting import labels
 from helpers.fold_files import folds_rows
+from helpers.runs import read_csv, read_table
 
 
 def planted(rows: int = 1000, classes: int = 5, share: float = 0.05, skill: float = 3.0):
@@ -56,7 +56,7 @@ def test_a_row_is_surely_of_another_class_where_it_is_as_sure_as_that_class_is_o
 def test_the_table_has_every_contradicted_row_with_what_the_member_that_never_saw_it_says(run: Path, tmp_path, capsys):
     out = tmp_path / "suspects.csv"
     assert labels.main([str(run), "--out", str(out)]) == 0
-    rows = list(csv.DictReader(out.open(encoding="utf-8")))
+    rows = read_table(out)
     truth = {row[0]: row[1] for row in folds_rows(run)}
     wrong = {}
     for fold in range(3):
@@ -93,7 +93,7 @@ def test_names_steer_neither_terminal_nor_spreadsheet(run: Path, tmp_path, capsy
     names, ids = ("=1+1", "\x1b[31mred"), ["-cmd|' /C calc'!A0", "\x1b]0;taken\x07.jpg", "[bold]x.jpg"]
     folder = made_up(run, tmp_path / "hostile", names, ids, [0, 1, 0], [0, 0, 0], [[0, 3], [2, 0], [0, 1]])
     assert labels.main([str(folder)]) == 0
-    rows = list(csv.reader((folder / "labels.csv").open(encoding="utf-8")))[1:]
+    rows = read_csv(folder / "labels.csv")[1:]
     assert [row[0] for row in rows] == ["'-cmd|' /C calc'!A0", "\\x1b]0;taken\\x07.jpg", "[bold]x.jpg"]
     assert [row[1] for row in rows] == ["'=1+1", "\\x1b[31mred", "'=1+1"]
     said = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_planted_errors_stand_first_in_the_table_and_their_classes_in_the_summar
     logits[np.arange(400), truth] += 4
     folder = made_up(run, tmp_path / "planted", tuple("abcde"), ids, given, np.zeros(400, int), logits)
     assert labels.main([str(folder), "--top", "3"]) == 0
-    rows = list(csv.DictReader((folder / "labels.csv").open(encoding="utf-8")))
+    rows = read_table(folder / "labels.csv")
     first = [wrong[ids.index(row["image"])] for row in rows[: wrong.sum()]]
     assert np.mean(first) > 0.8 and {row["surely"] for row in rows if row["label"] == "e"} == {"yes", "no"}
     lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]

@@ -1,6 +1,5 @@
 """The report of a study: tables, figures and page, of small runs on drawn creatures."""
 
-import csv
 import json
 import re
 import shutil
@@ -22,6 +21,7 @@ from creature.reporting import report, tables
 from creature.reporting.study import read_runs
 from helpers import ROOT
 from helpers.fold_files import folds_rows
+from helpers.runs import read_csv, read_table
 
 HOSTILE = "<img src=x onerror=alert(1)> $x_{2}$ & \"q'\\"
 
@@ -60,7 +60,7 @@ NAMES = ("all", "focal", "focal_1", "resnext", "resnext_1", "restarts", "vit")
 
 
 def records(page: Path, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader((page / f"{name}.csv").open(encoding="utf-8")))
+    return read_table(page / f"{name}.csv")
 
 
 def held_out(run: Path, fold: int = 0) -> tuple[list[str], np.ndarray]:
@@ -243,8 +243,8 @@ def test_labels_that_come_later_score_saved_predictions(study, drawn, tmp_path, 
     assert "no labels" in {row["status"] for row in records(run / "report", "scores")}
     report.main([str(run), "--labels", str(drawn / "test_labels.csv")])
     (row,) = [row for row in records(run / "report", "scores") if row["split"] == "test"]
-    truth = dict(csv.reader((drawn / "test_labels.csv").open()))
-    said = list(csv.reader((tmp_path / "p.csv").open()))[1:]
+    truth = dict(read_csv(drawn / "test_labels.csv"))
+    said = read_csv(tmp_path / "p.csv")[1:]
     assert int(row["correct"]) == sum(truth[name] == label for name, label in said)
 
 
@@ -328,7 +328,7 @@ def test_damaged_answers_are_refused(study, tmp_path):
     shutil.copytree(study / "resnext", tmp_path / "run")
     path = tmp_path / "run/ensemble/images.safetensors"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(BrokenError, match=r"run ensemble\.py with --images again"):
+    with pytest.raises(BrokenError, match=r"run creature ensemble with --images again"):
         report.main([str(tmp_path / "run")])
 
 

@@ -1,7 +1,6 @@
 """predict.py beyond one folder: lists, patterns, URLs, tables, formats, features, parts of many processes."""
 
 import contextlib
-import csv
 import io
 import json
 import platform
@@ -34,11 +33,7 @@ from creature.inference.predictor import ImageInput, predict_batches
 from helpers import ROOT
 from helpers.hub import Repo, serve
 from helpers.processes import launch
-
-
-def read(path: Path) -> list[list[str]]:
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
+from helpers.runs import read_csv
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +51,11 @@ def expected(fold: str, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Label and probability of each test image, as the CSV of the folder says."""
     out = tmp_path_factory.mktemp("expected") / "p.csv"
     assert predict.main([fold, str(drawn / "test"), "--out", str(out)]) == 0
-    return {row[0]: row[2:] for row in read(out)[1:]}
+    return {row[0]: row[2:] for row in read_csv(out)[1:]}
 
 
 def by_name(out: Path) -> dict[str, list[str]]:
-    return {Path(row[0]).name: row[2:] for row in read(out)[1:]}
+    return {Path(row[0]).name: row[2:] for row in read_csv(out)[1:]}
 
 
 # What is given
@@ -99,7 +94,7 @@ def test_urls_are_fetched_when_asked_and_only_then(fold, site, pictures, expecte
     with pytest.raises(UserError, match="a URL is only fetched with --urls"):
         predict.main([fold, url])
     assert predict.main([fold, url, f"{site}/none.jpg", "--urls", "--out", str(out)]) == BROKEN_IMAGES
-    found = {row[0]: row for row in read(out)[1:]}
+    found = {row[0]: row for row in read_csv(out)[1:]}
     assert found[url][2:] == expected[pictures[0].name]
     assert found[f"{site}/none.jpg"][1].startswith("cannot be fetched") and found[f"{site}/none.jpg"][2] == ""
 
@@ -123,7 +118,7 @@ def table(pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_a_parquet_file_is_streamed(fold, table, pictures, expected, tmp_path):
     out = tmp_path / "p.csv"
     assert predict.main([fold, str(table), "--out", str(out)]) == BROKEN_IMAGES
-    rows = read(out)[1:]
+    rows = read_csv(out)[1:]
     assert [row[0].rpartition("/")[2] for row in rows] == [f"{k:08d}" for k in range(25)]
     assert [row[2:] for row in rows[:24]] == [expected[p.name] for p in pictures] and rows[24][2] == ""
     with pytest.raises(UserError, match=r"--image-column: .* has no column 'picture'; it has image, name"):
@@ -134,7 +129,7 @@ def test_a_path_in_a_table_is_never_opened(fold, pictures, tmp_path):
     path = tmp_path / "t.parquet"
     parquet.write_table(pa.table({"image": [{"bytes": None, "path": str(pictures[0])}]}), path)
     assert predict.main([fold, str(path), "--out", str(tmp_path / "p.csv")]) == BROKEN_IMAGES
-    assert "holds no bytes" in read(tmp_path / "p.csv")[1][1]
+    assert "holds no bytes" in read_csv(tmp_path / "p.csv")[1][1]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no parquet at all PAR1"])
@@ -317,7 +312,7 @@ def test_what_is_listed_is_listed_once(drawn, pictures):
 def test_patterns_may_name_tables_and_submissions_may_not(fold, table, tmp_path):
     pattern = str(table.parent / "*.parquet")
     assert predict.main([fold, pattern, "--out", str(tmp_path / "p.csv")]) == BROKEN_IMAGES
-    assert len(read(tmp_path / "p.csv")) == 26
+    assert len(read_csv(tmp_path / "p.csv")) == 26
     with pytest.raises(UserError, match="images of a table have no file names"):
         predict.main([fold, str(table), "--format", "submission", "--out", str(tmp_path / "s.csv")])
 
@@ -338,7 +333,7 @@ def test_a_batch_gets_the_memory_of_the_one_before_it():
 import resource, torch
 from torch import nn
 from creature.device import keep_memory
-
+from helpers.runs import read_csv
 model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
 
 def faults():
@@ -363,7 +358,8 @@ def test_mirror_images_give_other_probabilities_and_parts_of_their_own(fold, pic
     names = [str(path) for path in pictures]
     assert predict.main([fold, *names, "--out", str(plain)]) == 0
     assert predict.main([fold, *names, "--out", str(both), "--mirror"]) == 0
-    assert [row[0] for row in read(both)] == [row[0] for row in read(plain)] and read(both) != read(plain)
+    mirrored, alone = read_csv(both), read_csv(plain)
+    assert [row[0] for row in mirrored] == [row[0] for row in alone] and mirrored != alone
     assert predict.main([fold, *names, "--out", parts, "--mirror"]) == 0
     with pytest.raises(UserError, match="holds predictions with other mirror"):
         predict.main([fold, *names, "--out", parts])

@@ -22,7 +22,7 @@ from creature.errors import BrokenError, Interrupted
 from creature.training import checkpoint
 from helpers import ROOT
 from helpers.processes import LAUNCH, launch, wait_for_epoch
-from helpers.runs import losses, start, stopping_after
+from helpers.runs import losses, read_history, start, stopping_after
 
 TWO = ("--multi_gpu", "--num_processes", "2")
 # A backbone without batch statistics: any number of processes computes the same.
@@ -52,10 +52,7 @@ def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp
     assert start(tiny, out, *settings, resume=True) == 0
     np.testing.assert_allclose(losses(out / "fold-0"), losses(tmp_path / "whole/fold-0"), atol=1e-5)
     # The first epoch's held-out rows were predicted by two, after a resume: each once, and as one does.
-    scores = [
-        [(row["correct"], row["n"]) for row in map(json.loads, (run / "fold-0/history.jsonl").open())]
-        for run in (out, tmp_path / "whole")
-    ]
+    scores = [[(row["correct"], row["n"]) for row in read_history(run / "fold-0")] for run in (out, tmp_path / "whole")]
     assert scores[0] == scores[1] and all(n == 24 for _, n in scores[0])
 
 

@@ -23,7 +23,7 @@ from creature.training import checkpoint, distributed, loop, run_folder, signals
 from creature.training.optimizer import build_optimizer, parameter_groups
 from helpers import ROOT
 from helpers.processes import LAUNCH, wait_for_epoch
-from helpers.runs import losses, start, weights_hash
+from helpers.runs import losses, read_history, start, weights_hash
 
 NAN, NO = torch.tensor(float("nan")), torch.tensor(False)
 SKIPPED = loop.StepResult.pack(loss=NAN, taken=NO, stop=NO, save=NO)
@@ -281,7 +281,7 @@ def test_steps_that_are_read_several_at_once_are_the_same_steps(tiny, tmp_path, 
             assert start(tiny, tmp_path / name, *settings, f"checkpoint.every_minutes={minutes}") == 0
     assert len(done) == 2 * 12 and len(reads) == 2 * 3  # after 5, 10 and 12 steps of an epoch
     assert saves == [0, 0, *[5, 10, 12, 0] * 2]
-    rows = [[json.loads(line) for line in (tmp_path / n / "fold-0/history.jsonl").open()] for n in ("one", "five")]
+    rows = [read_history(tmp_path / name / "fold-0") for name in ("one", "five")]
     assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
     assert [row["skipped_steps"] for row in rows[0]] == [row["skipped_steps"] for row in rows[1]] == [1, 0]
     assert len({weights_hash(tmp_path / name / "fold-0") for name in ("one", "five", "often")}) == 1
@@ -357,7 +357,7 @@ def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeyp
         return decode(data)
 
     monkeypatch.setattr(where, name, deadly)
-    with pytest.raises(UserError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
+    with pytest.raises(BrokenError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
         start(tiny, tmp_path / "run", "images.workers=2", f"images.train=[{tmp_path / 'train'}]")
 
 

@@ -11,6 +11,7 @@ import train
 from creature.metrics.predictions import load_predictions
 from helpers import ROOT
 from helpers.processes import launch
+from helpers.runs import read_history
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_two_processes_train_the_same_model_as_one(settings: list[str], one: Pat
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "two/fold-0/result.json").read_text())
     assert result["processes"] == 2
-    rows = [[json.loads(line) for line in (out / "fold-0/history.jsonl").open()] for out in (one, tmp_path / "two")]
+    rows = [read_history(out / "fold-0") for out in (one, tmp_path / "two")]
     np.testing.assert_allclose([r["loss"] for r in rows[1]], [r["loss"] for r in rows[0]], atol=1e-5)
     assert [r["learning_rate"] for r in rows[1]] == [r["learning_rate"] for r in rows[0]]
     held = [load_predictions(out / "fold-0/held_out.safetensors") for out in (one, tmp_path / "two")]
@@ -60,7 +61,7 @@ from creature.data.augment import exact_transform
 from creature.training.loop import predict
 from creature.training.train_data import TrainData
 from creature.data.normalize import Normalize
-
+from helpers.runs import read_history
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == int(sys.argv[1])
 

@@ -1,0 +1,141 @@
+"""Scanned images in tables, and what to do about them. N images."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from creature.data.files import natural_key
+
+SHOWN = 20  # rows of a table
+
+
+class ScannedImage(NamedTuple):
+    """One image file: where it is, and what is in it once it was scanned."""
+
+    id: str
+    path: str
+    split: str
+    label: str  # empty where there is none
+    content: str = ""  # hash
+    size: tuple[int, int] = (0, 0)  # width, height
+    kind: str = ""  # format and mode
+    bad: str = ""  # why it cannot be decoded
+    sketch: bytes = b""
+
+
+class CopiedImage(NamedTuple):
+    """An image that is there more than once, with the first one that it is a copy of."""
+
+    first: ScannedImage
+    other: ScannedImage
+    how: str  # it is the same
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether the two have different labels."""
+        return bool(self.first.label and self.other.label) and self.first.label != self.other.label
+
+    @property
+    def remark(self) -> str:
+        """What is wrong with the two."""
+        leak = "in two splits" if self.first.split != self.other.split else ""
+        return ", ".join(filter(None, (leak, "two labels" if self.conflicts else "")))
+
+
+def splits_of(images: Sequence[ScannedImage]) -> list[str]:
+    """The splits, in the order of the folders."""
+    return list(dict.fromkeys(image.split for image in images))
+
+
+SPLIT_COLUMNS = ("split", "images", "bad", "classes", "rarest", "most frequent", "imbalance")
+
+
+def splits_table(images: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
+    """A row for each split."""
+    rows = []
+    for split in splits_of(images):
+        in_split = [image for image in images if image.split == split]
+        counts = Counter(image.label for image in in_split if image.label)
+        bad = str(sum(bool(image.bad) for image in in_split))
+        if counts:
+            rare, often = min(counts.items(), key=lambda item: item[1]), max(counts.items(), key=lambda item: item[1])
+            ends = (f"{rare[0]} {rare[1]}", f"{often[0]} {often[1]}", f"{often[1] / rare[1]:.1f} : 1")
+        else:
+            ends = ("", "", "")
+        rows.append((split, str(len(in_split)), bad, str(len(counts)) if counts else "no labels", *ends))
+    return rows
+
+
+def classes_table(images: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
+    """Images of each class in each split, the rarest class first."""
+    counts = Counter((image.label, image.split) for image in images if image.label)
+    totals = Counter(image.label for image in images if image.label)
+    order = sorted(totals, key=lambda name: (totals[name], natural_key(name)))
+    return [(name, *(str(counts[name, split]) for split in splits_of(images))) for name in order]
+
+
+def kinds_table(images: Sequence[ScannedImage]) -> list[tuple[str, ...]]:
+    """Shorter sides, and how many images are of which format and mode, by split."""
+    columns = [[image for image in images if image.split == split and image.kind] for split in splits_of(images)]
+    sides = [np.array([min(image.size) for image in column] or [0]) for column in columns]
+    rows = [
+        (name, *(f"{value(side):.0f} px" for side in sides))
+        for name, value in (("shortest side", np.min), ("median shorter side", np.median), ("longest shorter", np.max))
+    ]
+    kinds = Counter(image.kind for column in columns for image in column)
+    for kind, _ in kinds.most_common(SHOWN):
+        rows.append((kind, *(str(sum(image.kind == kind for image in column)) for column in columns)))
+    return rows
+
+
+def of_shown(rows: Sequence[object]) -> str:
+    """The end of a title: which rows of a long table are shown."""
+    return f" (the first {SHOWN})" if len(rows) > SHOWN else ""
+
+
+def advice(images: Sequence[ScannedImage], copies: Sequence[CopiedImage]) -> Iterator[str]:
+    """What to do about it, and the folds that the images allow."""
+    splits = splits_of(images)
+    for one, other in combinations(splits, 2):
+        if n := sum({copy.first.split, copy.other.split} == {one, other} for copy in copies):
+            yield f"{other} has copies of images in {one} ({n}): its score would flatter; remove them there"
+    if n := sum(copy.conflicts for copy in copies):
+        yield f"copies with another label than their first: {n}; correct the labels"
+    if n := sum(bool(image.bad) for image in images):
+        yield f"files that cannot be decoded: {n}; mend or remove them, or images.max_bad says how many may be left out"
+    for split in splits:
+        labels = [image.label for image in images if image.split == split]
+        if any(labels) and (n := labels.count("")):
+            yield f"{split} has images without a label: {n} of {len(labels)}"
+    yield from _advice_on_folds(images)
+    if copies and any(map(_is_trainable, images)):
+        yield "copies are kept in one fold by themselves; folds.group does the same for series of one animal or place"
+
+
+def _is_trainable(image: ScannedImage) -> bool:
+    return bool(image.label) and image.split.rpartition("/")[2] != "test"
+
+
+def _advice_on_folds(images: Sequence[ScannedImage]) -> Iterator[str]:
+    trainable = [image for image in images if _is_trainable(image)]
+    labelled = Counter[str]()
+    for image in trainable:
+        labelled[image.label] += not image.bad  # a class of bad files alone is there, too
+    if not labelled:
+        return
+    if unknown := sorted({image.label for image in images} - {"", *labelled}):
+        named = ", ".join(unknown[:SHOWN])
+        yield f"classes that only test has ({len(unknown)}): {named}; correct the labels, or add images to train on"
+    rarest, n = min(labelled.items(), key=lambda item: item[1])
+    sources = " and ".join(sorted({image.split for image in trainable}, key=splits_of(images).index))
+    if n < 2:
+        count = "one" if n else "none"
+        yield f"suggested: more images of {rarest}, which has {count}: no fold can train on it and hold it out"
+    elif n < 5:
+        yield f"suggested: folds.count={n}, for {rarest} has {n} images, over {sources} pooled"
+    else:
+        why = f"{rarest}, the rarest class, has {n} images, so each of five folds holds out {n // 5} or more"
+        yield f"suggested: folds.count=5 over {sources} pooled: {why}"
