@@ -20,9 +20,9 @@ from torch.distributed import HashStore
 
 from creature.errors import BrokenError, Interrupted
 from creature.training import checkpoint
-from helpers import ROOT
+from helpers import ROOT, faults
 from helpers.processes import LAUNCH, launch, wait_for_epoch
-from helpers.runs import losses, read_history, start, stopping_after
+from helpers.runs import losses, read_history, start
 
 TWO = ("--multi_gpu", "--num_processes", "2")
 # A backbone without batch statistics: any number of processes computes the same.
@@ -34,7 +34,7 @@ def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp
     start(tiny, tmp_path / "whole", *settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, out, *settings)
     # The same step is asked of both: a driver that stops after three.
