@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.console import run
-from creature.publishing.hub import add_terms
+from creature.publishing.terms import add_terms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or Path("runs") / recipe.name
     with listen() as stop:  # before the imports, which take seconds
         from creature.console import say, show_table
-        from creature.publishing.hub import build, prepare_push, publish
+        from creature.publishing.hub import publish
+        from creature.publishing.publish import build, prepare_push
 
         push = args.push if os.environ.get("RANK", "0") == "0" else None
         terms = prepare_push(push, out, args.license, args.data) if push else None
@@ -82,7 +83,7 @@ def train(
     from creature.device import keep_memory
     from creature.recipe import recipe_warnings
     from creature.run import read_result
-    from creature.storage import naming_disk_errors
+    from creature.storage import explain_disk_errors
     from creature.training import distributed, features, loop, run_folder, signals, train_data
     from creature.training.backbone import check_backbone
 
@@ -94,7 +95,7 @@ def train(
     results = []
     with (
         distributed.naming_lost_process(accelerator),
-        naming_disk_errors(out),
+        explain_disk_errors(out),
         loop.restoring_random_state(accelerator.device),
     ):
         data = train_data.prepare_data(accelerator, recipe, out, resume=resume or distributed.restarts() > 0)

@@ -16,15 +16,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from threading import Thread
 
 from sides import ROOT, in_turns, judge
 
-from creature.console import run, say
+from creature.console import run
 from creature.device import usable_cores
+from creature.errors import BrokenError
 from creature.samples import write_drawings
 
 PATIENT, SPINNING = {"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": "300000"}
@@ -45,15 +47,11 @@ def train(drawn: Path, waiting: dict[str, str]) -> tuple[float, str]:
         return sum(seconds), hashlib.sha256((fold / "model.safetensors").read_bytes()).hexdigest()
 
 
-def train_two(drawn: Path, waiting: dict[str, str]) -> float:
-    """Mean seconds of the steps of two trainings that run beside each other."""
-    seconds: list[float] = []
-    threads = [Thread(target=lambda: seconds.append(train(drawn, waiting)[0])) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(seconds) / 2
+def train_two(drawn: Path, waiting: dict[str, str]) -> tuple[float, str]:
+    """Mean seconds of the steps of two trainings that run beside each other, and the hashes of their weights."""
+    with ThreadPoolExecutor(2) as pool:
+        (first, weights), (second, others) = pool.map(partial(train, drawn), [waiting, waiting])
+    return (first + second) / 2, weights if weights == others else f"{weights} {others}"
 
 
 @contextmanager
@@ -73,27 +71,32 @@ def main() -> int:
     parser.add_argument("rounds", type=int, nargs="?", default=7, metavar="ROUNDS", help="(%(default)s)")
     parser.add_argument("--beside-only", action="store_true", help="leave out the part that needs idle cores")
     args = parser.parse_args()
-    hashes: set[str] = set()
     with tempfile.TemporaryDirectory() as name:
-        drawn = Path(name)
-        write_drawings(drawn)
-
-        def seconds(waiting: dict[str, str]) -> float:
-            took, digest = train(drawn, waiting)
-            hashes.add(digest)
-            return took
-
-        sides = {"patient": lambda: seconds(PATIENT), "spinning": lambda: seconds(SPINNING)}
+        many, few = Path(name) / "many", Path(name) / "few"
+        write_drawings(many, train=2400, test=12)
+        write_drawings(few, train=600, test=12)
         if not args.beside_only:
-            judge("P13", "two epochs, idle cores", "patient", in_turns(sides, args.rounds), {"spinning": 1.02})
+            compare("two epochs of 1,600 images, idle cores", partial(train, many), args.rounds, limit=1.02)
+        rounds = max(1, args.rounds // 2)
         with busy_cores():
-            beside = in_turns(sides, max(1, args.rounds // 2), warm=False)
-        judge("P13", "two epochs, a program on each core", "patient", beside, {"spinning": 0.5})
-        two = {"patient": lambda: train_two(drawn, PATIENT), "spinning": lambda: train_two(drawn, SPINNING)}
-        together = in_turns(two, max(1, args.rounds // 2), warm=False)
-        judge("P13", "two trainings beside each other", "patient", together, {"spinning": 0.5})
-    say("the weights are the same" if len(hashes) == 1 else f"the weights differ: {hashes}")
-    return 0 if len(hashes) == 1 else 1
+            compare("two epochs of 400 images, a program on each core", partial(train, few), rounds, limit=0.5)
+        compare("two trainings of 400 images beside each other", partial(train_two, few), rounds, limit=0.5)
+    return 0
+
+
+def compare(title: str, work: Callable[[dict[str, str]], tuple[float, str]], rounds: int, limit: float) -> None:
+    """Both ways of waiting in turns; raises BrokenError where they give other weights."""
+    hashes: set[str] = set()
+
+    def seconds(waiting: dict[str, str]) -> float:
+        took, digest = work(waiting)
+        hashes.add(digest)
+        return took
+
+    sides = {"patient": lambda: seconds(PATIENT), "spinning": lambda: seconds(SPINNING)}
+    judge("P13", title, "patient", in_turns(sides, rounds, warm=limit > 1), {"spinning": limit})
+    if len(hashes) > 1:
+        raise BrokenError(f"{title}: the weights differ with the way of waiting, {', '.join(sorted(hashes))}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ GROUPS = {
         Verb("calibrate", "show what sets of labels and a least precision are worth", "creature.ensembling.calibrate"),
     ),
     "Sharing": (
-        Verb("publish", "verify a run and upload it to the Hugging Face Hub", "creature.publishing.hub"),
+        Verb("publish", "verify a run and upload it to the Hugging Face Hub", "creature.publishing.publish"),
         Verb("check", "check a downloaded model against its manifest", "creature.publishing.check"),
         Verb("export", "write a model as one ONNX file", "creature.publishing.onnx_export"),
         Verb("demo", "serve a web page that answers for dropped images", "creature.publishing.demo"),

@@ -1,5 +1,10 @@
 """The exceptions that creature raises on purpose."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class CreatureError(BaseException):
     """The base of them all; `except Exception` catches those that are errors, and lets `Interrupted` pass."""
@@ -20,3 +25,10 @@ class Interrupted(CreatureError):
 def first_line(error: BaseException) -> str:
     """The first line of a library's error, at most 200 characters; the name of its type where it has no message."""
     return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__
+
+
+def first_problem(error: "ValidationError") -> str:
+    """The first problem that pydantic has with a value: where, and what."""
+    problem = error.errors()[0]
+    place, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

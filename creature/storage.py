@@ -1,4 +1,4 @@
-"""Writing to disk: whole files or none, on disk before anything rests on them, known by hash, errors in a sentence."""
+"""Files that are on disk as a whole or not at all, manifests of hashes, and errors of the disk in a sentence."""
 
 import hashlib
 import json
@@ -9,27 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from creature.errors import UserError
+from creature.errors import BrokenError
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """A temporary name for the block to write to; it becomes `path` at the end, or is gone where the block fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
     try:
-        yield part
-        sync(part)
-        os.replace(part, path)
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text so that a reader sees all of it or what was there before."""
-    with write_atomically(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,7 +47,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder on disk before going on."""
+    """Flush a file or folder from the system's memory to the disk."""
     if os.name != "posix" and path.is_dir():
         return  # Windows cannot open a folder
     handle = os.open(path, os.O_RDONLY)
@@ -64,7 +64,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """List every file of a folder, but the list itself, with its size and SHA-256 in manifest.json."""
+    """List every file of a folder but the manifest itself, with its size and SHA-256, in manifest.json."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files.pop("manifest.json", None)
     manifest = {name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for name, path in files.items()}
@@ -72,17 +72,19 @@ def write_manifest(folder: Path) -> None:
 
 
 def manifest_differences(folder: Path) -> list[str]:
-    """What in a folder is not as its manifest.json says, a line each; none where all of it is."""
+    """A line for each file that is not as the folder's manifest.json says, or for the manifest; empty where all are."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         return [f"manifest.json: cannot be read ({error})"]
     if not isinstance(manifest, dict) or not manifest:
         return ["manifest.json: names no files"]
-    return [f"{name}: {wrong}" for name, entry in manifest.items() if (wrong := _difference(folder, name, entry))]
+    differences = ((name, _difference(folder, name, entry)) for name, entry in manifest.items())
+    return [f"{name}: {difference}" for name, difference in differences if difference]
 
 
 def _difference(folder: Path, name: str, entry: Any) -> str:
+    """What is wrong with a file, given its entry in the manifest; empty where nothing is."""
     path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -92,19 +94,19 @@ def _difference(folder: Path, name: str, entry: Any) -> str:
         if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
             return "of another size"
         return "" if file_hash(path) == entry.get("sha256") else "of another content"
-    except (OSError, ValueError) as error:  # a name that is none, or no right to read
+    except (OSError, ValueError) as error:  # a name that no file can have, or no right to read
         return str(error)
 
 
 @contextmanager
-def naming_disk_errors(folder: Path) -> Iterator[None]:
-    """Say an error of the disk within the block (full, over quota, read-only, not allowed) in one sentence."""
+def explain_disk_errors(folder: Path) -> Iterator[None]:
+    """Raise BrokenError, with the way out, for an error of the disk within the block: full, over quota, read-only."""
     try:
         yield
     except OSError as error:
         if error.errno is None:
             raise
-        raise UserError(
+        raise BrokenError(
             f"{error.filename or folder}: {os.strerror(error.errno)}; what was saved in {folder} before is kept; mend "
             "that, and --resume goes on"
         ) from error

@@ -45,7 +45,7 @@ def test_a_copied_fold_is_left_out_with_a_warning_and_its_rows_count_once(own, c
 
 def test_a_copy_under_another_number_is_refused(own):
     shutil.copytree(own / "fold-0", own / "fold-3")
-    with pytest.raises(UserError, match=r"fold-3 holds fold 0, as its result.json says; a fold counts once"):
+    with pytest.raises(UserError, match=r"fold-3 holds fold 0, as its result\.json says; a fold counts once"):
         _ = Run(own).folds
     with pytest.raises(UserError, match="move the copy out of the run"):
         ensemble.main([str(own)])

@@ -26,7 +26,7 @@ def natural_key(name: str) -> tuple[Any, ...]:
 
 
 def file_id(path: str) -> str:
-    """The path with / between its parts; percent-encoded where it is no UTF-8 or holds control characters."""
+    """A path with / between its parts; percent-encoded where it is no UTF-8 or holds control characters."""
     path = path.replace(os.sep, "/")
     try:
         path.encode()
@@ -52,12 +52,12 @@ def walk_files(folder: str) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
     folders, links = [folder], deque[str]()
     while folders or links:
-        here = folders.pop() if folders else links.popleft()  # links last: a folder keeps its own path
+        path = folders.pop() if folders else links.popleft()  # links last: a folder keeps its own path
         try:
-            info = os.stat(here)
-            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+            info = os.stat(path)
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
-            raise UserError(f"{here}: cannot be read: {error.strerror}; mend it, or move it elsewhere") from error
+            raise UserError(f"{path}: cannot be read: {error.strerror}; mend it, or move it elsewhere") from error
         if (info.st_dev, info.st_ino) in seen:
             continue
         seen.add((info.st_dev, info.st_ino))
@@ -81,18 +81,18 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def list_images(folder: str) -> list[str]:
-    """Paths of all files below a folder that are images by their ending; says how many others there are."""
+    """Paths of all files below a folder that are images by their ending; warns of the others."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     paths = list(walk_files(folder))
-    pictures = [path for path in paths if os.path.splitext(path)[1].lower() in ENDINGS]
-    if len(pictures) < len(paths):
-        others = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in set(paths) - set(pictures))
-        named = [f"{n} {printable(ending)}" for ending, n in sorted(others.items())]
-        more = [f"and {len(named) - 10} more endings"] if len(named) > 10 else []
-        listed = ", ".join(named[:10] + more)
-        warn(f"{folder}: {len(paths) - len(pictures)} files are no images by their ending and left out ({listed})")
-    return pictures
+    images = [path for path in paths if os.path.splitext(path)[1].lower() in ENDINGS]
+    if len(images) < len(paths):
+        others = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in set(paths) - set(images))
+        counts = [f"{n} {printable(ending)}" for ending, n in sorted(others.items())]
+        more = [f"and {len(counts) - 10} more endings"] if len(counts) > 10 else []
+        listed = ", ".join(counts[:10] + more)
+        warn(f"{folder}: {len(paths) - len(images)} files are no images by their ending and left out ({listed})")
+    return images
 
 
 def read_labels(path: str, label_column: str = "label") -> dict[str, str]:
@@ -103,7 +103,7 @@ def read_labels(path: str, label_column: str = "label") -> dict[str, str]:
             header, *rows = [(reader.line_num, row) for row in reader if row] or [(1, [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
-    at = _label_at(path, header[1], label_column)
+    label_index = _label_index(path, header[1], label_column)
     labels: dict[str, str] = {}
     for line, row in rows:
         if len(row) != len(header[1]):
@@ -113,16 +113,16 @@ def read_labels(path: str, label_column: str = "label") -> dict[str, str]:
                 f"{path}, line {line}: {row[0]} has a label already; remove one of the two lines, "
                 "or name their folders, as in a/b.jpg"
             )
-        labels[row[0]] = row[at]
+        labels[row[0]] = row[label_index]
     return labels
 
 
-def _label_at(path: str, header: list[str], label_column: str) -> int:
-    """Position of the label: the column of that name; for the name `label`, also pred_label or the second of two."""
-    wanted = [label_column, "pred_label"] if label_column == "label" else [label_column]
-    if found := [header.index(name, 1) for name in wanted if name in header[1:]]:
-        return found[0]
-    if len(header) != 2 or label_column != "label" or header[0] in wanted:
+def _label_index(path: str, header: list[str], label_column: str) -> int:
+    """Index of the label: the column of that name; for the name `label`, also pred_label or the second of two."""
+    names = [label_column, "pred_label"] if label_column == "label" else [label_column]
+    if indices := [header.index(name, 1) for name in names if name in header[1:]]:
+        return indices[0]
+    if len(header) != 2 or label_column != "label" or header[0] in names:
         raise UserError(
             f"{path}: needs a header whose first column names the image and that has a column {label_column!r}, "
             f"got {','.join(header)!r}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from creature.console import warn
 from creature.data.arrow_tables import arrow_compute, iterate_rows, map_table, write_table
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,7 +148,7 @@ def find_folds_file(run: Path) -> Path | None:
 
 
 def read_folds(run: Path) -> FoldTable:
-    """The folds of a run's folder, memory-mapped; raises UserError where there is no fold file, or a damaged one."""
+    """The folds of a run's folder, memory-mapped; raises BrokenError where there is no fold file, or a damaged one."""
     path = find_folds_file(run) or run / FOLDS_FILE
     try:
         head, table = _read_json(path) if path.suffix == ".json" else _map_arrow(path)
@@ -156,7 +156,7 @@ def read_folds(run: Path) -> FoldTable:
         _check_rows(head, table)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(
+        raise BrokenError(
             f"{path}: cannot be read as a fold file ({reason}); restore it from a copy of the run"
         ) from error
     return FoldTable(

@@ -120,7 +120,7 @@ def open_cache(
 ) -> ImageCache:
     """The cache of some rows of the data set, whose contents have these hashes (N,): the one on disk, or a new one.
 
-    Raises UserError where there is no room for it, and for an image that the decoder dies of.
+    Raises UserError where there is no room for it, BrokenError for an image that the decoder dies of.
     """
     first = dict(zip([hashes[row] for row in reversed(rows)], reversed(rows), strict=True))
     contents = dict(sorted(first.items()))  # a content's first row

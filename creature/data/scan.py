@@ -166,7 +166,7 @@ def check_images(
     """Read every image once, in parallel: content hashes (N,), and the fault of each row that cannot be decoded.
 
     Content whose hash is in `known` was decoded before and is only hashed; so is all content where `hash_only`. Of the
-    rows that are decoded, `sketches` (N, 256) is filled. Raises UserError for an image that the decoder dies of.
+    rows that are decoded, `sketches` (N, 256) is filled. Raises BrokenError for an image that the decoder dies of.
     """
     rows, size = range(len(dataset)), ROWS_AT_ONCE
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from creature.errors import UserError
+from creature.errors import BrokenError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +50,7 @@ def load_batches(
 ) -> Iterator[Iterator[Made]]:
     """What the source makes of each batch of items, in order, prepared ahead by workers, which end with the block.
 
-    Raises UserError within the block, at any line, when a worker dies; it names the image that was being decoded.
+    Raises BrokenError within the block, at any line, when a worker dies; it names the image that was being decoded.
     """
     rows = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
     with warnings.catch_warnings():
@@ -74,7 +74,7 @@ def load_batches(
             raise
         fatal = [row for process, row in zip(processes, rows.tolist(), strict=True) if process.pid in dead and row >= 0]
         names = ", ".join(dict.fromkeys(source.dataset[row]["id"] for row in fatal))  # two workers may die of one image
-        raise UserError(
+        raise BrokenError(
             f"{names or 'images'}: a process that decodes died; remove or "
             "mend the image, or where memory ran out, set a smaller images.workers; --resume goes on"
         ) from error

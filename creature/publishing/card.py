@@ -14,18 +14,12 @@ from ruamel.yaml import YAML
 
 from creature import __version__
 from creature.metrics.accuracy import Count
+from creature.publishing.terms import Terms
 from creature.recipe import Recipe
 from creature.reporting.figures import curve_figures, run_figures, to_bytes
 from creature.reporting.page import CLASS_COLUMNS, class_table
 from creature.reporting.study import StudyRun
 from creature.reporting.tables import escape_markdown as escape
-
-
-class Terms(NamedTuple):
-    """What only a person can say: the license of the weights, and where the images come from."""
-
-    license: str
-    data: str
 
 
 class Score(NamedTuple):
@@ -72,7 +66,7 @@ def base_model(recipe: Recipe) -> str | None:
     return f"timm/{backbone.name}{tag}"
 
 
-def write_cards(run: StudyRun, branches: dict[str, Path], repo: str, terms: Terms, onnx: bool) -> None:
+def write_cards(run: StudyRun, branches: dict[str, Path], repo: str, *, terms: Terms, onnx: bool) -> None:
     """Write every branch's README.md, and into main the figures, and `.eval_results` for a holdout of the Hub."""
     main = branches["main"]
     drawn = curve_figures([run], run) | run_figures(run)

@@ -1,7 +1,7 @@
 """A run as folders to publish: `main`, the one model to use, and a folder for each member of the ensemble.
 
-Each is a model in timm's own format with its recipe, result and golden outputs; nothing in them names a place or a
-person of the machine that trained them.
+Each is a model in timm's format with its recipe, result and golden logits; nothing in them names a path, or a user, of
+the machine that trained them.
 """
 
 import hashlib
@@ -9,12 +9,11 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pyarrow as pa
 
 from creature.console import warn
 from creature.data.folds import FoldTable, write_folds
@@ -22,22 +21,18 @@ from creature.data.sources import short_names
 from creature.ensembling.calibrate import member_calibration, rows_of_ensemble
 from creature.ensembling.out_of_fold import ensemble_summary
 from creature.errors import BrokenError, UserError
-from creature.inference.members import load_member, predictor
-from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics.blend import Blending
 from creature.metrics.calibration import ENSEMBLE_CALIBRATION, FEWEST, MODEL_CALIBRATION, fit, save_calibration
+from creature.publishing.golden import write_golden
 from creature.recipe import Recipe
 from creature.recipe_file import check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
 from creature.run import Fold
-from creature.samples import draw
 from creature.storage import file_hash, link_or_copy, write_json
-
-GOLDEN_SIZE = (160, 120)  # not square, so that a wrong fit cannot hide
 
 
 def export(run: StudyRun, out: Path) -> dict[str, Path]:
-    """Write `out`/main and, of several members, `out`/fold-N; the folders by branch, without their cards.
+    """Write `out`/main and, for several members, `out`/fold-N, without their cards; the folders by branch.
 
     Raises UserError for a run without a finished fold.
     """
@@ -81,9 +76,9 @@ def as_published(run: StudyRun) -> StudyRun:
 
 
 def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Fold], blending: Blending) -> None:
-    """What calibration rests on, for each model that held out enough rows, and for the ensemble where there is any.
+    """Write the calibration of each model that held out enough rows, and of the ensemble where it has enough.
 
-    A table of probabilities that names no image.
+    It is a table of probabilities that names no image.
     """
     for branch, fold in branches.items():
         if fold.score.n >= FEWEST:
@@ -96,14 +91,13 @@ def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Fold], blen
 
 
 def portable(recipe: Recipe) -> Recipe:
-    """The recipe with names where it had paths of this machine."""
+    """The recipe with the last names of its paths instead of the paths."""
     settings: dict[str, Any] = json.loads(recipe.model_dump_json())
     images = settings["images"]
     for field in ("train", "validation", "holdout"):
-        names = short_names(images[field], f"images.{field}") if images[field] else []
-        images[field] = [
-            path if path.startswith("hub:") else name for path, name in zip(images[field], names, strict=True)
-        ]
+        paths = images[field]
+        names = short_names(paths, f"images.{field}") if paths else []
+        images[field] = [path if path.startswith("hub:") else name for path, name in zip(paths, names, strict=True)]
     for group, field in (("images", "labels"), ("backbone", "weights"), ("loss", "teacher")):
         if path := settings[group][field]:
             settings[group][field] = Path(path).name
@@ -111,8 +105,7 @@ def portable(recipe: Recipe) -> Recipe:
 
 
 def anonymous(folds: FoldTable) -> FoldTable:
-    """The fold file with hashes for ids, which are names of files; images are still known by their content."""
-    import pyarrow as pa
+    """The fold table with hashes for ids, which are names of files; content hashes still tell the images apart."""
 
     def hashed(name: str) -> str:
         return hashlib.sha256(name.encode()).hexdigest()
@@ -128,12 +121,8 @@ def published_ensemble(run: StudyRun) -> dict[str, Any]:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
         raise BrokenError(f"{path}: cannot be read: {error}; run creature ensemble {run.folder} again") from error
-    now = {fold.name: fold.result.sha256.weights for fold in run.folds}
-    # Older ones have no hashes.
-    if summary is None or [(m["fold"], m.get("sha256", now.get(m["fold"]))) for m in summary["members"]] != [
-        *now.items()
-    ]:
-        summary = ensemble_summary(run.folds, np.ones(len(now)), strategy="logits", tallies={})
+    if summary is None or not _is_of_folds(summary, run.folds):
+        summary = ensemble_summary(run.folds, np.ones(len(run.folds)), strategy="logits", tallies={})
     members = [
         {**member, "name": fold.name, "sha256": file_hash(fold.folder / "model.safetensors")}
         for member, fold in zip(summary["members"], run.folds, strict=True)
@@ -142,18 +131,8 @@ def published_ensemble(run: StudyRun) -> dict[str, Any]:
     return {**summary, "members": members, "ensemble": scores}
 
 
-def write_golden(folder: Path) -> None:
-    """An image and the logits that the folder's model must give it, for whoever loads it elsewhere."""
-    image = draw("bird", np.random.default_rng(0), max(GOLDEN_SIZE))
-    image.crop((0, 0, *GOLDEN_SIZE)).save(out := BytesIO(), "PNG")
-    (folder / "golden.png").write_bytes(out.getvalue())
-    names, logits = golden_logits(folder, out.getvalue())
-    versions = {"device": "cpu", "precision": "fp32", "torch": torch.__version__.partition("+")[0]}
-    write_json(folder / "golden.json", {"picture": "golden.png", "labels": names, "logits": logits, **versions})
-
-
-def golden_logits(folder: Path, image: bytes) -> tuple[Sequence[str], list[float]]:
-    """Class names and logits (K,) of an encoded image, by the model of a folder on the CPU."""
-    member = load_member(folder, torch.device("cpu"))
-    (batch,) = predict_batches(predictor([member]), [ImageInput("golden", lambda: image)], 1)
-    return member.class_names, batch.logits[0, 0].astype(float).tolist()
+def _is_of_folds(summary: dict[str, Any], folds: Sequence[Fold]) -> bool:
+    """Whether the summary is of exactly these folds and their weights; older ones have no hashes of weights."""
+    weights = {fold.name: fold.result.sha256.weights for fold in folds}
+    members = [(member["fold"], member.get("sha256", weights.get(member["fold"]))) for member in summary["members"]]
+    return members == list(weights.items())

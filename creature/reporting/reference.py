@@ -20,7 +20,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from creature.errors import UserError
+from creature.errors import UserError, first_problem
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 Strategy = Annotated[str, Field(pattern="^(logits|softmax|vote|member)$")]
@@ -117,7 +117,4 @@ def load_reference(path: Path) -> Reference:
     except OSError as error:
         raise UserError(f"--reference: cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        message = problem["msg"].removeprefix("Value error, ")
-        raise UserError(f"--reference: {path}: {f'{place}: ' if place else ''}{message}") from error
+        raise UserError(f"--reference: {path}: {first_problem(error)}") from error

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from creature.data import arrow_tables
 from creature.data.folds import FoldTable, assign_folds, folds_hash, group_copies, read_folds, write_folds
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
 from helpers.fold_files import old_text
 from helpers.memory import holding
 
@@ -324,7 +324,7 @@ def test_a_row_that_was_moved_to_another_fold_is_noticed(tmp_path):
 
 
 def refused(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(BrokenError) as caught:
         read_folds(path.parent)
     assert str(caught.value).startswith(f"{path}: cannot be read as a fold file (")
     assert str(caught.value).endswith("restore it from a copy of the run")
@@ -434,7 +434,7 @@ def test_a_sealed_fold_file_that_is_damaged_is_used_or_refused(tmp_path_factory,
     path.write_bytes(bytes(data) + hashlib.blake2b(data, digest_size=16).digest())
     try:
         folds = read_folds(run)
-    except UserError:
+    except BrokenError:
         return
     assert len(folds_hash(folds)) == 64 and len(folds.ids.to_pylist()) == len(folds.hashes.to_pylist())
 

@@ -11,7 +11,7 @@ import pytest
 import torch.utils.data._utils as torch_workers
 
 from creature.data.workers import load_batches, note_decoding
-from creature.errors import UserError
+from creature.errors import BrokenError
 from helpers import ROOT
 
 
@@ -68,7 +68,7 @@ def test_signals_to_the_group_leave_workers_at_work():
 def test_an_image_that_kills_its_worker_is_named_by_the_block_that_started_it():
     quiet, deadly = Numbers(), Numbers({3: signal.SIGKILL})
     with (
-        pytest.raises(UserError, match=r"^image 3: a process that decodes died; remove or mend"),
+        pytest.raises(BrokenError, match=r"^image 3: a process that decodes died; remove or mend"),
         load_batches(deadly, ONE_EACH, 1) as outer,
         load_batches(quiet, ONE_EACH, 1) as inner,
     ):

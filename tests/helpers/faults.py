@@ -127,19 +127,23 @@ def note_weights(patch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     return states
 
 
+def at_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Do something just before one step."""
+    before_steps(patch, lambda step: step.number == number and act())
+
+
 def interrupt_at_step(patch: pytest.MonkeyPatch, number: int) -> None:
     """Raise KeyboardInterrupt in the place of a step."""
 
-    def act(step: Step) -> None:
-        if step.number == number:
-            raise KeyboardInterrupt
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
-    before_steps(patch, act)
+    at_step(patch, number, interrupt)
 
 
 def signal_at_step(patch: pytest.MonkeyPatch, number: int, what: signal.Signals) -> None:
     """Have the process get a signal just before a step."""
-    before_steps(patch, lambda step: step.number == number and os.kill(os.getpid(), what))
+    at_step(patch, number, lambda: os.kill(os.getpid(), what))
 
 
 def ask_at_step(patch: pytest.MonkeyPatch, number: int, **requests: bool) -> None:
@@ -211,16 +215,16 @@ def fail_in_loss(patch: pytest.MonkeyPatch, error: BaseException) -> None:
 # Predictions
 
 
-def signal_at_prediction(patch: pytest.MonkeyPatch, number: int, what: signal.Signals) -> None:
-    """Have the process get a signal just before it predicts held-out rows, for the so-manieth time from 1."""
+def at_prediction(patch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Do something just before held-out rows are predicted for the first, second, ... time (`number`)."""
     predict, numbers = loop.predict, count(1)
 
-    def signalled(*args: Any, **options: Any) -> np.ndarray:
+    def replaced(*args: Any, **options: Any) -> np.ndarray:
         if next(numbers) == number:
-            os.kill(os.getpid(), what)
+            act()
         return predict(*args, **options)
 
-    patch.setattr(loop, "predict", signalled)
+    patch.setattr(loop, "predict", replaced)
 
 
 # The process and its disk
@@ -241,7 +245,7 @@ def scale_losses(patch: pytest.MonkeyPatch, factor: float) -> list[torch.amp.Gra
 
 
 def fill_disk_at_folder(patch: pytest.MonkeyPatch, number: int, room: int = 20_000) -> None:
-    """Have a checkpoint's folder, the so-manieth from 1 and all after it, find no room for files of so many bytes."""
+    """Have all checkpoints' folders from the first, second, ... on (`number`) find no `room` for files, in bytes."""
     write, numbers = checkpoint.write_folder_atomically, count(1)
 
     def fills_up(folder: Path, write_files: Callable[[Path], None]) -> None:

@@ -1,5 +1,6 @@
 """ONNX: the same answers without torch, nothing of this machine in the file, int8 only where it pays."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from creature.data.eval_transform import EvalTransform
 from creature.errors import UserError
 from creature.inference.onnx import open_session
 from creature.publishing import onnx_export as exporting
+from creature.publishing import quantize as quantizing
 from creature.publishing.verify import PATH
 from helpers import ROOT
 from helpers.runs import read_csv
@@ -97,31 +99,44 @@ def test_other_files_are_refused_in_one_sentence(exported, drawn, tmp_path, dama
         predict.main([str(exported), str(drawn / "test"), "--embed", "--out", str(tmp_path / "p.parquet")])
 
 
+def test_logging_that_the_host_program_has_disabled_stays_disabled():
+    logging.disable(logging.ERROR)
+    try:
+        with quantizing.quiet():
+            assert logging.root.manager.disable == logging.ERROR
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
+    with quantizing.quiet():
+        assert logging.root.manager.disable == logging.WARNING
+    assert logging.root.manager.disable == logging.NOTSET
+
+
 def test_int8_needs_enough_pictures_to_be_judged(exported, drawn):
     with pytest.raises(UserError, match="has 24 images; 64 calibrate and at least 200 others judge"):
-        exporting.quantize(exported, str(drawn / "test"))
+        quantizing.quantize(exported, str(drawn / "test"))
 
 
 @pytest.mark.parametrize(
     ("ratio", "agreement", "written"), [(1.31, 0.995, True), (1.29, 1.0, False), (2.0, 0.99, False)]
 )
 def test_int8_is_written_only_where_it_pays(exported, drawn, tmp_path, monkeypatch, capsys, ratio, agreement, written):
-    monkeypatch.setattr(exporting, "CALIBRATION", 8)
-    monkeypatch.setattr(exporting, "JUDGED", 16)
-    measured = exporting._judge
+    monkeypatch.setattr(quantizing, "CALIBRATION", 8)
+    monkeypatch.setattr(quantizing, "JUDGED", 16)
+    measured = quantizing._judge
     seen = {}
 
     def judge(*words):
         seen["measured"] = measured(*words)
-        return ratio, agreement
+        return quantizing.Judgement(ratio, agreement)
 
-    monkeypatch.setattr(exporting, "_judge", judge)
+    monkeypatch.setattr(quantizing, "_judge", judge)
     path = tmp_path / "m.onnx"
     path.write_bytes(exported.read_bytes())
-    small = exporting.quantize(path, str(drawn / "test"))
+    small = quantizing.quantize(path, str(drawn / "test"))
     assert (small is not None) == written == (tmp_path / "m.int8.onnx").exists()
     assert ("is not written: it would not pay" in capsys.readouterr().out) != written
-    assert seen["measured"][0] > 0 and 0 <= seen["measured"][1] <= 1
+    assert seen["measured"].speed > 0 and 0 <= seen["measured"].agreement <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.int8.onnx", "m.onnx"][not written :]
     if small:
         assert open_session(str(small)).class_names == open_session(str(path)).class_names

@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 import ensemble
 import train
 from creature.data.folds import read_folds
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
 from creature.inference.load import find_model
-from creature.publishing import check, hub
-from creature.publishing.card import Terms, base_model, measured
+from creature.publishing import check, publish
+from creature.publishing.card import base_model, measured
 from creature.publishing.export import anonymous, as_published, export, portable
+from creature.publishing.golden import read_golden
+from creature.publishing.terms import Terms, find_terms
 from creature.publishing.verify import scan, verify
 from creature.recipe_file import load_recipe
 from creature.reporting.study import read_runs
@@ -38,7 +40,7 @@ def built(run: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("built") / "tiny"
     shutil.copytree(run, folder)
     ensemble.main([str(folder), "--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv")])
-    hub.build(folder, "me/drawn", TERMS)
+    publish.build(folder, "me/drawn", TERMS)
     return folder
 
 
@@ -94,8 +96,20 @@ def test_a_download_is_checked_against_manifest_and_golden_answer(built, main, c
         check.main([str(main)])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read: No such file"), ("{}", "picture: Field required"), ("no JSON", "Invalid JSON")],
+)
+def test_a_damaged_golden_file_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "golden.json").write_text(content)
+    with pytest.raises(UserError, match=rf"golden\.json.*{message}.*download it again"):
+        read_golden(tmp_path)
+
+
 def test_the_golden_picture_is_not_square(built):
-    width, height = Image.open(built / "export/main/golden.png").size
+    with Image.open(built / "export/main/golden.png") as image:
+        width, height = image.size
     assert width != height
 
 
@@ -156,6 +170,20 @@ def test_a_folder_that_gives_something_else_is_refused(main, spoil, message):
     spoil(main)
     with pytest.raises(UserError, match=f"(?s)must not be published.*{message}"):
         verify(main)
+
+
+def test_verifying_leaves_transformers_as_the_host_program_set_it(main):
+    logging = pytest.importorskip("transformers.utils.logging", reason="pip install transformers")
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        verify(main)
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+    finally:
+        logging.set_verbosity(before[0])
+        if not before[1]:
+            logging.disable_progress_bar()
 
 
 def test_what_only_transformers_stumbles_over_is_refused_too(main):
@@ -232,9 +260,10 @@ def test_the_fold_file_keeps_contents_and_no_names(run):
 def test_the_card_has_every_number_with_n_and_interval(built, run):
     card = ModelCard.load(built / "export/main/README.md")
     data, results = card.data.to_dict(), [json.loads((run / f"fold-{k}/result.json").read_text()) for k in range(3)]
-    assert (data["library_name"], data["pipeline_tag"], data["license"]) == ("timm", "image-classification", TERMS[0])
+    assert (data["library_name"], data["pipeline_tag"]) == ("timm", "image-classification")
+    assert data["license"] == TERMS.license
     assert "base_model" not in data  # from scratch
-    said = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    said = {result.metric_name: result.metric_value for result in card.data.eval_results}  # type: ignore[attr-defined]
     right = sum(result["correct"] for result in results)
     (pooled,) = [name for name in said if "out of fold" in name]
     assert said[pooled] == round(right / 72, 4) and "(n = 72)" in pooled and "[" in pooled
@@ -262,7 +291,7 @@ def test_a_selected_epoch_is_marked_on_the_card(tiny, tmp_path):
     assert [(score.who, score.selected) for score in measured(read)] == [
         ("fold-0 alone", True), ("fold-0 alone, last epoch", False)
     ]  # fmt: skip
-    assert list(hub.build(tmp_path / "run", "me/one", TERMS)) == ["main"]
+    assert list(publish.build(tmp_path / "run", "me/one", TERMS)) == ["main"]
     text = (tmp_path / "run/export/main/README.md").read_text()
     assert " selected" in text and "the epoch was chosen on these images" in text
 
@@ -307,7 +336,15 @@ def test_a_run_without_a_finished_fold_is_not_exported(tiny, tmp_path):
 def test_what_only_a_person_can_say_is_never_guessed(run, tmp_path, words, message):
     shutil.copytree(run, tmp_path / "run")
     with pytest.raises(UserError, match=message):
-        hub.main([word.format(run=tmp_path / "run") for word in words] + ["--dry-run"])
+        publish.main([word.format(run=tmp_path / "run") for word in words] + ["--dry-run"])
+
+
+def test_damaged_terms_are_refused(tmp_path):
+    (tmp_path / "sharing.json").write_text('{"license": "mit"}')
+    with pytest.raises(
+        BrokenError, match=r"sharing.json: data: Field required; delete it, and name --license and --data"
+    ):
+        find_terms(tmp_path, "mit", "drawn")
 
 
 def test_answers_are_asked_for_on_a_terminal_and_kept(built, monkeypatch):
@@ -315,8 +352,8 @@ def test_answers_are_asked_for_on_a_terminal_and_kept(built, monkeypatch):
     answers = iter(["mit", "my own photos"])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("rich.prompt.Prompt.ask", lambda *_, **__: next(answers))
-    assert hub.main([str(built), "me/drawn", "--dry-run"]) == 0
-    assert hub.find_terms(built, None, None) == Terms("mit", "my own photos")
+    assert publish.main([str(built), "me/drawn", "--dry-run"]) == 0
+    assert find_terms(built, None, None) == Terms("mit", "my own photos")
     assert "Weights: mit. Images: my own photos" in (built / "export/main/README.md").read_text()
 
 
@@ -348,12 +385,12 @@ def test_a_holdout_of_the_hub_gets_an_eval_result(tiny, drawn, tmp_path):
     ensemble.main([str(tmp_path / "run")])
     saved = tmp_path / "run/recipe.yaml"
     saved.write_text(saved.read_text().replace(str(holdout), "hub:me/birds:test"))
-    branches = hub.build(tmp_path / "run", "me/one", TERMS)
+    branches = publish.build(tmp_path / "run", "me/one", TERMS)
     (entry,) = YAML(typ="safe").load((branches["main"] / ".eval_results/holdout.yaml").read_text())
     scored = json.loads((tmp_path / "run/ensemble/result.json").read_text())["ensemble"]["images.holdout"]["unseen"]
     assert entry["dataset"] == {"id": "me/birds", "task_id": "test"}
     assert entry["value"] == round(scored["accuracy"], 4) and "(n = 24)" in entry["notes"]
-    assert ModelCard.load(branches["main"] / "README.md").data.datasets == ["me/birds"]
+    assert ModelCard.load(branches["main"] / "README.md").data.datasets == ["me/birds"]  # type: ignore[attr-defined]
 
 
 def test_no_score_is_published_of_another_blend_than_what_is(built, tmp_path, drawn, capsys):

@@ -1,6 +1,7 @@
 """Publishing and using a model through the real client and a Hub on the loopback."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
 
 import ensemble
 import predict
 import train
 from creature.errors import UserError
 from creature.publishing import hub as sharing
+from creature.publishing import publish
+from creature.publishing.terms import find_terms
 from creature.storage import file_hash
 from helpers.fold_files import folds_rows
 from helpers.hub import READER, STRANGER, WRITER, Fault, Hub, serve
@@ -57,14 +61,14 @@ def built(own: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     """Its folders, ready to be published."""
     folder = tmp_path_factory.mktemp("built") / "tiny"
     shutil.copytree(own, folder, ignore=shutil.ignore_patterns("export"))
-    return sharing.build(folder, "me/drawn", sharing.find_terms(folder, "apache-2.0", "drawn by a program"))
+    return publish.build(folder, "me/drawn", find_terms(folder, "apache-2.0", "drawn by a program"))
 
 
 @pytest.fixture
 def published(hub: Hub, own: Path) -> str:
     """The run, published once for all tests."""
     if "models/me/drawn" not in hub.repos:
-        assert sharing.main([str(own), "me/drawn", *TERMS]) == 0
+        assert publish.main([str(own), "me/drawn", *TERMS]) == 0
     return "me/drawn"
 
 
@@ -182,7 +186,7 @@ def test_what_was_fetched_once_needs_no_network(published, drawn, tmp_path, monk
 def test_publishing_again_uploads_nothing(hub, published, own):
     before = {branch: list(commits) for branch, commits in hub.repos["models/me/drawn"].branches.items()}
     hub.requests.clear()
-    assert sharing.main([str(own), published]) == 0
+    assert publish.main([str(own), published]) == 0
     assert hub.repos["models/me/drawn"].branches == before
     assert not [path for method, path in hub.requests if method == "PUT" or "/commit/" in path]
 
@@ -223,7 +227,7 @@ def test_who_may_not_publish_is_told_before_anything_is_built(hub, own, token, r
     shutil.rmtree(own / "export", ignore_errors=True)
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=message):
-        sharing.main([str(own), repo, *TERMS])
+        publish.main([str(own), repo, *TERMS])
     assert not (own / "export").exists() and f"models/{repo}" not in hub.repos
 
 
@@ -231,7 +235,7 @@ def test_without_a_token_there_is_a_way_out(own, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="no token for the Hub is here: log in with `hf auth login`, or set HF_TOKEN"):
-        sharing.main([str(own), "me/refused", *TERMS])
+        publish.main([str(own), "me/refused", *TERMS])
 
 
 @pytest.mark.parametrize(
@@ -250,8 +254,9 @@ def test_a_failure_is_one_sentence_and_the_next_try_succeeds(hub, own, built, fa
     hub.repos.pop("models/me/failing", None)
     hub.objects.clear()
     hub.faults.append(fault)
-    with pytest.raises(UserError, match=f"me/failing was not published: .*{message}"):
+    with pytest.raises(UserError, match=f"me/failing was not published: .*{message}") as refused:
         sharing.publish("me/failing", built, public=False)
+    assert refused.value.__cause__
     hub.faults.clear()
     assert sharing.publish("me/failing", built, public=False).endswith("me/failing")
     assert hub.files("models/me/failing")["model.safetensors"] == (own / "fold-0/model.safetensors").read_bytes()
@@ -267,7 +272,16 @@ def test_a_commit_on_an_old_parent_is_refused(hub, published, own, monkeypatch):
 
     monkeypatch.setattr(sharing, "_published", meanwhile)
     with pytest.raises(UserError, match="was changed in between"):
-        sharing.main([str(own), published])
+        publish.main([str(own), published])
+
+
+def test_publishing_leaves_the_client_as_the_host_program_set_it(hub, built):
+    logger = logging.getLogger("huggingface_hub")
+    level, shown = logger.level, not are_progress_bars_disabled()
+    sharing.publish("me/quiet", built, public=False)
+    sharing.publish("me/quiet", built, public=False)  # in which nothing has changed, of which the client would warn
+    assert (logger.level, not are_progress_bars_disabled()) == (level, shown)
+    assert shown
 
 
 def test_a_public_repository_is_only_added_to_when_that_is_said(hub, built):
@@ -279,8 +293,8 @@ def test_a_public_repository_is_only_added_to_when_that_is_said(hub, built):
 
 def test_a_license_that_the_hub_does_not_know_is_refused_with_its_words(own):
     with pytest.raises(UserError, match=r"me/licensed was not published: Invalid metadata.*license.*known one: free"):
-        sharing.main([str(own), "me/licensed", "--license", "free", "--data", "drawn"])
-    sharing.find_terms(own, None, None)
+        publish.main([str(own), "me/licensed", "--license", "free", "--data", "drawn"])
+    find_terms(own, None, None)
 
 
 def test_other_repositories_cannot_be_told_from_missing_ones(published, drawn, monkeypatch):

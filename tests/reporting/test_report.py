@@ -328,7 +328,7 @@ def test_damaged_answers_are_refused(study, tmp_path):
     shutil.copytree(study / "resnext", tmp_path / "run")
     path = tmp_path / "run/ensemble/images.safetensors"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(BrokenError, match=r"run ensemble\.py with --images again"):
+    with pytest.raises(BrokenError, match=r"run creature ensemble with --images again"):
         report.main([str(tmp_path / "run")])
 
 

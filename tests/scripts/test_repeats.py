@@ -28,7 +28,7 @@ from creature.metrics.accuracy import Count
 from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import load_predictions, save_predictions
 from creature.metrics.recorded import load_recorded
-from creature.publishing import hub
+from creature.publishing import publish
 from creature.recipe_file import check_recipe
 from creature.reporting import labels, report
 from creature.reporting.study import read_runs
@@ -126,11 +126,11 @@ def test_a_fold_file_that_has_not_the_repeats_that_it_says_is_refused(tmp_path, 
     path.write_text(json.dumps(data | {"repeats": 2}))
     assert read_folds(tmp_path).members == 6
     path.write_text(json.dumps(data | {"repeats": repeats}))
-    with pytest.raises(UserError, match="cannot be read as a fold file"):
+    with pytest.raises(BrokenError, match="cannot be read as a fold file"):
         read_folds(tmp_path)
     data["rows"][0][3] = 3
     path.write_text(json.dumps(data | {"repeats": 2}))
-    with pytest.raises(UserError, match="a label or fold that does not exist"):
+    with pytest.raises(BrokenError, match="a label or fold that does not exist"):
         read_folds(tmp_path)
 
 
@@ -389,7 +389,7 @@ def test_report_and_labels_go_by_the_ensemble_of_repeats_and_count_each_row_once
 
 def test_a_run_with_repeats_is_published_with_what_can_be_said_of_it(twice, tmp_path, capsys):
     shutil.copytree(twice, tmp_path / "run")
-    assert hub.main([str(tmp_path / "run"), "me/x", "--dry-run", "--license", "mit", "--data", "drawn"]) == 0
+    assert publish.main([str(tmp_path / "run"), "me/x", "--dry-run", "--license", "mit", "--data", "drawn"]) == 0
     main = tmp_path / "run/export/main"
     assert sorted(path.name for path in main.parent.iterdir()) == [*(f"fold-{k}" for k in range(6)), "main"]
     said = json.loads((main / "ensemble.json").read_text())

@@ -97,7 +97,7 @@ def test_a_start_that_failed_leaves_no_recipe_behind(tiny, tmp_path):
 
 
 def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatch):
-    faults.signal_at_prediction(monkeypatch, 2, signal.SIGTERM)
+    faults.at_prediction(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="--resume goes on"):
         start(tiny, tmp_path / "run", "folds.train=[0]")
     monkeypatch.undo()
@@ -295,7 +295,7 @@ def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeyp
     shutil.copytree(drawn / "train", tmp_path / "train")  # or an index might know that all of them were decoded
     victim = sorted((tmp_path / "train/fish").iterdir())[0]
     faults.kill_at_content(monkeypatch, where, name, victim.read_bytes())
-    with pytest.raises(UserError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
+    with pytest.raises(BrokenError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
         start(tiny, tmp_path / "run", "images.workers=2", f"images.train=[{tmp_path / 'train'}]")
 
 

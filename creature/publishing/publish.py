@@ -1,0 +1,99 @@
+"""Publish a run on the Hugging Face Hub: one model on main, every member on a branch of its own.
+
+creature publish runs/all USER/NAME --dry-run
+creature publish runs/all USER/NAME --private
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from creature.console import say, show_table
+from creature.errors import UserError
+from creature.publishing.hub import check_access, check_repo, files_of, publish
+from creature.publishing.terms import Terms, add_terms, find_terms, save_terms
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="creature publish",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="a run's folder: runs/NAME")
+    parser.add_argument("repo", help="the repository: USER/NAME")
+    visible = parser.add_mutually_exclusive_group()
+    visible.add_argument("--private", action="store_true", help="only you see a new repository (so it is anyway)")
+    visible.add_argument("--public", action="store_true", help="everyone sees a new repository")
+    parser.add_argument("--dry-run", action="store_true", help="build and verify the folders, and upload nothing")
+    parser.add_argument("--onnx", action="store_true", help="add model.onnx (pip install 'creature[export]')")
+    add_terms(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, verify and publish."""
+    args = parse(argv)
+    if not (args.run / "recipe.yaml").exists():
+        raise UserError(f"{args.run} is no run; give a folder that train.py made, such as runs/all")
+    check_repo(args.repo)
+    terms = find_terms(args.run, args.license, args.data)
+    if not args.dry_run:
+        check_access(args.repo)
+    branches = build(args.run, args.repo, terms, onnx=args.onnx)
+    if args.dry_run:
+        say(f"nothing was uploaded; read {branches['main'] / 'README.md'}, the page that others would see")
+        say(f"next: creature publish {args.run} {args.repo} --private")
+        return 0
+    url = publish(args.repo, branches, args.public)
+    say(f"{url} is published; next: creature predict hf-hub:{args.repo} PHOTO")
+    return 0
+
+
+def prepare_push(repo: str, folder: Path, license: str | None, data: str | None) -> Terms:
+    """Before a training that is to be published: raises UserError for what would stop it; the terms."""
+    check_repo(repo)
+    terms = find_terms(folder, license, data)
+    check_access(repo)
+    _check_report_is_installed()
+    return terms
+
+
+def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False) -> dict[str, Path]:
+    """Write and verify the folder of each branch, and say what is in them."""
+    _check_report_is_installed()
+    from creature.publishing.card import write_cards
+    from creature.publishing.export import as_published, export
+    from creature.publishing.verify import verify
+    from creature.reporting.study import read_runs
+    from creature.storage import write_manifest
+
+    run = as_published(*read_runs([str(folder)], None))
+    save_terms(folder, terms)
+    branches = export(run, folder / "export")
+    if onnx:
+        from creature.publishing.onnx_export import export_onnx
+
+        export_onnx(branches["main"], branches["main"] / "model.onnx")
+    write_cards(run, branches, repo, terms=terms, onnx=onnx)
+    public = [repo, terms.license, terms.data, *run.held.class_names]
+    checks = {branch: verify(path, public) for branch, path in branches.items()}
+    for path in branches.values():
+        write_manifest(path)
+    show_table(f"{folder}, verified: {', '.join(branches)}", ("check", "outcome"), checks["main"])
+    for branch, path in branches.items():
+        files = files_of(path)
+        size = sum(file.stat().st_size for file in files.values()) / 2**20
+        say(f"{branch}: {len(files)} files, {size:.1f} MiB: {', '.join(files)}")
+    return branches
+
+
+def _check_report_is_installed() -> None:
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the card needs {error.name}, which is not installed: pip install 'creature[report]'"
+        ) from error
