@@ -28,6 +28,7 @@ from creature.publishing import export as exporting
 from creature.publishing.export import export
 from creature.reporting import figures
 from creature.reporting.study import read_runs
+from helpers import faults
 from helpers.runs import read_csv, read_table
 
 
@@ -165,10 +166,9 @@ def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path
 
 
 def test_each_row_is_judged_by_the_others(run, capsys, monkeypatch):
-    fitted, whole = [], calibrate
-    for module in (calibrate_verb, calibration):
-        monkeypatch.setattr(module, "calibrate", lambda *words: fitted.append(len(words[1])) or whole(*words))
+    calls = [faults.note_calls(monkeypatch, module, "calibrate") for module in (calibrate_verb, calibration)]
     assert calibrate_verb.main([str(run), "--coverage", "0.8"]) == 0
+    fitted = [len(call.args[1]) for of_module in calls for call in of_module]
     assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
     shown = capsys.readouterr().out
     assert "in sets of 0.8" in shown and shown.count("(n = 24)") == 3

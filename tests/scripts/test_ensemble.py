@@ -23,6 +23,7 @@ from creature.inference.inputs import InputPath, list_inputs, read_inputs
 from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics.blend import blend
 from creature.reporting import report
+from helpers import faults
 from helpers.runs import read_csv
 
 
@@ -300,8 +301,7 @@ def test_mirror_images_count_half_and_are_no_second_decoding(run, drawn, tmp_pat
     mirrored.mkdir()
     for path in (drawn / "test").iterdir():
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored / f"{path.stem}.png")
-    decoded, decode = [], predictor.decode
-    monkeypatch.setattr(predictor, "decode", lambda data: decoded.append(1) or decode(data))
+    decoded = faults.note_calls(monkeypatch, predictor, "decode")
     loaded = [members.load_member(run / f"fold-{k}", torch.device("cpu")) for k in range(3)]
     plain_predictor = members.predictor(loaded)
     both = predictor.with_mirroring(plain_predictor)
