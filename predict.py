@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def use_whole_machine(args: argparse.Namespace) -> None:
-    """Take this process's share of the cores, and keep freed memory: a program of its own may, a library must not."""
+    """Take this process's share of the cores, and keep freed memory: a program may do so, a library must not."""
     if args.model.endswith(".onnx"):
         return
     from creature.device import keep_memory, share_cores
@@ -133,7 +133,7 @@ def use_whole_machine(args: argparse.Namespace) -> None:
 
 
 def fit_calibration(args: argparse.Namespace, output: options.OutputOptions) -> "Calibration | None":
-    """What --coverage and --min-precision ask for, fitted on rows that the model never saw."""
+    """The calibration that --coverage and --min-precision need, fitted on rows that the model never saw."""
     if not args.coverage and not args.min_precision:
         return None
     if output.sharded or output.submission:

@@ -57,7 +57,7 @@ class FileHashes(BaseModel):
 
 
 class FoldResult(EpochScore):
-    """What others rest on in a fold's result.json, which holds more; older versions wrote less."""
+    """The fields of a fold's result.json that are read; the file holds more, and that of older versions less."""
 
     epoch: int = Field(ge=1)
     fold: int = Field(ge=0)
@@ -205,7 +205,7 @@ class Run:
 
     @cached_property
     def predictions(self) -> "dict[str, RecordedPredictions]":
-        """What ensemble.py has kept of the holdout and of new images, by `holdout` and `images`."""
+        """The predictions that ensemble.py has kept: of the `holdout`, and of new `images`."""
         from creature.metrics.recorded import load_recorded
 
         paths = {kind: self.folder / "ensemble" / f"{kind}.safetensors" for kind in RECORDED}
@@ -264,7 +264,7 @@ def is_whole_run(members: Sequence[Fold]) -> bool:
 
 
 def member_names(members: Sequence[Fold]) -> list[str]:
-    """What members are called: `fold-0` within one run, else by their paths."""
+    """The names of members: `fold-0` where they are all folds of one run, else their paths."""
     return [member.name if is_whole_run(members) else str(member) for member in members]
 
 

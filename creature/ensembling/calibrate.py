@@ -79,9 +79,9 @@ def ensemble_calibration(home: Path, folders: Sequence[Path], blending: Blending
 
 @dataclass(frozen=True)
 class CalibrationRows:
-    """What an ensemble's calibration rests on: images that no member saw."""
+    """Logits of images that the model never saw, for its calibration."""
 
-    logits: np.ndarray  # (N, K), logs of the ensemble's probabilities
+    logits: np.ndarray  # (N, K), of an ensemble logs of its probabilities
     labels: np.ndarray  # (N,)
     source: str
     selected: bool = False  # an epoch was chosen on them

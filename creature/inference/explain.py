@@ -47,9 +47,10 @@ def draw_overlay(member: Member, image: Image.Image, label: int) -> np.ndarray:
 
 @torch.inference_mode()
 def activation_map(member: Member, view: np.ndarray, *, logits: np.ndarray, label: int) -> np.ndarray:
-    """What each place (h, w) of a view (3, S, S) adds to the logit of a label beyond the mean of its logits (K,).
+    """The part (h, w) of each place of a view (3, S, S) in a label's logit, less the mean of that of all classes.
 
-    Raises UserError where the means of the maps of all classes, with the biases, are not the logits.
+    Given the view's logits (K,). Raises UserError where these are not the means of the maps of all classes, with the
+    biases.
     """
     model: Any = member.model
     classifier = model.get_classifier()

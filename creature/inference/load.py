@@ -137,7 +137,7 @@ def download(model: str) -> Path:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
     except GatedRepoError as error:
         raise UserError(
-            f"{model}: its owner lets in who asks; ask on its page, then log in with `hf auth login`"
+            f"{model}: access has to be requested; do so on its page, then log in with `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{model}: the repository has no branch {revision!r}") from error

@@ -41,7 +41,7 @@ class Member:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model folder's config.json says."""
+    """The content of a model folder's config.json."""
 
     architecture: str
     class_names: tuple[str, ...]

@@ -31,7 +31,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class Computed:
-    """What the members compute of a batch."""
+    """The members' output for a batch."""
 
     logits: np.ndarray  # (M, B, K)
     features: np.ndarray | None = None  # (B, D)
@@ -39,7 +39,7 @@ class Computed:
 
 @dataclass(frozen=True)
 class LogitsBatch:
-    """What all members predict of a batch of images."""
+    """The logits of all members for a batch of images."""
 
     ids: Sequence[str]
     content_hashes: Sequence[str]  # empty where an image could not be read

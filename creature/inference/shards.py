@@ -61,7 +61,7 @@ def write_shards(
 
 
 def _describe(shards: Sequence[Shard], predictor: Predictor, top: int) -> dict[str, Any]:
-    """What the shards of a folder hold, for its _inputs.json."""
+    """The images, the model and the options of a folder's shards, for its _inputs.json."""
     names = json.dumps([(shard.name, shard.size) for shard in shards])
     return {
         "pictures": hashlib.sha256(names.encode()).hexdigest(),
