@@ -23,7 +23,7 @@ from creature.data.loader import ImageDataset
 from creature.data.scan import check_images
 from creature.errors import UserError
 from creature.recipe import Augment
-from helpers import ROOT
+from helpers import ROOT, faults
 from helpers.runs import losses, start, weights_hash
 
 WANTED = EvalTransform(56, "center", (0.5, 0.5, 0.5))
