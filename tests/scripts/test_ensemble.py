@@ -340,7 +340,7 @@ def test_a_score_alone_tells_of_broken_pictures_too(run, drawn, tmp_path):
     assert ensemble.main([str(run), "--images", str(tmp_path / "test"), "--labels", labels]) == BROKEN_IMAGES
 
 
-def test_an_ensemble_writes_no_parts(run, drawn, tmp_path):
+def test_an_ensemble_writes_no_shards(run, drawn, tmp_path):
     with pytest.raises(UserError, match=r"--out: writes one file, such as predictions\.csv, got the folder"):
         ensemble.main([str(run), "--images", str(drawn / "test"), "--out", f"{tmp_path}/", "--format", "full"])
 
