@@ -98,6 +98,7 @@ def train(
         explain_disk_errors(out),
         loop.restoring_random_state(accelerator.device),
     ):
+        # guard: restart-resumes
         data = train_data.prepare_data(accelerator, recipe, out, resume=resume or distributed.restarts() > 0)
         if own_process:
             keep_memory(accelerator.device)
@@ -109,7 +110,7 @@ def train(
             data.training.targets = soft_targets(Path(recipe.loss.teacher), data.folds)
         for fold in recipe.train_folds:
             folder = out / f"fold-{fold}"
-            if run_folder.fold_state(folder) == "finished":
+            if run_folder.fold_state(folder) == "finished":  # guard: finished-fold
                 say(f"{folder} is finished")
             else:
                 with run_folder.lock_fold(folder) if accelerator.is_main_process else nullcontext():

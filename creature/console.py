@@ -30,7 +30,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e
 
 def printable(text: object) -> str:
     """The text with control characters written out, so that a hostile name cannot steer the terminal."""
-    return _UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", str(text))
+    return _UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", str(text))  # guard: printable
 
 
 def _printable_lines(text: object) -> str:

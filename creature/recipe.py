@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator  # guard: light-schema
 
 # Spellings of earlier versions, which recipe files and --set still may use; a group's name never changed.
 OLDER_KEYS = {
@@ -28,7 +28,7 @@ FoldIndex = Annotated[int, Field(ge=0)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)  # guard: strict-schema
 
 
 class Images(_Settings):

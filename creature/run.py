@@ -39,7 +39,7 @@ class EpochScore(BaseModel):
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Self:
-        if self.correct > self.n:
+        if self.correct > self.n:  # guard: possible-score
             raise ValueError(f"correct is {self.correct}, and n only {self.n}")
         return self
 

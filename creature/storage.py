@@ -93,7 +93,7 @@ def _difference(folder: Path, name: str, entry: Any) -> str:
             return "missing"
         if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
             return "of another size"
-        return "" if file_hash(path) == entry.get("sha256") else "of another content"
+        return "" if file_hash(path) == entry.get("sha256") else "of another content"  # guard: file-hash
     except (OSError, ValueError) as error:  # a name that no file can have, or no right to read
         return str(error)
 
@@ -104,7 +104,7 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None:  # guard: disk-full
             raise
         raise BrokenError(
             f"{error.filename or folder}: {os.strerror(error.errno)}; what was saved in {folder} before is kept; mend "

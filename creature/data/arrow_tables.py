@@ -42,7 +42,7 @@ def map_table(path: Path) -> "pa.Table":
     data = memory_map(str(path)).read_buffer()
     digest = _digest()
     digest.update(data.slice(0, size))
-    if data.slice(size).to_pybytes() != digest.digest():
+    if data.slice(size).to_pybytes() != digest.digest():  # guard: sealed-table
         raise ValueError("its content is not what its seal names")
     try:
         return ipc.open_stream(data).read_all()

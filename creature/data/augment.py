@@ -42,7 +42,7 @@ class Box(NamedTuple):
 def _seeded(seed: int) -> Iterator[None]:
     """torch's one generator, seeded, for one thread at a time."""
     with _GENERATOR_LOCK:
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # guard: augmentation-seed
         yield
 
 

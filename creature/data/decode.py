@@ -70,7 +70,7 @@ class Encoded:
             _heedless(lambda: self._open(data))
 
     def _open(self, data: bytes) -> None:
-        self._image = Image.open(BytesIO(data), formats=FORMATS)
+        self._image = Image.open(BytesIO(data), formats=FORMATS)  # guard: known-formats
         _check_header(self._image)
         self.kind = f"{self._image.format} {self._image.mode}"
         self._decoded: Image.Image | None = None
@@ -80,7 +80,7 @@ class Encoded:
             self.size = (height, width) if self._turn in SIDEWAYS else (width, height)
         else:  # all of it at once: nothing is won by waiting, and a TIFF turns itself, before its EXIF is read
             if self._image.format == "PNG":
-                _load_png(self._image, data)
+                _load_png(self._image, data)  # guard: short-png
             self._image.load()
             rgb = _rgb(self._image)
             self._decoded = _upright(rgb, _turn(self._image))
@@ -193,7 +193,7 @@ def _upright(rgb: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 
 def _check_header(image: Image.Image) -> None:
     """Refuse by size and kind, before any pixel is decoded."""
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS:  # guard: max-pixels
         raise BadImage(f"{image.width} x {image.height} pixels: more than {MAX_PIXELS}")
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise BadImage(f"{image.width} x {image.height} pixels: one side is more than {MAX_ASPECT} times the other")

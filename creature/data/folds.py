@@ -183,6 +183,7 @@ def _read_json(path: Path) -> tuple[dict[str, Any], "pa.Table"]:
     text = path.read_text(encoding="utf-8")
     head = json.loads(text)
     sealed = text.rpartition(',\n "sha256": ')[0]
+    # guard: json-fold-hash
     if "sha256" in head and head["sha256"] != hashlib.sha256(sealed.encode()).hexdigest():  # the first ones have none
         raise ValueError("its content is not what its hash names")
     ids, labels, *partitions, hashes = columns = list(zip(*head["rows"], strict=True))

@@ -171,7 +171,7 @@ def cache_home() -> Path:
 
 def _is_intact(folder: Path) -> bool:
     """Whether a cache is as it was written; it is removed where it is not."""
-    differences = manifest_differences(folder)
+    differences = manifest_differences(folder)  # guard: rotten-cache
     if differences:
         warn(f"{folder}: {differences[0]}; this cache is made again")
         shutil.rmtree(folder)

@@ -47,7 +47,7 @@ def epoch_batches(rows: np.ndarray, batch_size: int, *seed: object) -> list[np.n
     """
     order = np.random.default_rng(derive_seed(*seed)).permutation(rows)
     cuts = list(range(batch_size, len(order), batch_size))
-    if cuts and len(order) - cuts[-1] == 1 and batch_size > 1:
+    if cuts and len(order) - cuts[-1] == 1 and batch_size > 1:  # guard: no-batch-of-one
         cuts.pop()
     return np.split(order, cuts)
 
@@ -94,7 +94,7 @@ class ImageDataset:
     def _load(self, item: tuple[int, int], name: str, image: dict[str, Any]) -> tuple[torch.Tensor, str]:
         """An image's pixels, or black ones and the reason why."""
         row, epoch = item
-        note_decoding(row)
+        note_decoding(row)  # guard: name-in-loader
         seed = derive_seed(self.seed, epoch, name)
         augmentation = self.augmentations[min(epoch, len(self.augmentations) - 1)]
         if self.cached is not None:
@@ -135,6 +135,6 @@ def training_order(
     """Items of one process's share of every batch, from the position `start` (epoch, batch) to the last epoch's end."""
     first = start[1]
     for epoch in range(start[0], epochs):
-        for batch in epoch_batches(rows, batch_size, *seed, epoch)[first:]:
-            yield [(int(row), epoch) for row in process_share(batch, process, processes)]
+        for batch in epoch_batches(rows, batch_size, *seed, epoch)[first:]:  # guard: first-batch
+            yield [(int(row), epoch) for row in process_share(batch, process, processes)]  # guard: process-share
         first = 0

@@ -71,7 +71,7 @@ def scan_images(
     if sketches is not None:
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LENGTH), len(sketches), [None, pa.py_buffer(sketches)])
         table = table.append_column("sketch", column)
-    if state and not bad:
+    if state and not bad:  # guard: index-of-good
         store_table(table, _index_name(state, sketched="sketch" in table.column_names))
     return Scan(table, dict(sorted(bad.items())), cache)
 
@@ -114,8 +114,9 @@ def state_of_files(dataset: "Dataset") -> str:
     try:
         for path in chain(tables, paths):
             s = os.stat(path)
+            # guard: index-key
             digest.update(f"{path}\n{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_dev} {s.st_ino}\n".encode())
-            if max(s.st_mtime_ns, s.st_ctime_ns) > old and not path.startswith(written_once):
+            if max(s.st_mtime_ns, s.st_ctime_ns) > old and not path.startswith(written_once):  # guard: young-file
                 return ""
     except (OSError, ValueError):  # a ValueError is a NUL in the path
         return ""
@@ -140,7 +141,7 @@ class _Checker:
         return [self._check(row) for row in rows]
 
     def _check(self, row: int) -> CheckedImage:
-        note_decoding(row)
+        note_decoding(row)  # guard: name-in-scan
         try:
             data = read(self.dataset[row]["image"])
         except BadImage as reason:
@@ -192,7 +193,7 @@ def refuse_bad(dataset: "Dataset", bad: dict[int, str], max_bad: int | None, fie
     shown = [f"{dataset[row]['id']}: {reason}" for row, reason in list(bad.items())[:20]]
     more = [f"and {len(bad) - 20} more"] if len(bad) > 20 else []
     listing = "\n  ".join([f"{field}: {len(bad)} of {len(dataset)} images cannot be decoded", *shown, *more])
-    if len(bad) > limit:
+    if len(bad) > limit:  # guard: too-many-bad
         raise UserError(
             f"{listing}\nimages.max_bad allows {limit}; remove or mend the files, or set images.max_bad={len(bad)}"
         )

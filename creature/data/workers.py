@@ -89,7 +89,7 @@ def _end_workers(iterator: _MultiProcessingDataLoaderIter) -> None:
         iterator._shutdown_workers()
     finally:
         for process in iterator._workers:
-            process.kill()
+            process.kill()  # guard: kill-workers
             process.join()
 
 

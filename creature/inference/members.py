@@ -77,7 +77,7 @@ def read_config(folder: Path) -> ModelConfig:
             f"{folder}: its evaluation view ({view['interpolation']}, crop_pct {view['crop_pct']}) is not one that "
             "this project trains with; predict with the model through timm"
         )
-    if not timm.is_model(config["architecture"]):
+    if not timm.is_model(config["architecture"]):  # guard: known-architecture
         raise UserError(f"{path}: timm has no architecture {config['architecture']!r}")
     arguments = config.get("model_args") or {}
     img_size = int(arguments["img_size"]) if "img_size" in arguments else None
@@ -96,7 +96,7 @@ def load_member(folder: Path, device: torch.device, fused: bool = False) -> Memb
         classes = len(config.class_names)
         with torch.random.fork_rng(devices=[]):  # timm draws weights, which those of the file replace
             model = timm.create_model(config.architecture, pretrained=False, num_classes=classes, **size)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(load_file(folder / "model.safetensors"))  # guard: safetensors-only
         model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if fused:  # here and not on the device, whose arithmetic may be coarser; small images show the same pairs
             side = config.transform.size

@@ -126,7 +126,7 @@ def predict_batches(
             yield LogitsBatch(
                 ids=[image.id for image in batch],
                 content_hashes=[image.content_hash for image in prepared],
-                broken={row: image.error for row, image in enumerate(prepared) if image.error},
+                broken={row: image.error for row, image in enumerate(prepared) if image.error},  # guard: broken-rows
                 logits=computed.logits,
                 features=computed.features,
             )

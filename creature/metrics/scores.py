@@ -51,6 +51,7 @@ class ClassRecall(evaluate.Metric):
     ) -> dict[str, list[float | None]]:
         recall, _ = _recall_and_f1(predictions, references, np.arange(classes))
         present = set(references)
+        # guard: recall-without-rows
         return {"class_recall": [float(recall[k]) if k in present else None for k in range(classes)]}
 
 

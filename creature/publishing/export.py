@@ -46,9 +46,10 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
         link_or_copy(fold.folder / "model.safetensors", folder / "model.safetensors")
         for name in ("config.json", "result.json", "history.jsonl"):
             shutil.copyfile(fold.folder / name, folder / name)
+        # guard: portable-recipe
         (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")
         write_golden(folder)
-    write_folds(out / "main", anonymous(run.run.fold_table))
+    write_folds(out / "main", anonymous(run.run.fold_table))  # guard: anonymous-rows
     summary = published_ensemble(run)
     write_json(out / "main" / "ensemble.json", summary)
     write_calibrations(run, out, branches, blending_of(summary))
@@ -98,7 +99,7 @@ def portable(recipe: Recipe) -> Recipe:
         paths = images[field]
         names = short_names(paths, f"images.{field}") if paths else []
         images[field] = [path if path.startswith("hub:") else name for path, name in zip(paths, names, strict=True)]
-    for group, field in (("images", "labels"), ("backbone", "weights"), ("loss", "teacher")):
+    for group, field in (("images", "labels"), ("backbone", "weights"), ("loss", "teacher")):  # guard: teacher-path
         if path := settings[group][field]:
             settings[group][field] = Path(path).name
     return check_recipe(settings, "the recipe")

@@ -172,6 +172,7 @@ def render(
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     loader = FileSystemLoader(Path(__file__).parent)
+    # guard: autoescape
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=plain)
     page = environment.get_template("page.html")
     return page.render(title=title, lead=lead, tables=tables, curves=curves, runs=runs) + "\n"

@@ -50,7 +50,7 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         arguments["img_size"] = size
     if backbone.drop_path:
         arguments["drop_path_rate"] = backbone.drop_path
-    download = backbone.pretrained and not backbone.weights
+    download = backbone.pretrained and not backbone.weights  # guard: no-download
     reach_weights(backbone)
     try:
         model = timm.create_model(backbone.name, pretrained=download, **arguments)

@@ -80,6 +80,7 @@ def save_weights(path: Path, model: nn.Module) -> None:
     Raises UserError for a value that is no finite number: such weights are of no use, and never replace better ones.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # guard: finite-weights
     if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise UserError(
             f"{len(broken)} tensors of the model, such as {broken[0]}, hold values that are no finite number; nothing "
@@ -106,15 +107,17 @@ def save_state(folder: Path, learner: Learner, accelerator: Accelerator) -> None
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
 
     # A step has one state: where it is saved already, replacing it would only risk it.
-    if not verifies(folder / "state" / f"step-{step:08d}"):
+    if not verifies(folder / "state" / f"step-{step:08d}"):  # guard: saved-point
         with _timed(state):
             write_folder_atomically(folder / "state" / f"step-{step:08d}", write)
     try:
         write_history(folder, state.history)
+    # guard: lost-log
     except OSError as error:  # a log; the resume point holds the same rows
         warn(f"{folder / 'history.jsonl'}: {error.strerror}; the training goes on")
     # A point of a later step is damaged: this training went on from one before it.
     points = _resume_points(folder)
+    # guard: newer-point-goes
     for other in points.keys() - {step, max((earlier for earlier in points if earlier < step), default=step)}:
         shutil.rmtree(points[other])
 
@@ -144,6 +147,7 @@ def load_state(folder: Path, learner: Learner, accelerator: Accelerator, *, sett
             )
         if accelerator.scaler and state.scaler:
             accelerator.scaler.load_state_dict(state.scaler)
+        # guard: state-of-earlier-version
         if not state.rows and state.batch > state.skipped:  # an older resume point, which did not count them
             state.rows = sum(learner.batch_sizes[: state.batch])
         learner.state = state
@@ -190,7 +194,7 @@ def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
 def keep_epoch(folder: Path, learner: Learner, predictions: Predictions, settings: Checkpoint) -> None:
     """Write weights and held-out predictions of the epoch just ended, if it is the best, the last or asked for."""
     state = learner.state
-    epoch, every = state.epoch - 1, settings.every_epochs
+    epoch, every = state.epoch - 1, settings.every_epochs  # guard: nothing-kept
     last = state.epoch == learner.epochs
     if not (last or epoch == state.best_epoch or (every and state.epoch % every == 0)):
         return
@@ -209,7 +213,7 @@ def prune_epochs(folder: Path, state: TrainingState, settings: Checkpoint) -> No
     for point in filter(verifies, _resume_points(folder).values()):
         with _of_this_model(point):
             saved = _read_state(point)
-        needed |= {saved.best_epoch, saved.epoch - 1}
+        needed |= {saved.best_epoch, saved.epoch - 1}  # guard: needed-epochs
     for number, kept in _numbered(folder / "kept", r"epoch-(\d{4,})").items():
         if number - 1 not in needed and not (every and number % every == 0):
             shutil.rmtree(kept)

@@ -82,7 +82,7 @@ def _process_group() -> list[KwargsHandler]:
     The launcher keeps one store over all attempts, with the addresses of processes that are dead.
     """
     _register_rendezvous()
-    return [InitProcessGroupKwargs(init_method=f"{RENDEZVOUS}://", timeout=WAIT)]
+    return [InitProcessGroupKwargs(init_method=f"{RENDEZVOUS}://", timeout=WAIT)]  # guard: rendezvous
 
 
 @cache  # torch takes a scheme once in a process
@@ -93,6 +93,7 @@ def _register_rendezvous() -> None:
 def rendezvous_of_attempt(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
     """What torch's env:// gives, (store, rank, world size), with the store's keys prefixed by the attempt."""
     for store, rank, world_size in rendezvous(url.replace(RENDEZVOUS, "env", 1), **options):
+        # guard: keys-of-attempt
         yield distributed.PrefixStore(f"attempt {restarts()}", store), rank, world_size  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -120,7 +121,7 @@ def wait_limit(accelerator: Accelerator, limit: timedelta, after: timedelta) -> 
     if accelerator.num_processes == 1:
         yield
         return
-    _set_timeout(limit)
+    _set_timeout(limit)  # guard: step-timeout
     try:
         yield
     finally:
@@ -134,7 +135,7 @@ def naming_lost_process(accelerator: Accelerator) -> Iterator[None]:
         yield
     except RuntimeError as error:
         lost = re.search(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|peer", str(error), re.IGNORECASE)
-        if accelerator.num_processes == 1 or not lost:
+        if accelerator.num_processes == 1 or not lost:  # guard: lost-process
             raise
         # Without the places in the backend's source, and its guesses.
         reason = re.sub(r"\[/\S+\] *|\. This is typically.*", "", str(error).splitlines()[0])[:200]

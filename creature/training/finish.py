@@ -68,5 +68,5 @@ def write_model_folder(folder: Path, recipe: Recipe, *, config: dict[str, Any], 
     write_json(folder / "config.json", config)
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
     hashes = {name: file_hash(folder / name) for name in ("model.safetensors", "held_out.safetensors", "config.json")}
-    write_json(folder / "result.json", result | {"sha256": hashes})
+    write_json(folder / "result.json", result | {"sha256": hashes})  # guard: result-before-cleanup
     shutil.rmtree(folder / "state", ignore_errors=True)  # twice the weights' size, and of no further use

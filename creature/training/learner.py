@@ -77,8 +77,8 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, fol
 
     Raises UserError for weights and sizes that the backbone cannot take.
     """
-    torch.manual_seed(derive_seed(recipe.seed, fold, "weights"))
-    backbone, optimizer, classes = recipe.backbone, recipe.optimizer, len(data.folds.class_names)
+    torch.manual_seed(derive_seed(recipe.seed, fold, "weights"))  # guard: weights-seed
+    backbone, optimizer, classes = recipe.backbone, recipe.optimizer, len(data.folds.class_names)  # guard: all-classes
     network = build_backbone(backbone, classes, recipe.images.size)
     if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
         network = convert_sync_batchnorm(network)

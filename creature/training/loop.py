@@ -67,7 +67,7 @@ def training_batches(
         data.batch_size,
         seed=(learner.seed, learner.fold),
         epochs=learner.epochs,
-        start=(learner.state.epoch, learner.state.batch),
+        start=(learner.state.epoch, learner.state.batch),  # guard: start-in-epoch
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
@@ -96,6 +96,7 @@ def train_epoch(
         for number in range(state.batch, len(sizes)):
             batch = next(batches)
             seed_step(accelerator.device, learner.seed, learner.fold, state.epoch, number)
+            # guard: save-when-due
             due = accelerator.is_main_process and time.monotonic() - saved >= 60 * learner.save_minutes
             with distributed.wait_limit(accelerator, distributed.WAIT_IN_STEP, after=distributed.WAIT_IN_FOLD):
                 result = train_step(
@@ -191,9 +192,10 @@ def train_step(
     if learner.clip_norm is not None:
         clip_grads_with_norm_(parameters, learner.clip_norm, norm)
     if accelerator.num_processes > 1:
-        shared = accelerator.reduce(shared)
+        shared = accelerator.reduce(shared)  # guard: stop-of-any-process
     loss, stops, saves = shared.unbind()  # type: ignore[union-attr]
     taken = loss.isfinite() & norm.isfinite()
+    # guard: skip-step
     optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]  # a fused step then changes nothing
     optimizer.step()
     _restore_buffers(learner.buffers, buffers, taken)
@@ -218,6 +220,7 @@ def _naming_failures(size: int, micro_batches: int) -> Iterator[None]:
             raise UserError(
                 f"backbone.compile: {first_line(error)}; start another run, with it set to false"
             ) from error
+        # guard: out-of-memory
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(
@@ -246,6 +249,7 @@ def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, weight: 
 def _restore_buffers(buffers: list[list[torch.Tensor]], before: list[torch.Tensor], taken: torch.Tensor) -> None:
     """Give the buffers what they held before, unless the step was taken; a few operations however many they are."""
     for group, values in zip(buffers, before, strict=True):
+        # guard: skip-statistics
         kept = torch.where(taken, torch.cat(group), values).split([len(buffer) for buffer in group])
         torch._foreach_copy_(group, kept)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -256,7 +260,7 @@ def seed_step(device: torch.device, *parts: object) -> None:
     As torch.manual_seed, which also notes the seed, with a stack trace, for every kind of device that is not there.
     """
     seed = derive_seed(*parts)
-    torch.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # guard: step-seed
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
@@ -278,7 +282,7 @@ def predict(
     model = accelerator.unwrap_model(model).eval()
     if accelerator.num_processes > 1:
         broadcast(list(model.buffers()))  # BatchNorm's statistics are the main process's, as in the checkpoint
-    mine = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
+    mine = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]  # guard: rows-of-process
     chunks = [mine[start : start + data.batch_size] for start in range(0, len(mine), data.batch_size)]
     predicted: list[tuple[np.ndarray, np.ndarray]] = []  # places in `rows`, and their logits
     items = [[(int(rows[i]), 0) for i in chunk] for chunk in chunks]

@@ -54,7 +54,7 @@ def build_optimizer(groups: Iterable[dict[str, Any]], settings: Optimizer) -> to
     sgd = torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True, fused=True)
     for group in sgd.param_groups:
         for parameter in group["params"]:  # torch leaves a momentum undefined whose first step is skipped
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)  # guard: new-optimizer-state
     return sgd
 
 

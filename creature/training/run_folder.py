@@ -39,8 +39,9 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
             return
         changes = recipe_changes(load_recipe(saved), recipe)
         before = contents_of(run)
+        # guard: changed-content
         changes += [f"{CONTENTS[key]}: its content" for key in CONTENTS if before[key] != contents[key]]
-        if changes:
+        if changes:  # guard: changed-recipe
             raise UserError(
                 f"{run} was made with another recipe; these settings differ:\n  " + "\n  ".join(changes) + "\n"
                 f"undo the change (--recipe {saved} --out {run} is as it was begun), or start another run with --out "
@@ -72,7 +73,7 @@ def share_folds(run: Path, folds: FoldTable) -> FoldTable:
         if find_folds_file(run) is None:
             write_folds(run, folds)
     saved = read_folds(run)
-    if saved.fingerprint != folds.fingerprint:
+    if saved.fingerprint != folds.fingerprint:  # guard: changed-images
         before, now = (
             dict(zip(table.ids.to_pylist(), table.hashes.to_pylist(), strict=True)) for table in (saved, folds)
         )
@@ -110,7 +111,7 @@ def lock_fold(folder: Path) -> Iterator[None]:
     owner = folder / "lock.json"
     lock = FileLock(folder / "fold.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0)  # guard: fold-lock
     except Timeout as error:
         holder = json.loads(owner.read_text()) if owner.exists() else {"pid": "?", "host": "?"}
         raise UserError(

@@ -50,7 +50,7 @@ class Stop:
         self.at_once = True
         try:
             yield
-        except BaseException:
+        except BaseException:  # guard: failure-saves
             save()
             raise
         finally:
@@ -62,6 +62,7 @@ def listen() -> Iterator[Stop]:
     """Handle the signals within the block, for scripts; Windows has no SIGUSR1."""
     stop = Stop()
     _die_with_launcher()
+    # guard: signals
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
@@ -77,5 +78,5 @@ def _die_with_launcher() -> None:
     Not without a launcher: a training that was started in the background outlives its shell.
     """
     launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-    if launched and sys.platform == "linux":
+    if launched and sys.platform == "linux":  # guard: parent-death
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

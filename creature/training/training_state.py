@@ -95,7 +95,7 @@ class TrainingState:
             self.loss_sum, self.rows, self.in_a_row = self.loss_sum + loss * size, self.rows + size, 0
             return
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.in_a_row == MAX_SKIPPED_IN_A_ROW:
+        if self.in_a_row == MAX_SKIPPED_IN_A_ROW:  # guard: ten-skipped
             raise UserError(
                 f"epoch {self.epoch + 1}: {MAX_SKIPPED_IN_A_ROW} steps in a row were skipped, for their loss or "
                 f"gradient was no finite number, the last on {', '.join(ids[:5])}; {LOWER_RATE}"
