@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -157,8 +158,10 @@ def _ignoring_warnings(decode_image: Callable[[], Result]) -> Result:
     """Decode without heed to Pillow's warnings of odd metadata in good images, whatever the program's filters are.
 
     Where a filter makes an error of one, it is entered in the registry of the module that warns, as Python does with
-    those that it has shown, and the call is made again. catch_warnings would change the filters of all threads.
+    those that it has shown, and the call is made again. catch_warnings would change the filters of all threads. Another
+    thread may enter the same one first, or clear the registry by setting a filter: hence more than one attempt.
     """
+    attempts = Counter[tuple[str, type, int]]()
     while True:
         try:
             return decode_image()
@@ -168,9 +171,11 @@ def _ignoring_warnings(decode_image: Callable[[], Result]) -> Result:
                 place = place.tb_next
             assert place is not None
             shown = place.tb_frame.f_globals.setdefault("__warningregistry__", {})
-            if (key := (str(warning), type(warning), place.tb_lineno)) in shown:
-                raise
+            key = (str(warning), type(warning), place.tb_lineno)
             shown[key] = True
+            attempts[key] += 1
+            if attempts[key] > 3:
+                raise
 
 
 @contextmanager
