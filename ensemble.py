@@ -12,9 +12,8 @@ creature ensemble runs/all --distill recipes/student.yaml      # of a run with i
 import argparse
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +28,11 @@ if TYPE_CHECKING:
     from creature.ensembling.acceptance import ImagesAt
     from creature.ensembling.recorded import Recorder
     from creature.inference.inputs import InputPath
-    from creature.inference.predictor import ImageInput, Predictor
+    from creature.inference.predictor import Predictor
+    from creature.metrics.blend import Blending
     from creature.metrics.recorded import RecordedPredictions
     from creature.recipe import Recipe
     from creature.run import Fold
-
-    Labels = Sequence[int] | np.ndarray
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -66,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--distill",
         metavar="RECIPE",
-        help="train RUN/student, one model that learns what the members said of images that they never saw",
+        help="train RUN/student, one model that learns what the members predict of images that they never saw",
     )
     options.add_options(parser, "submission")
     return parser.parse_args(argv)
@@ -75,10 +73,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the members on what they never saw, and predict with all of them."""
     args = parse(argv)
-    options.check_options(args, [*(args.images or []), args.labels])
-    if args.parts:
+    output = options.check_options(args, [*(args.images or []), args.labels])
+    if output.sharded:
         raise UserError(
-            f"--out: writes one file, such as predictions.csv, got the folder {args.out}; parts are written by "
+            f"--out: writes one file, such as predictions.csv, got the folder {output.path}; shards are written by "
             "creature predict RUN PHOTOS --members --out DIR/"
         )
     if (args.out or args.labels) and not args.images:
@@ -89,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.console import say, show_table
     from creature.ensembling import distill, out_of_fold
     from creature.ensembling.weights import weigh_runs
+    from creature.metrics.blend import Blending
     from creature.run import check_members, is_whole_run, weigh_members
 
     members, weights = weigh_members(args.members, args.weights or None)
@@ -110,17 +109,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         weighed = weigh_runs(members, args.strategy)
         weights = weighed.weights
         show_table("Weights, chosen greedily on the out-of-fold predictions", weighed.columns, weighed.rows)
-    tables, code = predict(args, members, weights)
-    show_and_keep(args, members, weights, tables)
+    blending = Blending(weights, args.strategy, args.mirror)
+    tables, code = predict(args, output, members, blending)
+    show_and_keep(args, members, blending, tables)
     if one_model:
         make_one(args, student, members, tables)
-    if args.out:
+    if output.path:
         rows = len(tables["images"].recorded.ids)
-        say(f"{rows} rows are in {args.out}; next: hand it in, or creature predict {members[0]} PHOTO --top 5")
+        say(f"{rows} rows are in {output.path}; next: hand it in, or creature predict {members[0]} PHOTO --top 5")
     elif not one_model:
         where, scored = " ".join(args.members), f"{len(members)} member{'s' * (len(members) != 1)} scored"
         say(f"{scored}; next: creature ensemble {where} --images DIR --out FILE.csv")
     return code
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """--images in the order of the output, with their labels."""
+
+    inputs: "list[InputPath]"
+    columns: tuple[str, str]  # of a submission
+    ids: list[str]  # in full; a submission shortens them
+    labels: "np.ndarray"  # (N,) -1 where there is none
 
 
 @dataclass(frozen=True)
@@ -135,100 +145,118 @@ class PredictedImages:
 
 
 def predict(
-    args: argparse.Namespace, members: "Sequence[Fold]", weights: "np.ndarray"
-) -> "tuple[dict[str, PredictedImages], int]":
+    args: argparse.Namespace, output: options.OutputOptions, members: "Sequence[Fold]", blending: "Blending"
+) -> tuple[dict[str, PredictedImages], int]:
     """Predict the holdout and --images, whose rows are written; by `holdout` and `images`, and the exit code."""
     from creature.device import keep_memory, share_cores
-    from creature.ensembling import out_of_fold, recorded
-    from creature.inference import inputs
+    from creature.ensembling.out_of_fold import read_holdout
+    from creature.ensembling.recorded import Recorder
     from creature.inference.members import choose_device, load_member, predictor
-    from creature.inference.prediction import to_predictions
-    from creature.inference.predictor import predict_batches
-    from creature.run import member_names, most_frequent_class
 
-    listed = inputs.list_inputs(args.images) if args.images else []
-    ordered, columns = options.arrange(args, listed)
     class_names = members[0].run.classes
-    full_id = {item.path: item.id for item in listed}  # a submission's ids are shorter
-    ids = [full_id[item.path] for item in ordered]
-    labels = recorded.read_truth(args.labels, ids, class_names) if args.labels else [-1] * len(ids)
-    holdout = out_of_fold.read_holdout(members, class_names)
-    if args.compare and not ordered and holdout is None:
+    given, holdout = find_images(args, output, class_names), read_holdout(members, class_names)
+    check_needed_images(args, given, holdout)
+    device = choose_device(args.device)
+    share_cores()
+    keep_memory(device)
+    tables, code = {}, 0
+    if not given.inputs and not holdout:
+        return tables, code
+    ensemble = predictor([load_member(member.folder, device, fused=True) for member in members], blending)
+    if holdout:
+        recorder = Recorder(members, blending, keep_probabilities=blending.strategy != "vote")
+        tables["holdout"] = predict_holdout(holdout, recorder, ensemble, batch_size=args.batch_size)
+    if given.inputs:
+        recorder = Recorder(members, blending, keep_probabilities=bool(args.labels) and blending.strategy != "vote")
+        tables["images"], code = predict_images(args, output, given, recorder=recorder, ensemble=ensemble)
+    return tables, code
+
+
+def find_images(args: argparse.Namespace, output: options.OutputOptions, class_names: Sequence[str]) -> GivenImages:
+    """The images that --images names, with their --labels."""
+    import numpy as np
+
+    from creature.ensembling.recorded import read_truth
+    from creature.inference.inputs import list_inputs
+
+    listed = list_inputs(args.images) if args.images else []
+    inputs, columns = options.arrange(output, listed)
+    full_id = {item.path: item.id for item in listed}
+    ids = [full_id[item.path] for item in inputs]
+    labels = read_truth(args.labels, ids, class_names) if args.labels else np.full(len(ids), -1)
+    return GivenImages(inputs, columns, ids, labels)
+
+
+def check_needed_images(args: argparse.Namespace, given: GivenImages, holdout: "Dataset | None") -> None:
+    """Raises UserError where there are no images for what is asked for."""
+    if args.compare and not given.inputs and holdout is None:
         raise UserError("--compare needs images: --images DIR --labels FILE.csv, or a recipe with images.holdout")
     if (args.soup == "greedy" or args.distill) and not args.labels and holdout is None:
         raise UserError(
             "--soup and --distill are scored on labelled images that no fold saw, and there are none: --images DIR "
             "--labels FILE.csv, or a recipe with images.holdout; --soup uniform makes a soup without a score"
         )
-    device = choose_device(args.device)
-    share_cores()
-    keep_memory(device)
-    needed = members if ordered or holdout else []
-    loaded = [load_member(member.folder, device, fused=True) for member in needed]
-    names, adapt = member_names(members), adapter(args)
-    models = [member.result.sha256.weights for member in members]
-    # For calibration, which votes have no use for.
-    keep = {"holdout": None if args.strategy == "vote" else args.strategy}
-    keep["images"] = keep["holdout"] if args.labels else None
-    code, tables = 0, {}
-
-    def table(title: str, recorder: "Recorder", ids: "Sequence[str]", labels: "Labels", images: "ImagesAt") -> None:
-        kind = "holdout" if title == "images.holdout" else "images"
-        made = recorder.recorded(ids, labels, strategy=args.strategy, class_names=class_names, models=models)
-        scored = kind == "holdout" or bool(args.labels)
-        tables[kind] = PredictedImages(title, made, recorded.exposures(made, members), images, scored)
-
-    if holdout is not None:
-        recorder = recorded.Recorder(names, weights, args.mirror, keep["holdout"])
-        ensemble = adapt(predictor(loaded))
-        images = inputs.read_rows(holdout)
-        batches = predict_batches(ensemble, images, args.batch_size, title="holdout", total=len(holdout))
-        deque(recorder.watch(batches), maxlen=0)
-        rows_at = partial(rows_of_dataset, holdout)
-        table("images.holdout", recorder, holdout["id"], holdout["label"], rows_at)
-    if ordered:
-        recorder = recorded.Recorder(names, weights, args.mirror, keep["images"])
-        top = min(args.top, len(class_names))
-        ensemble = adapt(predictor(loaded, weights, args.strategy))
-        images = inputs.read_inputs(ordered)
-        batches = predict_batches(ensemble, images, args.batch_size, title="predicting", total=len(ordered))
-        rows = to_predictions(recorder.watch(batches), ensemble, top)
-        if args.out:
-            code = options.write(args, columns, rows, top=top, fallback=most_frequent_class(members[0].folder))
-        else:
-            deque(rows, maxlen=0)
-            code = BROKEN_IMAGES if "" in recorder.content_hashes else 0
-        rows_at = partial(inputs_at, ordered)
-        table(args.labels or "images", recorder, ids, labels, rows_at)
-    return tables, code
 
 
-def adapter(args: argparse.Namespace) -> "Callable[[Predictor], Predictor]":
-    """What --mirror makes of a predictor."""
-    from creature.inference.predictor import with_mirroring
+def predict_holdout(
+    holdout: "Dataset", recorder: "Recorder", ensemble: "Predictor", *, batch_size: int
+) -> PredictedImages:
+    """Predict the holdout of the recipe."""
+    import numpy as np
 
-    return with_mirroring if args.mirror else lambda predictor: predictor
-
-
-def rows_of_dataset(dataset: "Dataset", rows: "np.ndarray") -> "Iterator[ImageInput]":
-    """Some rows of the holdout."""
+    from creature.ensembling.recorded import exposures
     from creature.inference.inputs import read_rows
+    from creature.inference.predictor import predict_batches
 
-    return read_rows(dataset.select(rows))
+    batches = predict_batches(ensemble, read_rows(holdout), batch_size, title="holdout", total=len(holdout))
+    deque(recorder.watch(batches), maxlen=0)
+    recorded = recorder.recorded(holdout["id"], np.asarray(holdout["label"]))
+    return PredictedImages(
+        title="images.holdout",
+        recorded=recorded,
+        exposed=exposures(recorded, recorder.members),
+        images=lambda rows: read_rows(holdout.select(rows)),
+        scored=True,
+    )
 
 
-def inputs_at(inputs: "Sequence[InputPath]", rows: "np.ndarray") -> "Iterator[ImageInput]":
-    """Some of --images."""
+def predict_images(
+    args: argparse.Namespace,
+    output: options.OutputOptions,
+    given: GivenImages,
+    *,
+    recorder: "Recorder",
+    ensemble: "Predictor",
+) -> tuple[PredictedImages, int]:
+    """Predict --images and write their rows; with the exit code."""
+    from creature.ensembling.recorded import exposures
     from creature.inference.inputs import read_inputs
+    from creature.inference.prediction import to_predictions
+    from creature.inference.predictor import predict_batches
+    from creature.run import most_frequent_class
 
-    return read_inputs([inputs[row] for row in rows])
+    images, total, top = read_inputs(given.inputs), len(given.inputs), min(args.top, len(ensemble.class_names))
+    batches = predict_batches(ensemble, images, args.batch_size, title="predicting", total=total)
+    rows = to_predictions(recorder.watch(batches), ensemble, top)
+    if output.path:
+        fallback = most_frequent_class(recorder.members[0].folder)
+        code = options.write(output, given.columns, rows, top=top, fallback=fallback)
+    else:
+        deque(rows, maxlen=0)
+        code = BROKEN_IMAGES if "" in recorder.content_hashes else 0
+    recorded = recorder.recorded(given.ids, given.labels)
+    table = PredictedImages(
+        title=args.labels or "images",
+        recorded=recorded,
+        exposed=exposures(recorded, recorder.members),
+        images=lambda chosen: read_inputs([given.inputs[row] for row in chosen]),
+        scored=bool(args.labels),
+    )
+    return table, code
 
 
 def show_and_keep(
-    args: argparse.Namespace,
-    members: "Sequence[Fold]",
-    weights: "np.ndarray",
-    tables: "Mapping[str, PredictedImages]",
+    args: argparse.Namespace, members: "Sequence[Fold]", blending: "Blending", tables: Mapping[str, PredictedImages]
 ) -> None:
     """Show the scores and comparisons, and keep what all folds of a run predict."""
     from creature.console import show_table
@@ -241,28 +269,27 @@ def show_and_keep(
 
     tallies = {table.title: tally(table.recorded, table.exposed) for table in tables.values() if table.scored}
     if tallies:
-        title = f"Ensemble of {len(members)} by {args.strategy}, on images that no member was trained on"
+        title = f"Ensemble of {len(members)} by {blending.strategy}, on images that no member was trained on"
         lines = [line for name, counts in tallies.items() for line in counts.lines(name)]
         show_table(title, ("images", "accuracy [95 %]"), lines)
-    store = members[0].run.folder / "ensemble" if is_whole_run(members) else None
+    folder = members[0].run.folder / "ensemble" if is_whole_run(members) else None
     if args.compare:
         for kind, table in tables.items():
-            file = store and store / f"disagreements-{kind}.csv"
+            file = folder and folder / f"disagreements-{kind}.csv"
             show_comparison(table.title, table.recorded, table.exposed, file)
-    if store:
-        store.mkdir(exist_ok=True)
+    if folder:
+        folder.mkdir(exist_ok=True)
         for kind, table in tables.items():
-            warn_of_lost_labels(store / f"{kind}.safetensors", table.recorded)
-            save_recorded(store / f"{kind}.safetensors", table.recorded)
-        summary = ensemble_summary(members, weights, strategy=args.strategy, tallies=tallies, mirror=args.mirror)
-        write_json(store / "result.json", summary)
+            warn_of_lost_labels(folder / f"{kind}.safetensors", table.recorded)
+            save_recorded(folder / f"{kind}.safetensors", table.recorded)
+        write_json(folder / "result.json", ensemble_summary(members, blending, tallies))
 
 
 def make_one(
     args: argparse.Namespace,
     student: "Recipe | None",
     members: "Sequence[Fold]",
-    tables: "Mapping[str, PredictedImages]",
+    tables: Mapping[str, PredictedImages],
 ) -> None:
     """Make one model of the members, or several, and show each beside them and the ensemble."""
     from creature.ensembling import acceptance
@@ -276,14 +303,14 @@ def make_one(
         unseen = acceptance.find_unseen(
             table.title, table.recorded, exposed=table.exposed, images=table.images, members=members
         )
-    how = {"device": choose_device(args.device), "batch_size": args.batch_size, "adapt": adapter(args)}
-    made = {}
+    device, batch_size, made = choose_device(args.device), args.batch_size, {}
     if args.soup:
-        made[run / "soup"] = make_soup(members, args.soup, unseen=unseen, **how)
+        made[run / "soup"] = make_soup(members, args.soup, unseen=unseen, device=device, batch_size=batch_size)
     if student:
         train_student(args.distill, student, run)
         assert unseen  # distillation is refused without
-        made[run / "student/fold-0"] = score_student(run / "student", unseen, **how)
+        scored = score_student(run / "student", unseen, device=device, batch_size=batch_size)
+        made[run / "student/fold-0"] = scored
     if unseen:
         acceptance.show_scores(unseen, [model for models in made.values() for model in models.models])
     for folder, models in made.items():

@@ -37,7 +37,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         help="images, folders, patterns, - for a list on the standard input, .parquet files, hub:USER/DATASET:SPLIT",
     )
-    parser.add_argument("--members", action="store_true", help="ask every member of the run or repository, as ensemble")
+    parser.add_argument(
+        "--members", action="store_true", help="predict with every member of the run or repository, as an ensemble"
+    )
     parser.add_argument("--embed", action="store_true", help="add the features before the classifier to --out")
     parser.add_argument(
         "--explain", type=Path, metavar="DIR", help="draw into DIR what in each image speaks for its label"
@@ -45,19 +47,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--urls", action="store_true", help="fetch images that are given as http(s)://")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables (%(default)s)")
     options.add_promises(parser)
-    options.add_options(parser, "full", parts=True)
+    options.add_options(parser, "full", shards=True)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict, and show or write the answers."""
+    """Predict, and show or write the predictions."""
     args = parse(argv)
-    options.check_options(args, args.images)
-    if args.embed and not (args.parts or (args.out and args.out.suffix in (".jsonl", ".parquet"))):
+    output = options.check_options(args, args.images)
+    if args.embed and not (output.sharded or (output.path and output.path.suffix in (".jsonl", ".parquet"))):
         raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
     if args.explain and (args.members or args.embed or args.mirror):
-        raise UserError("--explain shows what one answer rests on; leave out --members, --embed and --mirror")
-
+        raise UserError("--explain shows what one prediction rests on; leave out --members, --embed and --mirror")
     if args.model.endswith(".onnx") and (args.members or args.embed or args.explain):
         raise UserError(
             f"{args.model} is one model without features; --members, --embed and --explain need the trained folder"
@@ -71,37 +72,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.inference.prediction import to_predictions
     from creature.inference.predictor import predict_batches, with_mirroring
 
-    if shards.process()[1] > 1 and not args.parts:
-        raise UserError("several processes write parts into one folder: --out DIR/")
-    calibration = fit_calibration(args)
+    if shards.process()[1] > 1 and not output.sharded:
+        raise UserError("several processes write shards into one folder: --out DIR/")
+    calibration = fit_calibration(args, output)
     use_whole_machine(args)
     classifier = load(args.model, device=args.device, members=args.members)
     predictor = classifier.feature_predictor if args.embed else classifier.predictor
     predictor = classifier.overlay_predictor if args.explain else predictor
     predictor = with_mirroring(predictor) if args.mirror else predictor
     columns, top = ("", ""), min(args.top, len(classifier.class_names))
-    if args.format == "submission":
-        listed, columns = options.arrange(args, inputs.list_inputs(args.images, args.urls))
+    if output.submission:
+        listed, columns = options.arrange(output, inputs.list_inputs(args.images, args.urls))
         sources = [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))]
     else:
         sources = inputs.find_shards(args.images, args.image_column, args.urls)
 
-    def predict(some: "Sequence[Shard]") -> "Iterator[Prediction]":
-        total = None if any(shard.size is None for shard in some) else sum(shard.size or 0 for shard in some)
-        images = chain.from_iterable(shard.images() for shard in some)
+    def predict(chosen: "Sequence[Shard]") -> "Iterator[Prediction]":
+        total = None if any(shard.size is None for shard in chosen) else sum(shard.size or 0 for shard in chosen)
+        images = chain.from_iterable(shard.images() for shard in chosen)
         batches = predict_batches(predictor, images, args.batch_size, title="predicting", total=total)
         predictions = to_predictions(batches, predictor, top, calibration)
         return overlays.save(predictions, args.explain) if args.explain else predictions
 
     if args.explain:
         say(f"{args.explain} gets each image: what speaks for its first label in orange, against it in blue")
-
-    if args.parts:
-        broken = shards.write_shards(args.out, sources, predict, predictor=predictor, top=top)
+    if output.path and output.sharded:
+        broken = shards.write_shards(output.path, sources, predict, predictor=predictor, top=top)
         return BROKEN_IMAGES if broken else 0
-    if args.out:
+    if output.path:
         code = options.write(
-            args,
+            output,
             columns,
             predict(sources),
             top=top,
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sets=bool(args.coverage),
         )
         model = f"{args.model} --members" if args.members else args.model
-        say(f"the predictions are in {args.out}; next: creature predict {model} PHOTO --top 5")
+        say(f"the predictions are in {output.path}; next: creature predict {model} PHOTO --top 5")
         return code
     predictions = list(predict(sources))
     heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.coverage:g}"] if args.coverage else []))
@@ -132,13 +132,13 @@ def use_whole_machine(args: argparse.Namespace) -> None:
     keep_memory(choose_device(args.device))
 
 
-def fit_calibration(args: argparse.Namespace) -> "Calibration | None":
+def fit_calibration(args: argparse.Namespace, output: options.OutputOptions) -> "Calibration | None":
     """What --coverage and --min-precision ask for, fitted on rows that the model never saw."""
     if not args.coverage and not args.min_precision:
         return None
-    if args.parts or args.format == "submission":
+    if output.sharded or output.submission:
         raise UserError(
-            "--coverage and --min-precision are for a full file or the terminal, not for submissions or parts"
+            "--coverage and --min-precision are for a full file or the terminal, not for submissions or shards"
         )
     if args.model.endswith(".onnx"):
         raise UserError(f"--coverage and --min-precision need the trained fold, and {args.model} is an ONNX file")
@@ -150,21 +150,20 @@ def fit_calibration(args: argparse.Namespace) -> "Calibration | None":
     from creature.inference.load import find_model
     from creature.metrics.calibration import choose_thresholds
 
-    found = find_model(args.model, args.members)
-    if len(found.folders) > 1:
-        blending = replace(found.blending, mirror=args.mirror)
-        fitted = calibrate.ensemble_calibration(found.home, found.folders, blending)
+    model = find_model(args.model, args.members)
+    if len(model.folders) > 1:
+        data = calibrate.ensemble_calibration(model.home, model.folders, replace(model.blending, mirror=args.mirror))
     else:
-        fitted = calibrate.member_calibration(found.folders[0])
-    if fitted.mirror != args.mirror:
+        data = calibrate.member_calibration(model.folders[0])
+    if data.mirror != args.mirror:
         raise UserError(
-            f"--mirror: calibration was made {'with' if fitted.mirror else 'without'} it; predict as that did"
+            f"--mirror: calibration was made {'with' if data.mirror else 'without'} it; predict as that did"
         )
-    if fitted.selected:
+    if data.selected:
         warn(
             f"{args.model}: its epoch was chosen on the images that this is fitted on, so it promises a little too much"
         )
-    return choose_thresholds(fitted, args.coverage, args.min_precision)
+    return choose_thresholds(data, args.coverage, args.min_precision)
 
 
 def cells(prediction: "Prediction", top: int) -> list[str]:

@@ -97,13 +97,15 @@ def only_errors_of(library: str) -> Iterator[None]:
 
 
 def wait_patiently() -> None:
-    """Let OpenMP's threads sleep while they wait, unless the environment says how they wait.
+    """Let OpenMP's threads spin for half a millisecond and then sleep, unless the environment says how they wait.
 
-    By default they spin, and beside another program on the same cores a wait lasts for time slices of the kernel: steps
-    took about ten times as long (benchmarks/neighbours.py). OpenMP reads the variable when torch is loaded.
+    libgomp's default is thirty times as long: beside another program on the same cores a thread then spins through its
+    time slice while the one that it waits for has no core, and steps take ten times as long. To sleep at once
+    (OMP_WAIT_POLICY=PASSIVE) makes the many short waits of a small network slower on idle cores, by half.
+    benchmarks/neighbours.py measures both. libgomp reads the variable when torch is loaded.
     """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -200,7 +200,13 @@ class Run:
 
     @cached_property
     def out_of_fold(self) -> Predictions:
-        """Every row that a finished fold held out, as predicted by the member that never saw it; each row once."""
+        """The rows that finished folds held out, as predicted by the member that never saw them; each row once.
+
+        Where the folds were drawn several times, those of the first repeat that has most of its folds. Raises UserError
+        for a run without a finished fold.
+        """
+        if not self.folds:
+            raise UserError(f"{self.folder} has no finished fold, and so no prediction of an image that it never saw")
         return concatenate([fold.held_out for fold in full_repeats(self.folds)[0]])
 
     @cached_property

@@ -10,14 +10,17 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, os.getcwd())
 
+import pytest
+
 import ensemble
 import train
 from creature.samples import write_drawings
-from creature.training import loop
+from helpers import faults
 
 RECIPE = {
     "name": "golden",
@@ -46,19 +49,9 @@ def main() -> None:
     whole = str(work / "whole")
     start(whole)
     start("run", "--set", "folds.train=[0]")
-    step, done = loop.train_step, []
-
-    def stopping(*words, **named):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(1)
-        return step(*words, **named)
-
-    loop.train_step = stopping
-    try:
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        faults.interrupt_at_step(patch, 4)
         start("run", "--set", "folds.train=[1]")
-    except KeyboardInterrupt:
-        loop.train_step = step
     out = work / "predictions.csv"
     ensemble.main([whole, "--images", "pictures", "--format", "full", "--out", str(out)])
     with out.open(newline="") as file:

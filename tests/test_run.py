@@ -113,3 +113,8 @@ def test_members_are_found_in_one_order_whatever_the_order_of_the_arguments(own)
     assert [fold.folder for fold in find_members(paths)] == [fold.folder for fold in find_members([own])]
     with pytest.raises(UserError, match="no finished fold here"):
         predict.main([str(own / "nothing"), "x.jpg"])
+
+
+def test_a_run_without_a_finished_fold_has_no_out_of_fold_predictions(tmp_path):
+    with pytest.raises(UserError, match="has no finished fold"):
+        _ = Run(tmp_path).out_of_fold

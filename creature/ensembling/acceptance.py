@@ -10,15 +10,17 @@ import numpy as np
 
 from creature.console import say, show_table
 from creature.errors import UserError
-from creature.inference.predictor import ImageInput, Predictor, predict_batches
+from creature.inference.members import Member, predictor
+from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics.accuracy import Count
+from creature.metrics.blend import Blending
 from creature.metrics.recorded import RecordedPredictions
 from creature.metrics.significance import PairedComparison, compare_paired, difference_interval, holm, shown_p
 from creature.run import Fold, member_names
 
 MARGIN = 0.01  # by how much of accuracy one model may be worse
 
-ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # the images at some positions, each time from the beginning
+ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # the images of some rows, each time from the beginning
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Candidate:
     name: str
     parameters: int
     predicted: np.ndarray
-    doubt: str = ""  # what it means where it is worse than every member
+    doubt: str = ""  # the reason to give where it is worse than every member
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,10 @@ class UnseenImages:
     strategy: str
     mirror: bool
 
-    def predict(self, predictor: Predictor, batch_size: int, title: str) -> np.ndarray:
-        """The classes (N,) that one more model predicts."""
-        batches = predict_batches(predictor, self.images(), batch_size, title=title, total=len(self.labels))
+    def predict(self, member: Member, batch_size: int, title: str) -> np.ndarray:
+        """The classes (N,) that another model predicts, with mirror images where the ensemble did."""
+        alone = predictor([member], Blending(np.ones(1), mirror=self.mirror))
+        batches = predict_batches(alone, self.images(), batch_size, title=title, total=len(self.labels))
         return np.concatenate([batch.logits[0].argmax(1) for batch in batches])
 
 
@@ -100,25 +103,26 @@ class Comparison:
         return f"{self.model.parameters / 1e6:.1f} M"
 
     def figures(self) -> dict[str, Any]:
-        """What a JSON file says of it; p is McNemar's, not corrected for what else was compared."""
+        """The comparison, for JSON; p is McNemar's, not corrected for other comparisons."""
         against = {"difference": self.against.difference, "low": self.low, "high": self.high, "p": self.against.p}
         return {**self.count.figures(), "parameters": self.model.parameters, "against_ensemble": against}
 
 
 def compare_with_ensemble(unseen: UnseenImages, model: Candidate) -> Comparison:
     """Score a model, and compare it with the ensemble."""
-    right, theirs = model.predicted == unseen.labels, unseen.ensemble.predicted == unseen.labels
-    low, high = difference_interval(right, theirs)
-    return Comparison(model, Count(int(right.sum()), len(right)), compare_paired(right, theirs), low, high)
+    right, right_by_ensemble = model.predicted == unseen.labels, unseen.ensemble.predicted == unseen.labels
+    low, high = difference_interval(right, right_by_ensemble)
+    against = compare_paired(right, right_by_ensemble)
+    return Comparison(model, Count(int(right.sum()), len(right)), against, low, high)
 
 
 def ingredients(members: Sequence[Fold]) -> list[dict[str, Any]]:
-    """What one model was made of: each fold with its weights' hash."""
+    """The folds that one model was made of, with the hashes of their weights, for JSON."""
     return [{"fold": member.name, "sha256": member.result.sha256.weights} for member in members]
 
 
 def score_record(unseen: UnseenImages | None, models: Sequence[Candidate], chosen: str) -> dict[str, Any]:
-    """What one model's result.json says of its score: all that it stands beside, and whether it is accepted."""
+    """Scores of ensemble, members and models, and whether the chosen model is accepted, for its result.json."""
     if unseen is None:
         return {"scores": None, "accepted": None}
     scores = {model.name: compare_with_ensemble(unseen, model) for model in (unseen.ensemble, *unseen.members, *models)}

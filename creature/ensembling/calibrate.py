@@ -1,16 +1,16 @@
-"""How sure to be: temperature, sets of labels with a stated coverage, and answers with a stated precision.
+"""Calibration: a temperature, sets of labels with a stated coverage, and labels with a stated precision.
 
 creature calibrate runs/laptop --coverage 0.95 --min-precision 0.9
 
-All is fitted for what answers: for one member, on the rows that it held out; for an ensemble, on labelled images that
-none of its members saw, or on repeated folds. What this command shows is cross-fitted: each row is judged by what the
-other rows gave. `creature predict RUN/fold-0 PHOTOS --coverage 0.95` then uses all of them.
+It is fitted for the model that predicts: for one member, on the rows that it held out; for an ensemble, on labelled
+images that none of its members saw, or on repeated folds. What this command shows is cross-fitted: each row is judged
+by what the other rows gave. `creature predict RUN/fold-0 PHOTOS --coverage 0.95` then uses all of them.
 N rows, K classes, M members.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,12 @@ from creature.ensembling.recorded import exposures
 from creature.errors import UserError
 from creature.inference.options import add_promises
 from creature.metrics.accuracy import Count
-from creature.metrics.blend import Blending, blend, log
+from creature.metrics.blend import Blending, blend, log_probabilities
 from creature.metrics.calibration import (
     ENSEMBLE_CALIBRATION,
     FEWEST,
     MODEL_CALIBRATION,
-    PARTS,
+    SPLITS,
     CalibrationData,
     calibrate,
     calibration_error,
@@ -108,7 +108,7 @@ def rows_of_ensemble(run: Run, members: Sequence[Fold], blending: Blending) -> C
     rows = unseen_rows(members)
     source = f"ensembles of {len(rows.logits)}, for that of {len(members)}"
     selected = any(member.result.selected for member in members)
-    return CalibrationRows(log(blend(rows.logits, blending.strategy)), rows.labels, source, selected)
+    return CalibrationRows(log_probabilities(blend(rows.logits, blending.strategy)), rows.labels, source, selected)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -124,66 +124,97 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Show how well calibration works for each member, on rows that had no part in it."""
+    """Show how well calibration works for each member and ensemble, on rows that had no part in it."""
     args = parse(argv)
-    head = ["member", "T", "ECE", "after"]
-    head += [f"in sets of {args.coverage:g} [95 %]", "size"] if args.coverage else []
-    head += [f"right, of {args.min_precision:g} [95 %]", "answered"] if args.min_precision else []
-    rows, lacking, members = [], [], find_members(args.members)
-    for member in members:
-        mark = " selected" if member.result.selected else ""
-        held = member.held_out
-        rows.append((f"{member}{mark}", *cross_fitted_cells(str(member), held.logits, held.labels, args)))
+    coverage, min_precision, members = args.coverage, args.min_precision, find_members(args.members)
+    tables = [
+        CalibrationRows(fold.held_out.logits, fold.held_out.labels, str(fold), fold.result.selected) for fold in members
+    ]
+    lacking = []
     for run, inside in by_run(members):
-        if len(inside) == 1 or not is_whole_run(inside):
-            continue
-        blendings = [Blending(np.ones(len(inside)), "logits", mirror) for mirror in (False, True)]
-        tables = {blending.mirror: rows_of_ensemble(run, inside, blending) for blending in blendings}
-        for mirror, table in tables.items():
-            if table:
-                name = f"{run}, {table.source}{', mirrored' * mirror}{' selected' * table.selected}"
-                rows.append((name, *cross_fitted_cells(name, table.logits, table.labels, args)))
-        lacking += [] if any(tables.values()) else [run]
-    show_table("Calibration, each row judged by what the other rows gave", head, rows)
+        if len(inside) > 1 and is_whole_run(inside):
+            of_ensemble = _rows_of_run(run, inside)
+            tables += of_ensemble
+            lacking += [] if of_ensemble else [run]
+    heads = ["member", "T", "ECE", "after"]
+    heads += [f"in sets of {coverage:g} [95 %]", "size"] if coverage else []
+    heads += [f"right, of {min_precision:g} [95 %]", "answered"] if min_precision else []
+    lines = [
+        (f"{table.source}{' selected' * table.selected}", *score_calibration(table, coverage, min_precision).cells())
+        for table in tables
+    ]
+    show_table("Calibration, each row judged by what the other rows gave", heads, lines)
     say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")
     for run in lacking:
         say(f"for that of an ensemble, first: creature ensemble {run} --images DIR --labels FILE.csv")
     return 0
 
 
-def cross_fitted_cells(name: str, logits: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> list[str]:
-    """The cells of a model's row, for its logits (N, K) of rows with labels (N,), each judged by the others.
+def _rows_of_run(run: Run, members: Sequence[Fold]) -> list[CalibrationRows]:
+    """The rows of the run's ensemble, without mirror images and with them, as far as there are any."""
+    tables = []
+    for mirror in (False, True):
+        if rows := rows_of_ensemble(run, members, Blending(np.ones(len(members)), mirror=mirror)):
+            tables.append(replace(rows, source=f"{run}, {rows.source}{', mirrored' * mirror}"))
+    return tables
 
-    Raises UserError where it cannot promise what is asked for.
+
+@dataclass(frozen=True)
+class CalibrationScore:
+    """How a calibration does on rows that had no part in it."""
+
+    temperature: float
+    error_before: float  # expected calibration error
+    error_after: float
+    covered: Count | None = None  # rows whose label is in their set, where a coverage was asked for
+    set_size: float = 0.0  # labels in a set, on average
+    correct: Count | None = None  # of the labels that are sure enough to be given, where a precision was asked for
+    given: float | None = None  # share of rows with such a label
+
+    def cells(self) -> list[str]:
+        """The cells of its row in the terminal's table."""
+        cells = [f"{self.temperature:.2f}", f"{self.error_before:.4f}", f"{self.error_after:.4f}"]
+        cells += [str(self.covered), f"{self.set_size:.2f}"] if self.covered else []
+        return cells + ([] if self.given is None else [str(self.correct or "none"), f"{self.given:.0%}"])
+
+
+def score_calibration(
+    table: CalibrationRows, coverage: float | None = None, min_precision: float | None = None
+) -> CalibrationScore:
+    """The score of a calibration, each row scored with what the other rows gave.
+
+    Raises UserError where the rows are too few, or give no such coverage or precision.
     """
     try:
-        return _cross_fitted_cells(logits, labels, args.coverage, args.min_precision)
+        return _score_calibration(table.logits, table.labels, coverage, min_precision)
     except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+        raise UserError(f"{table.source}: {error}") from error
 
 
-def _cross_fitted_cells(
-    logits: np.ndarray, labels: np.ndarray, coverage: float | None, precision: float | None
-) -> list[str]:
-    if not enough_to_cross_fit(len(labels)):
+def _score_calibration(
+    logits: np.ndarray, labels: np.ndarray, coverage: float | None, min_precision: float | None
+) -> CalibrationScore:
+    n = len(labels)
+    if not enough_to_cross_fit(n):
         raise UserError(
-            f"{len(labels)} held-out images are too few to judge each by the others: {FEWEST} must be left without any "
-            f"of {PARTS} parts"
+            f"{n} held-out images are too few to judge each by the others: {FEWEST} must be left without any of "
+            f"{SPLITS} splits"
         )
-    on_all = calibrate(logits, labels, coverage, precision)
-    after, covered, sizes, sure = np.empty(logits.shape), *(np.zeros(len(labels)) for _ in range(3))
-    for rows, fitted in cross_fit(logits, labels, coverage, precision):
-        after[rows] = fitted.probabilities(logits[rows])
+    temperature = calibrate(logits, labels, coverage, min_precision).temperature
+    probabilities, sets, sure = np.empty(logits.shape), np.zeros(logits.shape, bool), np.zeros(n, bool)
+    for rows, calibration in cross_fit(logits, labels, coverage, min_precision):
+        probabilities[rows] = calibration.probabilities(logits[rows])
         if coverage:
-            sets = fitted.sets(after[rows])
-            covered[rows], sizes[rows] = sets[np.arange(rows.sum()), labels[rows]], sets.sum(1)
-        if precision:
-            sure[rows] = fitted.sure(after[rows])
-    cells = [f"{on_all.temperature:.2f}"]
-    cells += [f"{calibration_error(p, labels):.4f}" for p in (blend(logits[None]), after)]
-    if coverage:
-        cells += [str(Count(int(covered.sum()), len(labels))), f"{sizes.mean():.2f}"]
-    if precision:
-        right, n = (after.argmax(1) == labels)[sure > 0], int(sure.sum())
-        cells += [str(Count(int(right.sum()), n)) if n else "none", f"{n / len(labels):.0%}"]
-    return cells
+            sets[rows] = calibration.label_sets(probabilities[rows])
+        if min_precision:
+            sure[rows] = calibration.sure(probabilities[rows])
+    correct = probabilities.argmax(1) == labels
+    return CalibrationScore(
+        temperature=temperature,
+        error_before=calibration_error(blend(logits[None]), labels),
+        error_after=calibration_error(probabilities, labels),
+        covered=Count(int(sets[np.arange(n), labels].sum()), n) if coverage else None,
+        set_size=float(sets.sum(1).mean()),
+        correct=Count(int(correct[sure].sum()), int(sure.sum())) if sure.any() else None,
+        given=float(sure.mean()) if min_precision else None,
+    )

@@ -18,12 +18,12 @@ LISTED = 20  # disagreements that the terminal shows
 
 @dataclass(frozen=True)
 class ScoredMember:
-    """A strategy's or member's score on new images, and beside the mean of logits: p is corrected by Holm."""
+    """The score of a strategy or member on new images, and its comparison with the mean of logits."""
 
     name: str
     count: Count
     against: PairedComparison | None
-    p: float | None
+    p: float | None  # Holm-corrected
 
 
 def compare_members(recorded: RecordedPredictions, exposed: np.ndarray) -> list[ScoredMember]:
@@ -31,11 +31,12 @@ def compare_members(recorded: RecordedPredictions, exposed: np.ndarray) -> list[
     new = exposed == "unseen"
     if not new.any():
         return []
-    right = {name: predicted[new] == recorded.labels[new] for name, predicted in recorded.predicted.items()}
-    pairs = {name: compare_paired(of, right["logits"]) for name, of in right.items() if name != "logits"}
+    right_by = {name: predicted[new] == recorded.labels[new] for name, predicted in recorded.predicted.items()}
+    pairs = {name: compare_paired(right, right_by["logits"]) for name, right in right_by.items() if name != "logits"}
     p = dict(zip(pairs, holm([pair.p for pair in pairs.values()]), strict=True))
     return [
-        ScoredMember(name, Count(int(of.sum()), len(of)), pairs.get(name), p.get(name)) for name, of in right.items()
+        ScoredMember(name, Count(int(right.sum()), len(right)), pairs.get(name), p.get(name))
+        for name, right in right_by.items()
     ]
 
 
@@ -50,15 +51,15 @@ def disagreements(recorded: RecordedPredictions, names: Sequence[str]) -> list[t
 
 def show_comparison(title: str, recorded: RecordedPredictions, exposed: np.ndarray, file: Path | None) -> None:
     """Print all scores, and the images on which the strategies disagree; all disagreements go to a file."""
-    known = int((exposed == "seen").sum())
+    seen = int((exposed == "seen").sum())
     rows = [
         (row.name, str(row.count), str(row.against or ""), "" if row.p is None else shown_p(row.p))
         for row in compare_members(recorded, exposed)
     ]
-    rows += [(f"{known} images, trained on", "seen", "", "")] if known else []
+    rows += [(f"{seen} images, trained on", "seen", "", "")] if seen else []
     note = "logits, softmax, vote: of all members. right alone : logits right alone; p: McNemar's, Holm-corrected"
     if rows:
-        show_table(f"Strategies and members on {title}", ("who", "accuracy [95 %]", "against logits", "p"), rows)
+        show_table(f"Strategies and members on {title}", ("model", "accuracy [95 %]", "against logits", "p"), rows)
         say(note, style="dim")
     between = disagreements(recorded, STRATEGIES)
     say(f"{len(between)} of {len(recorded.ids)} images are given different classes by the three strategies")
@@ -66,8 +67,8 @@ def show_comparison(title: str, recorded: RecordedPredictions, exposed: np.ndarr
         more = f" (the first {LISTED})" if len(between) > LISTED else ""
         show_table(f"Where strategies disagree{more}", ("image", "label", *STRATEGIES), between[:LISTED])
     if file:
-        everyone = list(recorded.predicted)
+        names = list(recorded.predicted)
         with table_writer(file) as out:
-            out.writerow(("image", "label", *everyone))
-            out.writerows(disagreements(recorded, everyone))
+            out.writerow(("image", "label", *names))
+            out.writerows(disagreements(recorded, names))
         say(f"{file} lists every image on which strategies or members disagree")

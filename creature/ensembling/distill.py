@@ -1,7 +1,6 @@
-"""Distillation: one network that learns what members said of images that they never saw. N rows, K classes."""
+"""Distillation: one network that learns what members predict of images that they never saw. N rows, K classes."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients,
 from creature.ensembling.out_of_fold import unseen_rows
 from creature.ensembling.soup import MadeModels
 from creature.errors import UserError
-from creature.inference.members import load_member, predictor
-from creature.inference.predictor import Predictor
+from creature.inference.members import load_member
 from creature.metrics.blend import blend
 from creature.recipe import Recipe, recipe_changes
 from creature.recipe_file import load_recipe
@@ -28,10 +26,10 @@ DOUBT = "it has not learned what they know: train it for longer, or take another
 
 
 def soft_targets(teacher: Path, folds: FoldTable) -> torch.Tensor:
-    """Targets (N, K) for a student's rows: half the label, half what members said that never saw the image.
+    """Targets (N, K) for a student's rows: half the label, half the probabilities by members that never saw the image.
 
-    Hinton et al. 2015; here each answer is out of fold, for of what it was trained on a member would only repeat the
-    label. Held-out rows have their label alone. Raises UserError unless teacher and student are trained on the same
+    Hinton et al. 2015, but out of fold: of an image that it was trained on, a member would only repeat the label.
+    Held-out rows have their label alone. Raises UserError unless teacher and student are trained on the same
     images with the same labels: the student is scored on what it holds out, and no teacher may have seen that either.
     """
     members = find_members([teacher])
@@ -95,32 +93,25 @@ def student_recipe(path: str, run: Run) -> Recipe:
     }
     recipe = load_recipe(file, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     saved = run.folder / "student/recipe.yaml"
-    if saved.exists() and (found := recipe_changes(load_recipe(saved), recipe)):
+    if saved.exists() and (differing := recipe_changes(load_recipe(saved), recipe)):
         raise UserError(
             f"--distill: {saved.parent} is by another recipe; remove it for a new student. These settings differ:\n  "
-            + "\n  ".join(found)
+            + "\n  ".join(differing)
         )
     if saved.exists() and contents_of(saved.parent)["teacher"] != hash_contents(recipe)["teacher"]:
         raise UserError(
-            f"--distill: {saved.parent} learned from other answers than those that {run} has now; remove it for a new "
-            "student"
+            f"--distill: {saved.parent} learned from other predictions than those that {run} has now; remove it for a "
+            "new student"
         )
     return recipe
 
 
-def score_student(
-    student: Path,
-    unseen: UnseenImages,
-    *,
-    device: torch.device,
-    batch_size: int,
-    adapt: Callable[[Predictor], Predictor],
-) -> MadeModels:
-    """What a trained student predicts of images that no fold saw, and whether it is accepted; noted in its folder."""
+def score_student(student: Path, unseen: UnseenImages, *, device: torch.device, batch_size: int) -> MadeModels:
+    """A trained student's predictions of images that no fold saw, and whether it is accepted; written to its folder."""
     (fold,) = find_members([student])
     check_members([fold])
-    asked = adapt(predictor([load_member(fold.folder, device, fused=True)]))
-    model = Candidate("student", fold.result.parameters, unseen.predict(asked, batch_size, "student"), DOUBT)
+    predicted = unseen.predict(load_member(fold.folder, device, fused=True), batch_size, "student")
+    model = Candidate("student", fold.result.parameters, predicted, DOUBT)
     score = score_record(unseen, [model], model.name)
     write_json(student / "result.json", {"members": ingredients(find_members([student.parent])), **score})
     return MadeModels([model], score["accepted"])

@@ -16,7 +16,7 @@ from creature.data.sources import SourceFormat
 from creature.ensembling.recorded import Tally
 from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count, count_correct
-from creature.metrics.blend import blend
+from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import concatenate
 from creature.run import Fold, by_repeat, by_run, full_repeats
 
@@ -52,8 +52,8 @@ def unseen_rows(members: Sequence[Fold], last: bool = False) -> UnseenRows:
 
 
 def _rows_of(ids: Sequence[str], chosen: np.ndarray) -> np.ndarray:
-    row = {name: k for k, name in enumerate(ids)}
-    return np.array([row[name] for name in chosen], dtype=np.int64)
+    row_of = {id_: row for row, id_ in enumerate(ids)}
+    return np.array([row_of[id_] for id_ in chosen], dtype=np.int64)
 
 
 def score_of_repeats(members: Sequence[Fold], strategy: str, last: bool = False) -> tuple[int, Count] | None:
@@ -76,8 +76,8 @@ def out_of_fold_table(members: Sequence[Fold], strategy: str) -> tuple[tuple[str
     columns = ("member", "accuracy [95 %]", *(("the same at the last epoch",) if selected else ()))
     rows: list[tuple[str, ...]] = []
 
-    def add(name: str, score: object, last: object, of: Sequence[Fold]) -> None:
-        mark = " selected" if any(member.result.selected for member in of) else ""
+    def add(name: str, score: object, last: object, pool: Sequence[Fold]) -> None:
+        mark = " selected" if any(member.result.selected for member in pool) else ""
         rows.append((name, f"{score}{mark}", *([str(last)] if selected else [])))
 
     for run, inside in by_run(members):
@@ -104,7 +104,7 @@ def _last_of_repeats(members: Sequence[Fold], strategy: str) -> str:
 
 
 def stand_ins(members: Sequence[Fold], strategy: str) -> Iterator[str]:
-    """A sentence for each run with repeats: what their ensemble stands in for, or what it lacks."""
+    """A sentence for each run with repeats: which ensemble theirs stands in for, or which folds it lacks."""
     for run, inside in by_run(members):
         if len(run.fold_table.partitions) == 1:
             continue
@@ -120,12 +120,12 @@ def stand_ins(members: Sequence[Fold], strategy: str) -> Iterator[str]:
 
 def pooled(counts: Iterable[Count]) -> Count:
     """The count of all rows together; folds hold out different rows."""
-    every = list(counts)
-    return Count(sum(count.correct for count in every), sum(count.n for count in every))
+    listed = list(counts)
+    return Count(sum(count.correct for count in listed), sum(count.n for count in listed))
 
 
 def read_holdout(members: Sequence[Fold], class_names: Sequence[str]) -> "Dataset | None":
-    """The images.holdout of the members' recipes; None where no recipe has one, or it is not to be found here."""
+    """The images.holdout of the members' recipes; None where no recipe has one, or its images are not there."""
     recipes = [run.recipe for run, _ in by_run(members)]
     images = next((recipe.images for recipe in recipes if recipe.images.holdout), None)
     if images is None:
@@ -138,19 +138,13 @@ def read_holdout(members: Sequence[Fold], class_names: Sequence[str]) -> "Datase
         return None
 
 
-def ensemble_summary(
-    members: Sequence[Fold],
-    weights: np.ndarray,
-    *,
-    strategy: str,
-    tallies: Mapping[str, Tally],
-    mirror: bool = False,
-) -> dict[str, Any]:
-    """What ensemble/result.json says: members, weights and scores; those of the ensemble may be with mirror images."""
-    repeats, once = score_of_repeats(members, strategy), full_repeats(members)[0]
+def ensemble_summary(members: Sequence[Fold], blending: Blending, tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """The content of ensemble/result.json: members, weights, out-of-fold scores, and those of new images."""
+    repeats, once = score_of_repeats(members, blending.strategy), full_repeats(members)[0]
+    shares = blending.weights / blending.weights.sum()
     return {
-        "strategy": strategy,
-        "mirror": mirror,
+        "strategy": blending.strategy,
+        "mirror": blending.mirror,
         "members": [
             {
                 "fold": member.name,
@@ -159,7 +153,7 @@ def ensemble_summary(
                 "selected": member.result.selected,
                 "sha256": member.result.sha256.weights,
             }
-            for member, weight in zip(members, (weights / weights.sum()).tolist(), strict=True)
+            for member, weight in zip(members, shares.tolist(), strict=True)
         ],
         "out_of_fold": pooled(member.score for member in once).figures(),
         "out_of_fold_last": pooled(member.last_score for member in once).figures(),

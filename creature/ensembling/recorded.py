@@ -1,4 +1,4 @@
-"""What is recorded of an ensemble's predictions as they are made, and how each image may be scored.
+"""An ensemble's predictions, recorded as they are made, and how each image may be scored.
 
 N images, M members, K classes.
 """
@@ -14,19 +14,18 @@ from creature.data.files import label_of, read_labels
 from creature.errors import UserError
 from creature.inference.predictor import LogitsBatch
 from creature.metrics.accuracy import Count, count_correct
-from creature.metrics.blend import STRATEGIES, blend, log
+from creature.metrics.blend import STRATEGIES, Blending, blend, log_probabilities
 from creature.metrics.recorded import RecordedPredictions, load_recorded
-from creature.run import Fold, exposure
+from creature.run import Fold, exposure, member_names
 
 
 @dataclass
 class Recorder:
-    """Collects the classes that all strategies and members predict, and by strategy `keep` the probabilities, too."""
+    """Collects the classes that all strategies and members predict, and where asked the ensemble's probabilities."""
 
-    members: Sequence[str]
-    weights: np.ndarray  # (M,)
-    mirror: bool = False
-    keep: str | None = None
+    members: Sequence[Fold]
+    blending: Blending
+    keep_probabilities: bool = False
     content_hashes: list[str] = field(default_factory=list)
     _predicted: list[np.ndarray] = field(default_factory=list)
     _log_probabilities: list[np.ndarray] = field(default_factory=list)
@@ -34,38 +33,31 @@ class Recorder:
     def watch(self, batches: Iterable[LogitsBatch]) -> Iterator[LogitsBatch]:
         """Pass the batches on."""
         for batch in batches:
-            blended = {strategy: blend(batch.logits, strategy, self.weights) for strategy in STRATEGIES}
+            blended = {strategy: blend(batch.logits, strategy, self.blending.weights) for strategy in STRATEGIES}
             strategies = (probabilities.argmax(1) for probabilities in blended.values())
             self._predicted.append(np.stack([*strategies, *batch.logits.argmax(2)]))
-            if self.keep:
-                self._log_probabilities.append(log(blended[self.keep]).astype(np.float32))
+            if self.keep_probabilities:
+                probabilities = blended[self.blending.strategy]
+                self._log_probabilities.append(log_probabilities(probabilities).astype(np.float32))
             self.content_hashes += [
-                "" if at in batch.broken else content for at, content in enumerate(batch.content_hashes)
+                "" if row in batch.broken else hashed for row, hashed in enumerate(batch.content_hashes)
             ]
             yield batch
 
-    def recorded(
-        self,
-        ids: Sequence[str],
-        labels: Sequence[int] | np.ndarray,
-        *,
-        strategy: str,
-        class_names: Sequence[str],
-        models: Sequence[str] = (),
-    ) -> RecordedPredictions:
-        """The table, once all batches have passed; `models` are the hashes of the members' weights."""
-        names = (*STRATEGIES, *self.members)
+    def recorded(self, ids: Sequence[str], labels: np.ndarray) -> RecordedPredictions:
+        """The table of the images, once all batches have passed."""
+        names = (*STRATEGIES, *member_names(self.members))
         return RecordedPredictions(
             ids=tuple(ids),
             content_hashes=tuple(self.content_hashes),
-            labels=np.asarray(labels),
+            labels=labels,
             predicted=dict(zip(names, np.concatenate(self._predicted, axis=1), strict=True)),
-            strategy=strategy,
-            class_names=tuple(class_names),
-            mirror=self.mirror,
-            models=tuple(models),
-            weights=tuple(self.weights.tolist()),
-            log_probabilities=np.concatenate(self._log_probabilities) if self.keep else None,
+            strategy=self.blending.strategy,
+            class_names=self.members[0].run.classes,
+            mirror=self.blending.mirror,
+            models=tuple(member.result.sha256.weights for member in self.members),
+            weights=tuple(self.blending.weights.tolist()),
+            log_probabilities=np.concatenate(self._log_probabilities) if self.keep_probabilities else None,
         )
 
 
@@ -107,7 +99,7 @@ def exposures(recorded: RecordedPredictions, members: Sequence[Fold]) -> np.ndar
 
 @dataclass(frozen=True)
 class Tally:
-    """Right predictions of labelled images, apart for those that an epoch was selected on; and those not scored."""
+    """Correct predictions of labelled images, counted apart where an epoch was selected on them; and those left out."""
 
     scored: dict[str, Count]  # unseen, selected
     left_out: dict[str, int]  # seen, unlabelled, unread

@@ -23,15 +23,14 @@ from creature.data.sources import SourceFormat
 from creature.data.workers import load_batches
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
 from creature.errors import UserError
-from creature.inference.members import Member, load_member, predictor
-from creature.inference.predictor import Predictor
+from creature.inference.members import Member, load_member
 from creature.run import Fold, Run, member_names
 from creature.storage import file_hash, write_atomically, write_json
 from creature.training.checkpoint import save_weights
 from creature.training.run_folder import environment
 from creature.training.train_data import epoch_augmentations
 
-ROWS = 2048  # training images that BatchNorm's statistics are taken of
+ROWS = 2048  # training images that BatchNorm's statistics are computed from
 DOUBT = (
     "the mean of these weights is no model: averaging is for members that were fine-tuned from one pretraining, and "
     "not too far"
@@ -50,16 +49,16 @@ def average_weights(members: Sequence[Fold]) -> dict[str, torch.Tensor]:
     return {name: (value / len(members)).to(first[name].dtype) for name, value in total.items()}
 
 
-def choose_greedily(members: Sequence[int], right: Callable[[Ingredients], int]) -> Ingredients:
+def choose_greedily(members: Sequence[int], count_right: Callable[[Ingredients], int]) -> Ingredients:
     """The members that a soup is made of: from the best on, each that makes it no worse stays (Wortsman's recipe 1).
 
-    `right`: how many of the images that choose a soup has right.
+    `count_right` gives the number of right predictions that a soup has on the images that choose.
     """
     chosen, most = (), -1
-    for member in sorted(members, key=lambda member: -right((member,))):
-        tried = tuple(sorted((*chosen, member)))
-        if (correct := right(tried)) >= most:
-            chosen, most = tried, correct
+    for member in sorted(members, key=lambda member: -count_right((member,))):
+        candidate = tuple(sorted((*chosen, member)))
+        if (correct := count_right(candidate)) >= most:
+            chosen, most = candidate, correct
     return chosen
 
 
@@ -81,8 +80,8 @@ def choose(
 ) -> GreedyChoice:
     """Choose greedy soups, given the half (N,), 0 or 1, that each image is in.
 
-    The score is cross-fitted, for a soup is never scored on what chose it. No training row would do, for each of them
-    was seen by every soup of two members.
+    The score is cross-fitted: a soup is not scored on the images that chose it. Training rows cannot choose, for every
+    soup of two members has seen each of them.
     """
 
     def on(rows: np.ndarray) -> Ingredients:
@@ -101,7 +100,7 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def recalibrate(member: Member, batches: Iterable[Batch]) -> None:
-    """Take BatchNorm's statistics again, of the soup's own activations: those of the members are not the soup's.
+    """Compute BatchNorm's statistics again from the soup's activations, which are not those of its members.
 
     The mean over batches, as torch has it for averaged weights (Izmailov et al. 2018).
     """
@@ -113,7 +112,7 @@ def recalibrate(member: Member, batches: Iterable[Batch]) -> None:
 def training_batches(run: Run) -> Iterator[Iterator[Batch]]:
     """Augmented batches of up to ROWS of the run's images, the same ones each time, without mixing.
 
-    Raises UserError where they are not there, or, from the iterator, where one cannot be read.
+    Raises UserError where images are missing, and while iterating where one cannot be read.
     """
     recipe, images, ids = run.recipe, run.recipe.images, run.fold_table.ids
     columns = SourceFormat(images.image_column, images.label_column, images.labels)
@@ -125,8 +124,8 @@ def training_batches(run: Run) -> Iterator[Iterator[Batch]]:
             "and a soup's BatchNorm needs them; restore them"
         )
     order = epoch_batches(rows, recipe.batch_size, recipe.seed, "soup")[: -(-ROWS // recipe.batch_size)]
-    pictures = ImageDataset(dataset, epoch_augmentations(recipe)[-1], seed=recipe.seed)
-    with load_batches(pictures, [[(int(row), 0) for row in rows] for rows in order], images.workers) as batches:
+    images_of_rows = ImageDataset(dataset, epoch_augmentations(recipe)[-1], seed=recipe.seed)
+    with load_batches(images_of_rows, [[(int(row), 0) for row in rows] for rows in order], images.workers) as batches:
         yield map(_refuse_bad, batches)
 
 
@@ -137,7 +136,7 @@ def _refuse_bad(batch: Batch) -> Batch:
 
 
 def cook(members: Sequence[Fold], device: torch.device) -> Member:
-    """The soup of some members: their mean, with BatchNorm's statistics taken again unless the recipe froze them."""
+    """The soup of members: their mean, with BatchNorm's statistics computed again unless the recipe froze them."""
     soup, backbone = load_member(members[0].folder, device), members[0].run.recipe.backbone
     if len({member.result.sha256.weights for member in members}) > 1:
         soup.model.load_state_dict(average_weights(members))
@@ -162,13 +161,9 @@ def make_soup(
     unseen: UnseenImages | None,
     device: torch.device,
     batch_size: int,
-    adapt: Callable[[Predictor], Predictor],
 ) -> MadeModels:
-    """Write RUN/soup, uniform or greedy, of all folds of a run; `adapt` may add mirror images to a predictor.
-
-    Without unseen images there is a uniform one, and no score.
-    """
-    run, names, everyone = members[0].run, member_names(members), tuple(range(len(members)))
+    """Write RUN/soup, uniform or greedy, of all folds of a run; without unseen images a uniform one without a score."""
+    run, names, all_members = members[0].run, member_names(members), tuple(range(len(members)))
     recipe, size = run.recipe, members[0].result.parameters
 
     def of(soup: Ingredients) -> Member:
@@ -180,35 +175,35 @@ def make_soup(
         if len(soup) == 1:
             return unseen.members[soup[0]].predicted
         title = f"soup of {', '.join(names[member] for member in soup)}"
-        return unseen.predict(adapt(predictor([of(soup)])), batch_size, title)
+        return unseen.predict(of(soup), batch_size, title)
 
-    models, chosen, halves = [], everyone, ()
+    models, chosen, halves = [], all_members, ()
     if unseen is not None:
-        models.append(Candidate("uniform soup", size, predict(everyone), DOUBT))
+        models.append(Candidate("uniform soup", size, predict(all_members), DOUBT))
     if unseen is not None and kind == "greedy":
         half = assign_folds(unseen.labels, unseen.content_hashes, 2, recipe.seed)
-        choice = choose(everyone, predict, labels=unseen.labels, half=half)
+        choice = choose(all_members, predict, labels=unseen.labels, half=half)
         chosen, halves = choice.on_all, choice.on_halves
         models.append(Candidate("greedy soup", size, choice.predicted, DOUBT))
         listed = [", ".join(names[member] for member in soup) for soup in (chosen, *halves)]
         alone = ", to which no other is of use" * (len(chosen) == 1)
         say(f"greedy soup: {listed[0]}{alone}; one half of the images chooses {listed[1]}, the other {listed[2]}")
         say("its score is cross-fitted: each half is predicted by the soup that the other half chose", style="dim")
-    parts = [
+    chosen_folds = [
         {**fold, "chosen": member in chosen, "chosen_by_halves": [member in soup for soup in halves]}
         for member, fold in enumerate(ingredients(members))
     ]
     score = score_record(unseen, models, f"{kind} soup")
-    write_soup(run.folder / "soup", members[0], of(chosen), {"soup": kind, "members": parts, **score})
+    write_soup(run.folder / "soup", members[0], of(chosen), {"soup": kind, "members": chosen_folds, **score})
     return MadeModels(models, score["accepted"])
 
 
 def write_soup(folder: Path, fold: Fold, soup: Member, facts: dict[str, Any]) -> None:
-    """Leave a folder that explains itself, as a fold's does; result.json comes last and says that all is there."""
+    """Write a model folder as a fold's is; result.json comes last and says that it is complete."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    with write_atomically(folder / "model.safetensors") as part:
-        save_weights(part, soup.model)
+    with write_atomically(folder / "model.safetensors") as temporary:
+        save_weights(temporary, soup.model)
     for name in ("config.json", "recipe.yaml"):
         shutil.copyfile(fold.folder / name, folder / name)
     result = fold.result.model_dump()

@@ -23,21 +23,21 @@ ROUNDS = 50  # weights are multiples of 1 / ROUNDS or coarser
 def choose_weights(logits: np.ndarray, labels: np.ndarray, strategy: str) -> np.ndarray:
     """Weights (R,) of logits (R, N, K): the run that helps most is added again and again (Caruana et al. 2004).
 
-    What helps is accuracy, and among equals a lower mean log loss.
+    What counts is accuracy, and among equals a lower mean log loss.
     """
     chosen = np.zeros(len(logits))
-    best, best_worth = chosen, (-1.0, -np.inf)
+    best, best_score = chosen, (-1.0, -np.inf)
     for _ in range(ROUNDS):
         candidates = [chosen + row for row in np.eye(len(logits))]
-        worths = [_worth(blend(logits, strategy, weights), labels) for weights in candidates]
-        worth = max(worths)
-        chosen = candidates[worths.index(worth)]
-        if worth > best_worth:
-            best, best_worth = chosen, worth
+        scores = [_accuracy_and_likelihood(blend(logits, strategy, weights), labels) for weights in candidates]
+        score = max(scores)
+        chosen = candidates[scores.index(score)]
+        if score > best_score:
+            best, best_score = chosen, score
     return best / best.sum()
 
 
-def _worth(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _accuracy_and_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     likelihood = np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()
     return float((probabilities.argmax(1) == labels).mean()), round(float(likelihood), 9)
 
@@ -63,17 +63,17 @@ def shared_rows(members: Sequence[Fold], strategy: str) -> SharedRows:
         runs.append(run)
         tables.append(dict(zip(rows.ids, logits, strict=True)))
     table = runs[0].fold_table
-    shared = [name for name in table.ids.to_pylist() if all(name in logits for logits in tables)]
+    shared = [id_ for id_ in table.ids.to_pylist() if all(id_ in logits for logits in tables)]
     if not shared:
         raise UserError("--weights: the runs have no finished fold in common; train the same folds of each")
     rows = arrow_compute().index_in(shared, table.ids).to_numpy()
-    logits = np.stack([[of_run[name] for name in shared] for of_run in tables])
+    logits = np.stack([[logits_of[id_] for id_ in shared] for logits_of in tables])
     return SharedRows(runs, logits, table.labels[rows], table.partitions[0][rows])
 
 
 @dataclass(frozen=True)
 class WeighedRuns:
-    """Weights of all members, and a table of what they are and what they are worth."""
+    """Weights of all members, and a table of the runs and of both blends with their scores."""
 
     weights: np.ndarray  # (M,)
     columns: tuple[str, ...]
@@ -81,46 +81,61 @@ class WeighedRuns:
 
 
 def weigh_runs(members: Sequence[Fold], strategy: str) -> WeighedRuns:
-    """Weights by the greedy choice; the blend is scored with weights that were chosen on the other folds' rows."""
+    """Weights by the greedy choice; the blend is scored with weights that were chosen on the other folds' rows.
+
+    Raises UserError for one run, or votes.
+    """
     shared = shared_rows(members, strategy)
-    runs, logits, labels = shared.runs, shared.logits, shared.labels
-    if len(runs) < 2:
+    if len(shared.runs) < 2:
         raise UserError("--weights: weights are chosen among runs; name two or more, or give a number for each member")
     if strategy == "vote":
         raise UserError("--weights: the choice goes by probabilities, which votes have none of; give numbers")
-    weights = choose_weights(logits, labels, strategy)
-    predicted = np.full(len(labels), -1)
-    for k in np.unique(shared.fold):
-        others = shared.fold != k
-        fitted = choose_weights(logits[:, others], labels[others], strategy) if others.any() else weights
-        predicted[~others] = blend(logits[:, ~others], strategy, fitted).argmax(1)
-    alone = len(np.unique(shared.fold)) < 2
-    if alone:
-        warn("--weights: the runs share one fold only, so the weights are scored on the rows that chose them")
-    equal = blend(logits, strategy).argmax(1) == labels
-    right = [*((of_run.argmax(1) == labels) for of_run in logits), equal, predicted == labels]
-    names = [*map(str, runs), "equal weights", f"these weights{'' if alone else ', chosen on the other folds'}"]
-    shown = [*(f"{weight:.2f}" for weight in weights), "", ""]
-    inside = dict(by_run(members))
-    chose = [any(member.result.selected for member in of_run) for of_run in inside.values()]
-    marks = [*chose, any(chose), any(chose) or alone]  # an epoch, or the weights, was chosen on the rows scored here
-    rows = [
-        (
-            name,
-            weight,
-            f"{Count(int(of.sum()), len(of))}{' selected' * mark}",
-            "" if of is equal else _difference(compare_paired(of, equal)),
-        )
-        for name, weight, of, mark in zip(names, shown, right, marks, strict=True)
-    ]
-    share = {
-        run.folder: weight / len(of_run) for (run, of_run), weight in zip(inside.items(), weights.tolist(), strict=True)
+    weights = choose_weights(shared.logits, shared.labels, strategy)
+    shares = {
+        run.folder: weight / len(inside)
+        for (run, inside), weight in zip(by_run(members), weights.tolist(), strict=True)
     }
     return WeighedRuns(
-        np.array([share[member.run.folder] for member in members]),
-        ("run", "weight", "out of fold [95 %]", "against equal weights"),
-        rows,
+        weights=np.array([shares[member.run.folder] for member in members]),
+        columns=("run", "weight", "out of fold [95 %]", "against equal weights"),
+        rows=_score_rows(shared, weights, strategy, selected=[_selected(inside) for _, inside in by_run(members)]),
     )
+
+
+def _selected(members: Sequence[Fold]) -> bool:
+    return any(member.result.selected for member in members)
+
+
+def _score_rows(
+    shared: SharedRows, weights: np.ndarray, strategy: str, *, selected: Sequence[bool]
+) -> list[tuple[str, ...]]:
+    """Scores of each run, and of the blends with equal and with the chosen weights, by `selected` runs marked so."""
+    one_fold = len(np.unique(shared.fold)) < 2
+    if one_fold:
+        warn("--weights: the runs share one fold only, so the weights are scored on the rows that chose them")
+    equal = blend(shared.logits, strategy).argmax(1) == shared.labels
+    weighed = _predict_cross_fitted(shared, weights, strategy) == shared.labels
+    name = f"these weights{'' if one_fold else ', chosen on the other folds'}"
+
+    def row(name: str, weight: str, right: np.ndarray, mark: bool) -> tuple[str, ...]:
+        against = "" if right is equal else _difference(compare_paired(right, equal))
+        return name, weight, f"{Count(int(right.sum()), len(right))}{' selected' * mark}", against
+
+    rows = [
+        row(str(run), f"{weight:.2f}", logits.argmax(1) == shared.labels, mark)
+        for run, weight, logits, mark in zip(shared.runs, weights, shared.logits, selected, strict=True)
+    ]
+    return [*rows, row("equal weights", "", equal, any(selected)), row(name, "", weighed, any(selected) or one_fold)]
+
+
+def _predict_cross_fitted(shared: SharedRows, weights: np.ndarray, strategy: str) -> np.ndarray:
+    """The classes (N,) by weights chosen on the other folds' rows; by the given ones where there are no others."""
+    predicted = np.full(len(shared.labels), -1)
+    for k in np.unique(shared.fold):
+        others = shared.fold != k
+        fitted = choose_weights(shared.logits[:, others], shared.labels[others], strategy) if others.any() else weights
+        predicted[~others] = blend(shared.logits[:, ~others], strategy, fitted).argmax(1)
+    return predicted
 
 
 def _difference(against: PairedComparison) -> str:

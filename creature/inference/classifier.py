@@ -51,7 +51,7 @@ class Classifier:
 
     @cached_property
     def overlay_predictor(self) -> Predictor:
-        """As `predictor`, whose features are drawings of what speaks for each image's first label."""
+        """As `predictor`, whose features are overlays that show what speaks for each image's first label."""
         from creature.inference.explain import with_overlays
 
         return with_overlays(self.predictor, self._one_model("activation maps").members[0])
@@ -87,7 +87,7 @@ class Classifier:
         return np.concatenate([empty, *tables], axis=1)
 
     def features(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> np.ndarray:
-        """What the classifier layer of one model sees of the images (N, D); NaN for an image that cannot be read.
+        """The input of one model's classifier layer for each image (N, D); NaN for an image that cannot be read.
 
         Raises UserError for an ensemble or an ONNX file, which have none.
         """

@@ -1,9 +1,9 @@
-"""Why this answer: which places of an image speak for a label that a network gives it, and which against it.
+"""Class activation maps: which places of an image speak for a label, and which against it.
 
-The class activation map of Zhou et al. 2016 (Learning Deep Features for Discriminative Localization). Where a network
-averages its last feature maps over all places before a linear classifier, a logit is the mean of such a map plus the
-bias: the map is the answer, place by place, without any gradient. No map is drawn unless that holds for the image.
-What all classes share changes no probability and says nothing, so a map is what a label has beyond their mean.
+Zhou et al. 2016 (Learning Deep Features for Discriminative Localization). Where a network averages its last feature
+maps over all places before a linear classifier, a logit is the mean of such a map plus the bias: the map is the logit,
+place by place, without any gradient. No map is drawn unless that holds for the image. What all classes have in common
+changes no probability, so a map shows the difference of a label's map to the mean map of all classes.
 
 K classes, C channels, h w places of the last feature maps, S side of the evaluation view, D of the overlay.
 """
@@ -60,8 +60,10 @@ def activation_map(member: Member, view: np.ndarray, *, logits: np.ndarray, labe
         raise _refusal(member)
     maps = torch.einsum("kc,chw->khw", weight.flatten(1), features[0])
     means = maps.mean((1, 2)) + (0 if bias is None else bias)
-    apart = np.abs(means.cpu().numpy() - logits).max()
-    if apart > (0.01 if member.dtype == torch.float32 else 0.05) * np.abs(logits).max():  # 16 bits round as coarsely
+    difference = np.abs(means.cpu().numpy() - logits).max()
+    if (
+        difference > (0.01 if member.dtype == torch.float32 else 0.05) * np.abs(logits).max()
+    ):  # 16 bits round as coarsely
         raise _refusal(member)
     return (maps[label] - maps.mean(0)).cpu().numpy()
 

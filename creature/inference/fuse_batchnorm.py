@@ -1,4 +1,4 @@
-"""The same answers in less time: each BatchNorm folded into the convolution before it. S side."""
+"""The same logits in less time: each BatchNorm folded into the convolution before it. S side of the input."""
 
 from collections import Counter
 from typing import Any
@@ -9,15 +9,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-TOLERANCE = 1e-5  # of the largest answer
+TOLERANCE = 1e-5  # of the largest logit
 
 
 @torch.no_grad()
 def fuse(model: nn.Module, size: int) -> int:
     """Fold each BatchNorm of a model in eval mode into its convolution, in place; returns how many.
 
-    Pairs are those that a forward of one random input (1, 3, S, S) shows, whatever they are called. A model that would
-    answer otherwise, as where a convolution standardizes its weight, is left as it was.
+    Pairs are found by a forward of one random input (1, 3, S, S), not by name. A model whose logits would change, as
+    where a convolution standardizes its weight, is left as it was.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return 0
@@ -48,22 +48,22 @@ class _Reads(TorchDispatchMode):
 
 
 def _watch(model: nn.Module, example: torch.Tensor) -> tuple[torch.Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
-    """The answer to an example, and each convolution with the BatchNorm that alone reads its output; both run once."""
+    """The logits of an example, and each convolution with the BatchNorm that alone reads its output; both run once."""
     reads, runs = _Reads(), Counter[nn.Module]()
-    made: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # with the output, or its id would be given to another
-    found: list[tuple[nn.Conv2d, nn.BatchNorm2d, int]] = []
+    made: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # by output; kept, or its id would be given to another tensor
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, int]] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         runs[module] += 1
         if isinstance(module, nn.Conv2d):
             made[id(output)], reads.count[id(output)] = (module, output), 0
         elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats and id(inputs[0]) in made:
-            found.append((made[id(inputs[0])][0], module, id(inputs[0])))
+            pairs.append((made[id(inputs[0])][0], module, id(inputs[0])))
 
     watched = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
     hooks = [module.register_forward_hook(note) for module in watched]
     with reads:
-        answer = model(example)
+        logits = model(example)
     for hook in hooks:
         hook.remove()
-    return answer, [(c, n) for c, n, out in found if runs[c] == runs[n] == reads.count[out] == 1]
+    return logits, [(conv, norm) for conv, norm, out in pairs if runs[conv] == runs[norm] == reads.count[out] == 1]

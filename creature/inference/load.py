@@ -1,4 +1,4 @@
-"""Models to use: a run's fold, all members of a run, an exported folder, or what is published on the Hub."""
+"""Load models to predict with: a fold, all members of a run, an exported folder, a repository of the Hub."""
 
 import json
 import re
@@ -44,26 +44,25 @@ def load_members(model: str, *, all_members: bool, device: str) -> LoadedModel:
     """The one model of a folder or repository, or all members of it; raises UserError as find_model does."""
     from creature.inference.members import choose_device, load_member
 
-    found = find_model(model, all_members)
+    folders = find_model(model, all_members)
     chosen = choose_device(device)
-    members = [load_member(folder, chosen, fused=True) for folder in found.folders]
+    members = [load_member(folder, chosen, fused=True) for folder in folders.folders]
     if len({member.class_names for member in members}) > 1:
         raise UserError(f"{model}: its members know different classes")
     title = f"{model}, {len(members)} members" if all_members else model
-    return LoadedModel(title, members, found.names, found.blending)
+    return LoadedModel(title, members, folders.names, folders.blending)
 
 
 def predictor_of(loaded: LoadedModel, *, features: bool = False) -> Predictor:
-    """The members as one; `features` also gives what the first one's classifier sees."""
+    """The members as one; `features` also gives the input of the first one's classifier layer."""
     from creature.inference.members import predictor
 
-    weights, strategy = loaded.blending.weights, loaded.blending.strategy
-    return predictor(loaded.members, weights, strategy, features=features, title=loaded.title, names=loaded.names)
+    return predictor(loaded.members, loaded.blending, features=features, title=loaded.title, names=loaded.names)
 
 
 @dataclass(frozen=True)
-class FoundModel:
-    """The folders of a model's members, what these are called, and how they are blended; `home` is of all of them."""
+class ModelFolders:
+    """The folders of a model's members, their names and their blending; `home` is the run or the published model."""
 
     folders: list[Path]
     names: tuple[str, ...]
@@ -71,7 +70,7 @@ class FoundModel:
     home: Path
 
 
-def find_model(model: str, all_members: bool) -> FoundModel:
+def find_model(model: str, all_members: bool) -> ModelFolders:
     """The one model of a folder or a repository, or with `all_members` the ensemble that it stands for.
 
     Raises UserError for a folder without a model, a repository that cannot be reached, or weights that are not those
@@ -88,15 +87,15 @@ def find_model(model: str, all_members: bool) -> FoundModel:
             )
         names = tuple(member.name for member in members)
         blending = Blending(np.ones(len(members)))
-        return FoundModel([member.folder for member in members], names, blending, members[0].folder.parent)
+        return ModelFolders([member.folder for member in members], names, blending, members[0].folder.parent)
     else:
         folder = Path(model)
     if not all_members:
-        return FoundModel([folder], (model,), Blending(np.ones(1)), folder)
+        return ModelFolders([folder], (model,), Blending(np.ones(1)), folder)
     return _published_ensemble(model, folder)
 
 
-def _published_ensemble(model: str, main: Path) -> FoundModel:
+def _published_ensemble(model: str, main: Path) -> ModelFolders:
     try:
         ensemble = json.loads((main / "ensemble.json").read_text(encoding="utf-8"))
         listed = [(str(m["name"]), float(m["weight"]), str(m["sha256"])) for m in ensemble["members"]]
@@ -118,7 +117,7 @@ def _published_ensemble(model: str, main: Path) -> FoundModel:
                 "publish the run again, or predict without --members"
             )
         folders.append(folder)
-    return FoundModel(folders, tuple(name for name, *_ in listed), Blending(weights, strategy), main)
+    return ModelFolders(folders, tuple(name for name, *_ in listed), Blending(weights, strategy), main)
 
 
 def download(model: str) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from creature.data.normalize import Normalize
 from creature.device import device_precision
 from creature.errors import UserError, first_line
 from creature.inference.fuse_batchnorm import fuse
-from creature.inference.predictor import Computed, Pixels, Predictor
+from creature.inference.predictor import Computed, Pixels, Predictor, with_mirroring
+from creature.metrics.blend import Blending
 from creature.run import most_frequent_class
 
-# What a downloaded folder may ask for, in bytes, classes and pixels.
+# Limits for a downloaded folder, in bytes, classes and pixels.
 MAX_CONFIG, MAX_CLASSES, MAX_SIZE = 64 * 2**20, 1_000_000, 2048
 
 
@@ -84,10 +85,9 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def load_member(folder: Path, device: torch.device, fused: bool = False) -> Member:
-    """A model from its folder, strictly; `fused` for many predictions, no longer with the file's own parameters.
+    """A model from its folder; `fused` for many predictions, with other parameters than the file's.
 
-    The host program's random numbers are those that it would have had without. Raises UserError for a folder that is
-    damaged or not timm's.
+    The host program's random state stays as it was. Raises UserError for a folder that is damaged or not timm's.
     """
     try:
         config = read_config(folder)
@@ -140,8 +140,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         # Several processes on a host share its GPUs.
-        own = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
-        return torch.device("cuda", own) if best.type == "cuda" else best
+        index = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+        return torch.device("cuda", index) if best.type == "cuda" else best
     try:
         torch.empty(1, device=name)
         return torch.device(name)
@@ -151,17 +151,34 @@ def choose_device(name: str) -> torch.device:
 
 def predictor(
     members: Sequence[Member],
-    weights: np.ndarray | None = None,
-    strategy: str = "logits",
+    blending: Blending | None = None,
     *,
     features: bool = False,
     title: str = "",
     names: Sequence[str] | None = None,
 ) -> Predictor:
-    """The members as one, blended by `weights` (M,); `features` also gives what the first one's classifier sees.
+    """The members as one, blended by the mean of their logits unless a blending is given.
 
-    Raises UserError where not even one image fits into the device's memory.
+    `features` also gives the input of the first member's classifier layer. When it computes, it raises UserError where
+    not even one image fits into the device's memory.
     """
+    first, blending = members[0], blending or Blending(np.ones(len(members)))
+    combined = Predictor(
+        title=title or str(first.folder),
+        class_names=first.class_names,
+        members=tuple(member.folder.name for member in members) if names is None else tuple(names),
+        transforms=tuple(dict.fromkeys(member.transform for member in members)),
+        compute=_forward_function(members, features),
+        weights=blending.weights,
+        strategy=blending.strategy,
+        features=int(first.model.head_hidden_size) if features else None,  # type: ignore[arg-type]
+        fallback=most_frequent_class(first.folder) if (first.folder / "result.json").exists() else "",
+        files=tuple(member.folder / "model.safetensors" for member in members),
+    )
+    return with_mirroring(combined) if blending.mirror else combined
+
+
+def _forward_function(members: Sequence[Member], features: bool) -> Callable[[Pixels], Computed]:
     device = next(members[0].model.parameters()).device
     largest = [2**31]  # images at once, halved where the device's memory is too small for them
 
@@ -171,8 +188,8 @@ def predictor(
             if not features:
                 return (model(inputs).float().cpu(),)
             maps = model.forward_features(inputs)  # type: ignore[operator]
-            logits, seen = model.forward_head(maps), model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-            return logits.float().cpu(), seen.float().cpu()
+            logits, pooled = model.forward_head(maps), model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+            return logits.float().cpu(), pooled.float().cpu()
 
     def forward_in_chunks(member: Member, pixels: torch.Tensor) -> list[np.ndarray]:
         while True:
@@ -189,16 +206,4 @@ def predictor(
         computed = [forward_in_chunks(member, views[member.transform]) for member in members]
         return Computed(np.stack([logits for logits, *_ in computed]), computed[0][1] if features else None)
 
-    first = members[0].folder
-    return Predictor(
-        title=title or str(first),
-        class_names=members[0].class_names,
-        members=tuple(member.folder.name for member in members) if names is None else tuple(names),
-        transforms=tuple(dict.fromkeys(member.transform for member in members)),
-        compute=compute,
-        weights=np.ones(len(members)) if weights is None else weights,
-        strategy=strategy,
-        features=int(members[0].model.head_hidden_size) if features else None,  # type: ignore[arg-type]
-        fallback=most_frequent_class(first) if (first / "result.json").exists() else "",
-        files=tuple(member.folder / "model.safetensors" for member in members),
-    )
+    return compute

@@ -9,7 +9,7 @@ from creature.data.eval_transform import EvalTransform
 from creature.errors import UserError, first_line
 from creature.inference.predictor import Computed, Pixels, Predictor
 
-KEY = "creature"  # of the metadata that says how images are seen and what the classes are called
+KEY = "creature"  # of the metadata with the evaluation view and the class names
 
 
 def open_session(path: str) -> Predictor:
@@ -32,12 +32,12 @@ def open_session(path: str) -> Predictor:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
         transform = EvalTransform(int(metadata["size"]), str(metadata["fit"]), tuple(map(float, metadata["mean"])))
         names, fallback = tuple(map(str, metadata["names"])), str(metadata["fallback"])
-    except Exception as error:  # ONNX Runtime's own errors share no base
+    except Exception as error:  # ONNX Runtime's errors share no base
         raise UserError(f"{path}: no model of creature export ({type(error).__name__}: {first_line(error)})") from error
 
     def compute(pixels: Pixels) -> Computed:
         (probabilities,) = session.run(["probabilities"], {"pixels": pixels[transform]})
-        # Predictors give logits, up to a constant: softmax of a logarithm is what it was taken of.
+        # A predictor gives logits up to a constant, as logs of probabilities are.
         return Computed(np.log(np.maximum(np.asarray(probabilities), np.finfo(np.float32).tiny))[None])
 
     return Predictor(

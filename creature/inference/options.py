@@ -1,8 +1,9 @@
-"""The options of a prediction file, which predict.py and ensemble.py share, and what they do."""
+"""The options of a prediction file, which predict.py and ensemble.py share, and how rows are written by them."""
 
 import argparse
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,10 +15,21 @@ if TYPE_CHECKING:
     from creature.inference.prediction import Prediction
 
 
-def add_options(parser: argparse.ArgumentParser, default_format: str, parts: bool = False) -> None:
-    """Add the options to a script's command line; with `parts`, --out may be a folder."""
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where predictions are written, and in which format."""
+
+    path: Path | None  # None: to the terminal
+    sharded: bool  # the path is a folder of shards
+    submission: bool  # else a full table
+    template: str | None = None  # of a submission
+    zip: bool = False  # a submission, too
+
+
+def add_options(parser: argparse.ArgumentParser, default_format: str, shards: bool = False) -> None:
+    """Add the options to a script's command line; with `shards`, --out may be a folder."""
     parser.add_argument(
-        "--out", metavar="FILE", help=f"write a .csv, .jsonl or .parquet file{', or parts into a DIR/' * parts}"
+        "--out", metavar="FILE", help=f"write a .csv, .jsonl or .parquet file{', or shards into a DIR/' * shards}"
     )
     parser.add_argument(
         "--format", choices=("full", "submission"), default=default_format, help="columns of --out (%(default)s)"
@@ -31,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser, default_format: str, parts: boo
         default=32,
         help="images at once, fewer where memory is short (%(default)s)",
     )
-    parser.add_argument("--mirror", action="store_true", help="ask about mirror images, too; twice the computing")
+    parser.add_argument("--mirror", action="store_true", help="predict mirror images, too; twice the computing")
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu; auto takes the first that is there")
 
 
@@ -70,45 +82,53 @@ def _proportion(text: str) -> float:
     return value
 
 
-def check_options(args: argparse.Namespace, reads: Iterable[str | None] = ()) -> None:
-    """Paths for what was typed; raises UserError for options that do not go together, or --out among what it reads."""
-    args.parts = bool(args.out) and (args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
-    args.out = Path(args.out) if args.out else None
-    given = [path for path in (*reads, args.template) if path and os.path.exists(path)]
-    if args.out and args.out.is_file() and any(map(args.out.samefile, given)):
-        raise UserError(f"--out: {args.out} is one of the files that this reads, and would be replaced; name another")
-    if args.template:
-        args.format = "submission"
-    if (args.zip or args.template) and not args.out:
+def check_options(args: argparse.Namespace, inputs: Iterable[str | None] = ()) -> OutputOptions:
+    """The output that a command line asks for.
+
+    Raises UserError for options that do not go together, or where the output would replace one of the `inputs`.
+    """
+    path = Path(args.out) if args.out else None
+    output = OutputOptions(
+        path=path,
+        sharded=bool(args.out) and (args.out.endswith(("/", os.sep)) or os.path.isdir(args.out)),
+        submission=args.format == "submission" or bool(args.template),
+        template=args.template,
+        zip=args.zip,
+    )
+    existing = [name for name in (*inputs, args.template) if name and os.path.exists(name)]
+    if path and path.is_file() and any(map(path.samefile, existing)):
+        raise UserError(f"--out: {path} is one of the files that this reads, and would be replaced; name another")
+    if (output.zip or output.template) and not path:
         raise UserError("--zip and --template need --out FILE.csv")
-    if args.zip and args.format != "submission":
+    if output.zip and not output.submission:
         raise UserError("--zip needs --format submission")
-    if args.zip and args.out and args.out.suffix.lower() == ".zip":
-        raise UserError(f"--zip writes beside --out, which must not end in .zip, got {args.out}")
-    if args.parts and args.format == "submission":
-        raise UserError(f"--out: a submission is one file, such as prediction.csv, got the folder {args.out}")
-    kinds = (".csv", ".jsonl", ".parquet", "")
-    if args.out and args.out.suffix not in kinds and args.format == "full" and not args.parts:
-        raise UserError(f"--out: must end in .csv, .jsonl or .parquet, got {args.out}")
-    if args.out and args.out.suffix not in (".csv", "") and args.format == "submission":
-        raise UserError(
-            f"--out: a submission must end in .csv, got {args.out}; --format full writes .jsonl and .parquet"
-        )
+    if path:
+        _check_ending(output, path)
     if args.top < 1 or args.batch_size < 1:
         raise UserError("--top and --batch-size must be 1 or more")
+    return output
 
 
-def arrange(args: argparse.Namespace, inputs: list["InputPath"]) -> tuple[list["InputPath"], tuple[str, str]]:
-    """Inputs in the order of the wanted format, and a submission's column names."""
+def _check_ending(output: OutputOptions, path: Path) -> None:
+    if output.zip and path.suffix.lower() == ".zip":
+        raise UserError(f"--zip writes beside --out, which must not end in .zip, got {path}")
+    if output.submission and output.sharded:
+        raise UserError(f"--out: a submission is one file, such as prediction.csv, got the folder {path}")
+    if output.submission and path.suffix not in (".csv", ""):
+        raise UserError(f"--out: a submission must end in .csv, got {path}; --format full writes .jsonl and .parquet")
+    if not output.submission and not output.sharded and path.suffix not in (".csv", ".jsonl", ".parquet", ""):
+        raise UserError(f"--out: must end in .csv, .jsonl or .parquet, got {path}")
+
+
+def arrange(output: OutputOptions, inputs: list["InputPath"]) -> tuple[list["InputPath"], tuple[str, str]]:
+    """Inputs in the order of the output, and the names of a submission's two columns."""
     from creature.inference.prediction_files import order_for_submission
 
-    if args.format == "submission":
-        return order_for_submission(inputs, args.template)
-    return inputs, ("", "")
+    return order_for_submission(inputs, output.template) if output.submission else (inputs, ("", ""))
 
 
 def write(
-    args: argparse.Namespace,
+    output: OutputOptions,
     columns: tuple[str, str],
     rows: Iterable["Prediction"],
     *,
@@ -117,23 +137,24 @@ def write(
     features: int | None = None,
     sets: bool = False,
 ) -> int:
-    """Write the rows as they come, as the options say; the exit code tells of images that could not be read."""
+    """Write the rows as they come; the exit code tells of images that could not be read."""
     from creature.inference import prediction_files
 
+    assert output.path
     broken: list[Prediction] = []
 
-    def noted() -> Iterator["Prediction"]:
+    def note_broken() -> Iterator["Prediction"]:
         for row in rows:
             if row.broken:
                 broken.append(row)
             yield row
 
-    if args.format == "submission":
-        prediction_files.write_submission(args.out, columns, noted(), fallback)
-        if args.zip:
-            say(f"{prediction_files.write_zip(args.out)} holds exactly prediction.csv")
+    if output.submission:
+        prediction_files.write_submission(output.path, columns, note_broken(), fallback)
+        if output.zip:
+            say(f"{prediction_files.write_zip(output.path)} holds exactly prediction.csv")
     else:
-        prediction_files.write_full(args.out, noted(), top, features, sets)
+        prediction_files.write_full(output.path, note_broken(), top, features=features, sets=sets)
     if broken:
-        prediction_files.warn_of_broken(broken, fallback if args.format == "submission" else "")
+        prediction_files.warn_of_broken(broken, fallback if output.submission else "")
     return BROKEN_IMAGES if broken else 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from creature.inference.predictor import LogitsBatch, Predictor
-from creature.metrics.blend import blend, log
+from creature.metrics.blend import blend, log_probabilities
 
 if TYPE_CHECKING:
     from creature.metrics.calibration import Calibration
@@ -54,28 +54,30 @@ def to_predictions(
     batches: Iterable[LogitsBatch], predictor: Predictor, top: int, calibration: "Calibration | None" = None
 ) -> Iterator[Prediction]:
     """Each image's prediction, with the `top` labels of the blended members, calibrated where that is asked for."""
+    names = predictor.class_names
     for batch in batches:
         probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
         if calibration:
-            probabilities = calibration.probabilities(log(probabilities))
-        sets = calibration.sets(probabilities) if calibration and calibration.member is not None else None
-        sure = calibration.sure(probabilities) if calibration and calibration.answer is not None else None
+            probabilities = calibration.probabilities(log_probabilities(probabilities))
         order = np.argsort(-probabilities, axis=1, kind="stable")
-        for at, name in enumerate(batch.ids):
-            if at in batch.broken:
-                yield Prediction(name, batch.broken[at])
-                continue
-            best = order[at, :top]
-            prediction = Prediction(
-                id=name,
+        predictions = [
+            Prediction(
+                id=id_,
                 status=OK,
-                labels=tuple(predictor.class_names[k] for k in best),
-                probabilities=tuple(map(float, probabilities[at, best])),
-                features=None if batch.features is None else batch.features[at],
+                labels=tuple(names[k] for k in order[row, :top]),
+                probabilities=tuple(probabilities[row, order[row, :top]].tolist()),
+                features=None if batch.features is None else batch.features[row],
             )
-            if sets is not None:
-                members = tuple(predictor.class_names[k] for k in order[at] if sets[at, k])
-                prediction = replace(prediction, label_set=members)
-            if sure is not None and not sure[at]:
-                prediction = replace(prediction, status=UNSURE, labels=(), probabilities=())
-            yield prediction
+            for row, id_ in enumerate(batch.ids)
+        ]
+        if calibration and calibration.set_threshold is not None:
+            inside = calibration.label_sets(probabilities)
+            for row, prediction in enumerate(predictions):
+                label_set = tuple(names[k] for k in order[row] if inside[row, k])
+                predictions[row] = replace(prediction, label_set=label_set)
+        if calibration and calibration.min_probability is not None:
+            for row in np.flatnonzero(~calibration.sure(probabilities)):
+                predictions[row] = replace(predictions[row], status=UNSURE, labels=(), probabilities=())
+        for row, reason in batch.broken.items():
+            predictions[row] = Prediction(batch.ids[row], reason)
+        yield from predictions

@@ -6,18 +6,16 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from creature.console import warn
 from creature.errors import UserError
 from creature.inference.inputs import InputPath
 from creature.inference.prediction import Prediction
 from creature.storage import write_atomically
-
-if TYPE_CHECKING:
-    pass
 
 FULL_COLUMNS = ("id", "status", "label", "probability")
 
@@ -41,7 +39,7 @@ def order_for_submission(inputs: Sequence[InputPath], template: str | None) -> t
                 "or take --format full"
             )
     if template is None:
-        return [by_stem[name]._replace(id=name) for name in sorted(by_stem)], ("image_name", "pred_label")
+        return [replace(by_stem[name], id=name) for name in sorted(by_stem)], ("image_name", "pred_label")
     try:
         with open(template, newline="", encoding="utf-8-sig") as file:
             header, *rows = [row for row in csv.reader(file) if row] or [[]]
@@ -54,29 +52,29 @@ def order_for_submission(inputs: Sequence[InputPath], template: str | None) -> t
         raise UserError(
             f"--template: {template} names {missing[0]}, which is not among the images ({len(missing)} such)"
         )
-    ordered = [by_name[row[0]]._replace(id=row[0]) for row in rows]
+    ordered = [replace(by_name[row[0]], id=row[0]) for row in rows]
     if extra := len(inputs) - len({item.path for item in ordered}):
         warn(f"--template: {extra} images are not in {template} and get no row")
     return ordered, (header[0], header[1])
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary file that gets its name only once it is whole."""
+def _output_file(path: Path) -> Iterator[Path]:
+    """A temporary file that takes its name once it is complete; raises UserError where it cannot be written."""
     if not path.name or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"--out: {path} is no file; give the name of one, such as prediction.csv")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(path) as part:
-            yield part
+        with write_atomically(path) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
 def table_writer(path: Path) -> Iterator[Any]:
-    """A CSV writer to a file that gets its name only once it is whole."""
-    with _whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    """A CSV writer to a file that takes its name once it is complete; raises UserError where it cannot be written."""
+    with _output_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         yield csv.writer(file, lineterminator="\n")
 
 
@@ -89,23 +87,24 @@ def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Predic
 
 
 def write_full(
-    path: Path, rows: Iterable[Prediction], top: int, features: int | None = None, sets: bool = False
+    path: Path, rows: Iterable[Prediction], top: int, *, features: int | None = None, sets: bool = False
 ) -> None:
     """Write id, status, and the `top` labels with their probabilities; empty where the image could not be read.
 
-    As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of so many `features`, if asked. A
-    set of labels is a list, in CSV one of JSON.
+    As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of that many `features`, where these
+    were asked for. A set of labels is a list, in CSV one of JSON.
     """
     if path.suffix == ".parquet":
-        _write_parquet(path, rows, top, features, sets)
+        _write_parquet(path, rows, top, features=features, sets=sets)
     elif path.suffix == ".jsonl":
-        with _whole(path) as part, part.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record(row, top, features, sets)) + "\n" for row in rows)
+        with _output_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(_columns(row, top, features=features, sets=sets)) + "\n")
     else:
         with table_writer(path) as out:
-            out.writerow(FULL_COLUMNS + more_columns(top) + ("set",) * sets)
+            out.writerow(FULL_COLUMNS + _more_columns(top) + ("set",) * sets)
             for row in rows:
-                out.writerow(map(_cell, record(row, top, sets=sets).values()))
+                out.writerow(map(_cell, _columns(row, top, features=None, sets=sets).values()))
 
 
 def _cell(value: Any) -> str:
@@ -114,36 +113,35 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
 
 
-def more_columns(top: int) -> tuple[str, ...]:
+def _more_columns(top: int) -> tuple[str, ...]:
     """The columns of the second to the last label."""
     return tuple(name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}"))
 
 
-def record(row: Prediction, top: int, features: int | None = None, sets: bool = False) -> dict[str, Any]:
-    """A row by column; None where there is nothing."""
-    pairs = zip(row.labels, row.probabilities, strict=True)
-    cells = [cell for pair in pairs for cell in pair]
-    cells += [None] * (2 * top - len(cells))
-    found: dict[str, Any] = dict(zip(FULL_COLUMNS + more_columns(top), (row.id, row.status, *cells), strict=True))
+def _columns(row: Prediction, top: int, *, features: int | None, sets: bool) -> dict[str, Any]:
+    """The values of a row by column; None for a label that it does not have."""
+    pairs = [value for pair in row.top(top) for value in pair]
+    pairs += [None] * (2 * top - len(pairs))
+    columns: dict[str, Any] = dict(zip(FULL_COLUMNS + _more_columns(top), (row.id, row.status, *pairs), strict=True))
     if features:
-        found["embedding"] = None if row.features is None else row.features.tolist()
+        columns["embedding"] = None if row.features is None else row.features.tolist()
     if sets:
-        found["set"] = None if row.broken else list(row.label_set)
-    return found
+        columns["set"] = None if row.broken else list(row.label_set)
+    return columns
 
 
-def _write_parquet(path: Path, rows: Iterable[Prediction], top: int, features: int | None, sets: bool) -> None:
+def _write_parquet(path: Path, rows: Iterable[Prediction], top: int, *, features: int | None, sets: bool) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    kinds = {"probability": pa.float64()}
-    columns = [(name, kinds.get(name.partition("_")[0], pa.string())) for name in FULL_COLUMNS + more_columns(top)]
+    names = FULL_COLUMNS + _more_columns(top)
+    columns = [(name, pa.float64() if name.startswith("probability") else pa.string()) for name in names]
     columns += [("embedding", pa.list_(pa.float32(), features))] if features else []
     schema = pa.schema(columns + ([("set", pa.list_(pa.string()))] if sets else []))
-    coming = iter(rows)
-    with _whole(path) as part, ParquetWriter(part, schema) as file:
-        while some := [record(row, top, features, sets) for row in islice(coming, 1024)]:
-            file.write_table(pa.Table.from_pylist(some, schema))
+    remaining = iter(rows)
+    with _output_file(path) as temporary, ParquetWriter(temporary, schema) as file:
+        while chunk := [_columns(row, top, features=features, sets=sets) for row in islice(remaining, 1024)]:
+            file.write_table(pa.Table.from_pylist(chunk, schema))
 
 
 def warn_of_broken(broken: Sequence[Prediction], fallback: str) -> None:
@@ -157,6 +155,6 @@ def warn_of_broken(broken: Sequence[Prediction], fallback: str) -> None:
 def write_zip(path: Path) -> Path:
     """Pack a submission into a zip that holds exactly `prediction.csv`, beside it."""
     target = path.with_suffix(".zip")
-    with _whole(target) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
+    with _output_file(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
         file.write(path, "prediction.csv")
     return target

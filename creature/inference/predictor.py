@@ -3,12 +3,12 @@
 M members, B batch, K classes, D features, S side of the evaluation view.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,14 +21,16 @@ from creature.errors import BrokenError
 Pixels = Mapping[EvalTransform, np.ndarray]  # uint8 (B, 3, S, S) by the view that the members take
 
 
-class ImageInput(NamedTuple):
+@dataclass(frozen=True)
+class ImageInput:
     """An image to predict; `read` gives its encoded bytes, or the decoded image, or raises BadImage."""
 
     id: str
     read: Callable[[], bytes | Image.Image]
 
 
-class Computed(NamedTuple):
+@dataclass(frozen=True)
+class Computed:
     """What the members compute of a batch."""
 
     logits: np.ndarray  # (M, B, K)
@@ -41,7 +43,7 @@ class LogitsBatch:
 
     ids: Sequence[str]
     content_hashes: Sequence[str]  # empty where an image could not be read
-    broken: Mapping[int, str]  # why, by position, where an image could not be decoded
+    broken: Mapping[int, str]  # row -> why its image could not be decoded
     logits: np.ndarray  # (M, B, K)
     features: np.ndarray | None = None  # (B, D)
 
@@ -67,32 +69,33 @@ def with_mirroring(predictor: Predictor) -> Predictor:
     """The predictor with the mean of the logits of an image and of its mirror image; features are of the image."""
 
     def compute(pixels: Pixels) -> Computed:
-        logits, features = predictor.compute(pixels)
+        computed = predictor.compute(pixels)
         flipped = {transform: np.ascontiguousarray(view[..., ::-1]) for transform, view in pixels.items()}
-        return Computed((logits + predictor.compute(flipped).logits) / 2, features)
+        return replace(computed, logits=(computed.logits + predictor.compute(flipped).logits) / 2)
 
     return replace(predictor, title=f"{predictor.title}, with mirror images", compute=compute, mirror=True)
 
 
-class _Prepared(NamedTuple):
+@dataclass(frozen=True)
+class _PreparedImage:
     content_hash: str
-    reason: str  # why the image could not be decoded
-    views: list[np.ndarray]
+    error: str  # why the image could not be decoded
+    views: list[np.ndarray]  # uint8 (3, S, S), one a transform
 
 
-def _prepare(image: ImageInput, transforms: Sequence[EvalTransform]) -> _Prepared:
+def _prepare(image: ImageInput, transforms: Sequence[EvalTransform]) -> _PreparedImage:
     """An image's views; black ones, with the reason, where it cannot be decoded."""
-    content, reason, decoded = "", "", BLACK.image()
+    hashed, reason, decoded = "", "", BLACK.image()
     try:
         data = image.read()
         if isinstance(data, Image.Image):
             decoded = upright_rgb(data)
         else:
-            content = content_hash(data)
+            hashed = content_hash(data)
             decoded = decode(data)
     except BadImage as error:
         reason = str(error)
-    return _Prepared(content, reason, [transform(decoded) for transform in transforms])
+    return _PreparedImage(hashed, reason, [transform(decoded) for transform in transforms])
 
 
 def predict_batches(
@@ -103,29 +106,29 @@ def predict_batches(
     An image that cannot be decoded keeps its place in the batch, black, so that it changes no other prediction. A
     progress bar is shown where there is a `title`. Raises BrokenError for logits that are no finite numbers.
     """
-    transforms, coming = predictor.transforms, iter(images)
+    transforms, remaining = predictor.transforms, iter(images)
     with progress(shown=bool(title)) as bar, ThreadPoolExecutor() as pool:
         task = bar.add_task(title, total=total, speed="")
 
-        def begin(batch: Sequence[ImageInput]) -> tuple[Sequence[ImageInput], list[Future[_Prepared]]]:
+        def begin(batch: Sequence[ImageInput]) -> tuple[Sequence[ImageInput], list[Future[_PreparedImage]]]:
             return batch, [pool.submit(_prepare, image, transforms) for image in batch]
 
-        begun = map(begin, iter(lambda: list(islice(coming, batch_size)), []))
-        ahead = list(islice(begun, 2))
+        begun = map(begin, iter(lambda: list(islice(remaining, batch_size)), []))
+        ahead = deque(islice(begun, 2))
         while ahead:
-            batch, futures = ahead.pop(0)
+            batch, futures = ahead.popleft()
             prepared = [future.result() for future in futures]
             views = zip(*(image.views for image in prepared), strict=True)
             pixels = {transform: np.stack(view) for transform, view in zip(transforms, views, strict=True)}
-            logits, features = predictor.compute(pixels)
-            if not np.isfinite(logits).all():
+            computed = predictor.compute(pixels)
+            if not np.isfinite(computed.logits).all():
                 raise BrokenError(f"{predictor.title}: its logits are no finite numbers; its weights are damaged")
             yield LogitsBatch(
                 ids=[image.id for image in batch],
                 content_hashes=[image.content_hash for image in prepared],
-                broken={at: image.reason for at, image in enumerate(prepared) if image.reason},
-                logits=logits,
-                features=features,
+                broken={row: image.error for row, image in enumerate(prepared) if image.error},
+                logits=computed.logits,
+                features=computed.features,
             )
             bar.update(task, advance=len(batch), speed=f"{bar.tasks[task].speed or 0:.0f}")
             ahead += islice(begun, 1)

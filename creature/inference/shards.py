@@ -1,6 +1,6 @@
-"""Predictions of very many images: Parquet parts, written by any number of processes and hosts that share a folder.
+"""Predictions of very many images: shards in Parquet, by any number of processes and hosts that share a folder.
 
-The processes do not talk: which images are in which part, and who writes it, follows from the inputs alone.
+The processes do not talk: which images are in which shard, and who writes it, follows from the inputs alone.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from creature.storage import file_hash
 
 
 def process() -> tuple[int, int]:
-    """This process's number, and how many there are, as `accelerate launch` and torchrun tell them."""
+    """This process's rank and the number of processes, as `accelerate launch` and torchrun set them."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -37,46 +37,56 @@ def write_shards(
 
     Raises UserError for a folder that holds predictions of other images or another model.
     """
-    names = hashlib.sha256(json.dumps([(shard.name, shard.size) for shard in shards]).encode()).hexdigest()
-    how = {"strategy": predictor.strategy, "weights": predictor.weights.tolist(), "top": top}
-    how["mirror"] = predictor.mirror or None  # as older parts say it, which know no such word
-    model = [file_hash(file) for file in predictor.files]
-    _claim(out, {"pictures": names, "model": model, "features": predictor.features, **how})
+    _claim(out, _describe(shards, predictor, top))
     rank, processes = process()
-    paths = {at: out / f"part-{at:05d}-of-{len(shards):05d}.parquet" for at in range(rank, len(shards), processes)}
     broken = written = 0
 
-    def counted(rows: Iterator[Prediction]) -> Iterator[Prediction]:
+    def count(rows: Iterator[Prediction]) -> Iterator[Prediction]:
         nonlocal broken, written
         for row in rows:
             broken += row.broken
             written += 1
             yield row
 
-    for at, path in paths.items():
+    for number in range(rank, len(shards), processes):
+        path = out / f"part-{number:05d}-of-{len(shards):05d}.parquet"
         if not path.exists():
-            write_full(path, counted(predict([shards[at]])), top, predictor.features)
-    there = len(list(out.glob("part-*.parquet")))
-    who = f"process {rank}: " if processes > 1 else ""
-    say(f"{who}{written} rows written; {there} of {len(shards)} parts are in {out}")
+            write_full(path, count(predict([shards[number]])), top, features=predictor.features)
+    existing = len(list(out.glob("part-*.parquet")))
+    prefix = f"process {rank}: " if processes > 1 else ""
+    say(f"{prefix}{written} rows written; {existing} of {len(shards)} shards are in {out}")
     if broken:
-        warn(f"{who}{broken} images could not be read; the column status says why")
+        warn(f"{prefix}{broken} images could not be read; the column status says why")
     return broken
 
 
-def _claim(out: Path, mark: dict[str, Any]) -> None:
-    """Say what the parts hold, or check that it is what they held before."""
+def _describe(shards: Sequence[Shard], predictor: Predictor, top: int) -> dict[str, Any]:
+    """What the shards of a folder hold, for its _inputs.json."""
+    names = json.dumps([(shard.name, shard.size) for shard in shards])
+    return {
+        "pictures": hashlib.sha256(names.encode()).hexdigest(),
+        "model": [file_hash(file) for file in predictor.files],
+        "features": predictor.features,
+        "strategy": predictor.strategy,
+        "weights": predictor.weights.tolist(),
+        "top": top,
+        "mirror": predictor.mirror or None,  # older folders, all without mirror images, have no such key
+    }
+
+
+def _claim(out: Path, described: dict[str, Any]) -> None:
+    """Write what the shards hold, or check that it is what they held before."""
     path = out / "_inputs.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(mark, indent=1, default=str) + "\n"
+        text = json.dumps(described, indent=1) + "\n"
         if not path.exists():
-            part = out / f"._inputs.json.{socket.gethostname()}.{os.getpid()}"
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
+            temporary = out / f"._inputs.json.{socket.gethostname()}.{os.getpid()}"
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--out: {out} cannot hold parts: {error}; name another folder") from error
+        raise UserError(f"--out: {out} cannot hold shards: {error}; name another folder") from error
     if changed := [key for key, value in json.loads(text).items() if before.get(key) != value]:
-        named = " and ".join(changed).replace("pictures", "images")
-        raise UserError(f"--out: {out} holds predictions with other {named}; name another folder, or remove it")
+        keys = " and ".join(changed).replace("pictures", "images")
+        raise UserError(f"--out: {out} holds predictions with other {keys}; name another folder, or remove it")

@@ -1,18 +1,16 @@
-"""An accuracy that says what it rests on. N rows."""
+"""An accuracy with the number of rows that it is measured on. N rows."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Z = 1.959963984540054  # of the normal distribution, 95 % lies within so many deviations
+Z = 1.959963984540054  # 95 % of a normal distribution lies within so many standard deviations
 
 
 @dataclass(frozen=True)
 class Count:
-    """An accuracy that says what it rests on: correct rows of n."""
+    """An accuracy as correct rows of n."""
 
     correct: int
     n: int
@@ -31,7 +29,7 @@ class Count:
         return center - half if self.correct else 0.0, center + half if self.correct < self.n else 1.0
 
     def figures(self) -> dict[str, float]:
-        """What a JSON row says of it."""
+        """The accuracy with its interval, for JSON."""
         low, high = self.interval
         return {"accuracy": self.accuracy, "correct": self.correct, "n": self.n, "low": low, "high": high}
 
@@ -43,8 +41,3 @@ class Count:
 def count_correct(predicted: np.ndarray, labels: np.ndarray) -> Count:
     """How many of the predicted classes (N,) are the labels (N,)."""
     return Count(int((predicted == labels).sum()), len(labels))
-
-
-def scored(result: Mapping[str, Any]) -> str:
-    """The accuracy that a fold's result.json holds, marked where its epoch was chosen on the rows it is scored on."""
-    return f"{Count(result['correct'], result['n'])}{' selected' if result['selected'] else ''}"

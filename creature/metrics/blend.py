@@ -30,7 +30,7 @@ def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | No
         return _softmax(mean)
     if strategy == "softmax":
         return _ordered_sum(_softmax(logits) * share)
-    from scipy.stats import rankdata  # here, for a quick answer by logits need not wait for scipy
+    from scipy.stats import rankdata  # here, for blending by logits need not wait for scipy
 
     votes = np.eye(logits.shape[-1])[logits.argmax(-1)]
     # Ranks, for the differences of tiny probabilities would be lost beside a vote; far below the weight of any vote.
@@ -39,8 +39,8 @@ def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | No
     return total / total.sum(-1, keepdims=True)
 
 
-def log(probabilities: np.ndarray) -> np.ndarray:
-    """Logs of probabilities, which are logits of the same probabilities; finite, too, where one is 0."""
+def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Logs of probabilities, which are logits of the same probabilities; finite where one is 0, too."""
     return np.log(probabilities.clip(1e-300))
 
 

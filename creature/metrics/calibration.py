@@ -1,4 +1,4 @@
-"""Calibration of one model's answers: temperature, sets with a stated coverage, answers with a stated precision.
+"""Calibration of a model's predictions: a temperature, label sets of a stated coverage, labels of a stated precision.
 
 N rows that the model never saw, K classes. Logits are those of a member, or logs of an ensemble's probabilities.
 """
@@ -20,90 +20,97 @@ from creature.metrics.blend import blend
 MODEL_CALIBRATION = "calibration.safetensors"  # of a published model
 ENSEMBLE_CALIBRATION = "ensemble_calibration.safetensors"  # of a published ensemble
 BINS = 10
-FEWEST = 30  # rows
-PARTS = 5  # of the rows, each judged by what the others gave
+FEWEST = 30  # rows that a calibration is fitted on
+SPLITS = 5  # of the rows, each scored with what the others give
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """A temperature, and what the calibrated model says of rows that it never saw: what any promise rests on."""
+    """A temperature, and the calibrated probabilities of unseen rows that thresholds are chosen on."""
 
     temperature: float
-    of_label: np.ndarray  # (N,) probability of the right label
-    sure: np.ndarray  # (N,) probability of the answer
-    right: np.ndarray  # (N,) whether that is the right label
+    label_probability: np.ndarray  # (N,) of each row's label
+    top_probability: np.ndarray  # (N,) of each row's most probable class
+    correct: np.ndarray  # (N,) whether that class is the label
     selected: bool = False  # an epoch was chosen on these rows
-    mirror: bool = False  # the model was asked about mirror images, too
+    mirror: bool = False  # mirror images were predicted, too
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted on held-out rows: a temperature, and the probabilities from which on a label counts."""
+    """A temperature and thresholds of probability, fitted on held-out rows."""
 
     temperature: float
-    member: float | None = None  # in a set, whose coverage was asked for
-    answer: float | None = None  # as an answer, whose precision was asked for
+    set_threshold: float | None = None  # from which on a label is in the set, where a coverage was asked for
+    min_probability: float | None = None  # of a label that is given, where a precision was asked for
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (N, K) of logits (N, K)."""
         return blend(logits[None] / self.temperature)
 
-    def sets(self, probabilities: np.ndarray) -> np.ndarray:
+    def label_sets(self, probabilities: np.ndarray) -> np.ndarray:
         """Whether each label is in the row's set (N, K); the most probable one always is."""
-        assert self.member is not None
-        return (probabilities >= self.member) | np.eye(probabilities.shape[1], dtype=bool)[probabilities.argmax(1)]
+        assert self.set_threshold is not None
+        most_probable = np.eye(probabilities.shape[1], dtype=bool)[probabilities.argmax(1)]
+        return (probabilities >= self.set_threshold) | most_probable
 
     def sure(self, probabilities: np.ndarray) -> np.ndarray:
-        """Whether each row's answer counts (N,)."""
-        assert self.answer is not None
-        return probabilities.max(1) >= self.answer
+        """Whether each row's label is probable enough to be given (N,)."""
+        assert self.min_probability is not None
+        return probabilities.max(1) >= self.min_probability
 
 
 def calibrate(
-    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, precision: float | None = None
+    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, min_precision: float | None = None
 ) -> Calibration:
-    """Fit on logits (N, K) with their labels (N,); raises what `fit` and `promise` do."""
-    return choose_thresholds(fit(logits, labels), coverage, precision)
+    """Fit on logits (N, K) with their labels (N,); raises what `fit` and `choose_thresholds` do."""
+    return choose_thresholds(fit(logits, labels), coverage, min_precision)
 
 
 def fit(logits: np.ndarray, labels: np.ndarray, selected: bool = False, mirror: bool = False) -> CalibrationData:
-    """The temperature for logits (N, K) with labels (N,), and what promises rest on.
+    """The temperature for logits (N, K) with labels (N,), and the probabilities that thresholds are chosen on.
 
     Raises UserError for too few rows.
     """
     if len(labels) < FEWEST:
         raise UserError(f"calibration needs {FEWEST} held-out images or more, there are {len(labels)}")
     temperature = fit_temperature(logits, labels)
-    found = blend(logits[None] / temperature)
-    own = found[np.arange(len(labels)), labels]
-    return CalibrationData(temperature, own, found.max(1), found.argmax(1) == labels, selected, mirror)
+    probabilities = blend(logits[None] / temperature)
+    return CalibrationData(
+        temperature=temperature,
+        label_probability=probabilities[np.arange(len(labels)), labels],
+        top_probability=probabilities.max(1),
+        correct=probabilities.argmax(1) == labels,
+        selected=selected,
+        mirror=mirror,
+    )
 
 
 def cross_fit(
-    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, precision: float | None = None
+    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, min_precision: float | None = None
 ) -> Iterator[tuple[np.ndarray, Calibration]]:
-    """Each part of the rows (N,), with what the other parts give, to be judged by; raises what `calibrate` does."""
-    part = np.random.default_rng(0).permutation(len(labels)) % PARTS
-    for k in range(PARTS):
-        yield part == k, calibrate(logits[part != k], labels[part != k], coverage, precision)
+    """For each split, its rows as a mask (N,) and the calibration by all other rows; raises what `calibrate` does."""
+    split = np.random.default_rng(0).permutation(len(labels)) % SPLITS
+    for k in range(SPLITS):
+        yield split == k, calibrate(logits[split != k], labels[split != k], coverage, min_precision)
 
 
 def enough_to_cross_fit(n: int) -> bool:
-    """Whether what is left of n rows without a part suffices for a calibration."""
-    return n - math.ceil(n / PARTS) >= FEWEST
+    """Whether n rows without one split are enough for a calibration."""
+    return n - math.ceil(n / SPLITS) >= FEWEST
 
 
 def choose_thresholds(
-    fitted: CalibrationData, coverage: float | None = None, precision: float | None = None
+    data: CalibrationData, coverage: float | None = None, min_precision: float | None = None
 ) -> Calibration:
-    """What a coverage and a precision ask for.
+    """The calibration that gives a coverage and a precision.
 
     Raises UserError where the rows are too few for the coverage, or no threshold reaches the precision.
     """
     return Calibration(
-        fitted.temperature,
-        None if coverage is None else threshold_of_sets(fitted.of_label, coverage),
-        None if precision is None else threshold_of_answers(fitted.sure, fitted.right, precision),
+        data.temperature,
+        None if coverage is None else coverage_threshold(data.label_probability, coverage),
+        None if min_precision is None else precision_threshold(data.top_probability, data.correct, min_precision),
     )
 
 
@@ -115,59 +122,58 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         probabilities = blend(logits[None] / math.exp(log_temperature))
         return -float(np.log(probabilities[np.arange(len(labels)), labels].clip(1e-300)).mean())
 
-    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
-    return math.exp(found.x)  # type: ignore[attr-defined]
+    minimum = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
+    return math.exp(minimum.x)  # type: ignore[attr-defined]
 
 
-def threshold_of_sets(of_label: np.ndarray, coverage: float) -> float:
-    """The probability from which on labels are in the set, by those (N,) that the true labels had.
+def coverage_threshold(label_probability: np.ndarray, coverage: float) -> float:
+    """The probability from which on a label is in the set, given the probabilities (N,) of the true labels.
 
-    Split conformal prediction with the least ambiguous sets (Sadinle et al. 2019): a new image's label, from the same
-    source, is in its set with at least that probability. Raises UserError where the rows are too few to promise it.
+    Split conformal prediction with the least ambiguous sets (Sadinle et al. 2019): the label of a new image from the
+    same source is in its set with at least that probability. Raises UserError where the rows are too few for it.
     """
-    n = len(of_label)
+    n = len(label_probability)
     rank = math.ceil(round((n + 1) * coverage, 9))  # one more than rows, for the new image is one of n + 1
     if rank > n:
         needed = math.ceil(round(coverage / (1 - coverage), 9))
         raise UserError(
             f"--coverage: {coverage:g} needs {needed} held-out images, there are {n}; take a lower coverage"
         )
-    return float(np.sort(of_label)[n - rank])
+    return float(np.sort(label_probability)[n - rank])
 
 
-def threshold_of_answers(sure: np.ndarray, right: np.ndarray, precision: float) -> float:
-    """The lowest probability from which on answers are right so often, by the lower end of the 95 % interval.
+def precision_threshold(top_probability: np.ndarray, correct: np.ndarray, min_precision: float) -> float:
+    """The lowest probability from which on labels are correct so often, by the lower end of the 95 % interval.
 
-    Given each answer's probability (N,) and whether it is right (N,). Raises UserError where no threshold reaches it.
+    Given the probability (N,) of each row's most probable class and whether it is the label (N,). Raises UserError
+    where no threshold reaches the precision.
     """
-    order = np.argsort(-sure, kind="stable")
-    correct, best = np.cumsum(right[order]), None
-    for n in range(1, len(order) + 1):
-        if n < len(order) and sure[order[n]] == sure[order[n - 1]]:
-            continue  # equal ones count together
-        if Count(int(correct[n - 1]), n).interval[0] >= precision:
-            best = float(sure[order[n - 1]])
-    if best is None:
-        highest = max(Count(int(correct[n - 1]), n).interval[0] for n in range(1, len(order) + 1))
+    order = np.argsort(-top_probability, kind="stable")
+    descending, n_correct = top_probability[order], np.cumsum(correct[order])
+    lower_ends = [Count(int(right), n).interval[0] for n, right in enumerate(n_correct, 1)]
+    last_of_equals = np.append(descending[1:] != descending[:-1], True)  # equal ones count together
+    reached = np.flatnonzero(last_of_equals & (np.array(lower_ends) >= min_precision))
+    if not len(reached):
         raise UserError(
-            f"--min-precision: {precision:g} is not reached by any threshold on {len(right)} held-out images; the "
-            f"lower end of the 95 % interval is {highest:.4f} at most, so ask for less, or judge by more labelled "
-            "images"
+            f"--min-precision: {min_precision:g} is not reached by any threshold on {len(correct)} held-out images; "
+            f"the lower end of the 95 % interval is {max(lower_ends):.4f} at most, so ask for less, or fit on more "
+            "labelled images"
         )
-    return best
+    return float(descending[reached[-1]])
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error: how far how sure answers are is from how often right, in bins of equal size."""
-    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
-    bins = np.array_split(np.argsort(sure, kind="stable"), min(BINS, len(sure)))
-    return float(sum(len(rows) * abs(sure[rows].mean() - right[rows].mean()) for rows in bins) / len(sure))
+    """Expected calibration error: the mean difference of probability and accuracy, in bins of equally many rows."""
+    top_probability, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    n = len(labels)
+    bins = np.array_split(np.argsort(top_probability, kind="stable"), min(BINS, n))
+    return float(sum(len(rows) * abs(top_probability[rows].mean() - correct[rows].mean()) for rows in bins) / n)
 
 
-def save_calibration(path: Path, fitted: CalibrationData) -> None:
+def save_calibration(path: Path, data: CalibrationData) -> None:
     """Write it as safetensors; it names no image."""
-    metadata = {name: getattr(fitted, name) for name in ("temperature", "selected", "mirror")}
-    tensors = {name: getattr(fitted, name) for name in ("of_label", "sure", "right")}
+    metadata = {name: getattr(data, name) for name in ("temperature", "selected", "mirror")}
+    tensors = {"of_label": data.label_probability, "sure": data.top_probability, "right": data.correct}
     save_file(tensors, path, metadata={key: json.dumps(value) for key, value in metadata.items()})
 
 
@@ -176,13 +182,15 @@ def load_calibration(path: Path) -> CalibrationData:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-            tensors = {name: file.get_tensor(name) for name in ("of_label", "sure", "right")}
-        fitted = CalibrationData(**metadata, **tensors)
-        if {array.shape for array in tensors.values()} != {(len(fitted.right),)} or fitted.right.dtype != bool:
+            tensors = [file.get_tensor(name) for name in ("of_label", "sure", "right")]
+        label_probability, top_probability, correct = tensors
+        if {tensor.shape for tensor in tensors} != {(len(correct),)} or correct.dtype != bool:
             raise ValueError("its rows are no columns")
-        probabilities = (fitted.of_label, fitted.sure)
-        if not (0 < fitted.temperature < 1000 and all(((p >= 0) & (p <= 1)).all() for p in probabilities)):
+        probabilities = (label_probability, top_probability)
+        if not (0 < metadata["temperature"] < 1000 and all(((p >= 0) & (p <= 1)).all() for p in probabilities)):
             raise ValueError("its numbers are no probabilities")
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return CalibrationData(
+            label_probability=label_probability, top_probability=top_probability, correct=correct, **metadata
+        )
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BrokenError(f"{path}: cannot be read as a calibration ({error}); fetch it again") from error
-    return fitted

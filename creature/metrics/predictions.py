@@ -1,4 +1,4 @@
-"""Predictions: the one table of what a model says of images, saved as safetensors. N rows, K classes.
+"""Predictions: the one table of a model's logits by image, saved as safetensors. N rows, K classes.
 
 Labels and content hashes stand beside the logits, so that nobody joins them by an id again.
 """

@@ -1,4 +1,4 @@
-"""What an ensemble and each of its members predict of images, kept so that scores and tables need no image again.
+"""Predictions of images by an ensemble and its members, kept so that scores and tables need no image again.
 
 N images, M members, K classes.
 """
@@ -55,7 +55,7 @@ class RecordedPredictions:
 
     @property
     def predictions(self) -> Predictions:
-        """The ensemble's predictions; raises ValueError where its probabilities were not kept."""
+        """The ensemble's predictions, with log probabilities for logits; raises ValueError where none were kept."""
         if self.log_probabilities is None:
             raise ValueError("the ensemble's probabilities were not kept")
         return Predictions(self.ids, self.content_hashes, self.labels, self.log_probabilities, self.class_names)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -66,14 +67,27 @@ def _recall_and_f1(
     return np.asarray(recall), np.asarray(f1)
 
 
-def score(predicted: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
-    """All scores of predicted classes (N,) against labels (N,), as they stand in result.json."""
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one model on N rows of K classes, as result.json has them."""
+
+    n: int
+    correct: int
+    interval: tuple[float, float]  # of the accuracy, 95 %
+    accuracy: float
+    macro_f1: float
+    class_recall: list[float | None]  # None for a class without rows
+    classes_without_rows: list[int]
+
+
+def score(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Scores:
+    """The scores of predicted classes (N,) against labels (N,)."""
     count = count_correct(predicted, labels)
     rows = {"predictions": predicted.tolist(), "references": labels.tolist()}
-    results: dict[str, Any] = {"n": count.n, "correct": count.correct, "interval": count.interval}
+    results: dict[str, Any] = {}
     # A metric makes a folder in its cache even where it keeps everything in memory.
     with tempfile.TemporaryDirectory() as cache:
         for metric, extra in ((Accuracy, {}), (MacroF1, {}), (ClassRecall, {"classes": classes})):
             results |= metric(keep_in_memory=True, cache_dir=cache).compute(**rows, **extra) or {}
-    results["classes_without_rows"] = [k for k, recall in enumerate(results["class_recall"]) if recall is None]
-    return results
+    without_rows = [k for k, recall in enumerate(results["class_recall"]) if recall is None]
+    return Scores(count.n, count.correct, count.interval, classes_without_rows=without_rows, **results)

@@ -1,4 +1,4 @@
-"""Whether one of two models is better on the same rows, and of many comparisons at once. N rows."""
+"""Tests of whether one of two models is better on the same rows, alone or among many comparisons. N rows."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class PairedComparison:
 
     @property
     def p(self) -> float:
-        """McNemar's exact test, two-sided: were both equally good, how likely is a split as uneven as this one."""
+        """McNemar's exact test, two-sided: how likely a split as uneven as this is where both are equally good."""
         from scipy.stats import binomtest  # here, for an ensemble that compares nothing need not wait for scipy
 
         together = self.first + self.second
@@ -45,7 +45,7 @@ def compare_paired(first: np.ndarray, second: np.ndarray) -> PairedComparison:
 
 
 def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the difference of two accuracies on the same rows, of which each (N,) says what is right.
+    """The 95 % interval of the difference of two accuracies, by whether each row (N,) is right.
 
     Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10: Wilson's intervals of both, less what they share.
     """
@@ -65,7 +65,7 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, f
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values, corrected for their number (Holm 1979): any of them below 0.05 is wrong in 5 % of such tables."""
+    """p values, corrected for their number (Holm 1979): of tables without a difference, 5 % have one below 0.05."""
     order = np.argsort(values, kind="stable")
     steps = np.asarray(values, dtype=np.float64)[order] * np.arange(len(values), 0, -1)
     corrected = np.empty(len(values))

@@ -122,7 +122,7 @@ def published_ensemble(run: StudyRun) -> dict[str, Any]:
     except ValueError as error:
         raise BrokenError(f"{path}: cannot be read: {error}; run creature ensemble {run.folder} again") from error
     if summary is None or not _is_of_folds(summary, run.folds):
-        summary = ensemble_summary(run.folds, np.ones(len(run.folds)), strategy="logits", tallies={})
+        summary = ensemble_summary(run.folds, Blending(np.ones(len(run.folds))), tallies={})
     members = [
         {**member, "name": fold.name, "sha256": file_hash(fold.folder / "model.safetensors")}
         for member, fold in zip(summary["members"], run.folds, strict=True)

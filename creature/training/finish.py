@@ -1,6 +1,7 @@
 """A trained fold becomes a model that explains itself: a timm folder with its recipe, its score and its origin."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from creature.training.train_data import eval_transform
 
 
 def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, learner: Learner, folder: Path) -> None:
-    """Write config and result of the selected epoch into a trained fold's folder, and delete what it needs no more."""
+    """Write config and result of the epoch that is used into a trained fold's folder; delete what it needs no more."""
     _, std = mean_and_std(recipe.backbone.name, recipe.images.normalize)
     config = timm_config(learner.saved_model, folds.class_names, eval_transform(recipe), std)
     result = {
@@ -56,7 +57,7 @@ def _describe(recipe: Recipe, folds: FoldTable, learner: Learner, folder: Path) 
 
 def _score_epoch(folder: Path, epoch: int, folds: FoldTable) -> dict[str, Any]:
     predictions = with_labels(load_predictions(kept_epoch(folder, epoch) / "held_out.safetensors"), folds)
-    return {"epoch": epoch + 1, **score(predictions.predicted, predictions.labels, len(folds.class_names))}
+    return {"epoch": epoch + 1, **asdict(score(predictions.predicted, predictions.labels, len(folds.class_names)))}
 
 
 def write_model_folder(folder: Path, recipe: Recipe, *, config: dict[str, Any], result: dict[str, Any]) -> None:

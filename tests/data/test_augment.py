@@ -19,6 +19,7 @@ from creature.data.eval_transform import EvalTransform
 from creature.data.normalize import Normalize
 from creature.recipe import Augment
 from creature.training.backbone import timm_config
+from helpers import faults
 
 MEAN, STD = (0.3, 0.5, 0.7), (0.2, 0.25, 0.3)
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
@@ -178,12 +179,11 @@ def test_a_crop_is_what_the_steps_make_of_the_whole_picture(data, erasing):
 
 
 def test_a_large_jpeg_is_decoded_in_no_higher_resolution_than_its_crop_needs(monkeypatch):
-    asked, smaller = [], Encoded.smaller
-    monkeypatch.setattr(Encoded, "smaller", lambda self, shrink: asked.append(shrink) or smaller(self, shrink))
+    calls = faults.note_calls(monkeypatch, Encoded, "smaller")
     training_augmentation(64, augment(crop_scale=(1.0, 1.0)))(Encoded(photo(900, 700)), 0)
     training_augmentation(64, augment(crop_scale=(1.0, 1.0)))(Encoded(photo(260, 140)), 0)
     training_augmentation(64, augment(crop_scale=(1.0, 1.0), rotation=5))(Encoded(photo(900, 700)), 0)
-    assert asked == [8, 2, 1]
+    assert [call.args[1] for call in calls] == [8, 2, 1]
 
 
 # Mixing

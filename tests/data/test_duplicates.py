@@ -12,6 +12,7 @@ from creature.data import duplicates, scan
 from creature.data.duplicates import LENGTH, SIDE, near_duplicates, sketch
 from creature.errors import UserError
 from creature.samples import SPECIES, draw
+from helpers import faults
 from helpers.fold_files import folds_rows
 from helpers.images import jpeg, photo
 from helpers.runs import start
@@ -89,13 +90,9 @@ def test_many_copies_of_one_picture_hang_together():
 
 def test_a_crowd_of_one_picture_is_not_compared_each_with_each(monkeypatch):
     crowd = np.repeat(sketches([photo(1), photo(2)]), 50_000, axis=0)
-    compared = []
-    alike = duplicates._alike
-    monkeypatch.setattr(
-        duplicates, "_alike", lambda *words: [compared.append(words[0].shape[1]), *alike(*words)][1:] or []
-    )
+    compared = faults.note_calls(monkeypatch, duplicates, "_alike")
     assert near_duplicates(crowd).tolist() == [0] * 50_000 + [50_000] * 50_000
-    assert sum(compared) < 1000
+    assert sum(call.args[0].shape[1] for call in compared) < 1000
 
 
 def test_drawn_pictures_are_no_copies_of_one_another():
@@ -136,7 +133,7 @@ def test_folds_are_the_same_from_the_index_and_with_a_cache(tiny: Path, tmp_path
     runs = [tmp_path / name for name in ("first", "second")]
     for out in runs:
         assert start(tiny, out, *words) == 0
-        monkeypatch.setattr(scan, "check_images", lambda *_, **__: pytest.fail("images are read again"))
+        faults.forbid(monkeypatch, scan, "check_images")
     rows = [folds_rows(out) for out in runs]
     fold = {row[0]: row[2] for row in rows[0]}
     assert rows[0] == rows[1] and len(set(fold.values())) == 3

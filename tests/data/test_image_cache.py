@@ -23,7 +23,7 @@ from creature.data.loader import ImageDataset
 from creature.data.scan import check_images
 from creature.errors import UserError
 from creature.recipe import Augment
-from helpers import ROOT
+from helpers import ROOT, faults
 from helpers.runs import losses, start, weights_hash
 
 WANTED = EvalTransform(56, "center", (0.5, 0.5, 0.5))
@@ -134,7 +134,7 @@ def test_a_damaged_cache_is_noticed_and_made_again(home, capfd, name, damage):
 
 def test_what_a_killed_process_left_is_no_cache(home, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_manifest", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        faults.fail_in(patch, module, "write_manifest", KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             opened()
     assert [path.name[0] for path in folders(home)] == ["."]
@@ -147,8 +147,8 @@ def test_two_that_make_it_at_once_make_it_once(tmp_path, home):
     script = tmp_path / "both.py"
     script.write_text(
         "from creature.data import image_cache as module\nfrom tests.data import test_image_cache\n"
-        "write, made = module._write_pixels, []\n"
-        "module._write_pixels = lambda *words: made.append(1) or write(*words)\n"
+        "import pytest\nfrom helpers import faults\n"
+        "made = faults.note_calls(pytest.MonkeyPatch(), module, '_write_pixels')\n"
         "cache = test_image_cache.opened()\n"
         "print(len(made), int(cache.pixels.sum()))\n"
     )

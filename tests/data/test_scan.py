@@ -11,6 +11,7 @@ from creature.data import scan
 from creature.data.decode import content_hash
 from creature.data.eval_transform import EvalTransform
 from creature.data.scan import check_images
+from helpers import faults
 from helpers.tables import fill, images, parquet, picture, table
 
 pytestmark = pytest.mark.usefixtures("hub_cache")
@@ -30,9 +31,8 @@ def known(dataset: Dataset) -> tuple[list[str], dict[int, str]]:
 
 def reads(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the images are read; what is found is always what reading them finds."""
-    read = []
-    with monkeypatch.context() as patched:
-        patched.setattr(scan, "check_images", lambda *words, **named: read.append(1) or check_images(*words, **named))
+    with monkeypatch.context() as patch:
+        read = faults.note_calls(patch, scan, "check_images")
         assert known(dataset) == check_images(dataset, frozenset(), "test")
     return bool(read)
 

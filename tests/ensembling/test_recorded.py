@@ -12,6 +12,7 @@ from creature.ensembling.recorded import Recorder, exposures, read_truth, tally
 from creature.errors import BrokenError, UserError
 from creature.inference.predictor import LogitsBatch
 from creature.metrics.accuracy import Count
+from creature.metrics.blend import Blending
 from creature.metrics.recorded import RecordedPredictions, load_recorded, save_recorded
 from creature.run import Fold, find_members
 
@@ -105,13 +106,13 @@ def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_p
     assert [said for _, said in found.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
 
 
-def test_a_record_holds_what_each_decider_said():
+def test_a_record_holds_what_each_decider_said(tmp_path):
     """Two members on two images; of one, only a wide margin makes the sure member win the mean of logits."""
     logits = np.array([[[9.0, 0, 0], [1.0, 0, 0]], [[0, 1.0, 0], [0, 3.0, 0]]], dtype=np.float32)
-    record = Recorder(("fold-0", "fold-1"), np.ones(2))
+    record = Recorder(a_run(tmp_path / "run"), Blending(np.ones(2), "softmax"))
     batch = LogitsBatch([str(k) for k in range(2)], [CONTENTS["new"], ""], {1: "empty file"}, logits)
     assert list(record.watch([batch])) == [batch]
-    found = record.recorded(("a", "b"), [0, 1], strategy="softmax", class_names=NAMES)
+    found = record.recorded(("a", "b"), np.array([0, 1]))
     assert {name: said.tolist() for name, said in found.predicted.items()} == {
         "logits": [0, 1],
         "softmax": [0, 1],

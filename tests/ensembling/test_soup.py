@@ -305,7 +305,9 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
     path = own / "fold-0/held_out.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "logits": tensors["logits"] + 1}, path, load_metadata(path))
-    with pytest.raises(UserError, match=r"--distill: .*student learned from other answers than those that .* has now"):
+    with pytest.raises(
+        UserError, match=r"--distill: .*student learned from other predictions than those that .* has now"
+    ):
         ensemble.main(asked)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import datasets  # noqa: F401 - imported before the forks, which then cost nothing
 import evaluate  # noqa: F401
 import sklearn.metrics  # noqa: F401
+from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -28,6 +29,7 @@ from creature import console
 from creature.data import augment, dataset, folds, loader, scan, sources  # noqa: F401
 from creature.metrics import scores  # noqa: F401
 from creature.training import checkpoint, train_data  # noqa: F401
+from creature.training.learner import Learner
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
 SETTINGS = ("folds.train=[0]", "checkpoint.every_minutes=0")
@@ -83,8 +85,13 @@ def attempt(recipe: str, out: Path, fault: Callable[[], None], moment: float | i
     try:
         if isinstance(moment, float):
             threading.Timer(moment, fault).start()
-        saved_state = checkpoint.save_state
-        checkpoint.save_state = lambda *given: (saved_state(*given), out.with_suffix(".saved").touch())
+        save_state = checkpoint.save_state
+
+        def saved(folder: Path, learner: Learner, accelerator: Accelerator) -> None:
+            save_state(folder, learner, accelerator)
+            out.with_suffix(".saved").touch()
+
+        checkpoint.save_state = saved
         count = fail_at_operation(out, fault, -1 if moment is None or isinstance(moment, float) else moment)
         try:
             console.run(lambda: train.main(words(recipe, out, *more)))

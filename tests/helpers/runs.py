@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import train
-from creature.training import loop
 
 TINY = {
     "name": "tiny",
@@ -35,19 +32,6 @@ def losses(fold: Path) -> list[float]:
 
 def weights_hash(fold: Path) -> str:
     return hashlib.sha256((fold / "model.safetensors").read_bytes()).hexdigest()
-
-
-def stopping_after(patch: pytest.MonkeyPatch, steps: int, seen: list[tuple[int, int]] | None = None) -> None:
-    """Let the next start of a training stop after so many steps, as a signal does; `seen` gets (epoch, row)."""
-    step, done = loop.train_step, [0]
-
-    def stopped(accelerator, learner, batch, **request):
-        done[0] += 1
-        if seen is not None:
-            seen.extend((learner.state.epoch, int(row)) for row in batch.rows)
-        return step(accelerator, learner, batch, **(request | {"stop": done[0] == steps}))
-
-    patch.setattr(loop, "train_step", stopped)
 
 
 def read_history(fold: Path) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def test_every_readable_picture_gets_its_overlay(run, drawn, tmp_path, capsys):
 
 @pytest.mark.parametrize("more", [["--members"], ["--mirror"], ["--embed", "--out", "f.parquet"]])
 def test_an_explanation_is_of_one_answer(run, drawn, tmp_path, more):
-    with pytest.raises(UserError, match="--explain shows what one answer rests on"):
+    with pytest.raises(UserError, match="--explain shows what one prediction rests on"):
         predict.main([str(run), str(drawn / "test"), "--explain", str(tmp_path / "why"), *more])
 
 

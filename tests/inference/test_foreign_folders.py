@@ -25,9 +25,9 @@ from creature.data.folds import read_folds
 from creature.errors import BrokenError, Interrupted, UserError
 from creature.inference.members import load_member
 from creature.storage import write_manifest
-from helpers import ROOT
+from helpers import ROOT, faults
 from helpers.fold_files import old_text
-from helpers.runs import start, stopping_after
+from helpers.runs import start
 
 AUDITED = """
 import json, sys, os, pickle
@@ -305,7 +305,7 @@ def fuzz_words(run: Path, tiny: Path, drawn: Path, tmp_path: Path, count: int) -
     (begun / "folds.json").write_text(old_text(read_folds(begun)))  # as an earlier version began it
     (begun / "folds.arrow").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 4)
+        faults.stop_after_steps(patch, 4)
         with pytest.raises(Interrupted):
             start(tiny, begun, resume=True)
     state = sorted((begun / "fold-2/state").iterdir())[-1].relative_to(begun)

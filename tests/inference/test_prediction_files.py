@@ -29,6 +29,7 @@ from creature.inference.prediction_files import (
     write_zip,
 )
 from creature.inference.predictor import predict_batches
+from creature.metrics.blend import Blending
 from helpers.runs import read_csv
 
 NAMES = ("red", "green", "blue")
@@ -60,26 +61,25 @@ def member(strength: float = 10.0) -> Member:
     return Member(Path("fold-0"), NAMES, model, normalize, EvalTransform(8, "squash", (0.0, 0.0, 0.0)))
 
 
-def parsed(*argv: str) -> argparse.Namespace:
+def parsed(*argv: str) -> tuple[argparse.Namespace, options.OutputOptions]:
     parser = argparse.ArgumentParser()
     options.add_options(parser, "full")
     args = parser.parse_args(argv)
-    options.check_options(args)
-    return args
+    return args, options.check_options(args)
 
 
 def answers(
     members: list[Member], inputs: list[InputPath], top: int, batch_size: int, weights: np.ndarray | None = None
 ) -> Iterator[Prediction]:
-    all_of_them = predictor(members, weights)
+    all_of_them = predictor(members, None if weights is None else Blending(weights))
     return to_predictions(predict_batches(all_of_them, read_inputs(inputs), batch_size), all_of_them, top)
 
 
 def predicted(paths: list[str], *argv: str) -> int:
-    args = parsed(*argv)
-    inputs, columns = options.arrange(args, list_inputs(paths))
+    args, output = parsed(*argv)
+    inputs, columns = options.arrange(output, list_inputs(paths))
     rows = answers([member()], inputs, args.top, args.batch_size)
-    return options.write(args, columns, rows, top=min(args.top, 3), fallback="green")
+    return options.write(output, columns, rows, top=min(args.top, 3), fallback="green")
 
 
 def ids(inputs: list[InputPath]) -> list[str]:

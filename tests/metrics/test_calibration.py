@@ -20,14 +20,15 @@ from creature.metrics.calibration import (
     MODEL_CALIBRATION,
     calibrate,
     calibration_error,
+    coverage_threshold,
     fit_temperature,
-    threshold_of_answers,
-    threshold_of_sets,
+    precision_threshold,
 )
 from creature.publishing import export as exporting
 from creature.publishing.export import export
 from creature.reporting import figures
 from creature.reporting.study import read_runs
+from helpers import faults
 from helpers.runs import read_csv, read_table
 
 
@@ -65,7 +66,7 @@ def test_sets_cover_as_often_as_they_say(coverage):
         logits, labels = rows(20, seed)
         found = calibrate(logits, labels, coverage)
         others, truth = rows(50, 10_000 + seed)
-        inside += found.sets(found.probabilities(others))[np.arange(50), truth].sum()
+        inside += found.label_sets(found.probabilities(others))[np.arange(50), truth].sum()
         total += 50
     # The rows of one calibration share its luck, so that a binomial of all rows is too narrow: 400 are independent.
     spread = 3 * np.sqrt(coverage * (1 - coverage) / 20 / 400 + coverage * (1 - coverage) / total)
@@ -74,17 +75,17 @@ def test_sets_cover_as_often_as_they_say(coverage):
 
 
 def test_the_rank_counts_the_new_picture():
-    assert threshold_of_sets(np.arange(1, 20) / 20, 0.95) == 1 / 20  # of 19 rows the least
-    assert threshold_of_sets(np.arange(1, 40) / 40, 0.95) == 2 / 40
+    assert coverage_threshold(np.arange(1, 20) / 20, 0.95) == 1 / 20  # of 19 rows the least
+    assert coverage_threshold(np.arange(1, 40) / 40, 0.95) == 2 / 40
     with pytest.raises(UserError, match=r"--coverage: 0.95 needs 19 held-out images, there are 18"):
-        threshold_of_sets(np.arange(1, 19) / 20, 0.95)
+        coverage_threshold(np.arange(1, 19) / 20, 0.95)
 
 
 def test_answers_are_as_often_right_as_asked_for():
     missed = 0
     for seed in range(100):
         logits, labels = rows(1000, seed)
-        found = calibrate(logits, labels, precision=0.75)
+        found = calibrate(logits, labels, min_precision=0.75)
         others, truth = rows(4000, 1000 + seed)
         probabilities = found.probabilities(others)
         sure = found.sure(probabilities)
@@ -96,15 +97,15 @@ def test_answers_are_as_often_right_as_asked_for():
 def test_a_precision_that_no_threshold_reaches_is_refused():
     logits, labels = rows(100, 0)
     with pytest.raises(UserError, match=r"--min-precision: 0.999 is not reached .* on 100 held-out images"):
-        calibrate(logits, labels, precision=0.999)
+        calibrate(logits, labels, min_precision=0.999)
     sure, right = np.full(100, 0.9), np.arange(100) < 90  # equally sure ones are answered together, or not at all
-    assert threshold_of_answers(sure, right, 0.8) == 0.9
+    assert precision_threshold(sure, right, 0.8) == 0.9
     with pytest.raises(UserError):
-        threshold_of_answers(sure, right, 0.9)
+        precision_threshold(sure, right, 0.9)
 
 
 def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "threshold_of_answers", lambda sure, *_: float(np.median(sure)))
+    monkeypatch.setattr(calibration, "precision_threshold", lambda sure, *_: float(np.median(sure)))
     fold, out = str(run / "fold-0"), tmp_path / "p.csv"
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     words = [str(drawn / "test"), str(tmp_path / "broken.jpg"), "--coverage", "0.8", "--min-precision", "0.5", "--out"]
@@ -139,7 +140,7 @@ def test_the_terminal_shows_sets(run, drawn, capsys):
         (["--members"], "none; first: creature ensemble .* --images DIR --labels FILE.csv, or"),
         (["--members", "--mirror"], "--labels FILE.csv --mirror, or"),
         (["--mirror"], "--mirror: calibration was made without it"),
-        (["--format", "submission", "--out", "p.csv"], "not for submissions or parts"),
+        (["--format", "submission", "--out", "p.csv"], "not for submissions or shards"),
     ],
 )
 def test_what_is_not_promised_is_refused(run, drawn, tmp_path, words, message):
@@ -165,10 +166,9 @@ def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path
 
 
 def test_each_row_is_judged_by_the_others(run, capsys, monkeypatch):
-    fitted, whole = [], calibrate
-    for module in (calibrate_verb, calibration):
-        monkeypatch.setattr(module, "calibrate", lambda *words: fitted.append(len(words[1])) or whole(*words))
+    calls = [faults.note_calls(monkeypatch, module, "calibrate") for module in (calibrate_verb, calibration)]
     assert calibrate_verb.main([str(run), "--coverage", "0.8"]) == 0
+    fitted = [len(call.args[1]) for of_module in calls for call in of_module]
     assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
     shown = capsys.readouterr().out
     assert "in sets of 0.8" in shown and shown.count("(n = 24)") == 3

@@ -3,6 +3,7 @@
 import json
 import math
 import socket
+from dataclasses import asdict
 
 import evaluate
 import numpy as np
@@ -55,29 +56,29 @@ def test_correct_rows_are_counted():
 
 def test_scores_are_scikit_learn_s():
     found = score(PREDICTED, LABELS, K)
-    assert (found["n"], found["correct"]) == (200, int((PREDICTED == LABELS).sum()))
-    assert found["accuracy"] == accuracy_score(LABELS, PREDICTED)
+    assert (found.n, found.correct) == (200, int((PREDICTED == LABELS).sum()))
+    assert found.accuracy == accuracy_score(LABELS, PREDICTED)
     present = [0, 1, 3, 4]
-    assert found["macro_f1"] == pytest.approx(f1_score(LABELS, PREDICTED, labels=present, average="macro"), abs=1e-15)
+    assert found.macro_f1 == pytest.approx(f1_score(LABELS, PREDICTED, labels=present, average="macro"), abs=1e-15)
     recall = recall_score(LABELS, PREDICTED, labels=present, average=None)
-    assert [found["class_recall"][k] for k in present] == pytest.approx(recall.tolist())
-    np.testing.assert_allclose(found["interval"], wilson(found["correct"], 200))
+    assert [found.class_recall[k] for k in present] == pytest.approx(recall.tolist())
+    np.testing.assert_allclose(found.interval, wilson(found.correct, 200))
 
 
 def test_a_class_without_rows_has_no_recall_and_no_part_in_the_f1():
     found = score(np.array([0, 2, 1, 1]), np.array([0, 0, 1, 1]), 4)
-    assert found["class_recall"] == [0.5, 1.0, None, None]
-    assert found["classes_without_rows"] == [2, 3]
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found.class_recall == [0.5, 1.0, None, None]
+    assert found.classes_without_rows == [2, 3]
+    assert found.macro_f1 == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_a_class_that_is_never_predicted_counts_as_zero():
     found = score(np.array([0, 0]), np.array([0, 1]), 2)
-    assert found["class_recall"] == [1.0, 0.0] and found["macro_f1"] == pytest.approx((2 / 3) / 2)
+    assert found.class_recall == [1.0, 0.0] and found.macro_f1 == pytest.approx((2 / 3) / 2)
 
 
 def test_scores_are_plain_json():
-    found = score(PREDICTED, LABELS, K)
+    found = asdict(score(PREDICTED, LABELS, K))
     assert json.loads(json.dumps(found)) == {**found, "interval": list(found["interval"])}
 
 
@@ -92,4 +93,4 @@ def test_each_score_is_a_metric_of_evaluate(metric, tmp_path):
 def test_a_cache_that_cannot_be_written_is_not_asked_for(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "file" / "metrics"))
-    assert score(PREDICTED, LABELS, K)["n"] == 200
+    assert score(PREDICTED, LABELS, K).n == 200

@@ -108,7 +108,8 @@ def test_a_damaged_golden_file_is_refused(tmp_path, content, message):
 
 
 def test_the_golden_picture_is_not_square(built):
-    width, height = Image.open(built / "export/main/golden.png").size
+    with Image.open(built / "export/main/golden.png") as image:
+        width, height = image.size
     assert width != height
 
 

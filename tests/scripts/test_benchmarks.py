@@ -56,7 +56,7 @@ def test_the_run_that_predictions_are_measured_with_answers(tmp_path: Path):
     runpy.run_path(str(FOLDER / "predict.py"))["write_run"](tmp_path / "run", "test_resnet")
     check_members(find_members([tmp_path / "run"]))
     asked = load(tmp_path / "run/fold-4", device="cpu").predictor
-    logits, _ = asked.compute({t: np.zeros((2, 3, t.size, t.size), dtype=np.uint8) for t in asked.transforms})
+    logits = asked.compute({t: np.zeros((2, 3, t.size, t.size), dtype=np.uint8) for t in asked.transforms}).logits
     assert logits.shape == (1, 2, len(asked.class_names)) and np.isfinite(logits).all()
 
 

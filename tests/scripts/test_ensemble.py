@@ -23,6 +23,7 @@ from creature.inference.inputs import InputPath, list_inputs, read_inputs
 from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics.blend import blend
 from creature.reporting import report
+from helpers import faults
 from helpers.runs import read_csv
 
 
@@ -300,8 +301,7 @@ def test_mirror_images_count_half_and_are_no_second_decoding(run, drawn, tmp_pat
     mirrored.mkdir()
     for path in (drawn / "test").iterdir():
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored / f"{path.stem}.png")
-    decoded, decode = [], predictor.decode
-    monkeypatch.setattr(predictor, "decode", lambda data: decoded.append(1) or decode(data))
+    decoded = faults.note_calls(monkeypatch, predictor, "decode")
     loaded = [members.load_member(run / f"fold-{k}", torch.device("cpu")) for k in range(3)]
     plain_predictor = members.predictor(loaded)
     both = predictor.with_mirroring(plain_predictor)
@@ -340,7 +340,7 @@ def test_a_score_alone_tells_of_broken_pictures_too(run, drawn, tmp_path):
     assert ensemble.main([str(run), "--images", str(tmp_path / "test"), "--labels", labels]) == BROKEN_IMAGES
 
 
-def test_an_ensemble_writes_no_parts(run, drawn, tmp_path):
+def test_an_ensemble_writes_no_shards(run, drawn, tmp_path):
     with pytest.raises(UserError, match=r"--out: writes one file, such as predictions\.csv, got the folder"):
         ensemble.main([str(run), "--images", str(drawn / "test"), "--out", f"{tmp_path}/", "--format", "full"])
 

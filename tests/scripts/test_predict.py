@@ -247,7 +247,7 @@ def test_two_processes_write_each_row_once_and_an_interrupted_run_goes_on(fold, 
     out = tmp_path / "parts"
     words = ("--multi_gpu", "--num_processes", "2", "predict.py", fold, str(many), "--batch-size", "8")
     done = launch(*words, "--out", f"{out}/")
-    assert "4 of 4 parts" in done.stdout + done.stderr, done.stderr
+    assert "4 of 4 shards" in done.stdout + done.stderr, done.stderr
     rows = united(out)
     assert [row["id"] for row in rows] == sorted(path.name for path in many.iterdir())
     said = {row["id"]: [row["label"], f"{row['probability']:.6f}"] for row in rows if row["status"] == "ok"}
@@ -276,7 +276,7 @@ def test_parts_of_other_pictures_or_another_model_are_refused(fold, run, many, d
 
 def test_several_processes_need_a_folder(fold, drawn, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="several processes write parts into one folder: --out DIR/"):
+    with pytest.raises(UserError, match="several processes write shards into one folder: --out DIR/"):
         predict.main([fold, str(drawn / "test"), "--out", str(tmp_path / "p.csv")])
 
 

@@ -33,10 +33,10 @@ from creature.recipe_file import check_recipe
 from creature.reporting import labels, report
 from creature.reporting.study import read_runs
 from creature.run import Run, find_members
-from creature.training import loop
+from helpers import faults
 from helpers.fold_files import folds_rows, old_text
 from helpers.memory import holding
-from helpers.runs import TINY, read_table, start, stopping_after, weights_hash
+from helpers.runs import TINY, read_table, start, weights_hash
 
 TWICE = ("folds.repeats=2", "schedule.epochs=1")
 GOLDEN = """{
@@ -206,14 +206,11 @@ def test_all_members_of_all_repeats_are_trained():
 @pytest.fixture(scope="module")
 def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, set[int]]]:
     """A run of three folds, drawn twice, and the rows that each member's steps have seen."""
-    out, seen, step = tmp_path_factory.mktemp("repeats") / "run", {}, loop.train_step
-
-    def watched(accelerator, learner, batch, **request):
-        seen.setdefault(learner.fold, set()).update(map(int, batch.rows))
-        return step(accelerator, learner, batch, **request)
-
+    out, seen = tmp_path_factory.mktemp("repeats") / "run", {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", watched)
+        faults.before_steps(
+            patch, lambda step: seen.setdefault(step.learner.fold, set()).update(map(int, step.batch.rows))
+        )
         assert start(tiny, out, *TWICE) == 0
     return out, seen
 
@@ -326,7 +323,7 @@ def test_a_repeat_that_is_not_finished_is_left_out_and_the_lack_is_said(twice, t
 
 def test_a_resumed_repeat_has_the_weights_of_an_uninterrupted_one(twice, tiny, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "cut", *TWICE, "folds.train=[4]")
     assert start(tiny, tmp_path / "cut", *TWICE, "folds.train=[4]", resume=True) == 0

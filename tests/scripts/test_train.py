@@ -16,6 +16,7 @@ from creature.data.folds import read_folds
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
 from creature.training import finish, loop, run_folder
+from helpers import faults
 from helpers.fold_files import folds_rows
 from helpers.runs import losses, start, weights_hash
 
@@ -85,18 +86,10 @@ def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypat
     )
     whole = tmp_path / "whole"
     start(tiny, whole, *settings)
-    step, done = loop.train_step, []
-
-    def interrupted(*given, **request):
-        if len(done) == stop_at:
-            raise KeyboardInterrupt
-        done.append(1)
-        return step(*given, **request)
-
-    monkeypatch.setattr(loop, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        start(tiny, tmp_path / "cut", *settings)
-    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.MonkeyPatch.context() as patch:
+        faults.interrupt_at_step(patch, stop_at + 1)
+        with pytest.raises(KeyboardInterrupt):
+            start(tiny, tmp_path / "cut", *settings)
     assert start(tiny, tmp_path / "cut", *settings, resume=True) == 0
     for name in ("model.safetensors", "held_out.safetensors"):
         assert (tmp_path / "cut/fold-0" / name).read_bytes() == (whole / "fold-0" / name).read_bytes()
@@ -105,7 +98,7 @@ def test_resume_after_an_interruption_is_bitwise_equal(tiny, tmp_path, monkeypat
 
 def test_resume_steps_back_from_a_damaged_resume_point(tiny, tmp_path, monkeypatch, run):
     settings = ("folds.train=[0]", "checkpoint.every_minutes=0")
-    monkeypatch.setattr(finish, "finish_fold", interrupt)
+    faults.fail_in(monkeypatch, finish, "finish_fold", KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tiny, tmp_path / "cut", *settings)
     monkeypatch.undo()
@@ -115,10 +108,6 @@ def test_resume_steps_back_from_a_damaged_resume_point(tiny, tmp_path, monkeypat
     newest.write_bytes(data)
     assert start(tiny, tmp_path / "cut", *settings, resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(run / "fold-0")
-
-
-def interrupt(*_args, **_kwargs):
-    raise KeyboardInterrupt
 
 
 def test_a_fold_that_exists_is_never_overwritten(run, tiny, tmp_path):
@@ -384,7 +373,7 @@ def test_a_compiled_training_has_the_same_losses_and_goes_on_bitwise(tiny, tmp_p
     start(tiny, tmp_path / "whole", *settings, "backbone.compile=true")
     assert counters["stats"]["unique_graphs"] == 2 * 2  # a fold's two sizes of a batch; held-out rows need none
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "predict", interrupt)
+        faults.fail_in(patch, loop, "predict", KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             start(tiny, tmp_path / "cut", *settings, "backbone.compile=true")
     assert start(tiny, tmp_path / "cut", *settings, "backbone.compile=true", resume=True) == 0

@@ -23,8 +23,9 @@ from creature.run import kept_epoch
 from creature.training import checkpoint
 from creature.training.learner import Learner
 from creature.training.optimizer import build_optimizer, parameter_groups
+from helpers import faults
 from helpers.fold_files import folds_rows
-from helpers.runs import losses, start, stopping_after, weights_hash
+from helpers.runs import losses, start, weights_hash
 
 EVERY = ("checkpoint.every_minutes=0", "schedule.epochs=3", "folds.train=[0,1]")
 
@@ -36,7 +37,8 @@ def test_a_run_that_is_stopped_after_every_step_is_bitwise_equal_and_sees_each_r
     starts = 0
     for starts in range(1, 40):
         with pytest.MonkeyPatch.context() as patch:
-            stopping_after(patch, 1, seen)
+            faults.stop_after_steps(patch, 1)
+            faults.note_rows(patch, seen)
             try:
                 start(tiny, cut, *EVERY, resume=starts > 1)
             except Interrupted:
@@ -56,23 +58,21 @@ def test_a_run_that_is_stopped_after_every_step_is_bitwise_equal_and_sees_each_r
 def test_resume_decodes_no_picture_that_a_step_has_seen(tiny, tmp_path, monkeypatch):
     settings = ("folds.train=[0]", "schedule.epochs=2", "checkpoint.every_minutes=0")
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 5)
+        faults.stop_after_steps(patch, 5)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", *settings)
-    decoded = []
-    encoded = loader.Encoded
-    monkeypatch.setattr(loader, "Encoded", lambda data: decoded.append(1) or encoded(data))
+    decoded = faults.note_calls(monkeypatch, loader, "Encoded")
     assert start(tiny, tmp_path / "run", *settings, resume=True) == 0
     assert len(decoded) == 16 + 24  # the last step of 48 rows in batches of 16, and the held-out rows
 
 
 def test_resume_with_other_worker_counts_is_bitwise_equal(tiny, run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=2")
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=0", resume=True)
     assert start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=1", resume=True) == 0
@@ -81,7 +81,7 @@ def test_resume_with_other_worker_counts_is_bitwise_equal(tiny, run, tmp_path):
 
 def test_what_the_launcher_starts_again_goes_on(tiny, run, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -90,8 +90,7 @@ def test_what_the_launcher_starts_again_goes_on(tiny, run, tmp_path, monkeypatch
 
 
 def test_resume_points_are_as_rare_as_asked_for_and_their_time_is_told(tiny, tmp_path, monkeypatch):
-    saves, save_state = [], checkpoint.save_state
-    monkeypatch.setattr(checkpoint, "save_state", lambda *given: saves.append(1) or save_state(*given))
+    saves = faults.note_calls(monkeypatch, checkpoint, "save_state")
     start(tiny, tmp_path / "rare", "folds.train=[0]")
     assert len(saves) == 2  # the epochs' ends
     start(tiny, tmp_path / "often", "folds.train=[0]", "checkpoint.every_minutes=0")
@@ -214,10 +213,7 @@ def test_a_resume_from_the_one_before_a_rotten_point_saves_beside_it(tmp_path):
 
 def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
     learner = small_learner(batch_sizes=(4, 4, 4))
-    named, publish = [], checkpoint.write_folder_atomically
-    monkeypatch.setattr(
-        checkpoint, "write_folder_atomically", lambda folder, write: named.append(folder.name) or publish(folder, write)
-    )
+    written = faults.note_calls(monkeypatch, checkpoint, "write_folder_atomically")
     for _ in range(3):
         learner.state.end_step(1.0, True, 4, [])
     for _ in range(2):
@@ -225,7 +221,7 @@ def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
     end_epoch(learner, correct=1)
     for _ in range(2):
         checkpoint.save_state(tmp_path, learner, ALONE)
-    assert named == ["step-00000003", "step-00000004"]
+    assert [call.args[0].name for call in written] == ["step-00000003", "step-00000004"]
 
 
 # Memory

@@ -20,9 +20,9 @@ from torch.distributed import HashStore
 
 from creature.errors import BrokenError, Interrupted
 from creature.training import checkpoint
-from helpers import ROOT
+from helpers import ROOT, faults
 from helpers.processes import LAUNCH, launch, wait_for_epoch
-from helpers.runs import losses, read_history, start, stopping_after
+from helpers.runs import losses, read_history, start
 
 TWO = ("--multi_gpu", "--num_processes", "2")
 # A backbone without batch statistics: any number of processes computes the same.
@@ -34,20 +34,12 @@ def test_one_process_then_two_then_one_see_the_same_batches_and_losses(tiny, tmp
     start(tiny, tmp_path / "whole", *settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, out, *settings)
     # The same step is asked of both: a driver that stops after three.
-    driver = tmp_path / "driver.py"
-    driver.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train\nfrom creature.training import loop\n"
-        "from creature.console import run\nstep, done = loop.train_step, []\n"
-        "def stopping(*given, **request):\n    done.append(1)\n"
-        "    return step(*given, **(request | {'stop': len(done) == 3}))\n"
-        "loop.train_step = stopping\nrun(train.main)\n"
-    )
-    words = [word for setting in settings for word in ("--set", setting)]
-    done = launch(*TWO, str(driver), "--recipe", str(tiny), "--out", str(out), "--resume", *words)
+    stops = driver(tmp_path, "faults.stop_after_steps(patch, 3)")
+    done = launch(*TWO, stops, *words(tiny, out, *settings, resume=True))
     assert "step 1 of epoch 2 of fold 0" in done.stderr, done.stderr
     assert start(tiny, out, *settings, resume=True) == 0
     np.testing.assert_allclose(losses(out / "fold-0"), losses(tmp_path / "whole/fold-0"), atol=1e-5)
@@ -101,26 +93,21 @@ def test_the_loss_of_another_process_is_a_sentence_and_other_errors_are_not(proc
 DRIVER = """
 import os, signal, subprocess, sys
 from datetime import timedelta
-sys.path.insert(0, {root!r})
-import train
+sys.path[:0] = [{root!r}, {tests!r}]
+import pytest, train
 from creature.training import loop, distributed
 from creature.console import run
-met, done = loop.{where}, []
-def meeting(*given, **request):
-    done.append(1)
-    if len(done) == {count} and os.environ["RANK"] == {rank!r}:
-        {fault}
-    return met(*given, **request)
-loop.{where} = meeting
-{more}
+from helpers import faults
+patch, rank = pytest.MonkeyPatch(), int(os.environ["RANK"])
+{faults}
 run(train.main)
 """
 
 
-def driver(folder: Path, rank: int, fault: str, where: str = "train_step", count: int = 6, more: str = "") -> str:
-    """A train.py in which a process meets a fault within its sixth step, or another count of another function."""
+def driver(folder: Path, *lines: str) -> str:
+    """A train.py whose processes run these lines first, with `patch` and their `rank`."""
     path = folder / "driver.py"
-    text = DRIVER.format(root=str(ROOT), rank=str(rank), fault=fault, where=where, count=count, more=more)
+    text = DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"), faults="\n".join(lines))
     path.write_text(text)
     return str(path)
 
@@ -158,12 +145,21 @@ def program(*line: str, **more: str) -> subprocess.Popen[str]:
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("where", "count", "more"),
-    [("train_step", 6, ""), ("predict", 2, "processes.WAIT_IN_FOLD = timedelta(seconds=30)")],
+    ("where", "limit"),
+    [
+        ("faults.at_step(patch, 6, hang)", ""),
+        ("faults.at_prediction(patch, 2, hang)", "distributed.WAIT_IN_FOLD = timedelta(seconds=30)"),
+    ],
 )
-def test_a_process_that_hangs_is_given_up_by_itself(tiny, tmp_path, where, count, more):
-    stop = "print('HANGS', os.getpid(), flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
-    hangs = driver(tmp_path, 1, stop, where, count, more)
+def test_a_process_that_hangs_is_given_up_by_itself(tiny, tmp_path, where, limit):
+    hangs = driver(
+        tmp_path,
+        "def hang():",
+        "    print('HANGS', os.getpid(), flush=True)",
+        "    os.kill(os.getpid(), signal.SIGSTOP)",
+        f"if rank == 1: {where}",
+        limit,
+    )
     running = program(*LAUNCH, *TWO, hangs, *words(tiny, tmp_path / "run", *PLAIN))
     assert running.stdout
     pid = next(int(line.split()[1]) for line in running.stdout if line.startswith("HANGS"))
@@ -218,11 +214,13 @@ def test_a_process_notices_that_the_other_is_gone(tiny, tmp_path):
     assert "another process of this training is gone" in shown or "SIGTERM: saving and leaving" in shown, shown[-3000:]
 
 
-@pytest.mark.parametrize(("more", "last"), [("", 2), ("loop.steps_per_read = lambda _: 3", 3)])
-def test_one_that_asks_stops_all_at_its_step(tiny, tmp_path, more, last):
+@pytest.mark.parametrize(("every", "last"), [(1, 2), (3, 3)])
+def test_one_that_asks_stops_all_at_its_step(tiny, tmp_path, every, last):
     settings, out = (*PLAIN, "checkpoint.every_minutes=60"), tmp_path / "run"
     # Its wish to stop, in its sixth step; all see it when they next read what became of their steps.
-    asks = driver(tmp_path, 1, "request['stop'] = True", more=more)
+    asks = driver(
+        tmp_path, f"loop.steps_per_read = lambda _: {every}", "if rank == 1: faults.ask_at_step(patch, 6, stop=True)"
+    )
     done = launch(*TWO, asks, *words(tiny, out, *settings))
     assert done.returncode != 0 and f"after step {last} of epoch 2 of fold 0, and saved" in done.stderr, done.stderr
     state = json.loads((sorted((out / "fold-0/state").iterdir())[-1] / "state.json").read_text())
@@ -257,8 +255,9 @@ def test_each_attempt_of_the_launcher_meets_by_keys_of_its_own(tiny, tmp_path, m
 def test_what_the_launcher_starts_again_after_a_loss_goes_on_by_itself(tiny, tmp_path):
     settings, out = (*PLAIN, "schedule.epochs=3"), tmp_path / "run"
     start(tiny, tmp_path / "whole", *settings)
-    dies = "os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.kill(os.getpid(), signal.SIGKILL)"
-    running = program(*LAUNCH, *TWO, "--max_restarts", "1", driver(tmp_path, 1, dies), *words(tiny, out, *settings))
+    first = "if rank == 1 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':"
+    dies = driver(tmp_path, first, "    faults.signal_at_step(patch, 6, signal.SIGKILL)")
+    running = program(*LAUNCH, *TWO, "--max_restarts", "1", dies, *words(tiny, out, *settings))
     shown = running.communicate(timeout=120)[0]
     assert running.returncode == 0 and shown.count("images to train on") == 2, shown
     assert json.loads((out / "fold-0/result.json").read_text())["processes"] == 2
@@ -307,7 +306,13 @@ def on_two_hosts(hosts: list[str], *line: str) -> list[subprocess.Popen[str]]:
 def test_two_hosts_stop_when_their_cable_is_cut_and_go_on_together_or_alone(cable, tiny, tmp_path):
     settings, out = (*PLAIN, "schedule.epochs=3"), tmp_path / "run"
     start(tiny, tmp_path / "whole", *settings)
-    cut = driver(tmp_path, 0, "subprocess.run(['ip', 'link', 'set', 'wire', 'down']); print('CUT', flush=True)")
+    cut = driver(
+        tmp_path,
+        "def cut():",
+        "    subprocess.run(['ip', 'link', 'set', 'wire', 'down'])",
+        "    print('CUT', flush=True)",
+        "if rank == 0: faults.at_step(patch, 6, cut)",
+    )
     both = on_two_hosts(cable, cut, *words(tiny, out, *settings))
     assert both[0].stdout
     said = next((line for line in both[0].stdout if line.startswith("CUT")), "")

@@ -15,29 +15,17 @@ from creature.data.loader import ImageDataset
 from creature.errors import BrokenError, Interrupted, UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import Backbone, Optimizer
-from creature.training import checkpoint, loop
+from creature.training import checkpoint
 from creature.training.backbone import build_backbone
 from creature.training.optimizer import exempt_from_decay, parameter_groups
-from helpers.runs import losses, start, stopping_after, weights_hash
+from helpers import faults
+from helpers.runs import losses, start, weights_hash
 
 ONE = ("folds.train=[0]", "optimizer.ema_decay=0.9")
 
 
-def watched(patch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
-    """The weights after each step."""
-    states, step = [], loop.train_step
-
-    def noted(accelerator, learner, batch, **request):
-        result = step(accelerator, learner, batch, **request)
-        states.append({name: value.clone() for name, value in learner.model.state_dict().items()})
-        return result
-
-    patch.setattr(loop, "train_step", noted)
-    return states
-
-
 def test_what_is_kept_and_judged_is_the_average_of_weights_and_statistics(tiny, tmp_path, monkeypatch):
-    states = watched(monkeypatch)
+    states = faults.note_weights(monkeypatch)
     assert start(tiny, tmp_path / "run", *ONE) == 0
     average = states[0]
     for number, state in enumerate(states[1:], 1):
@@ -68,7 +56,7 @@ def test_a_training_with_an_average_that_is_stopped_goes_on_bitwise(tiny, tmp_pa
     more = (*ONE, "optimizer.layer_decay=0.7", "backbone.drop_path=0.2", "augment.sizes=[24,32]")
     assert start(tiny, tmp_path / "whole", *more) == 0
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "cut", *more)
     assert start(tiny, tmp_path / "cut", *more, resume=True) == 0
@@ -79,7 +67,7 @@ def test_a_training_with_an_average_that_is_stopped_goes_on_bitwise(tiny, tmp_pa
 def test_an_average_that_is_lost_is_no_resume_point(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "verifies", lambda folder: (folder / "model.safetensors").exists())
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", *ONE)
     for file in (tmp_path / "run").rglob("average.safetensors"):

@@ -3,13 +3,11 @@
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +19,10 @@ from creature.errors import BrokenError, Interrupted, UserError
 from creature.recipe import Optimizer
 from creature.training import checkpoint, distributed, loop, run_folder, signals
 from creature.training.optimizer import build_optimizer, parameter_groups
-from helpers import ROOT
+from helpers import ROOT, faults
 from helpers.processes import LAUNCH, wait_for_epoch
 from helpers.runs import losses, read_history, start, weights_hash
 
-NAN, NO = torch.tensor(float("nan")), torch.tensor(False)
-SKIPPED = loop.StepResult.pack(loss=NAN, taken=NO, stop=NO, save=NO)
 LONG = ("folds.train=[0]", "schedule.epochs=60")
 
 
@@ -80,15 +76,7 @@ def test_the_death_of_the_launcher_ends_its_child_saved(tiny, long, tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_within_a_step_saves_that_step(tiny, tmp_path, monkeypatch, name):
-    step, done = loop.train_step, []
-
-    def signalled(*given, **request):
-        done.append(1)
-        if len(done) == 4:
-            os.kill(os.getpid(), getattr(signal, name))
-        return step(*given, **request)
-
-    monkeypatch.setattr(loop, "train_step", signalled)
+    faults.signal_at_step(monkeypatch, 4, signal.Signals[name])
     with pytest.raises(Interrupted, match="after step 2 of epoch 2 of fold 0, and saved"):
         start(tiny, tmp_path / "run", "folds.train=[0]")  # the request is seen by the step after it
     state = json.loads((sorted((tmp_path / "run/fold-0/state").iterdir())[-1] / "state.json").read_text())
@@ -109,15 +97,7 @@ def test_a_start_that_failed_leaves_no_recipe_behind(tiny, tmp_path):
 
 
 def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatch):
-    predict, asked = loop.predict, []
-
-    def asks(*given, **options):
-        if len(asked) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        asked.append(1)
-        return predict(*given, **options)
-
-    monkeypatch.setattr(loop, "predict", asks)
+    faults.at_prediction(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="--resume goes on"):
         start(tiny, tmp_path / "run", "folds.train=[0]")
     monkeypatch.undo()
@@ -130,13 +110,11 @@ def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatc
 
 def test_a_failure_while_predicting_loses_no_step(tiny, run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "predict", lambda *_, **__: 1 / 0)
+        faults.fail_in(patch, loop, "predict", ZeroDivisionError)
         with pytest.raises(ZeroDivisionError):
             start(tiny, tmp_path / "run", "folds.train=[0]")
-    steps = []
     with pytest.MonkeyPatch.context() as patch:
-        step = loop.train_step
-        patch.setattr(loop, "train_step", lambda *given, **request: steps.append(1) or step(*given, **request))
+        steps = faults.note_calls(patch, loop, "train_step")
         assert start(tiny, tmp_path / "run", "folds.train=[0]", resume=True) == 0
     assert len(steps) == 3  # those of the second epoch
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
@@ -178,20 +156,16 @@ def test_every_number_of_images_trains_and_one_alone_is_refused(tiny, drawn, tmp
 def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
     tiny, tmp_path, monkeypatch, capsys, what, method, scaled
 ):
-    scalers = scale(monkeypatch, 2.0**10) if scaled else []
-    step, seen = loop.train_step, []
+    scalers = faults.scale_losses(monkeypatch, 2.0**10) if scaled else []
+    spoil = faults.spoil_loss_at_step if what == "loss" else faults.spoil_gradient_at_step
+    spoil(monkeypatch, 2)
+    seen = []
 
-    def spoilt(accelerator, learner, batch, **request):
+    def compared(step: faults.Step, take: faults.TakeStep) -> torch.Tensor:
+        learner = step.learner
         before = [value.clone() for value in learner.model.state_dict().values()]
         state = [v.clone() for slots in learner.optimizer.state.values() for v in slots.values()]
-        row_loss, bad = learner.row_loss, len(seen) == 1
-        if bad and what == "loss":
-            learner.row_loss = lambda *both: row_loss(*both) * float("nan")
-        if bad and what == "gradient":
-            next(learner.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
-        packed = step(accelerator, learner, batch, **request)
-        learner.row_loss = row_loss
-        next(learner.model.parameters())._backward_hooks = None
+        packed = take()
         after = list(learner.model.state_dict().values())
         same = all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
         kept = [v for slots in learner.optimizer.state.values() for v in slots.values()]
@@ -199,7 +173,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
         seen.append((loop.StepResult.unpack([packed])[0].taken, same))
         return packed
 
-    monkeypatch.setattr(loop, "train_step", spoilt)
+    faults.replace_steps(monkeypatch, compared)
     assert start(tiny, tmp_path / "run", "folds.train=[0]", f"optimizer.name={method}") == 0
     mended = scaled and what == "gradient"  # an overflow is the scaler's affair
     assert seen == [(True, False), (mended, True), (True, False), *[(True, False)] * 3]
@@ -209,22 +183,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
     assert [scaler.get_scale() for scaler in scalers] == [2.0**9] * scaled
 
 
-def scale(patch: pytest.MonkeyPatch, factor: float) -> list[torch.amp.GradScaler]:
-    """Have the next starts scale the loss, as fp16 does on a GPU."""
-    start_accelerator, made = distributed.start_accelerator, []
-
-    def started(*given, **options):
-        accelerator = start_accelerator(*given, **options)
-        made.append(torch.amp.GradScaler("cpu", init_scale=factor))
-        accelerator.scaler = made[-1]
-        return accelerator
-
-    patch.setattr(distributed, "start_accelerator", started)
-    return made
-
-
 def test_a_scaled_loss_gives_the_same_weights(tiny, run, tmp_path, monkeypatch):
-    scale(monkeypatch, 2.0**10)
+    faults.scale_losses(monkeypatch, 2.0**10)
     assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
 
@@ -249,37 +209,33 @@ def test_a_first_step_that_is_skipped_leaves_the_optimizer_as_new(method):
 def test_steps_that_are_read_several_at_once_are_the_same_steps(tiny, tmp_path, monkeypatch):
     """Weights and history, with a skipped step, though the device is asked once in five steps."""
     settings = ("folds.train=[0]", "batch_size=4", "images.workers=1")
-    step, epoch, save_state, done, reads, saves = loop.train_step, loop.train_epoch, checkpoint.save_state, [], [], []
+    epoch, save_state, reads, saves = loop.train_epoch, checkpoint.save_state, [], []
 
-    def third_is_bad(accelerator, learner, batch, **request):
-        done.append(1)
-        row_loss = learner.row_loss
-        if len(done) == 3:
-            learner.row_loss = lambda *both: row_loss(*both) * float("nan")
-        packed = step(accelerator, learner, batch, **request)
-        learner.row_loss = row_loss
-        return packed
-
-    def counted(*given, **options):
+    def counted(*args, **options):
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy"):
-                read = getattr(torch.Tensor, name)
-                patch.setattr(torch.Tensor, name, lambda *given, read=read: reads.append(1) or read(*given))
-            epoch(*given, **options)
+            names = ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy")
+            calls = [faults.note_calls(patch, torch.Tensor, name) for name in names]
+            epoch(*args, **options)
+        reads.append(sum(map(len, calls)))
 
-    monkeypatch.setattr(loop, "train_step", third_is_bad)
-    assert start(tiny, tmp_path / "one", *settings) == 0
+    def saved(folder, learner, accelerator):
+        saves.append(learner.state.batch)
+        save_state(folder, learner, accelerator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        faults.spoil_loss_at_step(patch, 3)
+        assert start(tiny, tmp_path / "one", *settings) == 0
     monkeypatch.setattr(loop, "steps_per_read", lambda _: 5)
-    monkeypatch.setattr(
-        checkpoint, "save_state", lambda *given: saves.append(given[1].state.batch) or save_state(*given)
-    )
+    monkeypatch.setattr(checkpoint, "save_state", saved)
     for name, minutes in (("five", 60), ("often", 0)):
-        done.clear()
         with pytest.MonkeyPatch.context() as patch:
+            faults.spoil_loss_at_step(patch, 3)
+            steps = faults.note_calls(patch, loop, "train_step")
             if name == "five":
                 patch.setattr(loop, "train_epoch", counted)
             assert start(tiny, tmp_path / name, *settings, f"checkpoint.every_minutes={minutes}") == 0
-    assert len(done) == 2 * 12 and len(reads) == 2 * 3  # after 5, 10 and 12 steps of an epoch
+        assert len(steps) == 2 * 12
+    assert reads == [3, 3]  # after 5, 10 and 12 steps of an epoch
     assert saves == [0, 0, *[5, 10, 12, 0] * 2]
     rows = [read_history(tmp_path / name / "fold-0") for name in ("one", "five")]
     assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
@@ -292,26 +248,18 @@ def test_however_many_steps_are_read_at_once_a_signal_and_ten_skipped_are_told_a
     tiny, tmp_path, monkeypatch, every
 ):
     monkeypatch.setattr(loop, "steps_per_read", lambda _: every)
-    step, seen = loop.train_step, []
-
-    def signalled(accelerator, learner, batch, **request):
-        seen.append(batch.ids)
-        if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(accelerator, learner, batch, **request)
-
-    monkeypatch.setattr(loop, "train_step", signalled)
-    with pytest.raises(Interrupted, match="after step 3 of epoch 1 of fold 0, and saved"):
-        start(tiny, tmp_path / "run", "folds.train=[0]", "batch_size=4")
-    seen.clear()
-    monkeypatch.setattr(loop, "train_step", lambda *given, **_: seen.append(given[2].ids) or SKIPPED)
+    with pytest.MonkeyPatch.context() as patch:
+        faults.signal_at_step(patch, 2, signal.SIGTERM)
+        with pytest.raises(Interrupted, match="after step 3 of epoch 1 of fold 0, and saved"):
+            start(tiny, tmp_path / "run", "folds.train=[0]", "batch_size=4")
+    seen = faults.skip_steps(monkeypatch)
     with pytest.raises(UserError) as caught:
         start(tiny, tmp_path / "ten", "folds.train=[0]", "batch_size=4")
     assert f"the last on {', '.join(seen[9])}; try a lower" in str(caught.value)
 
 
 def test_ten_skipped_steps_in_a_row_end_the_run_and_name_pictures(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "train_step", lambda *_, **__: SKIPPED)
+    faults.skip_steps(monkeypatch)
     with pytest.raises(UserError, match=r"10 steps in a row were skipped.*the last on train/\w+/\d+\.jpg"):
         start(tiny, tmp_path / "run", "folds.train=[0]", "batch_size=4")
 
@@ -331,10 +279,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
     [torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")],
 )
 def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
-    def full(*_, **__):
-        raise error
-
-    monkeypatch.setattr(loop, "_backward", full)
+    faults.fail_in_loss(monkeypatch, error)
     with pytest.raises(
         UserError,
         match="out of memory with batch_size 16 in 1 micro-batch: --set gradient_accumulation_steps=2 computes",
@@ -349,14 +294,7 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
 def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeypatch, where, name):
     shutil.copytree(drawn / "train", tmp_path / "train")  # or an index might know that all of them were decoded
     victim = sorted((tmp_path / "train/fish").iterdir())[0]
-    content, decode = victim.read_bytes(), getattr(where, name)
-
-    def deadly(data: bytes) -> Any:
-        if data == content:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return decode(data)
-
-    monkeypatch.setattr(where, name, deadly)
+    faults.kill_at_content(monkeypatch, where, name, victim.read_bytes())
     with pytest.raises(BrokenError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
         start(tiny, tmp_path / "run", "images.workers=2", f"images.train=[{tmp_path / 'train'}]")
 
@@ -366,22 +304,9 @@ def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeyp
 
 def test_a_full_disk_is_one_sentence_and_keeps_the_resume_point_before_it(tiny, run, tmp_path):
     settings = ("folds.train=[0]", "checkpoint.every_minutes=0")
-    out, done = tmp_path / "run", []
-    publish = checkpoint.write_folder_atomically
-
-    def fills_up(folder, write):
-        done.append(folder)
-        if len(done) < 3:
-            return publish(folder, write)
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-        try:
-            return publish(folder, write)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
+    out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "write_folder_atomically", fills_up)
+        faults.fill_disk_at_folder(patch, 3)
         with pytest.raises(BrokenError, match=r"step-00000003: cannot be written: .*free space.* --resume goes on"):
             start(tiny, out, *settings)
     assert [path.name for path in (out / "fold-0/state").iterdir() if not path.name.startswith("step")] == []
@@ -391,10 +316,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_resume_point_before_it(tiny, 
 
 
 def test_a_log_that_cannot_be_written_ends_no_training(tiny, run, tmp_path, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "write_history", full)
+    faults.fail_in(monkeypatch, checkpoint, "write_history", OSError(errno.ENOSPC, "No space left on device"))
     assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
     assert "history.jsonl: No space left on device" in capsys.readouterr().err
@@ -474,13 +396,8 @@ def test_rot_is_always_detected(tmp_path):
 
 
 def test_what_is_no_resume_point_of_ours_is_stepped_over(tiny, run, tmp_path):
-    step, done = loop.train_step, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            loop,
-            "train_step",
-            lambda *given, **request: step(*given, **(request | {"stop": len(done) == 4, "save": not done.append(1)})),
-        )
+        faults.replace_steps(patch, lambda step, take: take(stop=step.number == 5, save=True))
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "run", "folds.train=[0]")
     newest = sorted((tmp_path / "run/fold-0/state").iterdir())[-1]

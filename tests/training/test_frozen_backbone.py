@@ -16,7 +16,8 @@ from creature.metrics.predictions import load_predictions
 from creature.recipe import Backbone
 from creature.recipe_file import load_recipe
 from creature.training.features import FeatureExtractor
-from helpers.runs import start, stopping_after, weights_hash
+from helpers import faults
+from helpers.runs import start, weights_hash
 
 FROZEN = ("backbone.frozen=true", "augment.crop_scale=[0.08,1.0]", "optimizer.lr=0.1")
 
@@ -35,12 +36,10 @@ def settings(weights: Path, *more: str) -> tuple[str, ...]:
 
 
 def test_each_picture_passes_the_backbone_once_for_all_folds(tiny, weights, tmp_path, monkeypatch):
-    seen, forward, decoded, encoded = [], FeatureExtractor.forward, [], loader.Encoded
-    monkeypatch.setattr(
-        FeatureExtractor, "forward", lambda self, inputs: seen.append(len(inputs)) or forward(self, inputs)
-    )
-    monkeypatch.setattr(loader, "Encoded", lambda data: decoded.append(1) or encoded(data))
+    extracted = faults.note_calls(monkeypatch, FeatureExtractor, "forward")
+    decoded = faults.note_calls(monkeypatch, loader, "Encoded")
     assert start(tiny, tmp_path / "run", *settings(weights, "images.workers=0")) == 0
+    seen = [len(call.args[1]) for call in extracted]
     assert sum(seen[1:]) == 72 == len(decoded)  # the first is the check of the classifier's place
 
 
@@ -64,7 +63,7 @@ def test_the_saved_model_answers_as_its_held_out_predictions_say_and_only_the_cl
 def test_a_resumed_run_is_bitwise_equal(tiny, weights, tmp_path):
     assert start(tiny, tmp_path / "whole", *settings(weights, "folds.train=[0]")) == 0
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "cut", *settings(weights, "folds.train=[0]"))
     assert start(tiny, tmp_path / "cut", *settings(weights, "folds.train=[0]"), resume=True) == 0

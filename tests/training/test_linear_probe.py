@@ -16,7 +16,8 @@ from creature.metrics.predictions import load_predictions
 from creature.training import features, learner
 from creature.training.features import FeatureExtractor
 from creature.training.linear_probe import PENALTIES, choose_penalty, solve, solve_classifier
-from helpers.runs import losses, start, stopping_after, weights_hash
+from helpers import faults
+from helpers.runs import losses, start, weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +77,10 @@ def test_a_classifier_that_is_no_linear_layer_is_refused():
 def test_features_are_computed_once_for_all_folds_and_the_score_before_the_first_step_is_kept(
     tiny, weights, tmp_path, monkeypatch, capsys
 ):
-    seen, forward = [], FeatureExtractor.forward
-    monkeypatch.setattr(
-        FeatureExtractor, "forward", lambda self, inputs: seen.append(len(inputs)) or forward(self, inputs)
-    )
+    extracted = faults.note_calls(monkeypatch, FeatureExtractor, "forward")
     out = tmp_path / "run"
     assert start(tiny, out, *settings(weights, "optimizer.lr=1e-9")) == 0
+    seen = [len(call.args[1]) for call in extracted]
     assert sum(seen[1:]) == 72  # the first is the check of the classifier's place
     said = capsys.readouterr().out
     for fold in range(3):
@@ -121,10 +120,10 @@ def test_a_stopped_run_goes_on_bitwise_without_another_probe(tiny, weights, tmp_
     more = settings(weights, "folds.train=[0]")
     assert start(tiny, tmp_path / "whole", *more) == 0
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "cut", *more)
-    monkeypatch.setattr(features, "add_features", lambda *_: pytest.fail("features are computed again"))
+    faults.forbid(monkeypatch, features, "add_features")
     assert start(tiny, tmp_path / "cut", *more, resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(tmp_path / "whole/fold-0")
     assert losses(tmp_path / "cut/fold-0") == losses(tmp_path / "whole/fold-0")

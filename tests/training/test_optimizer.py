@@ -18,7 +18,8 @@ from creature.training.optimizer import (
     optimizer_tensors,
     parameter_groups,
 )
-from helpers.runs import start, stopping_after, weights_hash
+from helpers import faults
+from helpers.runs import start, weights_hash
 
 EXEMPT = {"pos_embed", "cls_token", "reg_token"}
 
@@ -117,7 +118,7 @@ def test_a_resume_point_of_an_older_version_goes_on_bitwise(tiny, tmp_path):
     settings = ("folds.train=[0]", "backbone.name=test_vit", "optimizer.layer_decay=0.5")
     assert start(tiny, tmp_path / "whole", *settings) == 0
     with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 2)
+        faults.stop_after_steps(patch, 2)
         with pytest.raises(Interrupted):
             start(tiny, tmp_path / "cut", *settings)
     (point,) = (tmp_path / "cut/fold-0/state").iterdir()
