@@ -410,4 +410,5 @@ def test_options_that_do_not_go_together_are_refused(argv):
 
 
 def test_a_template_makes_a_submission():
-    assert parsed("--out", "p.csv", "--template", "t.csv", "--zip").format == "submission"
+    _, output = parsed("--out", "p.csv", "--template", "t.csv", "--zip")
+    assert output.submission

@@ -333,7 +333,6 @@ def test_a_batch_gets_the_memory_of_the_one_before_it():
 import resource, torch
 from torch import nn
 from creature.device import keep_memory
-from helpers.runs import read_csv
 model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
 
 def faults():

@@ -61,7 +61,6 @@ from creature.data.augment import exact_transform
 from creature.training.loop import predict
 from creature.training.train_data import TrainData
 from creature.data.normalize import Normalize
-from helpers.runs import read_history
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == int(sys.argv[1])
 
