@@ -137,8 +137,8 @@ def _crop_decoded(image: Decoded, box: Box, size: int) -> torch.Tensor:
         return _resize(image.array[top:bottom, left:right].copy(), size)
     left, top, right, bottom = box = box.scaled(width / image.size[0], height / image.size[1])
     x, y = int(left), int(top)  # only the pixels that the box touches become a Pillow image
-    part = Image.fromarray(image.array[y : math.ceil(bottom), x : math.ceil(right)])
-    return _resize_within(part, Box(left - x, top - y, right - x, bottom - y), size)
+    touched = Image.fromarray(image.array[y : math.ceil(bottom), x : math.ceil(right)])
+    return _resize_within(touched, Box(left - x, top - y, right - x, bottom - y), size)
 
 
 def _resize(pixels: np.ndarray, size: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -67,7 +68,7 @@ class Encoded:
 
     def __init__(self, data: bytes):
         with _as_bad_image():
-            _heedless(lambda: self._open(data))
+            _ignoring_warnings(lambda: self._open(data))
 
     def _open(self, data: bytes) -> None:
         self._image = Image.open(BytesIO(data), formats=FORMATS)  # guard: known-formats
@@ -141,7 +142,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         return _upright(_rgb(image), _turn(image))
 
     with _as_bad_image(), _ONE_AT_A_TIME:
-        return _heedless(convert)
+        return _ignoring_warnings(convert)
 
 
 def image_of_array(array: np.ndarray) -> Image.Image:
@@ -153,12 +154,14 @@ def image_of_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _heedless(decode_image: Callable[[], Result]) -> Result:
-    """Call it, heedless of Pillow's warnings of odd metadata in good images, whatever the program's filters are.
+def _ignoring_warnings(decode_image: Callable[[], Result]) -> Result:
+    """Decode without heed to Pillow's warnings of odd metadata in good images, whatever the program's filters are.
 
     Where a filter makes an error of one, it is entered in the registry of the module that warns, as Python does with
-    those that it has shown, and the call is made again. catch_warnings would change the filters of all threads.
+    those that it has shown, and the call is made again. catch_warnings would change the filters of all threads. Another
+    thread may enter the same one first, or clear the registry by setting a filter: hence more than one attempt.
     """
+    attempts = Counter[tuple[str, type, int]]()
     while True:
         try:
             return decode_image()
@@ -168,9 +171,11 @@ def _heedless(decode_image: Callable[[], Result]) -> Result:
                 place = place.tb_next
             assert place is not None
             shown = place.tb_frame.f_globals.setdefault("__warningregistry__", {})
-            if (key := (str(warning), type(warning), place.tb_lineno)) in shown:
-                raise
+            key = (str(warning), type(warning), place.tb_lineno)
             shown[key] = True
+            attempts[key] += 1
+            if attempts[key] > 3:
+                raise
 
 
 @contextmanager
@@ -239,7 +244,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """The transposition that makes the image upright; broken EXIF is ignored, as viewers do."""
     try:
         return TURN_OF.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Warning:  # not broken: _heedless reads it again
+    except Warning:  # not broken: _ignoring_warnings reads it again
         raise
     except Exception:
         return None

@@ -76,11 +76,11 @@ def _moments(sketches: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray
     count = len(sketches) if rows is None else len(rows)
     moments = np.empty((count, 2))
     for start in range(0, count, AT_ONCE):
-        some = slice(start, start + AT_ONCE)
-        levels = sketches[some if rows is None else rows[some]].astype(np.float32)
+        chunk = slice(start, start + AT_ONCE)
+        levels = sketches[chunk if rows is None else rows[chunk]].astype(np.float32)
         total, squares = (values.sum(1, dtype=np.float64) for values in (levels, levels * levels))
         deviation = np.sqrt(np.maximum(squares / LENGTH - (total / LENGTH) ** 2, 0))
-        moments[some] = np.stack([total, deviation], axis=1)
+        moments[chunk] = np.stack([total, deviation], axis=1)
     return moments
 
 

@@ -17,12 +17,12 @@ from creature.errors import BrokenError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Item = TypeVar("Item", contravariant=True)
-Made = TypeVar("Made", covariant=True)
-Value = TypeVar("Value")
+ItemT = TypeVar("ItemT", contravariant=True)
+BatchT = TypeVar("BatchT", covariant=True)
+ValueT = TypeVar("ValueT")
 
 
-class BatchSource(Protocol[Item, Made]):
+class BatchSource(Protocol[ItemT, BatchT]):
     """Makes a batch of items that stand for rows of `dataset`, whose column `id` names their images."""
 
     @property
@@ -30,7 +30,7 @@ class BatchSource(Protocol[Item, Made]):
         """The rows."""
         ...
 
-    def __getitems__(self, items: Sequence[Item], /) -> Made:
+    def __getitems__(self, items: Sequence[ItemT], /) -> BatchT:
         """The batch; for each image that it decodes it calls note_decoding first."""
         ...
 
@@ -46,17 +46,17 @@ def note_decoding(row: int) -> None:
 
 @contextmanager
 def load_batches(
-    source: BatchSource[Item, Made], batches: Iterable[Sequence[Item]], workers: int
-) -> Iterator[Iterator[Made]]:
+    source: BatchSource[ItemT, BatchT], batches: Iterable[Sequence[ItemT]], workers: int
+) -> Iterator[Iterator[BatchT]]:
     """What the source makes of each batch of items, in order, prepared ahead by workers, which end with the block.
 
     Raises BrokenError within the block, at any line, when a worker dies; it names the image that was being decoded.
     """
     rows = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
     with warnings.catch_warnings():
-        # train_data.start says once, in a line, that workers are more than cores; torch would in a paragraph a fold.
+        # Training warns once, in a line, of more workers than cores; torch would in a paragraph for each fold.
         warnings.filterwarnings("ignore", "This DataLoader will create")
-        loader = DataLoader[Item](
+        loader = DataLoader[ItemT](
             source,  # type: ignore[arg-type]
             batch_sampler=batches,  # type: ignore[arg-type]
             collate_fn=_identity,
@@ -93,7 +93,7 @@ def _end_workers(iterator: _MultiProcessingDataLoaderIter) -> None:
             process.join()
 
 
-def _identity(value: Value) -> Value:
+def _identity(value: ValueT) -> ValueT:
     return value
 
 

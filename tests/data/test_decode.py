@@ -310,6 +310,19 @@ def test_a_host_that_makes_errors_of_warnings_gets_the_same_pixels_and_keeps_its
             assert warnings.filters == before
 
 
+def test_a_warning_that_another_thread_registers_first_is_no_reason(monkeypatch):
+    load_end, calls = PngImagePlugin.PngImageFile.load_end, []
+
+    def warn_twice(image):
+        calls.append(1)
+        if len(calls) <= 2:
+            raise UserWarning("odd")
+        load_end(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", warn_twice)
+    np.testing.assert_array_equal(decoded(encode(NOISE)), NOISE)
+
+
 def test_a_warning_that_is_raised_again_and_again_is_a_reason(monkeypatch):
     def fail(image):
         raise UserWarning("of another kind")
