@@ -27,7 +27,7 @@ def creature(*words: str | Path, cwd: Path = ROOT, **environment: str) -> subpro
     )  # fmt: skip
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
     """The exit code of the command in this process."""
     monkeypatch.setattr(sys, "argv", ["creature", *words])
     with pytest.raises(SystemExit) as ended:
