@@ -65,7 +65,8 @@ def main() -> int:
             settings = [f"images.train=[{name}/data]", f"backbone.weights={args.weights.resolve()}"]
             words = [word for setting in settings for word in ("--set", setting)]
             train.main(["--recipe", str(args.recipe), "--out", f"{name}/run", *words])
-            _, held, probabilities = read_runs([f"{name}/run"], None)[0].judged
+            unseen = read_runs([f"{name}/run"], None)[0].unseen
+            held, probabilities = unseen.rows, unseen.probabilities
             flipped = np.array([held_id.removeprefix("data/") in wrong for held_id in held.ids])
             if flipped.sum() != len(wrong):
                 raise UserError(f"{args.data}: images with flipped labels were left out; mend or remove broken ones")

@@ -1,11 +1,11 @@
 """The model card: what was measured, how it was trained, how to use it, and what it must not be used for.
 
-Numbers come from the run's folder alone; the license and where the images come from, from the person.
+Numbers come from the run's folder alone, the license and the images' origin from a person.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import timm
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
@@ -16,44 +16,56 @@ from creature import __version__
 from creature.metrics.accuracy import Count
 from creature.publishing.terms import Terms
 from creature.recipe import Recipe
-from creature.reporting.figures import curve_figures, run_figures, to_bytes
-from creature.reporting.page import CLASS_COLUMNS, class_table
+from creature.reporting.class_scores import COLUMNS, score_classes
+from creature.reporting.figures import CaptionedFigure, curve_figures, run_figures, to_bytes
 from creature.reporting.study import StudyRun
+from creature.reporting.tables import RECORDED, Value
 from creature.reporting.tables import escape_markdown as escape
 
 
-class Score(NamedTuple):
-    """Right answers to images that the answering models were not trained on."""
+@dataclass(frozen=True)
+class Score:
+    """Correct predictions of images that the predicting models were not trained on."""
 
     who: str
-    pictures: str
+    images: str
     split: str
-    right: Count
+    count: Count
     selected: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.count}{' selected' * self.selected}"
 
 
 def measured(run: StudyRun) -> list[Score]:
-    """Every score of the run: out of fold, and on the holdout and labelled images that ensemble.py has seen."""
-    main, several = run.folds[0].name, len(run.folds) > 1
-    first = run.results[0]
-    scores = []
+    """Every score of the run: out of fold, and on the holdout and labelled images that creature ensemble predicted."""
+    return [*_held_out_scores(run), *_recorded_scores(run)]
+
+
+def _held_out_scores(run: StudyRun) -> Iterator[Score]:
+    first, several, selected = run.folds[0], len(run.folds) > 1, run.selected
     if several:
-        who = f"{len(run.once)} members, each image by the one that never saw it"
-        scores.append(Score(who, "out of fold", "train", run.held.count, run.selected))
-    models, rows = run.unseen.models, run.unseen.rows
-    if models > 1:
-        who = f"ensemble of {models} members, for each image those that never saw it"
-        scores.append(Score(who, "out of fold", "train", rows.count, run.selected))
-    scores.append(Score(f"{main} alone", "held out of it", "train", first.count, run.selected))
-    if run.selected:
-        who, pictures = ("the members", "out of fold") if several else (f"{main} alone", "held out of it")
-        scores.append(Score(f"{who}, last epoch", pictures, "train", run.last))
-    for split, called in (("holdout", "holdout"), ("images", "test")):
-        for who, decider in ((f"ensemble of {len(run.folds)}", None), (f"{main} alone", main)):
-            if (rows := run.new(split, decider)) and (several or decider):
+        who = f"{len(run.one_repeat)} members, each image by the one that never saw it"
+        yield Score(who, "out of fold", "train", count=run.held.count, selected=selected)
+    if run.unseen.models > 1:
+        who = f"ensemble of {run.unseen.models} members, for each image those that never saw it"
+        yield Score(who, "out of fold", "train", count=run.unseen.rows.count, selected=selected)
+    yield Score(f"{first.name} alone", "held out of it", "train", count=first.result.count, selected=selected)
+    if selected:
+        who, images = ("the members", "out of fold") if several else (f"{first.name} alone", "held out of it")
+        yield Score(f"{who}, last epoch", images, "train", count=run.last_score)
+
+
+def _recorded_scores(run: StudyRun) -> Iterator[Score]:
+    first = run.folds[0].name
+    models = {f"{first} alone": first}
+    if len(run.folds) > 1:
+        models = {f"ensemble of {len(run.folds)}": None} | models
+    for split, name in RECORDED.items():
+        for who, member in models.items():
+            if rows := run.unseen_images(split, member):
                 mirror = ", with mirror images" * run.recorded[split].mirror
-                scores.append(Score(f"{who}{mirror}", called, called, rows.count))
-    return scores
+                yield Score(f"{who}{mirror}", name, name, count=rows.count)
 
 
 def base_model(recipe: Recipe) -> str | None:
@@ -66,28 +78,27 @@ def base_model(recipe: Recipe) -> str | None:
     return f"timm/{backbone.name}{tag}"
 
 
-def write_cards(run: StudyRun, branches: dict[str, Path], repo: str, *, terms: Terms, onnx: bool) -> None:
+def write_cards(run: StudyRun, branches: Mapping[str, Path], repo: str, *, terms: Terms, onnx: bool) -> None:
     """Write every branch's README.md, and into main the figures, and `.eval_results` for a holdout of the Hub."""
     main = branches["main"]
-    drawn = curve_figures([run], run) | run_figures(run)
-    for name, (_, figure) in drawn.items():
-        (main / f"{name}.png").write_bytes(to_bytes(figure, "png"))
-    captions = {name: caption for name, (caption, _) in drawn.items()}
-    _write(main / "README.md", "\n".join(_main_card(run, repo, terms, captions, onnx)))
+    figures = [*curve_figures([run], run), *run_figures(run)]
+    for figure in figures:
+        (main / f"{figure.name}.png").write_bytes(to_bytes(figure.figure, "png"))
+    _write(main / "README.md", _main_card(run, repo, terms=terms, figures=figures, onnx=onnx))
     for branch, folder in branches.items():
         if branch != "main":
-            _write(folder / "README.md", "\n".join(_member_card(run, branch, repo, terms)))
+            _write(folder / "README.md", _member_card(run, branch, repo, terms=terms))
     if entries := list(_hub_results(run)):
         (main / ".eval_results").mkdir()
         with (main / ".eval_results" / "holdout.yaml").open("w", encoding="utf-8", newline="\n") as file:
             YAML(typ="safe", pure=True).dump(entries_to_yaml(entries), file)
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+def _write(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
-def _front(run: StudyRun, repo: str, terms: Terms, scores: Sequence[Score]) -> str:
+def _front_matter(run: StudyRun, repo: str, terms: Terms, *, scores: Sequence[Score]) -> str:
     sources = [*run.recipe.images.train, *run.recipe.images.validation, *run.recipe.images.holdout]
     of_hub = sorted({source.split(":")[1] for source in sources if source.startswith("hub:")})
     results = [
@@ -97,8 +108,8 @@ def _front(run: StudyRun, repo: str, terms: Terms, scores: Sequence[Score]) -> s
             dataset_name=of_hub[0] if of_hub else "the owner's images",
             dataset_split=score.split,
             metric_type="accuracy",
-            metric_value=round(score.right.accuracy, 4),
-            metric_name=f"{score.who}, {score.pictures}: {score.right}{' selected' * score.selected}",
+            metric_value=round(score.count.accuracy, 4),
+            metric_name=f"{score.who}, {score.images}: {score}",
         )
         for score in scores
     ]
@@ -116,16 +127,38 @@ def _front(run: StudyRun, repo: str, terms: Terms, scores: Sequence[Score]) -> s
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str], onnx: bool) -> Iterator[str]:
-    scores, recipe, held = measured(run), run.recipe, run.held
-    classes = len(held.class_names)
-    base = base_model(recipe)
-    start = f"fine-tuned from [{base}](https://huggingface.co/{base})" if base else "trained from scratch"
-    yield _front(run, repo, terms, scores)
+def _main_card(
+    run: StudyRun, repo: str, *, terms: Terms, figures: Sequence[CaptionedFigure], onnx: bool
+) -> Iterator[str]:
+    scores, base = measured(run), base_model(run.recipe)
+    yield _front_matter(run, repo, terms, scores=scores)
     yield f"\n# {escape(repo.partition('/')[2])}\n"
+    yield from _introduction(run, base)
+    yield "\n## How good it is\n"
+    yield from _scores(run, scores)
+    yield "\n## How to use it\n"
+    yield from _usage(repo, run, onnx)
+    yield "\n## Classes\n"
+    yield from _classes(run)
+    for figure in figures:
+        yield f"![{escape(figure.caption)}]({figure.name}.png)\n"
+    yield "## How it was trained\n"
+    yield from _table(("", ""), _training(run, base))
+    yield "\n[recipe.yaml](recipe.yaml) has every setting, [folds.json](folds.json) which image, by its content,"
+    yield "was held out of which fold, and [ensemble.json](ensemble.json) the members with the hashes of their weights."
+    yield "\n## Intended use and limits\n"
+    yield from _limits(run)
+    yield "\n## License and data\n"
+    yield f"Weights: {escape(terms.license)}. Images: {escape(terms.data)}"
+
+
+def _introduction(run: StudyRun, base: str | None) -> Iterator[str]:
+    names = run.held.class_names
+    listed = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:20])} and {len(names) - 20} more"
+    start = f"fine-tuned from [{base}](https://huggingface.co/{base})" if base else "trained from scratch"
     yield (
-        f"Tells {classes} classes of images apart: {escape(_listed(held.class_names))}. "
-        f"`{recipe.backbone.name}`, {start}, on {run.results[0].images_trained} images."
+        f"Tells {len(names)} classes of images apart: {escape(listed)}. "
+        f"`{run.recipe.backbone.name}`, {start}, on {run.results[0].images_trained} images."
     )
     if len(run.folds) > 1:
         yield (
@@ -133,12 +166,12 @@ def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str],
             f"{', '.join(f'`{fold.name}`' for fold in run.folds)}; together they are the ensemble"
             + (" that is scored below." if run.unseen.models == 1 else ".")
         )
-    yield "\n## How good it is\n"
-    yield from _table(
-        ("who", "pictures", "accuracy, 95 % interval"),
-        [(s.who, s.pictures, f"{s.right}{' selected' * s.selected}") for s in scores],
-    )
-    yield "\nNo score is of images that the answering model was trained on; intervals are Wilson's."
+
+
+def _scores(run: StudyRun, scores: Sequence[Score]) -> Iterator[str]:
+    columns = ("who", "images", "accuracy, 95 % interval")
+    yield from _table(columns, [(score.who, score.images, str(score)) for score in scores])
+    yield "\nNo score is of images that the predicting model was trained on; intervals are Wilson's."
     if run.unseen.models > 1:
         yield (
             f"The folds were drawn {run.recipe.folds.repeats} times, so that each image has members that never saw "
@@ -147,23 +180,13 @@ def _main_card(run: StudyRun, repo: str, terms: Terms, captions: dict[str, str],
         )
     if run.selected:
         yield "`selected`: the epoch was chosen on these images, so the score flatters; the last epoch's does not."
-    yield "\n## How to use it\n"
-    yield from _usage(repo, run, onnx)
-    yield "\n## Classes\n"
-    yield f"Out of fold, n = {held.count.n}; recall with its 95 % interval.\n"
+
+
+def _classes(run: StudyRun) -> Iterator[str]:
+    yield f"Out of fold, n = {run.held.count.n}; recall with its 95 % interval.\n"
     yield "<details><summary>Every class</summary>\n"
-    yield from _table(CLASS_COLUMNS, [[_cell(v) for v in record.values()] for record in class_table(run)])
+    yield from _table(COLUMNS, [map(_show, score.values) for score in score_classes(run.held)])
     yield "\n</details>\n"
-    for name, caption in captions.items():
-        yield f"![{escape(caption)}]({name}.png)\n"
-    yield "## How it was trained\n"
-    yield from _table(("", ""), _training(run, base))
-    yield "\n[recipe.yaml](recipe.yaml) has every setting, [folds.arrow](folds.arrow) which image, by its content,"
-    yield "was held out of which fold, and [ensemble.json](ensemble.json) the members with the hashes of their weights."
-    yield "\n## Intended use and limits\n"
-    yield from _limits(run)
-    yield "\n## License and data\n"
-    yield f"Weights: {escape(terms.license)}. Images: {escape(terms.data)}"
 
 
 def _usage(repo: str, run: StudyRun, onnx: bool) -> Iterator[str]:
@@ -196,11 +219,11 @@ print(pipeline("image-classification", model="{repo}")("photo.jpg"))
 creature predict model.onnx photos/
 ```
 """
-    every = f"\ncreature predict hf-hub:{repo} photos/ --members      # the ensemble" if len(run.folds) > 1 else ""
+    members = f"\ncreature predict hf-hub:{repo} photos/ --members      # the ensemble" if len(run.folds) > 1 else ""
     yield f"""With creature, which made it:
 
 ```bash
-creature predict hf-hub:{repo} photos/ --out predictions.csv{every}
+creature predict hf-hub:{repo} photos/ --out predictions.csv{members}
 ```
 
 `golden.png` must give the logits in `golden.json`, on a CPU in fp32 to within 1e-4, whatever it is loaded with."""
@@ -229,37 +252,35 @@ def _training(run: StudyRun, base: str | None) -> Iterator[tuple[str, str]]:
 def _limits(run: StudyRun) -> Iterator[str]:
     held, counts = run.held, run.results[0].class_counts
     rare = min(range(len(counts)), key=counts.__getitem__)
-    amount = f"Classes have from {min(counts)} ({escape(held.class_names[rare])}) to {max(counts)} images"
-    amount = amount if min(counts) < max(counts) else f"Each class has {max(counts)} images"
+    amount = f"Each class has {max(counts)} images"
+    if min(counts) < max(counts):
+        amount = f"Classes have from {min(counts)} ({escape(held.class_names[rare])}) to {max(counts)} images"
     yield (
         f"- It knows {len(held.class_names)} classes and no others: an image of anything else gets one of these "
         "labels, often with a high probability."
     )
     yield "- The scores hold for images like those that it was scored on: the same cameras, places and seasons."
     yield f"- {amount}; the table above shows which are told apart poorly."
+    mended = ", and what a temperature mends, by which `creature predict --coverage 0.95` divides"
     yield (
         "- Probabilities are not calibrated; the reliability figure shows how far they can be taken at their word"
-        + (
-            "."
-            if run.calibrated is None
-            else ", and what a temperature mends, by which `creature predict --coverage 0.95` divides."
-        )
+        f"{'' if run.calibrated is None else mended}."
     )
     yield "- Not for decisions about people, nor where a wrong label harms someone, without a person who checks."
 
 
-def _member_card(run: StudyRun, branch: str, repo: str, terms: Terms) -> Iterator[str]:
+def _member_card(run: StudyRun, branch: str, repo: str, *, terms: Terms) -> Iterator[str]:
     result = run.results[[fold.name for fold in run.folds].index(branch)]
-    score = Score(f"{branch} alone", "held out of it", "train", result.count, run.selected)
-    yield _front(run, repo, terms, [score])
+    score = Score(f"{branch} alone", "held out of it", "train", count=result.count, selected=run.selected)
+    yield _front_matter(run, repo, terms, scores=[score])
     yield f"\n# {escape(repo.partition('/')[2])}, {branch}\n"
     yield f"One of {len(run.folds)} members of the ensemble that [main](https://huggingface.co/{repo}) describes; "
-    yield f"accuracy on the images held out of it {score.right}{' selected' * score.selected}."
+    yield f"accuracy on the images held out of it {score}."
 
 
 def _hub_results(run: StudyRun) -> Iterator[EvalResultEntry]:
     """The published model's score on a holdout that is one data set of the Hub."""
-    sources, rows = run.recipe.images.holdout, run.new("holdout", run.folds[0].name)
+    sources, rows = run.recipe.images.holdout, run.unseen_images("holdout", run.folds[0].name)
     if rows and len(sources) == 1 and sources[0].startswith("hub:"):
         _, dataset, *split = sources[0].split(":")
         note = f"{run.folds[0].name} alone: {rows.count}"
@@ -267,16 +288,12 @@ def _hub_results(run: StudyRun) -> Iterator[EvalResultEntry]:
         yield EvalResultEntry(dataset_id=dataset, task_id=split[0] if split else "train", value=accuracy, notes=note)
 
 
-def _table(columns: Sequence[str], rows: Any) -> Iterator[str]:
+def _table(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     yield f"| {' | '.join(map(escape, columns))} |"
     yield f"|{'---|' * len(columns)}"
     for row in rows:
         yield f"| {' | '.join(map(escape, row))} |"
 
 
-def _cell(value: Any) -> str:
+def _show(value: Value) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:20])} and {len(names) - 20} more"

@@ -21,12 +21,12 @@ def check(folder: Path) -> None:
     if differences := manifest_differences(folder):
         raise UserError(f"{folder} is not what was published; download it again:\n  " + "\n  ".join(differences))
     golden = read_golden(folder)
-    logits = predict_golden(folder, golden.picture).logits
+    logits = predict_golden(folder, golden.image).logits
     same_length = len(logits) == len(golden.logits)
     largest = max(abs(a - b) for a, b in zip(logits, golden.logits, strict=True)) if same_length else math.inf
     if not largest <= TOLERANCE:
         raise UserError(
-            f"{folder}: the model's logits for {golden.picture} are not those of golden.json (up to {largest:.2g} away)"
+            f"{folder}: the model's logits for {golden.image} are not those of golden.json (up to {largest:.2g} away)"
         )
 
 

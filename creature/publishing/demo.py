@@ -1,4 +1,4 @@
-"""A page in the browser: drop a photo, see the five best answers, and how the members of an ensemble agree.
+"""A page in the browser: drop an image, see its five most probable labels, and how an ensemble's members agree.
 
 creature demo runs/all --members
 creature demo hf-hub:USER/NAME
@@ -7,15 +7,19 @@ creature demo hf-hub:USER/NAME
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from creature.console import printable, say
-from creature.errors import UserError
+from creature.console import say
+from creature.errors import UserError, first_line
 
 if TYPE_CHECKING:
+    import gradio
+
     from creature.inference.classifier import Classifier
 
-SHOWN = 5
+SHOWN = 5  # labels
+
+Shown = tuple[dict[str, float] | None, str, list[list[str]]]  # probability by label, a sentence, a row a member
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,23 +53,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             server_name="127.0.0.1", server_port=args.port, prevent_thread_lock=True, quiet=True, footer_links=[]
         )
     except OSError as error:
-        raise UserError(f"--port: {args.port} cannot be used here: {error}; try --port {args.port + 1}") from error
+        raise UserError(
+            f"--port: {args.port} cannot be used here: {first_line(error)}; try --port {args.port + 1}"
+        ) from error
     say(f"{classifier.predictor.title}: open {url} in a browser; Ctrl-C ends it")
     page.block_thread()
     return 0
 
 
-def build(classifier: "Classifier") -> Any:
-    """The page of a classifier: a gradio.Blocks."""
+def build(classifier: "Classifier") -> "gradio.Blocks":
+    """The page of a classifier."""
     import gradio as gr
 
-    title, names = _text(classifier.predictor.title), _text(_listed(classifier.class_names))
+    from creature.reporting.tables import escape_markdown
+
+    title, names = escape_markdown(classifier.predictor.title), escape_markdown(_listed(classifier.class_names))
     with gr.Blocks(title="creature", analytics_enabled=False) as page:
-        gr.Markdown(f"# {title}\nDrop a photo of one of {names}.")
+        gr.Markdown(f"# {title}\nDrop an image of one of {names}.")
         with gr.Row():
-            # filepath without a mode: the file as it was dropped, for the one decoder.
-            photo = gr.Image(
-                label="Photo", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=400
+            # filepath without a mode: the file as it was dropped, so that it is decoded as predict.py does.
+            image = gr.Image(
+                label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=400
             )
             with gr.Column():
                 label = gr.Label(label="Prediction", num_top_classes=SHOWN)
@@ -77,22 +85,23 @@ def build(classifier: "Classifier") -> Any:
                     visible=len(classifier.members) > 1,
                     wrap=True,
                 )
-        photo.change(handler(classifier), photo, [label, note, table], api_name="predict")
+        image.change(handler(classifier), image, [label, note, table], api_name="predict")
     return page
 
 
-def handler(classifier: "Classifier") -> Callable[[str | None], tuple[dict[str, float] | None, str, list[list[str]]]]:
-    """What the page does with a photo: probabilities by label, a sentence, and a row for each member."""
+def handler(classifier: "Classifier") -> Callable[[str | None], Shown]:
+    """What the page does with the path of a dropped image."""
     from creature.metrics.blend import blend
+    from creature.reporting.tables import escape_markdown
 
     names, predictor = classifier.class_names, classifier.predictor
 
-    def show(path: str | None) -> tuple[dict[str, float] | None, str, list[list[str]]]:
+    def show(path: str | None) -> Shown:
         if path is None:
             return None, "", []
         (batch,) = classifier.batches(path, batch_size=1)
         if batch.broken:
-            return None, f"This photo cannot be read: {_text(batch.broken[0])}.", []
+            return None, f"This image cannot be read: {escape_markdown(batch.broken[0])}.", []
         (together,) = blend(batch.logits, predictor.strategy, predictor.weights)
         alone = [blend(logits[None])[0] for logits in batch.logits]
         rows = [
@@ -101,7 +110,7 @@ def handler(classifier: "Classifier") -> Callable[[str | None], tuple[dict[str, 
         ]
         best = names[together.argmax()]
         same = sum(names[probabilities.argmax()] == best for probabilities in alone)
-        note = f"{same} of {len(alone)} members say **{_text(best)}**." if len(alone) > 1 else ""
+        note = f"{same} of {len(alone)} members say **{escape_markdown(best)}**." if len(alone) > 1 else ""
         return dict(zip(names, map(float, together), strict=True)), note, rows
 
     return show
@@ -109,10 +118,3 @@ def handler(classifier: "Classifier") -> Callable[[str | None], tuple[dict[str, 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 12 else f"{len(names)} classes, such as {', '.join(names[:8])}"
-
-
-def _text(name: str) -> str:
-    """Nothing in a name is markup."""
-    from creature.reporting.tables import escape_markdown
-
-    return escape_markdown(printable(name))

@@ -22,7 +22,14 @@ from creature.ensembling.calibrate import member_calibration, rows_of_ensemble
 from creature.ensembling.out_of_fold import ensemble_summary
 from creature.errors import BrokenError, UserError
 from creature.metrics.blend import Blending
-from creature.metrics.calibration import ENSEMBLE_CALIBRATION, FEWEST, MODEL_CALIBRATION, fit, save_calibration
+from creature.metrics.calibration import (
+    ENSEMBLE_CALIBRATION,
+    FEWEST,
+    MODEL_CALIBRATION,
+    CalibrationData,
+    fit,
+    save_calibration,
+)
 from creature.publishing.golden import write_golden
 from creature.recipe import Recipe
 from creature.recipe_file import check_recipe, dump_recipe
@@ -52,7 +59,7 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
     write_folds(out / "main", anonymous(run.run.fold_table))  # guard: anonymous-rows
     summary = published_ensemble(run)
     write_json(out / "main" / "ensemble.json", summary)
-    write_calibrations(run, out, branches, blending_of(summary))
+    write_calibrations(run, out, branches, blending=blending_of(summary))
     return {branch: out / branch for branch in branches}
 
 
@@ -76,19 +83,32 @@ def as_published(run: StudyRun) -> StudyRun:
     return replace(run, recorded=kept)
 
 
-def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Fold], blending: Blending) -> None:
+def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Fold], *, blending: Blending) -> None:
     """Write the calibration of each model that held out enough rows, and of the ensemble where it has enough.
 
     It is a table of probabilities that names no image.
     """
     for branch, fold in branches.items():
         if fold.score.n >= FEWEST:
-            save_calibration(out / branch / MODEL_CALIBRATION, member_calibration(fold.folder))
+            _save_calibration(out / branch / MODEL_CALIBRATION, member_calibration(fold.folder))
     if len(run.folds) > 1:
         rows = rows_of_ensemble(run.run, run.folds, blending)
         if rows and len(rows.labels) >= FEWEST:
-            fitted = fit(rows.logits, rows.labels, rows.selected, blending.mirror)
-            save_calibration(out / "main" / ENSEMBLE_CALIBRATION, fitted)
+            fitted = fit(rows.logits, rows.labels, selected=rows.selected, mirror=blending.mirror)
+            _save_calibration(out / "main" / ENSEMBLE_CALIBRATION, fitted)
+
+
+def _save_calibration(path: Path, fitted: CalibrationData) -> None:
+    save_calibration(path, fitted)
+    sort_header(path)
+
+
+def sort_header(path: Path) -> None:
+    """Sort a safetensors file's header, which is written in a random order: what has not changed is not uploaded."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    path.write_bytes(content[:8] + header.encode().ljust(size) + content[8 + size :])
 
 
 def portable(recipe: Recipe) -> Recipe:

@@ -4,7 +4,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from creature.errors import UserError, first_problem
 from creature.samples import draw
@@ -19,7 +19,7 @@ class Golden(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    picture: str  # the image's file name
+    image: str = Field(alias="picture")  # its file name
     labels: tuple[str, ...]
     logits: tuple[float, ...]  # (K,)
     device: str
@@ -29,10 +29,10 @@ class Golden(BaseModel):
 
 def write_golden(folder: Path) -> None:
     """Draw an image into a model's folder, and write the logits that the model gives it."""
-    image = draw("bird", np.random.default_rng(0), max(SIZE))
-    image.crop((0, 0, *SIZE)).save(encoded := BytesIO(), "PNG")
+    drawing = draw("bird", np.random.default_rng(0), max(SIZE))
+    drawing.crop((0, 0, *SIZE)).save(encoded := BytesIO(), "PNG")
     (folder / IMAGE).write_bytes(encoded.getvalue())
-    write_json(folder / FILE, predict_golden(folder, IMAGE).model_dump())
+    write_json(folder / FILE, predict_golden(folder, IMAGE).model_dump(by_alias=True))
 
 
 def read_golden(folder: Path) -> Golden:
@@ -45,14 +45,14 @@ def read_golden(folder: Path) -> Golden:
         raise UserError(f"{folder / FILE}: {first_problem(error)}; download it again") from error
 
 
-def predict_golden(folder: Path, picture: str) -> Golden:
+def predict_golden(folder: Path, image: str) -> Golden:
     """What a folder's model predicts of an image in that folder, on the CPU; raises UserError for an unreadable one."""
     import torch  # here, for reading golden.json needs none
 
     from creature.inference.members import load_member, predictor
     from creature.inference.predictor import ImageInput, predict_batches
 
-    path = folder / Path(picture).name
+    path = folder / Path(image).name
     try:
         encoded = path.read_bytes()
     except OSError as error:

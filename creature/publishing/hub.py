@@ -68,7 +68,7 @@ def publish(repo: str, branches: Mapping[str, Path], public: bool) -> str:
         for branch in [*(name for name in branches if name != "main"), "main"]:
             if branch != "main":
                 api.create_branch(repo, branch=branch, exist_ok=True)
-            _commit(api, repo, branch, branches[branch])
+            _commit(api, repo, branch, folder=branches[branch])
     return str(url)
 
 
@@ -80,7 +80,7 @@ def _refuse_other_visibility(api: "HfApi", repo: str, public: bool) -> None:
         )
 
 
-def _commit(api: "HfApi", repo: str, branch: str, folder: Path) -> None:
+def _commit(api: "HfApi", repo: str, branch: str, *, folder: Path) -> None:
     """Upload a folder, and delete what the branch's last publication brought and this one has not.
 
     `upload_folder` would do so, too, but in several commits where hf_xet is installed.
@@ -90,7 +90,7 @@ def _commit(api: "HfApi", repo: str, branch: str, folder: Path) -> None:
     before = api.model_info(repo, revision=branch)
     present = {sibling.rfilename for sibling in before.siblings or ()}
     files = files_of(folder)
-    gone = _published(api, repo, branch, present) - set(files)
+    gone = _published(api, repo, branch, present=present) - set(files)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
         *(CommitOperationDelete(name) for name in sorted(gone)),
@@ -106,7 +106,7 @@ def files_of(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def _published(api: "HfApi", repo: str, branch: str, present: set[str]) -> set[str]:
+def _published(api: "HfApi", repo: str, branch: str, *, present: set[str]) -> set[str]:
     """The files that the last publication of a branch brought, and that are still present."""
     if "manifest.json" not in present:
         return set()

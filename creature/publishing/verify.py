@@ -53,10 +53,10 @@ def verify(folder: Path, public: Collection[str] = ()) -> list[tuple[str, str]]:
     """
     golden = read_golden(folder)
     member = load_member(folder, torch.device("cpu"))
-    image = Image.open(folder / golden.picture).convert("RGB")
+    image = Image.open(folder / golden.image).convert("RGB")
     pixels = torch.from_numpy(member.transform(image))[None]
     inputs = member.normalize(pixels).contiguous()
-    expected = Expected(image, pixels, inputs, np.array(golden.logits), golden.labels)
+    expected = Expected(image, pixels, inputs, logits=np.array(golden.logits), labels=golden.labels)
     checks: dict[str, Callable[[], Iterator[str]]] = {
         "timm loads it: same pixels, logits, labels": lambda: _with_timm(folder, expected),
         "weights only, in safetensors": lambda: _weights(folder, member.model),

@@ -1,15 +1,16 @@
-"""The figures of a study: curves over epochs, and of each run's held-out rows what is confused and how sure it was.
+"""The figures of a study: curves over epochs, and of each run's held-out rows the confusions and the probabilities.
 
-N rows, K classes. Equal runs give equal bytes: no date, no random ids. Colours: Okabe and Ito's, told apart by the
-colour-blind and, with the dashes, in grey print.
+N rows, K classes. Equal runs give equal bytes: no date, no random ids. Colours: Okabe and Ito's, which the colour-blind
+can tell apart, as grey print can by the dashes.
 """
 
 import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import matplotlib
@@ -23,12 +24,13 @@ from sklearn.metrics import confusion_matrix
 from creature.console import printable, warn
 from creature.metrics.accuracy import Count
 from creature.metrics.calibration import BINS, calibration_error
-from creature.reporting.study import StudyRun
+from creature.reporting.class_scores import confused_pairs, count_recalls
+from creature.reporting.study import ScoredRows, StudyRun
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 LINES = [{"color": color, "linestyle": style} for style, color in product(("-", "--", ":", "-."), COLORS)]
 WIDTH = 5.2  # inches; at 9 points it can be read on a telephone
-NAMED = 40  # classes, at most, that the figure of recalls names
+NAMED = 40  # the most classes that the figure of recalls names
 CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -49,6 +51,15 @@ STYLE: dict[Any, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class CaptionedFigure:
+    """A figure, the name of its files, and what it shows."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
 @contextmanager
 def _figure(title: str, height: float = 3.4) -> Iterator[tuple[Figure, Any]]:
     with matplotlib.rc_context(STYLE):
@@ -61,10 +72,10 @@ def _figure(title: str, height: float = 3.4) -> Iterator[tuple[Figure, Any]]:
 def to_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as png or svg."""
     out = io.BytesIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings(record=True) as said:
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    if any("missing from font" in str(each.message) for each in said):
+    if any("missing from font" in str(warning.message) for warning in caught):
         _warn_of_letters()
     return out.getvalue()
 
@@ -74,85 +85,91 @@ def _warn_of_letters() -> None:
     warn("figures: no font here has all letters of the names, which are drawn as boxes; install Noto Sans CJK")
 
 
-def curve_figures(runs: Sequence[StudyRun], baseline: StudyRun) -> dict[str, tuple[str, Figure]]:
-    """Figures 3, 4 and 5 as name -> (what it shows, figure): a line for each run, of its first trained fold."""
-    drawn = [run for run in runs if run.histories]
-    if not drawn:
-        return {}
-    others = [run for run in drawn if run.recipe.backbone.name != baseline.recipe.backbone.name]
-    backbones = [baseline, *others] if others and baseline.histories else others
-    loss, accuracy = "Training loss", "Held-out accuracy"
-    figures = {
-        "loss": ("Figure 3. Training loss by epoch", _curves(drawn, "loss", loss, [run.name for run in drawn])),
-        "accuracy": (
-            "Figure 4. Held-out accuracy by epoch",
-            _curves(drawn, "accuracy", accuracy, [run.name for run in drawn]),
-        ),
-    }
+def curve_figures(runs: Sequence[StudyRun], baseline: StudyRun) -> list[CaptionedFigure]:
+    """Figures 3, 4 and 5: a curve for each run, of its first trained fold."""
+    runs = [run for run in runs if run.histories]
+    if not runs:
+        return []
+    names = [run.name for run in runs]
+    loss = _curves(runs, names, key="loss", label="Training loss")
+    accuracy = _curves(runs, names, key="accuracy", label="Held-out accuracy")
+    figures = [
+        CaptionedFigure("loss", "Figure 3. Training loss by epoch", loss),
+        CaptionedFigure("accuracy", "Figure 4. Held-out accuracy by epoch", accuracy),
+    ]
+    others = [run for run in runs if run.recipe.backbone.name != baseline.recipe.backbone.name]
     if others:
-        names = [f"{run.recipe.backbone.name} ({run.name})" for run in backbones]
-        figures["backbones"] = (
-            "Figure 5. Held-out accuracy by epoch and backbone",
-            _curves(backbones, "accuracy", accuracy, names),
-        )
+        compared = [baseline, *others] if baseline.histories else others
+        names = [f"{run.recipe.backbone.name} ({run.name})" for run in compared]
+        backbones = _curves(compared, names, key="accuracy", label="Held-out accuracy")
+        figures.append(CaptionedFigure("backbones", "Figure 5. Held-out accuracy by epoch and backbone", backbones))
     return figures
 
 
-def _curves(runs: Sequence[StudyRun], key: str, label: str, names: Sequence[str]) -> Figure:
-    columns = 2 if max(map(len, names)) < 24 else 1
-    with _figure(f"{label} of one fold a run", 3.2 + 0.19 * -(-len(runs) // columns)) as (figure, axes):
-        handles, restarts = [], []
-        for line, run in zip(LINES * (1 + len(runs) // len(LINES)), runs, strict=False):
-            rows = run.histories[min(run.histories)]
-            epochs, values = [row.epoch for row in rows], [getattr(row, key) for row in rows]
-            marker = "o" if len(rows) < 16 else None
+def _curves(runs: Sequence[StudyRun], names: Sequence[str], *, key: str, label: str) -> Figure:
+    legend_columns = 2 if max(map(len, names)) < 24 else 1
+    height = 3.2 + 0.19 * -(-len(runs) // legend_columns)
+    with _figure(f"{label} of one fold a run", height) as (figure, axes):
+        handles: list[Any] = []
+        restarts: list[Any] = []
+        for line, run in zip(cycle(LINES), runs, strict=False):
+            history = run.histories[min(run.histories)]
+            points = [(epoch.epoch, getattr(epoch, key)) for epoch in history]
+            marker = "o" if len(points) < 16 else None
+            epochs, values = zip(*points, strict=True)
             handles += axes.plot(epochs, values, **line, linewidth=1.4, marker=marker, markersize=3)
-            schedule = run.recipe.schedule
-            if schedule.name == "cosine_warm_restarts":
-                # The last epoch of a cycle; the next one starts at the full learning rate again.
-                ends = [
-                    (e, v) for e, v in zip(epochs, values, strict=True) if e in schedule.cycle_ends() and e < epochs[-1]
-                ]
-                restarts += [
-                    axes.scatter(*point, s=34, facecolor="white", edgecolor=line["color"], zorder=3) for point in ends
-                ]
+            restarts += [
+                axes.scatter(epoch, value, s=34, facecolor="white", edgecolor=line["color"], zorder=3)
+                for epoch, value in _before_restarts(run, points)
+            ]
         axes.set_xlabel("epoch")
         axes.set_ylabel(label.lower())
         axes.xaxis.get_major_locator().set_params(integer=True)
         labels = [printable(name) for name in names]
         if restarts:
             handles, labels = [*handles, restarts[0]], [*labels, "learning rate restarts after it"]
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns, fontsize=8)
     return figure
 
 
-def run_figures(run: StudyRun) -> dict[str, tuple[str, Figure]]:
-    """Figures of a run's held-out rows as name -> (what it shows, figure)."""
-    held, count = run.held, run.held.count
-    of = f"held-out rows, accuracy {count}{' selected' * run.selected}"
-    return {
-        "confusion": (f"Confusion matrix of {of}", _confusion(held.labels, held.predicted, held.class_names)),
-        "confused": ("The most confused pairs of classes", _confused(held.labels, held.predicted, held.class_names)),
-        "recall": ("Recall by class, with 95 % intervals", _recall(held.labels, held.predicted, held.class_names)),
-        "reliability": ("Reliability: how often it is right when it is so sure", _reliability(run)),
-        "coverage": ("Accuracy against coverage: if only the surest answers count", _coverage(run)),
-    }
+def _before_restarts(run: StudyRun, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (epoch, value) after which the learning rate starts again at its full height."""
+    if run.recipe.schedule.name != "cosine_warm_restarts":
+        return []
+    ends = run.recipe.schedule.cycle_ends()
+    return [(epoch, value) for epoch, value in points if epoch in ends and epoch < points[-1][0]]
 
 
-def _confusion(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
-    counts = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
+def run_figures(run: StudyRun) -> list[CaptionedFigure]:
+    """The figures of a run's held-out rows."""
+    held = run.held
+    confusion = f"Confusion matrix of held-out rows, accuracy {held.count}{' selected' * run.selected}"
+    reliability = "Reliability: how often it is right when it is so sure"
+    coverage = "Accuracy against coverage: if only the surest predictions count"
+    return [
+        CaptionedFigure("confusion", confusion, _confusion(held)),
+        CaptionedFigure("confused", "The most confused pairs of classes", _confused(held)),
+        CaptionedFigure("recall", "Recall by class, with 95 % intervals", _recall(held)),
+        CaptionedFigure("reliability", reliability, _reliability(run)),
+        CaptionedFigure("coverage", coverage, _coverage(run)),
+    ]
+
+
+def _confusion(rows: ScoredRows) -> Figure:
+    names, classes = rows.class_names, len(rows.class_names)
+    counts = confusion_matrix(rows.labels, rows.predicted, labels=np.arange(classes))
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    named, size = len(names) <= 30, 8 if len(names) <= 20 else 6
-    with _figure("", max(4.2, 0.17 * len(names) if named else 4.2)) as (figure, axes):
-        image = axes.imshow(share, cmap="cividis", norm=PowerNorm(0.5, 0, 1))  # a rare confusion can be seen, too
+    named, size = classes <= 30, 8 if classes <= 20 else 6
+    with _figure("", max(4.2, 0.17 * classes if named else 4.2)) as (figure, axes):
+        image = axes.imshow(share, cmap="cividis", norm=PowerNorm(0.5, 0, 1))  # so that rare confusions can be seen
         axes.grid(False)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         if named:
             ticks = [_short(name) for name in names]
-            axes.set_xticks(range(len(names)), ticks, rotation=90 if len(names) > 6 else 45, fontsize=size)
-            axes.set_yticks(range(len(names)), ticks, fontsize=size)
-        if len(names) <= 12:
+            axes.set_xticks(range(classes), ticks, rotation=90 if classes > 6 else 45, fontsize=size)
+            axes.set_yticks(range(classes), ticks, fontsize=size)
+        if classes <= 12:
             for (row, column), n in np.ndenumerate(counts):
                 color = "black" if share[row, column] > 0.25 else "white"
                 axes.text(column, row, str(n), ha="center", va="center", fontsize=7, color=color)
@@ -160,23 +177,14 @@ def _confusion(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) 
     return figure
 
 
-def confused_pairs(labels: np.ndarray, predicted: np.ndarray, classes: int) -> list[tuple[int, int, int, int]]:
-    """(true class, predicted class, rows, rows of the true class), the most frequent first."""
-    counts = confusion_matrix(labels, predicted, labels=np.arange(classes))
-    total = counts.sum(1)
-    np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[: np.count_nonzero(counts)]
-    pairs = zip(*np.unravel_index(order, counts.shape), strict=True)
-    return [(int(a), int(b), int(counts[a, b]), int(total[a])) for a, b in pairs]
-
-
-def _confused(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
-    pairs = confused_pairs(labels, predicted, len(names))[:12]
+def _confused(rows: ScoredRows) -> Figure:
+    pairs, names = confused_pairs(rows)[:12], [_short(name) for name in rows.class_names]
     with _figure("" if pairs else "No held-out row is wrong", 0.9 + 0.26 * len(pairs)) as (figure, axes):
-        axes.barh(range(len(pairs)), [n for _, _, n, _ in pairs], color=COLORS[0], height=0.65)
-        for at, (_, _, n, total) in enumerate(pairs):
-            axes.text(n, at, f" {n} of {total}", va="center", fontsize=8)
-        axes.set_yticks(range(len(pairs)), [f"{_short(names[a])} taken for {_short(names[b])}" for a, b, _, _ in pairs])
+        axes.barh(range(len(pairs)), [pair.count for pair in pairs], color=COLORS[0], height=0.65)
+        for y, pair in enumerate(pairs):
+            axes.text(pair.count, y, f" {pair.count} of {pair.rows}", va="center", fontsize=8)
+        labels = [f"{names[pair.label]} taken for {names[pair.predicted]}" for pair in pairs]
+        axes.set_yticks(range(len(pairs)), labels)
         axes.margins(x=0.18)
         axes.invert_yaxis()
         axes.set_xlabel("rows")
@@ -184,18 +192,16 @@ def _confused(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
     return figure
 
 
-def _recall(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
-    present = [k for k in range(len(names)) if (labels == k).any()]
-    counts = {k: Count(int((predicted[labels == k] == k).sum()), int((labels == k).sum())) for k in present}
-    order = sorted(present, key=lambda k: (counts[k].accuracy, k))
+def _recall(rows: ScoredRows) -> Figure:
+    counts = count_recalls(rows)
+    order = sorted(counts, key=lambda k: (counts[k].accuracy, k))
     shown = order[:NAMED]
     title = f"The {len(shown)} lowest of {len(order)} classes" if len(shown) < len(order) else ""
     with _figure(title, 0.9 + 0.2 * len(shown)) as (figure, axes):
-        for at, k in enumerate(shown):
-            low, high = counts[k].interval
-            axes.plot([low, high], [at, at], color="#777777", linewidth=1.2)
-            axes.plot(counts[k].accuracy, at, "o", color=COLORS[0], markersize=4)
-        axes.set_yticks(range(len(shown)), [f"{_short(names[k])} ({counts[k].n})" for k in shown])
+        for y, k in enumerate(shown):
+            axes.plot(counts[k].interval, [y, y], color="#777777", linewidth=1.2)
+            axes.plot(counts[k].accuracy, y, "o", color=COLORS[0], markersize=4)
+        axes.set_yticks(range(len(shown)), [f"{_short(rows.class_names[k])} ({counts[k].n})" for k in shown])
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlabel("recall (rows of the class in brackets)")
@@ -203,24 +209,22 @@ def _recall(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> 
 
 
 def _reliability(run: StudyRun) -> Figure:
-    held, n = run.held, len(run.held.labels)
-    drawn = {"as it is": run.probabilities}
+    held, bins = run.held, min(BINS, len(run.held.labels))
     if run.calibrated is None:
-        drawn = {"as it is, with too few rows a fold to show it calibrated": run.probabilities}
+        curves = {"as it is, with too few rows a fold to show it calibrated": run.probabilities}
     else:
-        drawn["calibrated, each row by the fold's others"] = run.calibrated
-    with _figure(f"n = {n}, {min(BINS, n)} bins of equal size; bars: 95 % intervals", 3.9) as (figure, axes):
+        curves = {"as it is": run.probabilities, "calibrated, each row by the fold's others": run.calibrated}
+    with _figure(f"n = {len(held.labels)}, {bins} bins of equal size; bars: 95 % intervals", 3.9) as (figure, axes):
         axes.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--")
-        for (name, probabilities), color, marker in zip(drawn.items(), COLORS, "os", strict=False):
-            sure = probabilities.max(1)
-            counts, at = [], []
-            for rows in np.array_split(np.argsort(sure, kind="stable"), min(BINS, n)):
-                counts.append(Count(int(held.right[rows].sum()), len(rows)))
-                at.append(sure[rows].mean())
-            low, high = zip(*(found.interval for found in counts), strict=True)
-            axes.vlines(at, low, high, color=color, alpha=0.4, linewidth=1.2)
+        for (name, probabilities), color, marker in zip(curves.items(), COLORS, "os", strict=False):
+            confidence = probabilities.max(1)
+            rows_of_bins = np.array_split(np.argsort(confidence, kind="stable"), bins)
+            counts = [Count(int(held.right[rows].sum()), len(rows)) for rows in rows_of_bins]
+            means = [confidence[rows].mean() for rows in rows_of_bins]
+            low, high = zip(*(count.interval for count in counts), strict=True)
+            axes.vlines(means, low, high, color=color, alpha=0.4, linewidth=1.2)
             label = f"{name}: expected calibration error {calibration_error(probabilities, held.labels):.4f}"
-            axes.plot(at, [found.accuracy for found in counts], marker, color=color, markersize=4, label=label)
+            axes.plot(means, [count.accuracy for count in counts], marker, color=color, markersize=4, label=label)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="mean probability of the predicted class", ylabel="accuracy")
         figure.legend(loc="outside lower center", fontsize=8)
     return figure
@@ -234,16 +238,15 @@ def _coverage(run: StudyRun) -> Figure:
     center = (accuracy + z2 / (2 * n)) / (1 + z2 / n)  # Wilson's interval, as in Count
     half = np.sqrt(z2 * (accuracy * (1 - accuracy) / n + z2 / (4 * n**2))) / (1 + z2 / n)
     with _figure(f"n = {len(order)}; band: 95 % interval") as (figure, axes):
-        # The first few rows have no accuracy to speak of.
-        n, accuracy, low, high = (
-            each[min(10, len(order) - 1) :] for each in (n, accuracy, center - half, center + half)
-        )
-        axes.fill_between(n / len(order), low, high, color=COLORS[6], alpha=0.35, linewidth=0)
-        axes.plot(n / len(order), accuracy, color=COLORS[0], linewidth=1.4)
+        shown = slice(min(10, len(order) - 1), None)  # the accuracy of the first few rows says nothing
+        coverage, accuracy = n[shown] / len(order), accuracy[shown]
+        low, high = (center - half)[shown], (center + half)[shown]
+        axes.fill_between(coverage, low, high, color=COLORS[6], alpha=0.35, linewidth=0)
+        axes.plot(coverage, accuracy, color=COLORS[0], linewidth=1.4)
         axes.set(
             xlim=(0, 1.02),
             ylim=(min(0.5, accuracy[-1]) - 0.02, 1.01),
-            xlabel="share of rows answered",
+            xlabel="share of rows predicted",
             ylabel="accuracy",
         )
     return figure

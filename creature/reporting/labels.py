@@ -1,4 +1,4 @@
-"""Labels to look at: the rows whose out-of-fold prediction contradicts their label, the least likely label first.
+"""Labels that may be wrong: those that the out-of-fold predictions contradict, the least likely label first.
 
 creature labels runs/laptop
 creature labels runs/laptop --top 50 --out suspects.csv
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("image", "label", "probability", "member_says", "its_probability", "surely")
 NOTE = (
-    "Each row: what never saw the image puts it into another class than its label says. The model is "
-    "wrong or the label; only a look at the image tells which. surely: as sure as of that class's own images on "
-    "average."
+    "Each row: members that never saw the image put it into another class than its label says. They are wrong or the "
+    "label is; only a look at the image tells which. surely: as sure as of that class's images on average."
 )
 
 
@@ -42,42 +41,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.top < 1:
         raise UserError(f"--top must be 1 or more, got {args.top}")
     from creature.inference.prediction_files import table_writer
-    from creature.metrics.label_errors import CLASS_COLUMNS, by_class
     from creature.reporting.study import read_runs
     from creature.reporting.tables import harmless
 
-    (studied,) = read_runs([args.run], None)
-    if not studied.folds:
+    (run,) = read_runs([args.run], None)
+    if not run.folds:
         raise UserError(f"{args.run}: no finished fold, and so no prediction of an image that it never saw")
-    warn_of_unjudged(studied)
-    lines, unseen = contradicted_labels(studied), studied.unseen
-    if lines:
-        classes = by_class(unseen.probabilities, unseen.rows.labels, unseen.rows.class_names)
-        show_table("Labels that the members contradict, by class", CLASS_COLUMNS, classes)
-        cells = [
-            (line.image, f"{line.label} {line.probability}", f"{line.predicted} {line.its_probability}", line.surely)
-            for line in lines[: args.top]
-        ]
-        judges = "member says" if unseen.models == 1 else f"{unseen.models} members say"
-        title = f"The least likely labels of {len(unseen.rows.ids)} images"
-        show_table(title, ("image", "label", judges, "surely"), cells)
-        say(NOTE, style="dim")
-    out = args.out or studied.folder / "labels.csv"
+    warn_of_unjudged(run)
+    contradicted = contradicted_labels(run)
+    if contradicted:
+        _show(run, contradicted[: args.top])
+    out = args.out or run.folder / "labels.csv"
     with table_writer(out) as table:
         table.writerow(COLUMNS)
-        table.writerows(map(harmless, line) for line in lines)
-    if lines:
-        say(f"{out} lists all {len(lines)}; next: look at them from the top, correct the wrong labels, and train again")
+        table.writerows(map(harmless, row) for row in contradicted)
+    if contradicted:
+        next_step = "look at them from the top, correct the wrong labels, and train again"
+        say(f"{out} lists all {len(contradicted)}; next: {next_step}")
     else:
         say("no label is contradicted; there is nothing to look at")
     return 0
 
 
-def warn_of_unjudged(studied: "StudyRun") -> None:
-    """Say how many images no finished fold held out, and what would judge them."""
-    folds = studied.run.fold_table.partitions[0]
+def _show(run: "StudyRun", contradicted: "Sequence[ContradictedLabel]") -> None:
+    from creature.metrics.label_errors import CLASS_COLUMNS, by_class
+
+    rows, models = run.unseen.rows, run.unseen.models
+    classes = by_class(run.unseen.probabilities, rows.labels, rows.class_names)
+    show_table("Labels that the members contradict, by class", CLASS_COLUMNS, classes)
+    columns = ("image", "label", "member says" if models == 1 else f"{models} members say", "surely")
+    cells = [
+        (row.image, f"{row.label} {row.probability}", f"{row.predicted} {row.its_probability}", row.surely)
+        for row in contradicted
+    ]
+    show_table(f"The least likely labels of {len(rows.ids)} images", columns, cells)
+    say(NOTE, style="dim")
+
+
+def warn_of_unjudged(run: "StudyRun") -> None:
+    """Warn of images that no finished fold held out, and say how they would be judged."""
+    folds = run.run.fold_table.partitions[0]
     always = int((folds < 0).sum())
-    if pending := len(folds) - always - len(studied.unseen.rows.ids):
+    if pending := len(folds) - always - len(run.unseen.rows.ids):
         warn(f"{pending} images are not judged, for no finished fold holds them out; creature train --resume goes on")
     if always:
         warn(f"{always} images are not judged, for the one model was trained on them; with folds.count=5 all would be")
@@ -94,15 +99,16 @@ class ContradictedLabel(NamedTuple):
     surely: str  # yes or no
 
 
-def contradicted_labels(studied: "StudyRun") -> list[ContradictedLabel]:
-    """All of a run, the least likely label first."""
+def contradicted_labels(run: "StudyRun") -> list[ContradictedLabel]:
+    """All contradicted labels of a run, the least likely first."""
     from creature.metrics.label_errors import confident, suspects
 
-    rows, probabilities = studied.unseen.rows, studied.unseen.probabilities
-    sure, lines = confident(probabilities, rows.labels), []
+    rows, probabilities = run.unseen.rows, run.unseen.probabilities
+    sure = confident(probabilities, rows.labels)
+    contradicted = []
     for row in suspects(probabilities, rows.labels).tolist():
         label, predicted = rows.labels[row], rows.predicted[row]
-        lines.append(
+        contradicted.append(
             ContradictedLabel(
                 image=rows.ids[row],
                 label=rows.class_names[label],
@@ -112,4 +118,4 @@ def contradicted_labels(studied: "StudyRun") -> list[ContradictedLabel]:
                 surely="yes" if sure[row] else "no",
             )
         )
-    return lines
+    return contradicted

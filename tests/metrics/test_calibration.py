@@ -185,8 +185,8 @@ def test_the_reliability_figure_shows_each_row_by_the_temperature_of_its_member_
     assert study.calibrated == pytest.approx(np.concatenate(expected))
 
     def legend() -> list[str]:
-        _, figure = figures.run_figures(read_runs([str(run)], None)[0])["reliability"]
-        return [text.get_text() for text in figure.legends[0].get_texts()]
+        drawn = {drawn.name: drawn.figure for drawn in figures.run_figures(read_runs([str(run)], None)[0])}
+        return [text.get_text() for text in drawn["reliability"].legends[0].get_texts()]
 
     before, after = (calibration_error(each, study.held.labels) for each in (study.probabilities, study.calibrated))
     assert legend() == [

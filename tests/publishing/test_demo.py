@@ -11,6 +11,7 @@ import pytest
 import predict
 from creature.inference.classifier import load
 from creature.publishing import demo
+from creature.reporting.tables import escape_markdown
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -75,5 +76,5 @@ def test_a_photo_that_cannot_be_decoded_is_said(browser, page, drawn, tmp_path):
 
 
 def test_names_are_text_on_the_page():
-    assert demo._text("<b>*owl*</b>") == "\\<b\\>\\*owl\\*\\</b\\>"
+    assert escape_markdown("<b>*owl*</b>") == "\\<b\\>\\*owl\\*\\</b\\>"
     assert demo._listed([str(k) for k in range(20)]).startswith("20 classes, such as 0, 1")

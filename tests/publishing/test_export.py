@@ -19,9 +19,10 @@ import train
 from creature.data.folds import read_folds
 from creature.errors import BrokenError, UserError
 from creature.inference.load import find_model
+from creature.metrics.calibration import FEWEST, fit, load_calibration, save_calibration
 from creature.publishing import check, publish
 from creature.publishing.card import base_model, measured
-from creature.publishing.export import anonymous, as_published, export, portable
+from creature.publishing.export import anonymous, as_published, export, portable, sort_header
 from creature.publishing.golden import read_golden
 from creature.publishing.terms import Terms, find_terms
 from creature.publishing.verify import scan, verify
@@ -184,6 +185,19 @@ def test_verifying_leaves_transformers_as_the_host_program_set_it(main):
         logging.set_verbosity(before[0])
         if not before[1]:
             logging.disable_progress_bar()
+
+
+def test_a_calibration_that_has_not_changed_is_not_uploaded_again(tmp_path):
+    """The library writes a header's entries in a random order."""
+    random = np.random.default_rng(0)
+    fitted = fit(random.normal(size=(FEWEST, 3)).astype(np.float32), random.integers(3, size=FEWEST))
+    contents = set()
+    for _ in range(20):
+        save_calibration(tmp_path / "calibration.safetensors", fitted)
+        sort_header(tmp_path / "calibration.safetensors")
+        contents.add((tmp_path / "calibration.safetensors").read_bytes())
+    assert len(contents) == 1
+    assert load_calibration(tmp_path / "calibration.safetensors").temperature == fitted.temperature
 
 
 def test_what_only_transformers_stumbles_over_is_refused_too(main):

@@ -266,9 +266,9 @@ def test_a_commit_on_an_old_parent_is_refused(hub, published, own, monkeypatch):
     """Someone else commits between our look and our commit."""
     repo, build = hub.repos["models/me/drawn"], sharing._published
 
-    def meanwhile(*words):
+    def meanwhile(*words, present):
         repo.add("fold-0", "by someone else", repo.branches["fold-0"][-1][2] | {"recipe.yaml": b"changed"})
-        return build(*words)
+        return build(*words, present=present)
 
     monkeypatch.setattr(sharing, "_published", meanwhile)
     with pytest.raises(UserError, match="was changed in between"):

@@ -16,8 +16,9 @@ import ensemble
 import train
 from creature.errors import BrokenError, UserError
 from creature.metrics.significance import PairedComparison, holm
-from creature.reporting import page as page_of_runs
-from creature.reporting import report, tables
+from creature.reporting import comparison_table as comparing
+from creature.reporting import gallery as galleries
+from creature.reporting import report
 from creature.reporting.study import read_runs
 from helpers import ROOT
 from helpers.fold_files import folds_rows
@@ -172,12 +173,12 @@ def test_tricks_are_compared_on_the_same_rows(study, page):
 def test_p_values_are_corrected_for_their_number_and_told_in_the_note(study, monkeypatch):
     """Runs that are as good as the baseline, a little better, and much worse, on 100 rows that only one has right."""
     splits = iter([PairedComparison(50, 50, 900), PairedComparison(61, 39, 900), PairedComparison(20, 80, 900)])
-    monkeypatch.setattr(tables, "same_rows", lambda first, second: next(splits))
+    monkeypatch.setattr(comparing, "compare_shared", lambda first, second: next(splits))
     runs = read_runs([str(study / name) for name in ("resnext_1", "focal", "focal_1", "vit")], None)
     runs = [replace(run, recorded={}) for run in runs]
-    table = tables.tricks_table(runs, runs[0])
+    table = comparing.comparison_table(runs, runs[0])
     found = [record for record in table.records if record["status"] == "compared"]
-    p = [record["p"] for record in found]
+    p = [float(str(record["p"])) for record in found]
     assert p[1] < 0.05 < holm(p)[1] and [record["p_holm"] for record in found] == holm(p)
     assert "corrected for the 3 comparisons" in table.note
     assert f"Below 0.05 after the correction: {found[2]['run']} (held out)." in table.note
@@ -268,22 +269,38 @@ def test_figures_need_no_picture_and_the_gallery_says_so(study, page, tmp_path, 
         assert (run / f"report/resnext-{name}.svg").read_bytes() == (page / f"resnext-{name}.svg").read_bytes()
 
 
+def test_an_image_that_comes_back_is_shown_by_the_next_report_of_the_same_program(study, drawn, tmp_path):
+    run, train = tmp_path / "resnext", tmp_path / "train"
+    shutil.copytree(study / "resnext", run)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(re.sub(r"- .*/train$", f"- {train}", recipe, flags=re.M))
+    for species in sorted((drawn / "train").iterdir())[1:]:
+        shutil.copytree(species, train / species.name)
+    report.main([str(run)])
+    assert "more are gone" in (run / "report/index.html").read_text()
+    shutil.copytree(drawn / "train", train, dirs_exist_ok=True)
+    report.main([str(run)])
+    assert "more are gone" not in (run / "report/index.html").read_text()
+
+
 def test_the_gallery_explains_each_answer_by_a_member_that_never_saw_the_picture(study, monkeypatch):
-    asked, real = [], page_of_runs.draw_overlay
+    asked, real = [], galleries.draw_overlay
 
     def listening(member, picture, label):
         asked.append((member, label))
         return real(member, picture, label)
 
-    monkeypatch.setattr(page_of_runs, "draw_overlay", listening)
+    monkeypatch.setattr(galleries, "draw_overlay", listening)
     run = read_runs([str(study / "all")], None)[0]
-    shown, note = page_of_runs.gallery(run, explain=True)
-    assert len(shown) > 10 and len({member.folder for member, _ in asked}) == 3 and "orange speaks for" in note
-    for mistake, (member, label) in zip(shown, asked, strict=True):
+    explained = galleries.Galleries(explain=True).make(run)
+    assert len(explained.mistakes) > 10 and len({member.folder for member, _ in asked}) == 3
+    assert "orange speaks for" in explained.note
+    for mistake, (member, label) in zip(explained.mistakes, asked, strict=True):
         assert mistake.id in held_out(study / "all", int(member.folder.name[-1]))[0]
-        assert member.class_names[label] == mistake.said and len(set(mistake.sources)) == 2
-    plain, quiet = page_of_runs.gallery(run)
-    assert [each.sources for each in plain] == [each.sources[:1] for each in shown] and "orange" not in quiet
+        assert member.class_names[label] == mistake.predicted and len(set(mistake.sources)) == 2
+    plain = galleries.Galleries().make(run)
+    thumbnails = [mistake.sources[:1] for mistake in explained.mistakes]
+    assert [mistake.sources for mistake in plain.mistakes] == thumbnails and "orange" not in plain.note
 
 
 def test_a_network_without_maps_keeps_its_gallery_and_says_why(study, tmp_path):
@@ -428,8 +445,8 @@ def test_runs_that_were_asked_in_different_ways_are_not_compared(study, drawn, t
     words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--mirror"]
     ensemble.main([str(run), *words])
     baseline, mirrored = read_runs([str(study / "resnext"), str(run)], None)
-    table = tables.tricks_table([baseline, mirrored], baseline)
+    table = comparing.comparison_table([baseline, mirrored], baseline)
     assert [record["status"] for record in table.records if record["run"] == "focal"] == [
         "compared",
-        "resnext was asked in another way: one model",
+        "resnext predicted in another way: one model",
     ]
