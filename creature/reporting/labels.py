@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("image", "label", "probability", "member_says", "its_probability", "surely")
 NOTE = (
-    "Each row: members that never saw the image put it into another class than its label says. They are wrong or the "
-    "label is; only a look at the image tells which. surely: as sure as of that class's images on average."
+    "Each row: members that never saw the image put it into another class than its label says. The model is wrong or "
+    "the label is; only a look at the image tells which. surely: as sure as of that class's images on average."
 )
 
 
