@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,9 +96,11 @@ def _commit(api: "HfApi", repo: str, branch: str, *, folder: Path) -> None:
         *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
         *(CommitOperationDelete(name) for name in sorted(gone)),
     ]
-    commit = api.create_commit(
-        repo, operations, commit_message=f"Publish {branch}", revision=branch, parent_commit=before.sha
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # folds.arrow
+        commit = api.create_commit(
+            repo, operations, commit_message=f"Publish {branch}", revision=branch, parent_commit=before.sha
+        )
     say(f"{branch}: {'as it was' if commit.oid == before.sha else commit.oid[:8]}")
 
 
