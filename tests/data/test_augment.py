@@ -3,6 +3,7 @@
 import io
 import itertools
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,9 +45,11 @@ def test_the_evaluation_view_is_the_one_that_timm_makes_of_the_config(fit, width
     data = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
     ours = torch.from_numpy(EvalTransform(32, fit, MEAN)(picture(width, height)))
     assert ours.dtype == torch.uint8 and ours.shape == (3, 32, 32)
-    assert torch.equal(ours, create_transform(**data, normalize=False)(picture(width, height)))
+    theirs: Any = create_transform(**data, normalize=False)
+    assert torch.equal(ours, theirs(picture(width, height)))
     normalized = Normalize(MEAN, STD)(ours[None])[0]
-    torch.testing.assert_close(normalized, create_transform(**data)(picture(width, height)), atol=1e-5, rtol=1e-5)
+    theirs = create_transform(**data)
+    torch.testing.assert_close(normalized, theirs(picture(width, height)), atol=1e-5, rtol=1e-5)
 
 
 def test_squash_keeps_all_center_crops_and_border_pads_with_the_mean():
@@ -193,7 +196,9 @@ def mixed(name: str, count: int, seed: int, alpha: float = 1.0) -> tuple[torch.T
     """A batch in which image i has the value i everywhere, and the label i."""
     pixels = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1).expand(count, 3, 16, 16).clone()
     torch.manual_seed(seed)
-    return make_mix(augment(mix=name, mix_alpha=alpha), count)(pixels, torch.arange(count))
+    mix = make_mix(augment(mix=name, mix_alpha=alpha), count)
+    assert mix
+    return mix(pixels, torch.arange(count))
 
 
 MIXES = ["mixup", "cutmix", "mixup_or_cutmix"]

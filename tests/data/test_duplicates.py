@@ -21,7 +21,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half the size": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC),
     "encoded again": lambda image: jpeg(image, 50),
     "mirrored": lambda image: jpeg(ImageOps.mirror(image), 70),
-    "brighter": lambda image: image.point(lambda level: min(255, int(level * 1.1 + 5))),
+    "brighter": lambda image: image.point([min(255, int(level * 1.1 + 5)) for level in range(256)] * 3),
 }
 
 

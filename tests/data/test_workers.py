@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch.utils.data._utils as torch_workers
@@ -18,11 +20,11 @@ from helpers import ROOT
 class Numbers:
     """Batches of numbers; the process that meets a number of `faults` meets its fault."""
 
-    def __init__(self, faults=()):
-        self.faults = dict(faults)
-        self.dataset = [{"id": f"image {k}"} for k in range(1000)]
+    def __init__(self, faults: dict[int, signal.Signals] | None = None):
+        self.faults = faults or {}
+        self.dataset: Any = [{"id": f"image {k}"} for k in range(1000)]
 
-    def __getitems__(self, rows):
+    def __getitems__(self, rows: Sequence[int], /) -> list[int]:
         for row in rows:
             note_decoding(row)
             if row in self.faults:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def paths(drawn: Path) -> list[Path]:
     return sorted((drawn / "test").iterdir())
 
 
-def answers(predictions: Iterator[Prediction]) -> list[tuple]:
+def answers(predictions: Iterable[Prediction]) -> list[tuple]:
     return [(row.status, row.labels, row.probabilities) for row in predictions]
 
 
@@ -215,8 +215,8 @@ def test_no_images_are_no_predictions(model):
 def test_the_batch_size_changes_no_label_and_no_probability_to_speak_of(model, paths, batch_size):
     expected, rows = list(model.predict(paths)), list(model.predict(paths, batch_size=batch_size))
     assert [row.labels for row in rows] == [row.labels for row in expected]
-    probabilities = [[row.probabilities for row in table] for table in (rows, expected)]
-    np.testing.assert_allclose(*probabilities, atol=1e-5)
+    ours, theirs = [[row.probabilities for row in table] for table in (rows, expected)]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("top", [1, 3, 12, 99])

@@ -229,9 +229,8 @@ def fuzz(run: Path, tmp_path: Path, count: int) -> None:
         data = bytearray(good)
         for _ in range(random.integers(1, 8)):
             inside = random.choice([8, 8 + header, len(data)], p=[0.2, 0.7, 0.1])
-            data[random.integers(min(inside, len(data)))] = random.choice(
-                [0, 0xFF, ord('"'), ord("9"), random.integers(256)]
-            )
+            value = random.choice([0, 0xFF, ord('"'), ord("9"), int(random.integers(256))])
+            data[random.integers(min(inside, len(data)))] = value
         if random.random() < 0.2:
             data = data[: random.integers(len(data))]
         path.write_bytes(data)

@@ -1,11 +1,12 @@
 """BatchNorm folded into convolutions: the same logits and features, and nothing folded that must not be."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
-from timm.layers import StdConv2d
+from timm.layers import StdConv2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
 from creature.inference.fuse_batchnorm import fuse
@@ -15,7 +16,7 @@ from creature.inference.members import load_member
 def with_statistics(model: nn.Module) -> nn.Module:
     """The model as if trained: no BatchNorm is the identity."""
     for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
             nn.init.normal_(norm.running_mean, 0, 0.5)
             nn.init.uniform_(norm.running_var, 0.5, 2)
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -55,7 +56,8 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_logits_and_features_are_the_same(name: str, kept: int):
     torch.manual_seed(0)
     fixed = timm.get_pretrained_cfg(name).fixed_input_size  # type: ignore[union-attr]
-    model = with_statistics(timm.create_model(name, num_classes=5, **({"img_size": 64} if fixed else {})))
+    size: dict[str, Any] = {"img_size": 64} if fixed else {}
+    model = with_statistics(timm.create_model(name, num_classes=5, **size))
     before = norms(model)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():

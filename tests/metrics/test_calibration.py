@@ -188,6 +188,7 @@ def test_the_reliability_figure_shows_each_row_by_the_temperature_of_its_member_
         drawn = {drawn.name: drawn.figure for drawn in figures.run_figures(read_runs([str(run)], None)[0])}
         return [text.get_text() for text in drawn["reliability"].legends[0].get_texts()]
 
+    assert study.calibrated is not None
     before, after = (calibration_error(each, study.held.labels) for each in (study.probabilities, study.calibrated))
     assert legend() == [
         f"as it is: expected calibration error {before:.4f}",

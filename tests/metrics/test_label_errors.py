@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from creature.data.folds import FoldTable, write_folds
+from creature.data.folds import FoldTable, read_folds, write_folds
 from creature.errors import UserError
 from creature.metrics.label_errors import confident, suspects
 from creature.metrics.predictions import Predictions, load_predictions, save_predictions
@@ -58,7 +58,7 @@ def test_the_table_has_every_contradicted_row_with_what_the_member_that_never_sa
     assert labels.main([str(run), "--out", str(out)]) == 0
     rows = read_table(out)
     truth = {row[0]: row[1] for row in folds_rows(run)}
-    wrong = {}
+    wrong, class_names = {}, read_folds(run).class_names
     for fold in range(3):
         held = load_predictions(run / f"fold-{fold}/held_out.safetensors")
         wrong |= {
@@ -67,7 +67,7 @@ def test_the_table_has_every_contradicted_row_with_what_the_member_that_never_sa
             if logits.argmax() != truth[name]
         }
     assert {row["image"]: row["member_says"] for row in rows} == wrong
-    assert all(row["label"] == held.class_names[truth[row["image"]]] for row in rows)
+    assert all(row["label"] == class_names[truth[row["image"]]] for row in rows)
     likely = [float(row["probability"]) for row in rows]
     assert likely == sorted(likely) and len(rows) > 20
     assert f"{len(rows)}; next: look at them" in capsys.readouterr().out.replace("\n", " ")
@@ -84,7 +84,7 @@ def made_up(run: Path, folder: Path, names: tuple[str, ...], ids: list[str], giv
     held = tuple(name for name, of in zip(ids, fold, strict=True) if of == 0)
     labels, hashes = given[fold == 0].astype(int), ("",) * len(held)
     save_predictions(
-        folder / "fold-0/held_out.safetensors", Predictions(held, hashes, labels, np.float32(logits), names)
+        folder / "fold-0/held_out.safetensors", Predictions(held, hashes, labels, np.array(logits, np.float32), names)
     )
     return folder
 

@@ -60,8 +60,8 @@ def test_scores_are_scikit_learn_s():
     assert found.accuracy == accuracy_score(LABELS, PREDICTED)
     present = [0, 1, 3, 4]
     assert found.macro_f1 == pytest.approx(f1_score(LABELS, PREDICTED, labels=present, average="macro"), abs=1e-15)
-    recall = recall_score(LABELS, PREDICTED, labels=present, average=None)
-    assert [found.class_recall[k] for k in present] == pytest.approx(recall.tolist())
+    recall = recall_score(LABELS, PREDICTED, labels=present, average=None)  # pyright: ignore[reportArgumentType]
+    assert [found.class_recall[k] for k in present] == pytest.approx(np.asarray(recall).tolist())
     np.testing.assert_allclose(found.interval, wilson(found.correct, 200))
 
 
@@ -92,5 +92,5 @@ def test_each_score_is_a_metric_of_evaluate(metric, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_not_asked_for(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "file" / "metrics"))
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", str(tmp_path / "file" / "metrics"))
     assert score(PREDICTED, LABELS, K).n == 200

@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,10 +252,10 @@ def test_predictions_do_not_read_ahead_of_the_file(run, drawn):
             asked.append(path)
             yield ImageInput(path.name, path.read_bytes)
 
-    answers = predict_batches(members.predictor([member]), endless(), 4)
-    next(answers)
+    batches: Any = predict_batches(members.predictor([member]), endless(), 4)
+    next(batches)
     assert len(asked) <= 8
-    answers.close()
+    batches.close()
 
 
 def test_strategies_and_members_are_compared(run, drawn, tmp_path, capsys):

@@ -51,5 +51,5 @@ def test_a_fold_that_an_earlier_version_began_goes_on_to_what_that_version_made_
     assert {name: label for name, (label, _) in found.items()} == {
         name: label for name, (label, _) in expected["predictions"].items()
     }
-    probabilities = [[p for _, p in rows.values()] for rows in (found, expected["predictions"])]
-    np.testing.assert_allclose(*probabilities, atol=1e-3)
+    ours, theirs = ([p for _, p in rows.values()] for rows in (found, expected["predictions"]))
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)

@@ -79,7 +79,7 @@ def test_a_list_on_the_standard_input_is_read(fold, pictures, expected, tmp_path
 @pytest.fixture
 def site(drawn: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(drawn / "test")))

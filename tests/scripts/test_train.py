@@ -5,12 +5,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from creature.data.folds import read_folds
 from creature.errors import Interrupted, UserError
@@ -53,9 +56,9 @@ def test_folds_hold_out_each_row_once_and_results_say_what_they_rest_on(run: Pat
 def test_timm_loads_a_fold_and_gives_the_held_out_logits(run: Path, drawn: Path):
     fold = run / "fold-1"
     model = timm.create_model(f"local-dir:{fold}", pretrained=True).eval()
-    see = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    see: Any = create_transform(**resolve_model_data_config(model))
     held = load_predictions(fold / "held_out.safetensors")
-    pictures = torch.stack([see(Image.open(drawn / name)) for name in held.ids])  # type: ignore[misc]
+    pictures = torch.stack([see(Image.open(drawn / name)) for name in held.ids])
     with torch.inference_mode():
         np.testing.assert_allclose(model(pictures).numpy(), held.logits, atol=1e-5)
     config = json.loads((fold / "config.json").read_text())

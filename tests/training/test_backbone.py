@@ -4,12 +4,14 @@ import json
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from creature.data.eval_transform import EvalTransform
@@ -140,7 +142,8 @@ def tensors() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("classes", [3, 7])
 def test_a_file_gives_all_weights_but_a_classifier_of_another_width_starts_at_zero(tmp_path, name, classes):
     torch.manual_seed(1)
-    donor = timm.create_model(name, num_classes=classes, **({"img_size": 32} if name == "test_vit" else {}))
+    size: dict[str, Any] = {"img_size": 32} if name == "test_vit" else {}
+    donor = timm.create_model(name, num_classes=classes, **size)
     save_weights(tmp_path / "w.safetensors", donor)
     given = donor.state_dict()
     model = built(name, weights=str(tmp_path / "w.safetensors"))
@@ -197,7 +200,7 @@ def test_a_model_has_the_classes_and_the_size_that_were_asked_for(name, size):
     model = built(name, size, classes=5)
     assert model(noise(size)).shape == (2, 5) and model.training
     if name == "test_vit":
-        assert model.patch_embed.img_size == (size, size)
+        assert model.get_submodule("patch_embed").img_size == (size, size)
 
 
 @pytest.mark.parametrize(("name", "size"), [("test_vit", 100), ("test_maxvit", 100), ("test_coatnet", 100)])
@@ -316,10 +319,11 @@ def test_timm_loads_the_folder_and_gives_the_same_logits(tmp_path, name, size):
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     loaded = loaded.to(memory_format=torch.channels_last)  # as the model is: one thread adds up in another order else
     assert torch.equal(loaded(noise(size)), model(noise(size)))
-    data = timm.data.resolve_model_data_config(loaded)
+    data = resolve_model_data_config(loaded)
     assert list(data["input_size"]) == [3, size, size] and (data["crop_mode"], data["crop_pct"]) == ("border", 1.0)
     assert tuple(data["mean"]) == (0.1, 0.2, 0.3) and tuple(data["std"]) == (0.4, 0.5, 0.6)
-    assert loaded.num_classes == 3 and list(loaded.pretrained_cfg["label_names"]) == list(NAMES)
+    written: Any = loaded.pretrained_cfg
+    assert loaded.num_classes == 3 and list(written["label_names"]) == list(NAMES)
 
 
 def test_the_config_names_what_the_weights_are_and_no_class_count_among_the_arguments():

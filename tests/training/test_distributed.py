@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from filelock import FileLock
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from creature.errors import BrokenError, Interrupted
 from creature.training import checkpoint

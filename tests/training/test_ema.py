@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from creature.data import loader
 from creature.data.loader import ImageDataset
@@ -45,10 +48,10 @@ def test_held_out_rows_are_answered_by_the_average(tiny, drawn, tmp_path):
     assert start(tiny, tmp_path / "run", *ONE) == 0
     fold = tmp_path / "run/fold-0"
     model = timm.create_model(f"local-dir:{fold}", pretrained=True).eval()
-    see = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    see: Any = create_transform(**resolve_model_data_config(model))
     held = load_predictions(fold / "held_out.safetensors")
     with torch.inference_mode():
-        logits = model(torch.stack([see(Image.open(drawn / name)) for name in held.ids]))  # type: ignore[misc]
+        logits = model(torch.stack([see(Image.open(drawn / name)) for name in held.ids]))
     np.testing.assert_allclose(logits, held.logits, atol=1e-5)
 
 

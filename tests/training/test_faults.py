@@ -194,7 +194,8 @@ def test_a_first_step_that_is_skipped_leaves_the_optimizer_as_new(method):
     settings, found = Optimizer(name=method, lr=0.1), []
     for skips in (0, 1):
         model = torch.nn.Linear(3, 3)
-        torch.nn.init.ones_(model.weight), torch.nn.init.ones_(model.bias)
+        for parameter in model.parameters():
+            torch.nn.init.ones_(parameter)
         optimizer = build_optimizer(parameter_groups(model, settings), settings)
         for bad in [1.0] * skips + [0.0, 0.0]:
             for parameter in model.parameters():

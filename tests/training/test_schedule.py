@@ -35,7 +35,7 @@ def test_warm_restarts_by_the_step_are_torch_s_at_fractions_of_an_epoch(first, f
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=first, T_mult=factor)
     for time in STEPS:
-        theirs.step(time)
+        theirs.step(time)  # pyright: ignore[reportArgumentType]  # fractions are what it is for
         assert lr_factor(ours, time) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
 
 
