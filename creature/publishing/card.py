@@ -144,7 +144,7 @@ def _main_card(
         yield f"![{escape(figure.caption)}]({figure.name}.png)\n"
     yield "## How it was trained\n"
     yield from _table(("", ""), _training(run, base))
-    yield "\n[recipe.yaml](recipe.yaml) has every setting, [folds.json](folds.json) which image, by its content,"
+    yield "\n[recipe.yaml](recipe.yaml) has every setting, [folds.arrow](folds.arrow) which image, by its content,"
     yield "was held out of which fold, and [ensemble.json](ensemble.json) the members with the hashes of their weights."
     yield "\n## Intended use and limits\n"
     yield from _limits(run)
