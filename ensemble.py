@@ -110,10 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = weighed.weights
         show_table("Weights, chosen greedily on the out-of-fold predictions", weighed.columns, weighed.rows)
     blending = Blending(weights, args.strategy, args.mirror)
-    tables, code = predict(args, output, members, blending)
-    show_and_keep(args, members, blending, tables)
+    tables, code = predict(args, output, members, blending=blending)
+    show_and_keep(args, members, blending, tables=tables)
     if one_model:
-        make_one(args, student, members, tables)
+        make_one(args, student, members, tables=tables)
     if output.path:
         rows = len(tables["images"].recorded.ids)
         say(f"{rows} rows are in {output.path}; next: hand it in, or creature predict {members[0]} PHOTO --top 5")
@@ -145,7 +145,7 @@ class PredictedImages:
 
 
 def predict(
-    args: argparse.Namespace, output: options.OutputOptions, members: "Sequence[Fold]", blending: "Blending"
+    args: argparse.Namespace, output: options.OutputOptions, members: "Sequence[Fold]", *, blending: "Blending"
 ) -> tuple[dict[str, PredictedImages], int]:
     """Predict the holdout and --images, whose rows are written; by `holdout` and `images`, and the exit code."""
     from creature.device import keep_memory, share_cores
@@ -184,7 +184,7 @@ def find_images(args: argparse.Namespace, output: options.OutputOptions, class_n
     full_id = {item.path: item.id for item in listed}
     ids = [full_id[item.path] for item in inputs]
     labels = read_truth(args.labels, ids, class_names) if args.labels else np.full(len(ids), -1)
-    return GivenImages(inputs, columns, ids, labels)
+    return GivenImages(inputs, columns, ids, labels=labels)
 
 
 def check_needed_images(args: argparse.Namespace, given: GivenImages, holdout: "Dataset | None") -> None:
@@ -256,7 +256,7 @@ def predict_images(
 
 
 def show_and_keep(
-    args: argparse.Namespace, members: "Sequence[Fold]", blending: "Blending", tables: Mapping[str, PredictedImages]
+    args: argparse.Namespace, members: "Sequence[Fold]", blending: "Blending", *, tables: Mapping[str, PredictedImages]
 ) -> None:
     """Show the scores and comparisons, and keep what all folds of a run predict."""
     from creature.console import show_table
@@ -276,7 +276,7 @@ def show_and_keep(
     if args.compare:
         for kind, table in tables.items():
             file = folder and folder / f"disagreements-{kind}.csv"
-            show_comparison(table.title, table.recorded, table.exposed, file)
+            show_comparison(table.title, table.recorded, table.exposed, file=file)
     if folder:
         folder.mkdir(exist_ok=True)
         for kind, table in tables.items():
@@ -289,6 +289,7 @@ def make_one(
     args: argparse.Namespace,
     student: "Recipe | None",
     members: "Sequence[Fold]",
+    *,
     tables: Mapping[str, PredictedImages],
 ) -> None:
     """Make one model of the members, or several, and show each beside them and the ensemble."""

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         total = None if any(shard.size is None for shard in chosen) else sum(shard.size or 0 for shard in chosen)
         images = chain.from_iterable(shard.images() for shard in chosen)
         batches = predict_batches(predictor, images, args.batch_size, title="predicting", total=total)
-        predictions = to_predictions(batches, predictor, top, calibration)
+        predictions = to_predictions(batches, predictor, top, calibration=calibration)
         return overlays.save(predictions, args.explain) if args.explain else predictions
 
     if args.explain:

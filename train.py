@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from creature.publishing.publish import build, prepare_push
 
         push = args.push if os.environ.get("RANK", "0") == "0" else None
-        terms = prepare_push(push, out, args.license, args.data) if push else None
+        terms = prepare_push(push, out, args.license, data=args.data) if push else None
         results = train(recipe, out, resume=args.resume, stop=stop, own_process=True)
 
     rows = [(r.fold, r.shown_score, r.epoch, f"{r.seconds / 60:.1f}") for r in results]
@@ -136,7 +136,7 @@ def train_fold(
     from creature.training.learner import build_learner, start_at_probe
     from creature.training.training_state import TABLE_HEADER
 
-    learner = build_learner(accelerator, recipe, data, fold)
+    learner = build_learner(accelerator, recipe, data, fold=fold)
     resumed = checkpoint.load_state(folder, learner, accelerator, settings=recipe.optimizer)
     if recipe.backbone.head_start == "probe" and not resumed:
         start_at_probe(learner, data)
@@ -163,7 +163,7 @@ def train_fold(
             say(result)
             accelerator.log(result.tracked(fold), step=state.epoch)
             if accelerator.is_main_process:
-                checkpoint.keep_epoch(folder, learner, predictions, recipe.checkpoint)
+                checkpoint.keep_epoch(folder, learner, predictions, settings=recipe.checkpoint)
                 save()
                 checkpoint.prune_epochs(folder, state, recipe.checkpoint)
     if accelerator.is_main_process:

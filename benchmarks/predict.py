@@ -77,7 +77,17 @@ def write_run(run: Path, architecture: str) -> None:
     rows = np.arange(5 * len(NAMES))
     ids = pa.chunked_array([[f"{row:02d}" for row in rows]])
     hashes = pa.chunked_array([[f"{row:032x}" for row in rows]])
-    folds = FoldTable(MEMBERS, 0, NAMES, "benchmark", ids, rows % len(NAMES), (rows % MEMBERS,), hashes, {})
+    folds = FoldTable(
+        MEMBERS,
+        0,
+        NAMES,
+        fingerprint="benchmark",
+        ids=ids,
+        labels=rows % len(NAMES),
+        partitions=(rows % MEMBERS,),
+        hashes=hashes,
+        bad={},
+    )
     open_run(run, recipe, {"weights": None, "teacher": None})
     folds = share_folds(run, folds)
     for fold in range(MEMBERS):
@@ -100,7 +110,7 @@ def write_run(run: Path, architecture: str) -> None:
         logits = np.zeros((len(held), len(NAMES)), dtype=np.float32)
         save_predictions(kept / "held_out.safetensors", held_out_predictions(folds, held, logits))
         mean, std = mean_and_std(architecture, "imagenet")
-        config = timm_config(model, NAMES, EvalTransform(SIZE, recipe.images.crop_mode, mean), std)
+        config = timm_config(model, NAMES, EvalTransform(SIZE, recipe.images.crop_mode, mean), std=std)
         count = {"n": len(held), "correct": 1}
         result = {"fold": fold, "selected": False, "epoch": 1, **count, "last": count, "seconds": 1.0}
         counts = {"class_counts": [5] * len(NAMES), "parameters": sum(each.numel() for each in model.parameters())}

@@ -61,8 +61,8 @@ def ready_batches(size: int, rows: int, steps: int, seed: int = 0) -> list[Batch
             torch.randint(256, (rows, 3, size, size), dtype=torch.uint8, generator=random),
             torch.randint(CLASSES, (rows,), generator=random),
             torch.arange(rows),
-            [str(row) for row in range(rows)],
-            {},
+            ids=[str(row) for row in range(rows)],
+            bad={},
         )
         for _ in range(steps)
     ]
@@ -72,12 +72,22 @@ def new_learner(recipe: Recipe, steps: int) -> tuple[Accelerator, Learner]:
     """A learner whose epoch has so many steps."""
     labels = np.arange(2 * CLASSES) % CLASSES
     ids = tuple(map(str, range(len(labels))))
-    folds = FoldTable(2, 0, tuple(map(str, range(CLASSES))), "", ids, labels, (np.repeat((0, 1), CLASSES),), ids, {})
+    folds = FoldTable(
+        2,
+        0,
+        tuple(map(str, range(CLASSES))),
+        fingerprint="",
+        ids=ids,
+        labels=labels,
+        partitions=(np.repeat((0, 1), CLASSES),),
+        hashes=ids,
+        bad={},
+    )
     nothing: Any = None  # no image is decoded
     data = TrainData(folds, nothing, nothing, batch_size=recipe.batch_size, workers=0)
     with TemporaryDirectory() as name:
         accelerator = start_accelerator(recipe, Path(name))
-    learner = build_learner(accelerator, recipe, data, 0)
+    learner = build_learner(accelerator, recipe, data, fold=0)
     learner.model, learner.batch_sizes = accelerator.prepare(learner.model), [recipe.batch_size] * steps
     return accelerator, learner
 

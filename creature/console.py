@@ -58,7 +58,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     console.print(table)
 
 
-def show_cells(title: str, note: str, columns: Sequence[str], rows: Iterable[Iterable[tuple[str, str]]]) -> None:
+def show_cells(title: str, note: str, columns: Sequence[str], *, rows: Iterable[Iterable[tuple[str, str]]]) -> None:
     """Print a table of (text, tone) cells, and the note below it; tones are the keys of TONES."""
     table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", show_lines=True)
     for column in columns:

@@ -91,7 +91,7 @@ def _with_grain(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
 
 
-def write_drawings(folder: str | Path, train: int, test: int, seed: int = 0, size: int = 64) -> bool:
+def write_drawings(folder: str | Path, train: int, test: int, *, seed: int = 0, size: int = 64) -> bool:
     """Draw labelled train images and a flat folder of test images; False where the folder holds them already.
 
     Writes train/SPECIES/NUMBER.jpg, test/NAME.jpg and test_labels.csv (image_name, label); the counts are over all
@@ -104,12 +104,12 @@ def write_drawings(folder: str | Path, train: int, test: int, seed: int = 0, siz
         return False
     for number in range(train):
         species, index = _deal(number)
-        _save(folder / "train" / species / f"{index + 1:05d}.jpg", species, [seed, 0, number], size)
+        _save(folder / "train" / species / f"{index + 1:05d}.jpg", species, [seed, 0, number], size=size)
     labels = {}
     for number in range(test):
         species, _ = _deal(number)
         name = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=6).hexdigest()
-        _save(folder / "test" / f"{name}.jpg", species, [seed, 1, number], size)
+        _save(folder / "test" / f"{name}.jpg", species, [seed, 1, number], size=size)
         labels[name] = species
     with (folder / "test_labels.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("image_name", "label"), *sorted(labels.items())])
@@ -134,7 +134,7 @@ def _deal(number: int) -> tuple[str, int]:
     return list(SPECIES)[number % len(SPECIES)], number // len(SPECIES)
 
 
-def _save(path: Path, species: str, seeds: Sequence[int], size: int) -> None:
+def _save(path: Path, species: str, seeds: Sequence[int], *, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draw(species, np.random.default_rng(seeds), size).save(path, quality=90)
 

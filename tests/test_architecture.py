@@ -1,4 +1,4 @@
-"""The rooms of the package: each imports only from rooms before it, and no import goes in a circle."""
+"""The rooms: each imports only from rooms before it, and no import goes in a circle; long arguments have names."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -115,3 +115,24 @@ def test_no_imports_go_in_a_circle():
         if not each.typing_only and each.target != "creature" and each.source != each.target:
             graph.setdefault(each.source, set()).add(each.target)
     TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
+
+
+def functions() -> list[tuple[str, ast.FunctionDef]]:
+    return [
+        (module, node)
+        for module, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.FunctionDef)
+    ]
+
+
+def test_arguments_past_the_third_have_names():
+    """Drawing's primitives take coordinates in a row, and torch calls what it calls as it does."""
+    many = {
+        f"{module}.{node.name}"
+        for module, node in functions()
+        if len([a for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls")]) > 3
+    }
+    assert {name for name in many if not name.startswith("creature.species.")} == {
+        "creature.inference.fuse_batchnorm.__torch_dispatch__"
+    }, "put a * before the fourth argument"

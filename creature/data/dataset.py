@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def read_images(
-    sources: Sequence[str], source_format: SourceFormat, field: str, class_names: Sequence[str] | None = None
+    sources: Sequence[str], source_format: SourceFormat, field: str, *, class_names: Sequence[str] | None = None
 ) -> "Dataset":
     """One Dataset of all sources, with columns id, image, label (ClassLabel), group and source (its number).
 
@@ -32,7 +32,8 @@ def read_images(
 
     roots = short_names(sources, field)
     tables = [
-        read_source(SourceSpec(source, root, source_format, field)) for source, root in zip(sources, roots, strict=True)
+        read_source(SourceSpec(source, root, source_format, field=field))
+        for source, root in zip(sources, roots, strict=True)
     ]
     if class_names is None:
         class_names = sorted({name for table in tables for name in table.classes}, key=natural_key)
@@ -70,7 +71,7 @@ def column(dataset: "Dataset", name: str) -> Any:
     return dataset.select_columns(name).with_format("arrow")[:][name]
 
 
-def fingerprint(ids: Any, labels: Any, hashes: Any, class_names: Sequence[str]) -> str:
+def fingerprint(ids: Any, labels: Any, hashes: Any, *, class_names: Sequence[str]) -> str:
     """Hash of a data set: class names, and each row's id, label and content."""
     import pyarrow as pa
 

@@ -103,7 +103,9 @@ def find(folder: str, labels: dict[str, str], name: str) -> Iterator[ScannedImag
             within = os.path.relpath(path, root)
             top, separator, _ = within.partition(os.sep)
             label = top if separator else label_of(labels, within) or ""
-            yield ScannedImage(file_id(path if name else os.path.relpath(path, folder)), path, split, file_id(label))
+            yield ScannedImage(
+                file_id(path if name else os.path.relpath(path, folder)), path, split, label=file_id(label)
+            )
 
 
 def scan(images: Sequence[ScannedImage]) -> Iterator[ScannedImage]:

@@ -64,7 +64,7 @@ def _connect(sketches: np.ndarray, rows: np.ndarray) -> np.ndarray:
             if not len(shared):
                 break
             pairs = _candidates(order[shared], order[shared + step], group)
-            edges += _alike(pairs, sketches, rows, moments)
+            edges += _alike(pairs, sketches, rows, moments=moments)
         links = np.concatenate(edges)
         graph = coo_array((np.ones(len(links), dtype=bool), links.T), shape=(len(rows), len(rows)))
         group = connected_components(graph, directed=False)[1]
@@ -108,7 +108,7 @@ def _candidates(one: np.ndarray, other: np.ndarray, group: np.ndarray) -> np.nda
     return np.stack([one[useful], other[useful]])
 
 
-def _alike(pairs: np.ndarray, sketches: np.ndarray, rows: np.ndarray, moments: np.ndarray) -> Iterator[np.ndarray]:
+def _alike(pairs: np.ndarray, sketches: np.ndarray, rows: np.ndarray, *, moments: np.ndarray) -> Iterator[np.ndarray]:
     """Of pairs of places (2, P), those that are alike (Q, 2), as indices of `rows`, whose moments are given."""
     n = len(rows)
     for start in range(0, pairs.shape[1], AT_ONCE):

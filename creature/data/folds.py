@@ -49,7 +49,7 @@ class FoldTable:
     @property
     def table(self) -> "pa.Table":
         """The rows: id, label, fold in each partition, hash."""
-        return _as_table(self.ids, self.labels, self.partitions, self.hashes)
+        return _as_table(self.ids, self.labels, self.partitions, hashes=self.hashes)
 
     def held_out(self, fold: int) -> np.ndarray:
         """Which rows (N,) a member holds out."""
@@ -57,7 +57,7 @@ class FoldTable:
 
 
 def assign_folds(
-    labels: np.ndarray, groups: Sequence[str] | np.ndarray, count: int, seed: int, repeat: int = 0
+    labels: np.ndarray, groups: Sequence[str] | np.ndarray, count: int, *, seed: int, repeat: int = 0
 ) -> np.ndarray:
     """A fold for each row (N,): groups stay together, each class is spread evenly, sizes differ little.
 
@@ -189,10 +189,10 @@ def _read_json(path: Path) -> tuple[dict[str, Any], "pa.Table"]:
     ids, labels, *partitions, hashes = columns = list(zip(*head["rows"], strict=True))
     if [set(map(type, column)) for column in columns] != [{str}, *[{int}] * (1 + len(partitions)), {str}]:
         raise ValueError(WRONG_ROWS)
-    return head, _as_table(ids, labels, partitions, hashes)
+    return head, _as_table(ids, labels, partitions, hashes=hashes)
 
 
-def _as_table(ids: Any, labels: Any, partitions: Sequence[Any], hashes: Any) -> "pa.Table":
+def _as_table(ids: Any, labels: Any, partitions: Sequence[Any], *, hashes: Any) -> "pa.Table":
     """Columns of rows; folds take a byte each, for recipe.py allows no more than 100 of them."""
     import pyarrow as pa
 
@@ -217,7 +217,7 @@ def _check_rows(head: dict[str, Any], table: "pa.Table") -> None:
     pc, repeats = arrow_compute(), len(table.columns) - 3
     if repeats != head.get("repeats", 1) or not len(table) or any(column.null_count for column in table.columns):
         raise ValueError(WRONG_ROWS)
-    if not table.schema.equals(_as_table([""], [0], [[0]] * repeats, [""]).schema):
+    if not table.schema.equals(_as_table([""], [0], [[0]] * repeats, hashes=[""]).schema):
         raise ValueError("a column has another name or type")
     labels, *partitions = (pc.min_max(column).as_py() for column in table.columns[1:-1])
     known = all(fold["min"] >= -1 and fold["max"] < head["count"] for fold in partitions)

@@ -132,7 +132,7 @@ def open_cache(
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists() or not _is_intact(folder):
             _make_room(folder, estimate_bytes(transform, len(contents)))
-            _write_folder(folder, source, contents, title)
+            _write_folder(folder, source, contents, title=title)
         os.utime(folder)
         return ImageCache(str(folder / "pixels"), CacheIndex(**json.loads((folder / "index.json").read_text())))
 
@@ -143,7 +143,7 @@ def _cache_in_memory(source: "_CopySource", contents: dict[str, int], title: str
         raise UserError("images.cache: memory needs Linux, whose processes share it; set images.cache=disk")
     handle = os.memfd_create("creature")
     with open(handle, "wb", closefd=False) as file:
-        cache = ImageCache(f"/proc/{os.getpid()}/fd/{handle}", _write_pixels(file, source, contents, title))
+        cache = ImageCache(f"/proc/{os.getpid()}/fd/{handle}", _write_pixels(file, source, contents, title=title))
     weakref.finalize(cache, os.close, handle)
     return cache
 
@@ -199,12 +199,12 @@ def _make_room(folder: Path, needed: int) -> None:
         )
 
 
-def _write_folder(folder: Path, source: "_CopySource", contents: dict[str, int], title: str) -> None:
+def _write_folder(folder: Path, source: "_CopySource", contents: dict[str, int], *, title: str) -> None:
     temporary = folder.with_name(f".{folder.name}")  # the lock is ours, so what is there is a dead process's
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     with open(temporary / "pixels", "wb") as file:
-        write_json(temporary / "index.json", asdict(_write_pixels(file, source, contents, title)))
+        write_json(temporary / "index.json", asdict(_write_pixels(file, source, contents, title=title)))
         file.flush()
         os.fsync(file.fileno())
     write_manifest(temporary)
@@ -212,7 +212,7 @@ def _write_folder(folder: Path, source: "_CopySource", contents: dict[str, int],
     os.rename(temporary, folder)
 
 
-def _write_pixels(file: BinaryIO, source: "_CopySource", contents: dict[str, int], title: str) -> CacheIndex:
+def _write_pixels(file: BinaryIO, source: "_CopySource", contents: dict[str, int], *, title: str) -> CacheIndex:
     """Write copy and view of each content, one after another."""
     index = CacheIndex(contents=[], places=[], size=source.transform.size, bad={})
     rows, left, start = list(contents.values()), iter(contents), 0

@@ -87,8 +87,8 @@ class ImageDataset:
             torch.stack([pixels.permute(1, 2, 0) for pixels, _ in loaded]).permute(0, 3, 1, 2),
             torch.tensor(table["label"]) if self.targets is None else self.targets[rows],
             torch.tensor(rows),
-            table["id"],
-            {name: reason for name, (_, reason) in zip(table["id"], loaded, strict=True) if reason},
+            ids=table["id"],
+            bad={name: reason for name, (_, reason) in zip(table["id"], loaded, strict=True) if reason},
         )
 
     def _load(self, item: tuple[int, int], name: str, image: dict[str, Any]) -> tuple[torch.Tensor, str]:
@@ -120,13 +120,14 @@ class FeatureDataset:
         rows = [row for row, _ in items]
         table = self.dataset[rows]
         labels = torch.tensor(table["label"]) if self.targets is None else self.targets[rows]
-        return Batch(self.features[rows], labels, torch.tensor(rows), table["id"], {})
+        return Batch(self.features[rows], labels, torch.tensor(rows), ids=table["id"], bad={})
 
 
 def training_order(
     rows: np.ndarray,
     batch_size: int,
     seed: tuple[object, ...],
+    *,
     epochs: int,
     start: tuple[int, int],
     process: int = 0,

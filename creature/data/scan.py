@@ -67,7 +67,7 @@ def scan_images(
         cache = open_cache(kind, dataset, hashes, rows=rows, transform=transform, title=title)
         bad |= {row: cache.bad[content] for row, content in enumerate(hashes) if content in cache.bad}
         if sketches is not None:
-            _sketch_copies(cache, hashes, bad, sketches)
+            _sketch_copies(cache, hashes, bad, sketches=sketches)
     if sketches is not None:
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LENGTH), len(sketches), [None, pa.py_buffer(sketches)])
         table = table.append_column("sketch", column)
@@ -86,7 +86,7 @@ def _indexed(state: str, sketched: bool) -> "pa.Table | None":
     return stored_table(state) if state and table is None and not sketched else table
 
 
-def _sketch_copies(cache: ImageCache, hashes: Sequence[str], bad: Collection[int], sketches: np.ndarray) -> None:
+def _sketch_copies(cache: ImageCache, hashes: Sequence[str], bad: Collection[int], *, sketches: np.ndarray) -> None:
     """Fill in the sketches (N, 256) of the good rows, from their copies in the cache."""
     good = [row for row in range(len(sketches)) if row not in bad]
     copies = CachedImages(cache, [hashes[row] for row in good], views=False)
@@ -185,7 +185,7 @@ def check_images(
     return hashes, bad
 
 
-def refuse_bad(dataset: "Dataset", bad: dict[int, str], max_bad: int | None, field: str) -> None:
+def refuse_bad(dataset: "Dataset", bad: dict[int, str], max_bad: int | None, *, field: str) -> None:
     """List the images that cannot be decoded; raises UserError when they are more than the limit."""
     if not bad:
         return

@@ -156,7 +156,7 @@ def _file_rows(
     schema = Features(image=Image(decode=False)).arrow_schema
     files = [file_image(os.path.join(spec.source, path)) for path in paths]
     images = Dataset.from_file(str(store_table(pa.table({"image": files}, schema=schema))))
-    return SourceRows(images, rows, classes, complete)
+    return SourceRows(images, rows, classes, complete=complete)
 
 
 def _groups(ids: "pa.Array", pattern: str | None) -> "pa.Array":
@@ -197,7 +197,7 @@ def _read_table(spec: SourceSpec) -> SourceRows:
     else:
         groups = _groups(ids, columns.group)
     rows = pa.table({"id": ids, "label": labels, "group": groups})
-    return SourceRows(_image_column(table, spec), rows, classes, complete)
+    return SourceRows(_image_column(table, spec), rows, classes, complete=complete)
 
 
 def _image_column(table: "Dataset", spec: SourceSpec) -> "Dataset":

@@ -113,7 +113,7 @@ def compare_with_ensemble(unseen: UnseenImages, model: Candidate) -> Comparison:
     right, right_by_ensemble = model.predicted == unseen.labels, unseen.ensemble.predicted == unseen.labels
     low, high = difference_interval(right, right_by_ensemble)
     against = compare_paired(right, right_by_ensemble)
-    return Comparison(model, Count(int(right.sum()), len(right)), against, low, high)
+    return Comparison(model, Count(int(right.sum()), len(right)), against, low=low, high=high)
 
 
 def ingredients(members: Sequence[Fold]) -> list[dict[str, Any]]:

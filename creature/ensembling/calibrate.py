@@ -74,7 +74,7 @@ def ensemble_calibration(home: Path, folders: Sequence[Path], blending: Blending
             f"was trained on, and {home} has none; first: creature ensemble {home} --images DIR --labels FILE.csv{how}"
             ", or train with images.holdout or folds.repeats, or ask one fold"
         )
-    return fit(rows.logits, rows.labels, rows.selected, blending.mirror)
+    return fit(rows.logits, rows.labels, rows.selected, mirror=blending.mirror)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def rows_of_ensemble(run: Run, members: Sequence[Fold], blending: Blending) -> C
     rows = unseen_rows(members)
     source = f"ensembles of {len(rows.logits)}, for that of {len(members)}"
     selected = any(member.result.selected for member in members)
-    return CalibrationRows(log_probabilities(blend(rows.logits, blending.strategy)), rows.labels, source, selected)
+    return CalibrationRows(
+        log_probabilities(blend(rows.logits, blending.strategy)), rows.labels, source, selected=selected
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -128,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     coverage, min_precision, members = args.coverage, args.min_precision, find_members(args.members)
     tables = [
-        CalibrationRows(fold.held_out.logits, fold.held_out.labels, str(fold), fold.result.selected) for fold in members
+        CalibrationRows(fold.held_out.logits, fold.held_out.labels, str(fold), selected=fold.result.selected)
+        for fold in members
     ]
     lacking = []
     for run, inside in by_run(members):
@@ -186,13 +189,13 @@ def score_calibration(
     Raises UserError where the rows are too few, or give no such coverage or precision.
     """
     try:
-        return _score_calibration(table.logits, table.labels, coverage, min_precision)
+        return _score_calibration(table.logits, table.labels, coverage, min_precision=min_precision)
     except UserError as error:
         raise UserError(f"{table.source}: {error}") from error
 
 
 def _score_calibration(
-    logits: np.ndarray, labels: np.ndarray, coverage: float | None, min_precision: float | None
+    logits: np.ndarray, labels: np.ndarray, coverage: float | None, *, min_precision: float | None
 ) -> CalibrationScore:
     n = len(labels)
     if not enough_to_cross_fit(n):
@@ -200,9 +203,9 @@ def _score_calibration(
             f"{n} held-out images are too few to judge each by the others: {FEWEST} must be left without any of "
             f"{SPLITS} splits"
         )
-    temperature = calibrate(logits, labels, coverage, min_precision).temperature
+    temperature = calibrate(logits, labels, coverage, min_precision=min_precision).temperature
     probabilities, sets, sure = np.empty(logits.shape), np.zeros(logits.shape, bool), np.zeros(n, bool)
-    for rows, calibration in cross_fit(logits, labels, coverage, min_precision):
+    for rows, calibration in cross_fit(logits, labels, coverage, min_precision=min_precision):
         probabilities[rows] = calibration.probabilities(logits[rows])
         if coverage:
             sets[rows] = calibration.label_sets(probabilities[rows])

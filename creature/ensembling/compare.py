@@ -35,7 +35,7 @@ def compare_members(recorded: RecordedPredictions, exposed: np.ndarray) -> list[
     pairs = {name: compare_paired(right, right_by["logits"]) for name, right in right_by.items() if name != "logits"}
     p = dict(zip(pairs, holm([pair.p for pair in pairs.values()]), strict=True))
     return [
-        ScoredMember(name, Count(int(right.sum()), len(right)), pairs.get(name), p.get(name))
+        ScoredMember(name, Count(int(right.sum()), len(right)), pairs.get(name), p=p.get(name))
         for name, right in right_by.items()
     ]
 
@@ -49,7 +49,7 @@ def disagreements(recorded: RecordedPredictions, names: Sequence[str]) -> list[t
     return [(recorded.ids[r], classes[recorded.labels[r]], *(classes[k] for k in predicted[:, r])) for r in rows]
 
 
-def show_comparison(title: str, recorded: RecordedPredictions, exposed: np.ndarray, file: Path | None) -> None:
+def show_comparison(title: str, recorded: RecordedPredictions, exposed: np.ndarray, *, file: Path | None) -> None:
     """Print all scores, and the images on which the strategies disagree; all disagreements go to a file."""
     seen = int((exposed == "seen").sum())
     rows = [

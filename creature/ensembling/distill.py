@@ -111,7 +111,7 @@ def score_student(student: Path, unseen: UnseenImages, *, device: torch.device, 
     (fold,) = find_members([student])
     check_members([fold])
     predicted = unseen.predict(load_member(fold.folder, device, fused=True), batch_size, "student")
-    model = Candidate("student", fold.result.parameters, predicted, DOUBT)
+    model = Candidate("student", fold.result.parameters, predicted, doubt=DOUBT)
     score = score_record(unseen, [model], model.name)
     write_json(student / "result.json", {"members": ingredients(find_members([student.parent])), **score})
     return MadeModels([model], score["accepted"])

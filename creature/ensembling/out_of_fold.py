@@ -48,7 +48,7 @@ def unseen_rows(members: Sequence[Fold], last: bool = False) -> UnseenRows:
     rows = [_rows_of(table.ids, shared) for table in tables]
     first = tables[0].take(rows[0])
     logits = np.stack([table.logits[chosen] for table, chosen in zip(tables, rows, strict=True)])
-    return UnseenRows(first.ids, first.content_hashes, first.labels, logits)
+    return UnseenRows(first.ids, first.content_hashes, first.labels, logits=logits)
 
 
 def _rows_of(ids: Sequence[str], chosen: np.ndarray) -> np.ndarray:
@@ -76,22 +76,22 @@ def out_of_fold_table(members: Sequence[Fold], strategy: str) -> tuple[tuple[str
     columns = ("member", "accuracy [95 %]", *(("the same at the last epoch",) if selected else ()))
     rows: list[tuple[str, ...]] = []
 
-    def add(name: str, score: object, last: object, pool: Sequence[Fold]) -> None:
+    def add(name: str, score: object, last: object, *, pool: Sequence[Fold]) -> None:
         mark = " selected" if any(member.result.selected for member in pool) else ""
         rows.append((name, f"{score}{mark}", *([str(last)] if selected else [])))
 
     for run, inside in by_run(members):
         repeated = len(run.fold_table.partitions) > 1
         for member in inside:
-            add(str(member), member.score, member.last_score, [member])
+            add(str(member), member.score, member.last_score, pool=[member])
         for repeat, pool in by_repeat(inside).items():
             if len(pool) > 1:
                 name = f"{run}, {f'repeat {repeat}, ' * repeated}{len(pool)} folds pooled"
-                add(name, pooled(fold.score for fold in pool), pooled(fold.last_score for fold in pool), pool)
+                add(name, pooled(fold.score for fold in pool), pooled(fold.last_score for fold in pool), pool=pool)
         if repeats := score_of_repeats(inside, strategy):
             models, score = repeats
             last = _last_of_repeats(inside, strategy) if selected else ""
-            add(f"{run}, ensemble of {models} models that never saw the image", score, last, inside)
+            add(f"{run}, ensemble of {models} models that never saw the image", score, last, pool=inside)
     return columns, rows
 
 
@@ -132,7 +132,7 @@ def read_holdout(members: Sequence[Fold], class_names: Sequence[str]) -> "Datase
         return None
     columns = SourceFormat(images.image_column, images.label_column, images.labels)
     try:
-        return read_images(images.holdout, columns, "images.holdout", class_names)
+        return read_images(images.holdout, columns, "images.holdout", class_names=class_names)
     except UserError as error:
         warn(f"the holdout is not scored: {error}")
         return None

@@ -179,12 +179,12 @@ def make_soup(
 
     models, chosen, halves = [], all_members, ()
     if unseen is not None:
-        models.append(Candidate("uniform soup", size, predict(all_members), DOUBT))
+        models.append(Candidate("uniform soup", size, predict(all_members), doubt=DOUBT))
     if unseen is not None and kind == "greedy":
-        half = assign_folds(unseen.labels, unseen.content_hashes, 2, recipe.seed)
+        half = assign_folds(unseen.labels, unseen.content_hashes, 2, seed=recipe.seed)
         choice = choose(all_members, predict, labels=unseen.labels, half=half)
         chosen, halves = choice.on_all, choice.on_halves
-        models.append(Candidate("greedy soup", size, choice.predicted, DOUBT))
+        models.append(Candidate("greedy soup", size, choice.predicted, doubt=DOUBT))
         listed = [", ".join(names[member] for member in soup) for soup in (chosen, *halves)]
         alone = ", to which no other is of use" * (len(chosen) == 1)
         say(f"greedy soup: {listed[0]}{alone}; one half of the images chooses {listed[1]}, the other {listed[2]}")
@@ -194,11 +194,11 @@ def make_soup(
         for member, fold in enumerate(ingredients(members))
     ]
     score = score_record(unseen, models, f"{kind} soup")
-    write_soup(run.folder / "soup", members[0], of(chosen), {"soup": kind, "members": chosen_folds, **score})
+    write_soup(run.folder / "soup", members[0], of(chosen), facts={"soup": kind, "members": chosen_folds, **score})
     return MadeModels(models, score["accepted"])
 
 
-def write_soup(folder: Path, fold: Fold, soup: Member, facts: dict[str, Any]) -> None:
+def write_soup(folder: Path, fold: Fold, soup: Member, *, facts: dict[str, Any]) -> None:
     """Write a model folder as a fold's is; result.json comes last and says that it is complete."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -68,7 +68,7 @@ def shared_rows(members: Sequence[Fold], strategy: str) -> SharedRows:
         raise UserError("--weights: the runs have no finished fold in common; train the same folds of each")
     rows = arrow_compute().index_in(shared, table.ids).to_numpy()
     logits = np.stack([[logits_of[id_] for id_ in shared] for logits_of in tables])
-    return SharedRows(runs, logits, table.labels[rows], table.partitions[0][rows])
+    return SharedRows(runs, logits, table.labels[rows], fold=table.partitions[0][rows])
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,19 @@ def _score_rows(
     weighed = _predict_cross_fitted(shared, weights, strategy) == shared.labels
     name = f"these weights{'' if one_fold else ', chosen on the other folds'}"
 
-    def row(name: str, weight: str, right: np.ndarray, mark: bool) -> tuple[str, ...]:
+    def row(name: str, weight: str, right: np.ndarray, *, mark: bool) -> tuple[str, ...]:
         against = "" if right is equal else _difference(compare_paired(right, equal))
         return name, weight, f"{Count(int(right.sum()), len(right))}{' selected' * mark}", against
 
     rows = [
-        row(str(run), f"{weight:.2f}", logits.argmax(1) == shared.labels, mark)
+        row(str(run), f"{weight:.2f}", logits.argmax(1) == shared.labels, mark=mark)
         for run, weight, logits, mark in zip(shared.runs, weights, shared.logits, selected, strict=True)
     ]
-    return [*rows, row("equal weights", "", equal, any(selected)), row(name, "", weighed, any(selected) or one_fold)]
+    return [
+        *rows,
+        row("equal weights", "", equal, mark=any(selected)),
+        row(name, "", weighed, mark=any(selected) or one_fold),
+    ]
 
 
 def _predict_cross_fitted(shared: SharedRows, weights: np.ndarray, strategy: str) -> np.ndarray:

@@ -50,7 +50,7 @@ def load_members(model: str, *, all_members: bool, device: str) -> LoadedModel:
     if len({member.class_names for member in members}) > 1:
         raise UserError(f"{model}: its members know different classes")
     title = f"{model}, {len(members)} members" if all_members else model
-    return LoadedModel(title, members, folders.names, folders.blending)
+    return LoadedModel(title, members, folders.names, blending=folders.blending)
 
 
 def predictor_of(loaded: LoadedModel, *, features: bool = False) -> Predictor:
@@ -87,11 +87,11 @@ def find_model(model: str, all_members: bool) -> ModelFolders:
             )
         names = tuple(member.name for member in members)
         blending = Blending(np.ones(len(members)))
-        return ModelFolders([member.folder for member in members], names, blending, members[0].folder.parent)
+        return ModelFolders([member.folder for member in members], names, blending, home=members[0].folder.parent)
     else:
         folder = Path(model)
     if not all_members:
-        return ModelFolders([folder], (model,), Blending(np.ones(1)), folder)
+        return ModelFolders([folder], (model,), Blending(np.ones(1)), home=folder)
     return _published_ensemble(model, folder)
 
 
@@ -117,7 +117,7 @@ def _published_ensemble(model: str, main: Path) -> ModelFolders:
                 "publish the run again, or predict without --members"
             )
         folders.append(folder)
-    return ModelFolders(folders, tuple(name for name, *_ in listed), Blending(weights, strategy), main)
+    return ModelFolders(folders, tuple(name for name, *_ in listed), Blending(weights, strategy), home=main)
 
 
 def download(model: str) -> Path:

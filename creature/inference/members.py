@@ -81,7 +81,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise UserError(f"{path}: timm has no architecture {config['architecture']!r}")
     arguments = config.get("model_args") or {}
     img_size = int(arguments["img_size"]) if "img_size" in arguments else None
-    return ModelConfig(config["architecture"], names, transform, std, img_size)
+    return ModelConfig(config["architecture"], names, transform, std=std, img_size=img_size)
 
 
 def load_member(folder: Path, device: torch.device, fused: bool = False) -> Member:

@@ -150,7 +150,7 @@ def write(
             yield row
 
     if output.submission:
-        prediction_files.write_submission(output.path, columns, note_broken(), fallback)
+        prediction_files.write_submission(output.path, columns, note_broken(), fallback=fallback)
         if output.zip:
             say(f"{prediction_files.write_zip(output.path)} holds exactly prediction.csv")
     else:

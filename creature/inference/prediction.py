@@ -51,7 +51,7 @@ class Prediction:
 
 
 def to_predictions(
-    batches: Iterable[LogitsBatch], predictor: Predictor, top: int, calibration: "Calibration | None" = None
+    batches: Iterable[LogitsBatch], predictor: Predictor, top: int, *, calibration: "Calibration | None" = None
 ) -> Iterator[Prediction]:
     """Each image's prediction, with the `top` labels of the blended members, calibrated where that is asked for."""
     names = predictor.class_names

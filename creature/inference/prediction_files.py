@@ -78,7 +78,7 @@ def table_writer(path: Path) -> Iterator[Any]:
         yield csv.writer(file, lineterminator="\n")
 
 
-def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Prediction], fallback: str) -> None:
+def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Prediction], *, fallback: str) -> None:
     """Write image names and labels; an image that could not be read gets the `fallback` label."""
     with table_writer(path) as out:
         out.writerow(columns)

@@ -61,13 +61,13 @@ class Calibration:
 
 
 def calibrate(
-    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, min_precision: float | None = None
+    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, *, min_precision: float | None = None
 ) -> Calibration:
     """Fit on logits (N, K) with their labels (N,); raises what `fit` and `choose_thresholds` do."""
     return choose_thresholds(fit(logits, labels), coverage, min_precision)
 
 
-def fit(logits: np.ndarray, labels: np.ndarray, selected: bool = False, mirror: bool = False) -> CalibrationData:
+def fit(logits: np.ndarray, labels: np.ndarray, selected: bool = False, *, mirror: bool = False) -> CalibrationData:
     """The temperature for logits (N, K) with labels (N,), and the probabilities that thresholds are chosen on.
 
     Raises UserError for too few rows.
@@ -87,12 +87,12 @@ def fit(logits: np.ndarray, labels: np.ndarray, selected: bool = False, mirror: 
 
 
 def cross_fit(
-    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, min_precision: float | None = None
+    logits: np.ndarray, labels: np.ndarray, coverage: float | None = None, *, min_precision: float | None = None
 ) -> Iterator[tuple[np.ndarray, Calibration]]:
     """For each split, its rows as a mask (N,) and the calibration by all other rows; raises what `calibrate` does."""
     split = np.random.default_rng(0).permutation(len(labels)) % SPLITS
     for k in range(SPLITS):
-        yield split == k, calibrate(logits[split != k], labels[split != k], coverage, min_precision)
+        yield split == k, calibrate(logits[split != k], labels[split != k], coverage, min_precision=min_precision)
 
 
 def enough_to_cross_fit(n: int) -> bool:

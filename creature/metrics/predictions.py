@@ -54,7 +54,7 @@ class Predictions:
         """The given rows, by their indices, in that order."""
         chosen = rows.tolist()
         ids, hashes = (tuple(column[row] for row in chosen) for column in (self.ids, self.content_hashes))
-        return Predictions(ids, hashes, self.labels[rows], self.logits[rows], self.class_names)
+        return Predictions(ids, hashes, self.labels[rows], logits=self.logits[rows], class_names=self.class_names)
 
 
 def concatenate(tables: Sequence[Predictions]) -> Predictions:
@@ -103,7 +103,11 @@ def load_predictions(path: Path) -> Predictions:
             labels = np.full(len(ids), -1) if older else file.get_tensor("labels")
             hashes = ("",) * len(ids) if older else bytes_to_hashes(file.get_tensor("content_hashes"))
             return Predictions(
-                ids, hashes, labels, file.get_tensor("logits"), tuple(json.loads(file.metadata()["names"]))
+                ids,
+                hashes,
+                labels,
+                logits=file.get_tensor("logits"),
+                class_names=tuple(json.loads(file.metadata()["names"])),
             )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BrokenError(f"{path}: cannot be read as predictions: {error}") from error

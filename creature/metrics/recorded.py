@@ -58,7 +58,9 @@ class RecordedPredictions:
         """The ensemble's predictions, with log probabilities for logits; raises ValueError where none were kept."""
         if self.log_probabilities is None:
             raise ValueError("the ensemble's probabilities were not kept")
-        return Predictions(self.ids, self.content_hashes, self.labels, self.log_probabilities, self.class_names)
+        return Predictions(
+            self.ids, self.content_hashes, self.labels, logits=self.log_probabilities, class_names=self.class_names
+        )
 
 
 def save_recorded(path: Path, recorded: RecordedPredictions) -> None:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare_push(repo: str, folder: Path, license: str | None, data: str | None) -> Terms:
+def prepare_push(repo: str, folder: Path, license: str | None, *, data: str | None) -> Terms:
     """Before a training that is to be published: raises UserError for what would stop it; the terms."""
     check_repo(repo)
     terms = find_terms(folder, license, data)

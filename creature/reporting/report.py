@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = make_tables(runs, baseline, reference)
     for table in tables:
         cells = [[(cell.text, cell.tone) for cell in row] for row in table.rows]
-        show_cells(table.title, table.note, table.columns, cells)
+        show_cells(table.title, table.note, table.columns, rows=cells)
     try:
-        write_report(runs, baseline, tables, out, explain=args.explain)
+        write_report(runs, baseline, tables, out=out, explain=args.explain)
     except OSError as error:
         raise UserError(f"--out: cannot write to {out}: {error.strerror or error}; name another folder") from error
     say(f"{out} holds the tables (.md, .csv), the figures (.png, .svg) and the page; next: open {out / 'index.html'}")
@@ -144,7 +144,7 @@ def make_tables(
 
 
 def write_report(
-    runs: "Sequence[StudyRun]", baseline: "StudyRun", tables: "Sequence[Table]", out: Path, *, explain: bool = False
+    runs: "Sequence[StudyRun]", baseline: "StudyRun", tables: "Sequence[Table]", *, out: Path, explain: bool = False
 ) -> None:
     """Write tables, figures and the page."""
     from creature.reporting.figures import curve_figures

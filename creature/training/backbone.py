@@ -60,7 +60,7 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         if not download:
             raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {first_line(error)}") from error
         raise _no_weights(backbone, error) from error
-    check_size(model, backbone.name, size, "images.size")
+    check_size(model, backbone.name, size, field="images.size")
     if backbone.weights:
         _load_weights(model, backbone.weights)
     elif download and fixed is not None and fixed.num_classes != classes:
@@ -104,7 +104,7 @@ def reach_weights(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def check_size(model: nn.Module, name: str, size: int, field: str) -> None:
+def check_size(model: nn.Module, name: str, size: int, *, field: str) -> None:
     """Raises UserError, naming the setting, where a model cannot take square inputs of `size` pixels."""
     try:
         model.eval()(torch.zeros(1, 3, size, size))
@@ -174,7 +174,7 @@ def make_normalize(backbone: Backbone, normalize: str) -> Normalize:
 
 
 def timm_config(
-    model: nn.Module, class_names: Sequence[str], transform: EvalTransform, std: Sequence[float]
+    model: nn.Module, class_names: Sequence[str], transform: EvalTransform, *, std: Sequence[float]
 ) -> dict[str, Any]:
     """What timm and transformers read from config.json: architecture, class names, evaluation transform.
 

@@ -139,7 +139,7 @@ def load_state(folder: Path, learner: Learner, accelerator: Accelerator, *, sett
             if learner.ema:
                 learner.ema.module.load_state_dict(load_file(point / EMA_FILE))
             tensors = load_file(point / "optimizer.safetensors")
-            load_optimizer_tensors(learner.optimizer, model, settings, tensors)
+            load_optimizer_tensors(learner.optimizer, model, settings, tensors=tensors)
         if state.threads != torch.get_num_threads() and not torch.cuda.is_available():
             warn(
                 f"{folder} was begun with {state.threads} threads and goes on with {torch.get_num_threads()}: "
@@ -191,7 +191,7 @@ def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
     return {int(match[1]): path for path, match in matches.items() if match and path.is_dir()}
 
 
-def keep_epoch(folder: Path, learner: Learner, predictions: Predictions, settings: Checkpoint) -> None:
+def keep_epoch(folder: Path, learner: Learner, predictions: Predictions, *, settings: Checkpoint) -> None:
     """Write weights and held-out predictions of the epoch just ended, if it is the best, the last or asked for."""
     state = learner.state
     epoch, every = state.epoch - 1, settings.every_epochs  # guard: nothing-kept

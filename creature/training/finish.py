@@ -25,9 +25,9 @@ from creature.training.train_data import eval_transform
 def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, learner: Learner, folder: Path) -> None:
     """Write config and result of the epoch that is used into a trained fold's folder; delete what it needs no more."""
     _, std = mean_and_std(recipe.backbone.name, recipe.images.normalize)
-    config = timm_config(learner.saved_model, folds.class_names, eval_transform(recipe), std)
+    config = timm_config(learner.saved_model, folds.class_names, eval_transform(recipe), std=std)
     result = {
-        **_describe(recipe, folds, learner, folder),
+        **_describe(recipe, folds, learner, folder=folder),
         "recipe": recipe.identity(),
         "folds": folds_hash(folds),
         **environment(accelerator.device, accelerator.num_processes),
@@ -36,7 +36,7 @@ def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, l
     prune_epochs(folder, learner.state, recipe.checkpoint)
 
 
-def _describe(recipe: Recipe, folds: FoldTable, learner: Learner, folder: Path) -> dict[str, Any]:
+def _describe(recipe: Recipe, folds: FoldTable, learner: Learner, *, folder: Path) -> dict[str, Any]:
     """What result.json says of the training; creature.run.FoldResult reads it."""
     state, by_score = learner.state, recipe.checkpoint.select == "best"
     last = recipe.schedule.epochs - 1

@@ -72,7 +72,7 @@ class Learner:
         return [[buffer for buffer in flat if buffer.dtype == kind] for kind in {buffer.dtype for buffer in flat}]
 
 
-def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, fold: int) -> Learner:
+def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, fold: int) -> Learner:
     """A fold's learner before its first step, drawn from the seed; Accelerate has yet to prepare its model.
 
     Raises UserError for weights and sizes that the backbone cannot take.
@@ -83,7 +83,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, fol
     if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
         network = convert_sync_batchnorm(network)
     for size in recipe.augment.sizes or ():
-        check_size(network, backbone.name, size, "augment.sizes")
+        check_size(network, backbone.name, size, field="augment.sizes")
     network = network.to(accelerator.device)
     ema = ModelEmaV3(network, optimizer.ema_decay, use_warmup=True) if optimizer.ema_decay else None
     if backbone.compile:
@@ -130,7 +130,7 @@ def start_at_probe(learner: Learner, data: TrainData) -> None:
     assert data.features is not None
     held_out, labels = data.folds.held_out(learner.fold), data.folds.labels
     seed = derive_seed(learner.seed, learner.fold, "probe") % 2**32
-    solve_classifier(learner.network, data.features[~held_out], labels[~held_out], seed)
+    solve_classifier(learner.network, data.features[~held_out], labels[~held_out], seed=seed)
     if learner.ema:
         learner.ema.set(learner.network)
     learner.state.start = score_classifier(learner.network, data.features[held_out], labels[held_out])

@@ -18,7 +18,7 @@ FOLDS = 3
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # on squared weights, for features whose mean square is 1
 
 
-def solve_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarray, seed: int) -> float:
+def solve_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarray, *, seed: int) -> float:
     """Solve a model's classifier on features (N, D) with labels (N,), in place; returns the penalty that was chosen.
 
     The penalty is the one of least log loss over folds of these rows. Before fine-tuning: Kumar et al. 2022 (LP-FT).
@@ -30,8 +30,8 @@ def solve_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarra
     scale = features.square().mean().sqrt().item()
     inputs = features.to(classifier.weight.device) / scale
     targets = torch.from_numpy(np.asarray(labels)).to(inputs.device)
-    penalty = choose_penalty(inputs, targets, classifier.out_features, seed)
-    weight, bias = solve(inputs, targets, classifier.out_features, penalty)
+    penalty = choose_penalty(inputs, targets, classifier.out_features, seed=seed)
+    weight, bias = solve(inputs, targets, classifier.out_features, penalty=penalty)
     with torch.no_grad():
         classifier.weight.copy_(weight / scale)
         if classifier.bias is not None:
@@ -47,16 +47,16 @@ def score_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarra
     return count_correct(logits.cpu().argmax(1).numpy(), labels)
 
 
-def choose_penalty(features: torch.Tensor, labels: torch.Tensor, classes: int, seed: int) -> float:
+def choose_penalty(features: torch.Tensor, labels: torch.Tensor, classes: int, *, seed: int) -> float:
     """The penalty of least log loss on rows that were left out, from the largest one on until the loss rises again."""
     rows = np.arange(len(labels))
-    fold = torch.from_numpy(assign_folds(labels.cpu().numpy(), rows, FOLDS, seed)).to(labels.device)
+    fold = torch.from_numpy(assign_folds(labels.cpu().numpy(), rows, FOLDS, seed=seed)).to(labels.device)
     best, least = PENALTIES[0], float("inf")
     starts: list[torch.Tensor | None] = [None] * FOLDS
     for penalty in PENALTIES:
         loss = 0.0
         for k in range(FOLDS):
-            weight, bias = solve(features[fold != k], labels[fold != k], classes, penalty, start=starts[k])
+            weight, bias = solve(features[fold != k], labels[fold != k], classes, penalty=penalty, start=starts[k])
             starts[k] = weight
             loss += cross_entropy(features[fold == k] @ weight.T + bias, labels[fold == k], reduction="sum").item()
         if loss >= least:
@@ -66,7 +66,7 @@ def choose_penalty(features: torch.Tensor, labels: torch.Tensor, classes: int, s
 
 
 def solve(
-    features: torch.Tensor, labels: torch.Tensor, classes: int, penalty: float, start: torch.Tensor | None = None
+    features: torch.Tensor, labels: torch.Tensor, classes: int, *, penalty: float, start: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (K, D) and biases (K,) of the least mean log loss plus half the penalty times the squared weights."""
     weight = torch.zeros(classes, features.shape[1], device=features.device) if start is None else start.clone()

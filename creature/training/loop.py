@@ -230,7 +230,7 @@ def _naming_failures(size: int, micro_batches: int) -> Iterator[None]:
         ) from error
 
 
-def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, weight: float) -> torch.Tensor:
+def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, *, weight: float) -> torch.Tensor:
     """Gradients of the weighted sum of the rows' losses; gives that sum."""
     count = min(learner.micro_batches, len(batch.labels))
     micro_batches = zip(batch.pixels.tensor_split(count), batch.labels.tensor_split(count), strict=True)

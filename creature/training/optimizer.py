@@ -70,7 +70,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: nn.Module, settings: Optimizer, tensors: Mapping[str, torch.Tensor]
+    optimizer: torch.optim.Optimizer, model: nn.Module, settings: Optimizer, *, tensors: Mapping[str, torch.Tensor]
 ) -> None:
     """Restore the optimizer's state in place; raises KeyError for a parameter that the model does not have.
 

@@ -26,7 +26,7 @@ def has_rows(folds: FoldTable, dataset: Any, hashes: Any) -> bool:
     )
 
 
-def make_folds(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, str]) -> FoldTable:
+def make_folds(recipe: Recipe, dataset: Any, checked: pa.Table, *, bad: dict[str, str]) -> FoldTable:
     """The folds of rows that were checked: stratified and grouped, or with count 1 images.validation as fold 0.
 
     Warns of rare classes and of copies; raises UserError where a fold would have too little to train on.
@@ -53,7 +53,7 @@ def make_folds(recipe: Recipe, dataset: Any, checked: pa.Table, bad: dict[str, s
         count=recipe.folds.count,
         seed=recipe.folds.seed,
         class_names=tuple(names),
-        fingerprint=fingerprint(ids, labels, hashes, names),
+        fingerprint=fingerprint(ids, labels, hashes, class_names=names),
         ids=ids,
         labels=labels,
         partitions=partitions,
@@ -94,12 +94,12 @@ def _warn_of_rare_classes(folds: Folds, labels: np.ndarray, names: list[str]) ->
         )
 
 
-def warn_of_holdout_copies(images: Images, folds: FoldTable, checked: pa.Table, transform: EvalTransform) -> None:
+def warn_of_holdout_copies(images: Images, folds: FoldTable, checked: pa.Table, *, transform: EvalTransform) -> None:
     """Warn of images of images.holdout that are trained on, or look like one that is: they are no fair score."""
     if not images.holdout or "sketch" not in checked.column_names:
         return
     columns = SourceFormat(images.image_column, images.label_column, images.labels)
-    holdout = read_images(images.holdout, columns, "images.holdout", folds.class_names)
+    holdout = read_images(images.holdout, columns, "images.holdout", class_names=folds.class_names)
     held = scan_images(holdout, None, "images.holdout", kind="off", transform=transform).table
     checked = checked.filter(folds.partitions[0] < 0) if folds.count == 1 else checked
     same = np.isin(held["hash"].to_numpy(), checked["hash"].to_numpy())

@@ -63,7 +63,7 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
     transform = eval_transform(recipe)
     shared: list[Any] = [None]
     if accelerator.is_main_process:
-        checked = _check_images(recipe, out, dataset, transform, hashes)
+        checked = _check_images(recipe, out, dataset, transform=transform, hashes=hashes)
         say(f"{out}: {_describe(recipe, checked.folds)}, on {accelerator.device}")
         if images.cache != "off":
             say(f"images.cache: {describe_cache(images.cache, checked.cache)}")
@@ -118,21 +118,21 @@ def _check_run(recipe: Recipe, out: Path, resume: bool) -> dict[str, str | None]
 
 
 def _check_images(
-    recipe: Recipe, out: Path, dataset: Any, transform: EvalTransform, hashes: dict[str, str | None]
+    recipe: Recipe, out: Path, dataset: Any, *, transform: EvalTransform, hashes: dict[str, str | None]
 ) -> CheckedImages:
     """Decode what is not known to be sound, and open the run with its folds: those that it has, or new ones."""
     field, images = _field(recipe.images), recipe.images
     saved = read_folds(out) if find_folds_file(out) else None
     known = saved.hashes if saved else None
     scan = scan_images(dataset, known, field, kind=images.cache, transform=transform)
-    refuse_bad(dataset, scan.bad, images.max_bad, field)
+    refuse_bad(dataset, scan.bad, images.max_bad, field=field)
     good = np.setdiff1d(np.arange(len(dataset)), list(scan.bad))
     kept, table = (dataset.select(good), scan.table.take(good)) if scan.bad else (dataset, scan.table)
     if saved and has_rows(saved, kept, table["hash"]):
         folds = saved
     else:
-        folds = make_folds(recipe, kept, table, {dataset[row]["id"]: reason for row, reason in scan.bad.items()})
-        warn_of_holdout_copies(images, folds, table, transform)
+        folds = make_folds(recipe, kept, table, bad={dataset[row]["id"]: reason for row, reason in scan.bad.items()})
+        warn_of_holdout_copies(images, folds, table, transform=transform)
     open_run(out, recipe, hashes)  # not before: what cannot be trained with must not stay as the run's recipe
     return CheckedImages(good, share_folds(out, folds), scan.cache)
 

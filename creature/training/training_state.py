@@ -85,7 +85,7 @@ class TrainingState:
             raise ValueError("its best epoch is still to come")
         return self
 
-    def end_step(self, loss: float, taken: bool, size: int, ids: Sequence[str]) -> None:
+    def end_step(self, loss: float, taken: bool, size: int, *, ids: Sequence[str]) -> None:
         """Count a step on a global batch of `size` rows; `ids` are this process's images in it.
 
         Raises UserError at the tenth skipped step in a row.

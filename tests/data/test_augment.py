@@ -41,7 +41,7 @@ def augment(**settings) -> Augment:
 @pytest.mark.parametrize(("width", "height"), [(61, 40), (40, 61), (32, 32), (7, 20), (1, 1)])
 def test_the_evaluation_view_is_the_one_that_timm_makes_of_the_config(fit, width, height):
     model = timm.create_model("test_resnet", num_classes=2)
-    config = timm_config(model, ("a", "b"), EvalTransform(32, fit, MEAN), STD)
+    config = timm_config(model, ("a", "b"), EvalTransform(32, fit, MEAN), std=STD)
     data = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
     ours = torch.from_numpy(EvalTransform(32, fit, MEAN)(picture(width, height)))
     assert ours.dtype == torch.uint8 and ours.shape == (3, 32, 32)

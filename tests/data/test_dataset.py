@@ -571,11 +571,11 @@ def test_more_bad_pictures_than_the_limit_are_refused(rows, bad, max_bad, refuse
     reasons = {row: f"reason {row}" for row in range(bad)}
     if refused:
         with pytest.raises(UserError) as caught:
-            refuse_bad(found, reasons, max_bad, "images.train")
+            refuse_bad(found, reasons, max_bad, field="images.train")
         told = str(caught.value)
         assert f"set images.max_bad={bad}" in told
     else:
-        refuse_bad(found, reasons, max_bad, "images.train")
+        refuse_bad(found, reasons, max_bad, field="images.train")
         told = capsys.readouterr().err
         assert "they are left out" in told
     assert f"images.train: {bad} of {rows} images cannot be decoded" in told
@@ -585,16 +585,21 @@ def test_more_bad_pictures_than_the_limit_are_refused(rows, bad, max_bad, refuse
 def test_twenty_bad_pictures_are_named_and_the_rest_counted():
     found = Dataset.from_dict({"id": [f"x/{row}" for row in range(30)]})
     with pytest.raises(UserError, match=r"and 5 more\nimages\.max_bad allows 3") as caught:
-        refuse_bad(found, {row: "broken" for row in range(25)}, None, "images.train")
+        refuse_bad(found, {row: "broken" for row in range(25)}, None, field="images.train")
     assert [f"x/{row}: broken" in str(caught.value) for row in range(25)] == [True] * 20 + [False] * 5
 
 
 def test_no_bad_picture_is_no_message(capsys):
-    refuse_bad(Dataset.from_dict({"id": ["x"]}), {}, 0, "images.train")
+    refuse_bad(Dataset.from_dict({"id": ["x"]}), {}, 0, field="images.train")
     assert capsys.readouterr().err == ""
 
 
 ROWS = (["x/1", "x/2"], [0, 1], ["aa", "bb"], ["cat", "dog"])
+
+
+def fingerprint_of(rows: tuple[list[str], list[int], list[str], list[str]]) -> str:
+    ids, labels, hashes, names = rows
+    return fingerprint(ids, labels, hashes, class_names=names)
 
 
 @pytest.mark.parametrize(
@@ -609,13 +614,13 @@ ROWS = (["x/1", "x/2"], [0, 1], ["aa", "bb"], ["cat", "dog"])
     ],
 )
 def test_the_fingerprint_changes_with_name_label_content_and_classes(changed):
-    assert fingerprint(*changed) != fingerprint(*ROWS)
+    assert fingerprint_of(changed) != fingerprint_of(ROWS)
 
 
 def test_the_fingerprint_does_not_depend_on_order_or_number_type():
     ids, labels, hashes, names = ROWS
-    assert fingerprint(ids[::-1], labels[::-1], hashes[::-1], names) == fingerprint(*ROWS)
-    assert fingerprint(ids, np.array(labels), hashes, names) == fingerprint(*ROWS)  # type: ignore[arg-type]
+    assert fingerprint(ids[::-1], labels[::-1], hashes[::-1], class_names=names) == fingerprint_of(ROWS)
+    assert fingerprint(ids, np.array(labels), hashes, class_names=names) == fingerprint_of(ROWS)  # type: ignore[arg-type]
 
 
 def test_a_label_and_a_picture_are_read_alike_from_folder_and_table(tmp_path):

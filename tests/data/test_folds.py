@@ -45,7 +45,7 @@ def labels_of_rows(draw: st.DrawFn) -> np.ndarray:
 @given(labels=labels_of_rows(), folds=st.integers(2, 10), seed=SEEDS)
 def test_without_groups_each_class_is_spread_to_within_one_row(labels, folds, seed):
     count = min(folds, len(labels))
-    fold = assign_folds(labels, single(len(labels)), count, seed)
+    fold = assign_folds(labels, single(len(labels)), count, seed=seed)
     assert fold.shape == labels.shape
     assert set(fold) == set(range(count))
     assert np.ptp(per_class(labels, fold, count), axis=0).max() <= 1
@@ -56,7 +56,7 @@ def test_with_groups_every_row_is_in_one_fold_and_no_group_is_split(labels, data
     drawn = data.draw(st.lists(st.integers(0, len(labels)), min_size=len(labels), max_size=len(labels)))
     groups = ["first", "second", *(f"g{g}" for g in drawn[2:])]
     count = data.draw(st.integers(2, min(len(set(groups)), 10)))
-    fold = assign_folds(labels, groups, count, seed)
+    fold = assign_folds(labels, groups, count, seed=seed)
     assert fold.shape == labels.shape
     assert set(fold) == set(range(count))
     assert len(set(zip(groups, fold.tolist(), strict=True))) == len(set(groups))
@@ -64,7 +64,7 @@ def test_with_groups_every_row_is_in_one_fold_and_no_group_is_split(labels, data
 
 def test_classes_smaller_than_the_number_of_folds_do_not_pile_up():
     labels = np.repeat(np.arange(100), 3)
-    sizes = np.bincount(assign_folds(labels, single(300), 5, 0))
+    sizes = np.bincount(assign_folds(labels, single(300), 5, seed=0))
     assert sizes.sum() == 300
     assert np.ptp(sizes) <= 6
 
@@ -73,34 +73,34 @@ def test_classes_smaller_than_the_number_of_folds_do_not_pile_up():
 def test_groups_of_one_size_are_spread_by_class_and_size(size):
     labels = np.repeat(np.tile(np.arange(4), 25), size)
     groups = [str(row // size) for row in range(len(labels))]
-    counts = per_class(labels, assign_folds(labels, groups, 5, 0), 5)
+    counts = per_class(labels, assign_folds(labels, groups, 5, seed=0), 5)
     assert (counts == 5 * size).all()
 
 
 def test_large_groups_leave_room_for_small_ones():
     groups = ["large"] * 50 + single(150)
-    sizes = np.bincount(assign_folds(np.zeros(200, dtype=int), groups, 4, 0))
+    sizes = np.bincount(assign_folds(np.zeros(200, dtype=int), groups, 4, seed=0))
     assert sizes.tolist() == [50, 50, 50, 50]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_a_class_rarer_than_the_folds_is_in_as_many_as_it_can(rows):
     labels = np.array([0] * 20 + [1] * rows)
-    counts = per_class(labels, assign_folds(labels, single(len(labels)), 5, 0), 5)
+    counts = per_class(labels, assign_folds(labels, single(len(labels)), 5, seed=0), 5)
     assert sorted(counts[:, 1]) == [0] * (5 - rows) + [1] * rows
 
 
 def test_folds_depend_on_the_seed_alone():
     labels = np.arange(60) % 3
-    first, again, other = (assign_folds(labels, single(60), 5, seed) for seed in (1, 1, 2))
+    first, again, other = (assign_folds(labels, single(60), 5, seed=seed) for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
 
 
 def test_the_names_of_groups_do_not_matter_to_their_sizes():
     labels = np.arange(60) % 3
-    a = assign_folds(labels, [f"a{row // 2:02d}" for row in range(60)], 5, 0)
-    b = assign_folds(labels, [f"b{row // 2:02d}" for row in range(60)], 5, 0)
+    a = assign_folds(labels, [f"a{row // 2:02d}" for row in range(60)], 5, seed=0)
+    b = assign_folds(labels, [f"b{row // 2:02d}" for row in range(60)], 5, seed=0)
     assert (a == b).all()
 
 
@@ -109,7 +109,7 @@ def test_more_folds_than_groups_are_refused(groups):
     with pytest.raises(
         UserError, match=f"folds.count: 3 folds need as many groups of images, there are {len(set(groups))}"
     ):
-        assign_folds(np.zeros(len(groups), dtype=int), groups, 3, 0)
+        assign_folds(np.zeros(len(groups), dtype=int), groups, 3, seed=0)
 
 
 def parts(groups: Sequence[str] | np.ndarray) -> set[frozenset[int]]:
@@ -159,7 +159,7 @@ def test_no_copy_of_a_file_is_in_another_fold():
     hashes = [str(h) for h in draw.integers(0, 60, 200)]
     labels = draw.integers(0, 3, 200)
     groups = group_copies([""] * 200, hashes, labels.tolist(), class_names=["a", "b", "c"])
-    fold = assign_folds(labels, groups, 5, 0)
+    fold = assign_folds(labels, groups, 5, seed=0)
     assert len(set(zip(hashes, fold.tolist(), strict=True))) == len(set(hashes))
 
 
@@ -217,7 +217,8 @@ def test_groups_and_folds_are_those_of_every_version(n, classes, copies, groupin
     assert joined.tolist() == plain_groups(groups, hashes)
     count = min(5, len(set(joined.tolist())))
     assert (
-        assign_folds(labels, joined, count, seed).tolist() == plain_folds(labels, joined.tolist(), count, seed).tolist()
+        assign_folds(labels, joined, count, seed=seed).tolist()
+        == plain_folds(labels, joined.tolist(), count, seed).tolist()
     )
 
 

@@ -90,7 +90,7 @@ def test_shares_part_a_batch_and_an_empty_one_borrows(size, processes):
 
 
 def order(start: tuple[int, int], process: int = 0, processes: int = 1) -> list[list[tuple[int, int]]]:
-    return list(training_order(np.arange(N), B, (0, 1), 3, start, process, processes))
+    return list(training_order(np.arange(N), B, (0, 1), epochs=3, start=start, process=process, processes=processes))
 
 
 @given(position=st.tuples(st.integers(0, 2), st.integers(0, 3)) | st.just((3, 0)), processes=st.integers(1, 5))

@@ -74,7 +74,7 @@ def test_disagreements_name_picture_truth_and_what_each_said(recorded):
 
 
 def test_the_comparison_is_shown_and_written(recorded, tmp_path, capsys):
-    show_comparison("test", recorded, np.array(["unseen"] * 9 + ["seen"]), tmp_path / "d.csv")
+    show_comparison("test", recorded, np.array(["unseen"] * 9 + ["seen"]), file=tmp_path / "d.csv")
     shown = capsys.readouterr().out
     assert "1 images, trained on" in shown and "(n = 9)" in shown and "(n = 10)" not in shown
     assert "1 of 10 images are given different classes" in shown

@@ -110,7 +110,7 @@ def test_a_record_holds_what_each_decider_said(tmp_path):
     """Two members on two images; of one, only a wide margin makes the sure member win the mean of logits."""
     logits = np.array([[[9.0, 0, 0], [1.0, 0, 0]], [[0, 1.0, 0], [0, 3.0, 0]]], dtype=np.float32)
     record = Recorder(a_run(tmp_path / "run"), Blending(np.ones(2), "softmax"))
-    batch = LogitsBatch([str(k) for k in range(2)], [CONTENTS["new"], ""], {1: "empty file"}, logits)
+    batch = LogitsBatch([str(k) for k in range(2)], [CONTENTS["new"], ""], {1: "empty file"}, logits=logits)
     assert list(record.watch([batch])) == [batch]
     found = record.recorded(("a", "b"), np.array([0, 1]))
     assert {name: said.tolist() for name, said in found.predicted.items()} == {

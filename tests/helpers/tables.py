@@ -45,7 +45,7 @@ def parquet(path: Path, rows: Dataset) -> str:
 
 
 def images(*sources: str | Path, names: list[str] | None = None, **columns: Any) -> Dataset:
-    return read_images([str(source) for source in sources], SourceFormat(**columns), "images.train", names)
+    return read_images([str(source) for source in sources], SourceFormat(**columns), "images.train", class_names=names)
 
 
 def write_csv(path: Path, *lines: str) -> str:

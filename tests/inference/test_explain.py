@@ -20,7 +20,9 @@ from helpers.runs import start
 def member(model: torch.nn.Module, run: Path) -> members.Member:
     """A member of a trained run with another network in it."""
     loaded = members.load_member(run / "fold-0", torch.device("cpu"))
-    return members.Member(loaded.folder, loaded.class_names, model.eval(), loaded.normalize, loaded.transform)
+    return members.Member(
+        loaded.folder, loaded.class_names, model.eval(), normalize=loaded.normalize, transform=loaded.transform
+    )
 
 
 def view(seed: int = 0) -> np.ndarray:

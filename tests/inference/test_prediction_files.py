@@ -58,7 +58,9 @@ def member(strength: float = 10.0) -> Member:
     linear.weight.data = strength * torch.eye(3)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear).eval()
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Member(Path("fold-0"), NAMES, model, normalize, EvalTransform(8, "squash", (0.0, 0.0, 0.0)))
+    return Member(
+        Path("fold-0"), NAMES, model, normalize=normalize, transform=EvalTransform(8, "squash", (0.0, 0.0, 0.0))
+    )
 
 
 def parsed(*argv: str) -> tuple[argparse.Namespace, options.OutputOptions]:
@@ -260,7 +262,7 @@ def test_more_labels_than_classes_are_all_classes(folder):
 
 
 def test_every_row_of_a_full_table_has_every_column(tmp_path):
-    rows = [Prediction("a", "ok", ("red",), (1.0,)), Prediction("b", "empty file", (), ())]
+    rows = [Prediction("a", "ok", ("red",), probabilities=(1.0,)), Prediction("b", "empty file", (), probabilities=())]
     write_full(tmp_path / "p.csv", rows, 3)
     assert {len(row) for row in read_csv(tmp_path / "p.csv")} == {8}
 
@@ -317,7 +319,7 @@ def test_a_name_that_is_no_utf_8_is_predicted_and_written_percent_encoded(folder
 
 
 def test_many_broken_pictures_are_counted_and_twenty_are_named(capsys):
-    warn_of_broken([Prediction(f"{i}.png", "empty file", (), ()) for i in range(23)], "")
+    warn_of_broken([Prediction(f"{i}.png", "empty file", (), probabilities=()) for i in range(23)], "")
     warning = capsys.readouterr().err
     assert "23 images could not be read" in warning and warning.count("empty file") == 20 and "and 3 more" in warning
 
@@ -345,9 +347,9 @@ def test_nothing_stands_under_the_name_until_it_is_whole_and_rows_are_written_as
         for i in range(5000):
             assert not out.exists()
             sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
-            yield Prediction(f"{i:06d}", "ok", ("red",), (1.0,))
+            yield Prediction(f"{i:06d}", "ok", ("red",), probabilities=(1.0,))
 
-    for write in (lambda: write_submission(out, COLUMNS, rows(), ""), lambda: write_full(out, rows(), 1)):
+    for write in (lambda: write_submission(out, COLUMNS, rows(), fallback=""), lambda: write_full(out, rows(), 1)):
         write()
         assert len(read_csv(out)) == 5001 and sizes[-1] > 0 and list(tmp_path.iterdir()) == [out]
         out.unlink()
@@ -360,17 +362,17 @@ def test_a_failure_midway_leaves_what_was_there(tmp_path, error):
     out.write_text("before")
 
     def rows() -> Iterator[Prediction]:
-        yield Prediction("a", "ok", ("red",), (1.0,))
+        yield Prediction("a", "ok", ("red",), probabilities=(1.0,))
         raise error("midway")
 
-    for write in (lambda: write_submission(out, COLUMNS, rows(), ""), lambda: write_full(out, rows(), 1)):
+    for write in (lambda: write_submission(out, COLUMNS, rows(), fallback=""), lambda: write_full(out, rows(), 1)):
         with pytest.raises(error):
             write()
         assert out.read_text() == "before" and list(tmp_path.iterdir()) == [out]
 
 
 def test_folders_of_the_file_are_made(tmp_path):
-    write_submission(tmp_path / "x" / "y" / "p.csv", COLUMNS, [], "")
+    write_submission(tmp_path / "x" / "y" / "p.csv", COLUMNS, [], fallback="")
     assert read_csv(tmp_path / "x" / "y" / "p.csv") == [list(COLUMNS)]
 
 
@@ -386,7 +388,10 @@ def test_a_file_that_cannot_be_written_is_a_user_error_before_any_picture_is_rea
         yield
 
     before = sorted(Path().iterdir())
-    for write in (lambda: write_submission(Path(out), COLUMNS, rows(), ""), lambda: write_full(Path(out), rows(), 1)):
+    for write in (
+        lambda: write_submission(Path(out), COLUMNS, rows(), fallback=""),
+        lambda: write_full(Path(out), rows(), 1),
+    ):
         with pytest.raises(UserError, match="--out"):
             write()
     assert sorted(Path().iterdir()) == before

@@ -80,11 +80,15 @@ def made_up(run: Path, folder: Path, names: tuple[str, ...], ids: list[str], giv
     shutil.copy(run / "recipe.yaml", folder)
     shutil.copy(run / "fold-0/result.json", folder / "fold-0")
     rows = pa.array(ids)
-    write_folds(folder, FoldTable(1, 0, names, "made up", rows, given, (fold,), rows, {}))
+    write_folds(
+        folder,
+        FoldTable(1, 0, names, fingerprint="made up", ids=rows, labels=given, partitions=(fold,), hashes=rows, bad={}),
+    )
     held = tuple(name for name, of in zip(ids, fold, strict=True) if of == 0)
     labels, hashes = given[fold == 0].astype(int), ("",) * len(held)
     save_predictions(
-        folder / "fold-0/held_out.safetensors", Predictions(held, hashes, labels, np.array(logits, np.float32), names)
+        folder / "fold-0/held_out.safetensors",
+        Predictions(held, hashes, labels, logits=np.array(logits, np.float32), class_names=names),
     )
     return folder
 

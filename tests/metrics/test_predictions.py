@@ -18,7 +18,7 @@ IDS = ("train/ant/1.png", "train/蜂/2 é.png", "🐜", " ", "a,b\t'\"")
 def predictions(count: int = len(IDS)) -> Predictions:
     logits = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
     hashes = tuple(f"{row + 1:032x}" for row in range(count))
-    return Predictions(IDS[:count], hashes, np.arange(count) % 3, logits, NAMES)
+    return Predictions(IDS[:count], hashes, np.arange(count) % 3, logits=logits, class_names=NAMES)
 
 
 @pytest.mark.parametrize("count", [0, 1, len(IDS)])
@@ -54,7 +54,9 @@ def test_logits_of_any_memory_layout_are_kept(tmp_path):
 )
 def test_a_table_that_is_not_complete_and_unique_is_refused(ids, shape):
     with pytest.raises(ValueError, match=r"two rows|shape|line break"):
-        Predictions(ids, ("",) * len(ids), np.zeros(len(ids), int), np.zeros(shape, np.float32), NAMES)
+        Predictions(
+            ids, ("",) * len(ids), np.zeros(len(ids), int), logits=np.zeros(shape, np.float32), class_names=NAMES
+        )
 
 
 def save(path: Path, metadata: dict[str, str] | None, **tensors: np.ndarray) -> None:

@@ -214,7 +214,11 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(pictures):
 
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     member = members.Member(
-        Path("none"), ("a", "b", "c"), Small(), normalize, EvalTransform(8, "squash", (0.0, 0.0, 0.0))
+        Path("none"),
+        ("a", "b", "c"),
+        Small(),
+        normalize=normalize,
+        transform=EvalTransform(8, "squash", (0.0, 0.0, 0.0)),
     )
     predictor = members.predictor([member])
     listed = [ImageInput(path.name, path.read_bytes) for path in pictures]

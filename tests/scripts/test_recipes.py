@@ -86,10 +86,10 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
     accelerator = start_accelerator(recipe, tmp_path / "run")
     data = prepare_data(accelerator, recipe, tmp_path / "run", resume=False)
     data = add_features(accelerator, recipe, data) if frozen else data
-    learner = build_learner(accelerator, recipe, data, 0)
+    learner = build_learner(accelerator, recipe, data, fold=0)
     learner.model = accelerator.prepare(learner.model)
     rows = (~data.folds.held_out(0)).nonzero()[0][:2]
-    with load_batches(data.training, training_order(rows, 2, (0,), 1, (0, 0)), 0) as batches:
+    with load_batches(data.training, training_order(rows, 2, (0,), epochs=1, start=(0, 0)), 0) as batches:
         batch = next(batches)
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]

@@ -76,7 +76,7 @@ def drawn_folds(rows: int = 9, repeats: int = 1, seed: int = 5) -> FoldTable:
         fingerprint="ff",
         ids=pa.chunked_array([[f"x/{row}.png" for row in range(rows)]]),
         labels=labels,
-        partitions=tuple(assign_folds(labels, groups, 3, seed, repeat) for repeat in range(repeats)),
+        partitions=tuple(assign_folds(labels, groups, 3, seed=seed, repeat=repeat) for repeat in range(repeats)),
         hashes=pa.chunked_array([[f"a{row}" for row in range(rows)]]),
         bad={"x/bad.png": "empty file"},
     )
@@ -148,12 +148,12 @@ def all_differ(drawn: list[np.ndarray]) -> bool:
 def test_partitions_differ_and_each_is_stratified_and_keeps_groups_together(seed):
     labels = np.random.default_rng(seed).integers(0, 4, 200)
     alone = [str(row) for row in range(200)]
-    drawn = [assign_folds(labels, alone, 5, seed, repeat) for repeat in range(4)]
+    drawn = [assign_folds(labels, alone, 5, seed=seed, repeat=repeat) for repeat in range(4)]
     for fold in drawn:
         counts = np.array([np.bincount(labels[fold == k], minlength=4) for k in range(5)])
         assert np.ptp(counts, axis=0).max() <= 1
     groups = np.repeat(np.arange(len(SIZES)), SIZES).astype(str)
-    grouped = [assign_folds(labels, groups, 5, seed, repeat) for repeat in range(4)]
+    grouped = [assign_folds(labels, groups, 5, seed=seed, repeat=repeat) for repeat in range(4)]
     for fold in grouped:
         assert len(set(zip(groups, fold.tolist(), strict=True))) == len(SIZES)
         assert np.ptp(np.bincount(fold, minlength=5)) <= 14
@@ -165,7 +165,7 @@ def test_large_groups_too_are_put_together_anew_in_each_partition(seed):
     """Dealt in the order of their sizes, they would be the same each time; by chance 3 % of seeds draw two alike."""
     groups = np.repeat(np.arange(len(SIZES)), SIZES)
     labels = np.random.default_rng(seed).integers(0, 4, 200)
-    drawn = [assign_folds(labels, groups.astype(str), 5, seed, repeat) for repeat in range(4)]
+    drawn = [assign_folds(labels, groups.astype(str), 5, seed=seed, repeat=repeat) for repeat in range(4)]
     assert all_differ([fold[groups < 14] for fold in drawn])
 
 

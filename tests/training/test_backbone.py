@@ -313,7 +313,7 @@ def test_only_decayed_parameters_shrink_without_a_gradient():
 )
 def test_timm_loads_the_folder_and_gives_the_same_logits(tmp_path, name, size):
     model = built(name, size).eval()
-    config = timm_config(model, NAMES, EvalTransform(size, "border", (0.1, 0.2, 0.3)), (0.4, 0.5, 0.6))
+    config = timm_config(model, NAMES, EvalTransform(size, "border", (0.1, 0.2, 0.3)), std=(0.4, 0.5, 0.6))
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_weights(tmp_path / "model.safetensors", model)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -328,10 +328,10 @@ def test_timm_loads_the_folder_and_gives_the_same_logits(tmp_path, name, size):
 
 def test_the_config_names_what_the_weights_are_and_no_class_count_among_the_arguments():
     transform = EvalTransform(48, "squash", (0, 0, 0))
-    config = timm_config(built("test_vit", 48), NAMES, transform, (1, 1, 1))
+    config = timm_config(built("test_vit", 48), NAMES, transform, std=(1, 1, 1))
     assert config["architecture"] == "test_vit" and config["model_args"] == {"img_size": 48}
     assert config["label_names"] == list(NAMES) and config["num_classes"] == 3 and config["num_features"] > 0
-    assert "model_args" not in timm_config(built(), NAMES, transform, (1, 1, 1))
+    assert "model_args" not in timm_config(built(), NAMES, transform, std=(1, 1, 1))
 
 
 def test_saved_weights_hold_every_tensor_as_it_is(tmp_path):

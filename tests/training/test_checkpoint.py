@@ -151,11 +151,13 @@ def rotate(folder: Path, sequences: int) -> None:
         for _ in range(int(random.integers(5, 25))):
             action = random.choice(["step", "step", "step", "step", "save", "kill", "rot"])
             if action == "step":
-                learner.state.end_step(1.0, True, 4, [])
+                learner.state.end_step(1.0, True, 4, ids=[])
                 if learner.state.batch == 2:
                     end_epoch(learner, correct=int(random.integers(0, 4)))
-                    held = Predictions(("a",), ("",), np.zeros(1, int), np.zeros((1, 2), np.float32), ("x", "y"))
-                    checkpoint.keep_epoch(fold, learner, held, keep)
+                    held = Predictions(
+                        ("a",), ("",), np.zeros(1, int), logits=np.zeros((1, 2), np.float32), class_names=("x", "y")
+                    )
+                    checkpoint.keep_epoch(fold, learner, held, settings=keep)
                     checkpoint.save_state(fold, learner, ALONE)
                     checkpoint.prune_epochs(fold, learner.state, keep)
                     saved = (learner.state.epoch, learner.state.batch)
@@ -215,7 +217,7 @@ def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
     learner = small_learner(batch_sizes=(4, 4, 4))
     written = faults.note_calls(monkeypatch, checkpoint, "write_folder_atomically")
     for _ in range(3):
-        learner.state.end_step(1.0, True, 4, [])
+        learner.state.end_step(1.0, True, 4, ids=[])
     for _ in range(2):
         checkpoint.save_state(tmp_path, learner, ALONE)
     end_epoch(learner, correct=1)
@@ -242,8 +244,8 @@ def growth(tiny: Path, out: Path, epochs: int) -> float:
     used: list[int] = []
     keep = checkpoint.keep_epoch
 
-    def measured(*given):
-        keep(*given)
+    def measured(*arguments, **named):
+        keep(*arguments, **named)
         used.append(proportional_set(os.getpid()))
 
     with pytest.MonkeyPatch.context() as patch:

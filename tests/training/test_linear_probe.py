@@ -43,7 +43,7 @@ def rows(n: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("penalty", [1.0, 0.01])
 def test_the_solution_is_that_of_scikit_learn(penalty):
     features, labels = rows(300, 0.5)
-    weight, bias = solve(features, labels, 3, penalty)
+    weight, bias = solve(features, labels, 3, penalty=penalty)
     other = LogisticRegression(C=1 / (penalty * len(labels)), tol=1e-8, max_iter=1000).fit(features, labels)
     np.testing.assert_allclose(weight, other.coef_, atol=2e-3)
     np.testing.assert_allclose(bias - bias.mean(), other.intercept_ - other.intercept_.mean(), atol=2e-3)

@@ -99,7 +99,7 @@ def test_a_state_is_restored_by_name_and_an_older_one_by_position(name, method, 
         assert all(key[0].isdigit() for key in saved)
     other = built(name)
     restored = build_optimizer(parameter_groups(other, settings), settings)
-    load_optimizer_tensors(restored, other, settings, saved)
+    load_optimizer_tensors(restored, other, settings, tensors=saved)
     expected, found = optimizer_tensors(optimizer, model), optimizer_tensors(restored, other)
     assert found.keys() == expected.keys() and len(found) >= len(names)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
@@ -110,7 +110,7 @@ def test_a_state_of_another_model_is_refused():
     model = built()
     optimizer = build_optimizer(parameter_groups(model, settings), settings)
     with pytest.raises(KeyError):
-        load_optimizer_tensors(optimizer, model, settings, {"layer9.weight.exp_avg": torch.zeros(1)})
+        load_optimizer_tensors(optimizer, model, settings, tensors={"layer9.weight.exp_avg": torch.zeros(1)})
 
 
 def test_a_resume_point_of_an_older_version_goes_on_bitwise(tiny, tmp_path):
