@@ -102,14 +102,14 @@ def train(
         data = train_data.prepare_data(accelerator, recipe, out, resume=resume or distributed.restarts() > 0)
         if own_process:
             keep_memory(accelerator.device)
-        if features.needs_features(recipe, out):
-            data = features.add_features(accelerator, recipe, data)
+        folders = {fold: out / f"fold-{fold}" for fold in recipe.train_folds}
+        if features.needs_features(recipe.backbone, list(folders.values())):
+            data = features.add_features(accelerator, data, recipe.backbone, images=recipe.images)
         if recipe.loss.teacher:
             from creature.ensembling.distill import soft_targets
 
             data.training.targets = soft_targets(Path(recipe.loss.teacher), data.folds)
-        for fold in recipe.train_folds:
-            folder = out / f"fold-{fold}"
+        for fold, folder in folders.items():
             if run_folder.fold_state(folder) == "finished":  # guard: finished-fold
                 say(f"{folder} is finished")
             else:

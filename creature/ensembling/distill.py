@@ -98,7 +98,7 @@ def student_recipe(path: str, run: Run) -> Recipe:
             f"--distill: {saved.parent} is by another recipe; remove it for a new student. These settings differ:\n  "
             + "\n  ".join(differing)
         )
-    if saved.exists() and contents_of(saved.parent)["teacher"] != hash_contents(recipe)["teacher"]:
+    if saved.exists() and contents_of(saved.parent)["teacher"] != hash_contents(None, recipe.loss.teacher)["teacher"]:
         raise UserError(
             f"--distill: {saved.parent} learned from other predictions than those that {run} has now; remove it for a "
             "new student"

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from creature import __version__
 from creature.metrics.accuracy import Count
 from creature.publishing.terms import Terms
-from creature.recipe import Recipe
+from creature.recipe import Backbone
 from creature.reporting.class_scores import COLUMNS, score_classes
 from creature.reporting.figures import CaptionedFigure, curve_figures, run_figures, to_bytes
 from creature.reporting.study import StudyRun
@@ -68,9 +68,8 @@ def _recorded_scores(run: StudyRun) -> Iterator[Score]:
                 yield Score(f"{who}{mirror}", name, name, count=rows.count)
 
 
-def base_model(recipe: Recipe) -> str | None:
+def base_model(backbone: Backbone) -> str | None:
     """The Hub's name of the weights that training started from; None where it started from scratch."""
-    backbone = recipe.backbone
     if not (backbone.pretrained or backbone.weights):
         return None
     config = timm.get_pretrained_cfg(backbone.name)
@@ -117,7 +116,7 @@ def _front_matter(run: StudyRun, repo: str, terms: Terms, *, scores: Sequence[Sc
         license=terms.license,
         library_name="timm",
         pipeline_tag="image-classification",
-        base_model=base_model(run.recipe),
+        base_model=base_model(run.recipe.backbone),
         datasets=of_hub or None,
         tags=["image-classification", "timm", "transformers", "creature"],
         metrics=["accuracy"],
@@ -130,7 +129,7 @@ def _front_matter(run: StudyRun, repo: str, terms: Terms, *, scores: Sequence[Sc
 def _main_card(
     run: StudyRun, repo: str, *, terms: Terms, figures: Sequence[CaptionedFigure], onnx: bool
 ) -> Iterator[str]:
-    scores, base = measured(run), base_model(run.recipe)
+    scores, base = measured(run), base_model(run.recipe.backbone)
     yield _front_matter(run, repo, terms, scores=scores)
     yield f"\n# {escape(repo.partition('/')[2])}\n"
     yield from _introduction(run, base)

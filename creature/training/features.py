@@ -1,5 +1,6 @@
 """Features (N, D): what a backbone makes of a run's images before it is trained, computed once for all folds."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from creature.data.loader import FeatureDataset
 from creature.errors import UserError
-from creature.recipe import Backbone, Recipe
+from creature.recipe import Backbone, Images
 from creature.training import loop
 from creature.training.backbone import build_backbone, make_normalize
 from creature.training.checkpoint import has_state
@@ -40,28 +41,27 @@ class FeatureExtractor(nn.Module):
         return self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
 
 
-def needs_features(recipe: Recipe, out: Path) -> bool:
-    """Whether a fold is to be trained on features, or to start at a linear probe of them."""
-    folders = [out / f"fold-{fold}" for fold in recipe.train_folds]
+def needs_features(backbone: Backbone, folders: Sequence[Path]) -> bool:
+    """Whether a fold of these folders is to be trained on features, or to start at a linear probe of them."""
     unfinished = [folder for folder in folders if fold_state(folder) != "finished"]
-    probed = recipe.backbone.head_start == "probe"
-    return any(recipe.backbone.frozen or (probed and not has_state(folder)) for folder in unfinished)
+    probed = backbone.head_start == "probe"
+    return any(backbone.frozen or (probed and not has_state(folder)) for folder in unfinished)
 
 
-def add_features(accelerator: Accelerator, recipe: Recipe, data: TrainData) -> TrainData:
+def add_features(accelerator: Accelerator, data: TrainData, backbone: Backbone, *, images: Images) -> TrainData:
     """The data with the features of the backbone on its starting weights; a frozen one is trained on these alone."""
-    model = build_backbone(recipe.backbone, len(data.folds.class_names), recipe.images.size)
-    extractor = FeatureExtractor(model, recipe.backbone, recipe.images.size)
+    model = build_backbone(backbone, len(data.folds.class_names), images.size)
+    extractor = FeatureExtractor(model, backbone, images.size)
     features = loop.predict(
         accelerator,
         extractor.to(accelerator.device),
         data,
         rows=np.arange(len(data.folds.labels)),
-        normalize=make_normalize(recipe.backbone, recipe.images.normalize).to(accelerator.device),
+        normalize=make_normalize(backbone, images.normalize).to(accelerator.device),
         title="features",
     )
     data = replace(data, features=torch.from_numpy(features))
-    if not recipe.backbone.frozen:
+    if not backbone.frozen:
         return data
     dataset = FeatureDataset(data.evaluation.dataset.select_columns(["id", "label"]), torch.from_numpy(features))
     return replace(data, training=dataset, evaluation=dataset, workers=0)

@@ -25,7 +25,9 @@ from creature.training.train_data import eval_transform
 def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, learner: Learner, folder: Path) -> None:
     """Write config and result of the epoch that is used into a trained fold's folder; delete what it needs no more."""
     _, std = mean_and_std(recipe.backbone.name, recipe.images.normalize)
-    config = timm_config(learner.saved_model, folds.class_names, eval_transform(recipe), std=std)
+    config = timm_config(
+        learner.saved_model, folds.class_names, eval_transform(recipe.images, recipe.backbone.name), std=std
+    )
     result = {
         **_describe(recipe, folds, learner, folder=folder),
         "recipe": recipe.identity(),

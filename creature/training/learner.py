@@ -94,7 +94,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
     normalize = normalize.to(accelerator.device)
     rows = np.flatnonzero(~data.folds.held_out(fold))
     if fold == recipe.train_folds[0]:
-        _warn_of_parameters(recipe, network)
+        _warn_of_parameters(network, recipe.folds.members, recipe.parameters_limit)
     counts = np.bincount(data.folds.labels[rows], minlength=classes)
     return Learner(
         model=model,
@@ -136,10 +136,9 @@ def start_at_probe(learner: Learner, data: TrainData) -> None:
     learner.state.start = score_classifier(learner.network, data.features[held_out], labels[held_out])
 
 
-def _warn_of_parameters(recipe: Recipe, model: nn.Module) -> None:
+def _warn_of_parameters(model: nn.Module, members: int, limit: float | None) -> None:
     """Warn where the members of the ensemble together exceed the recipe's parameters_limit."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    members, limit = recipe.folds.members, recipe.parameters_limit
     if limit and members * parameters > limit:
         warn(
             f"parameters_limit: {members} members of {parameters / 1e6:.1f} M parameters are "

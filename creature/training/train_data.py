@@ -1,6 +1,7 @@
 """What a run is trained on: its images, their folds, and how training and evaluation transform them. N rows."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from creature.data.scan import refuse_bad, scan_images
 from creature.data.sources import SourceFormat
 from creature.device import usable_cores
 from creature.errors import UserError
-from creature.recipe import Images, Recipe
+from creature.recipe import Augment, Folds, Images, Recipe
 from creature.storage import file_hash
 from creature.training.backbone import mean_and_std, reach_weights
 from creature.training.partition import has_rows, make_folds, warn_of_holdout_copies
@@ -55,16 +56,17 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
 
     Raises UserError where a fold to train exists and `resume` was not asked for.
     """
-    _refuse_existing(recipe, out, resume)
+    if not resume:
+        _refuse_existing(out, recipe.train_folds)
     hashes = _check_run(recipe, out, resume) if accelerator.is_main_process else {}
     images = recipe.images
     columns = SourceFormat(images.image_column, images.label_column, images.labels, group=recipe.folds.group)
     dataset = read_images([*images.train, *images.validation], columns, _field(images))
-    transform = eval_transform(recipe)
+    transform = eval_transform(images, recipe.backbone.name)
     shared: list[Any] = [None]
     if accelerator.is_main_process:
         checked = _check_images(recipe, out, dataset, transform=transform, hashes=hashes)
-        say(f"{out}: {_describe(recipe, checked.folds)}, on {accelerator.device}")
+        say(f"{out}: {_describe(recipe.folds, checked.folds)}, on {accelerator.device}")
         if images.cache != "off":
             say(f"images.cache: {describe_cache(images.cache, checked.cache)}")
         shared = [checked]
@@ -73,7 +75,7 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
     checked = shared[0]
     dataset = dataset if len(checked.rows) == len(dataset) else dataset.select(checked.rows)
     pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
-    augmentations = epoch_augmentations(recipe)
+    augmentations = epoch_augmentations(recipe.augment, images.size, recipe.schedule.epochs)
     if checked.cache is None:
         training = ImageDataset(dataset, *augmentations, seed=recipe.seed)
         evaluation = ImageDataset(dataset, exact_transform(transform))
@@ -89,10 +91,9 @@ def _field(images: Images) -> str:
     return "images.train and images.validation" if images.validation else "images.train"
 
 
-def _refuse_existing(recipe: Recipe, out: Path, resume: bool) -> None:
-    folders = [out / f"fold-{fold}" for fold in recipe.train_folds]
-    begun = [folder for folder in folders if fold_state(folder) != "missing"]
-    if begun and not resume:
+def _refuse_existing(out: Path, folds: Sequence[int]) -> None:
+    begun = [folder for fold in folds if fold_state(folder := out / f"fold-{fold}") != "missing"]
+    if begun:
         raise UserError(
             f"{begun[0]} exists and is never overwritten; --resume goes on with it, "
             "--out DIR or another name starts a new run"
@@ -101,7 +102,7 @@ def _refuse_existing(recipe: Recipe, out: Path, resume: bool) -> None:
 
 def _check_run(recipe: Recipe, out: Path, resume: bool) -> dict[str, str | None]:
     """Refuse a changed recipe, or weights that cannot be fetched, before the images are read; gives hash_contents."""
-    hashes = hash_contents(recipe)
+    hashes = hash_contents(recipe.backbone.weights, recipe.loss.teacher)
     if (workers := recipe.images.workers) > (cores := usable_cores()):
         warn(
             f"images.workers: should be at most the cores that may be used, {cores}, got {workers}; more save no time, "
@@ -137,18 +138,17 @@ def _check_images(
     return CheckedImages(good, share_folds(out, folds), scan.cache)
 
 
-def _describe(recipe: Recipe, folds: FoldTable) -> str:
-    count = recipe.folds.count
-    repeats = f", drawn {recipe.folds.repeats} times" if recipe.folds.repeats > 1 else ""
-    return f"{len(folds.ids)} images of {len(folds.class_names)} classes, {count} fold{'s' * (count > 1)}{repeats}"
+def _describe(settings: Folds, folds: FoldTable) -> str:
+    drawn = f"{settings.count} fold{'s' * (settings.count > 1)}"
+    repeats = f", drawn {settings.repeats} times" if settings.repeats > 1 else ""
+    return f"{len(folds.ids)} images of {len(folds.class_names)} classes, {drawn}{repeats}"
 
 
-def hash_contents(recipe: Recipe) -> dict[str, str | None]:
+def hash_contents(weights: str | None, teacher: str | None) -> dict[str, str | None]:
     """Hashes of files that a training's result rests on: the starting weights, the teacher's held-out predictions.
 
     Raises UserError for a teacher without predictions.
     """
-    weights, teacher = recipe.backbone.weights, recipe.loss.teacher
     predictions = sorted(Path(teacher).glob("fold-*/held_out.safetensors")) if teacher else []
     if teacher and not predictions:
         raise UserError(f"loss.teacher: {teacher} is no run with a finished fold; train it, or set it to null")
@@ -159,15 +159,14 @@ def hash_contents(recipe: Recipe) -> dict[str, str | None]:
     }
 
 
-def eval_transform(recipe: Recipe) -> EvalTransform:
+def eval_transform(images: Images, backbone: str) -> EvalTransform:
     """How held-out and new images become pixels."""
-    images = recipe.images
-    mean, _ = mean_and_std(recipe.backbone.name, images.normalize)
+    mean, _ = mean_and_std(backbone, images.normalize)
     return EvalTransform(images.size, images.crop_mode, mean)
 
 
-def epoch_augmentations(recipe: Recipe) -> list[Augmentation]:
-    """The augmentation of each epoch: its size grows with augment.sizes."""
-    sizes, epochs = recipe.augment.sizes or (recipe.images.size,), recipe.schedule.epochs
-    by_size = {size: training_augmentation(size, recipe.augment) for size in sizes}
+def epoch_augmentations(augment: Augment, size: int, epochs: int) -> list[Augmentation]:
+    """The augmentation of each epoch: its size is `size`, or grows with augment.sizes."""
+    sizes = augment.sizes or (size,)
+    by_size = {size: training_augmentation(size, augment) for size in sizes}
     return [by_size[sizes[epoch * len(sizes) // epochs]] for epoch in range(epochs)]

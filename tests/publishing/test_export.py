@@ -320,7 +320,7 @@ def test_a_selected_epoch_is_marked_on_the_card(tiny, tmp_path):
     ],
 )
 def test_the_base_model_is_what_training_began_with(tiny, settings, name):
-    assert base_model(load_recipe(tiny, settings)) == name
+    assert base_model(load_recipe(tiny, settings).backbone) == name
 
 
 def test_an_exported_folder_predicts_and_names_its_members(built):

@@ -85,7 +85,7 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
     recipe = load_recipe(path, settings)
     accelerator = start_accelerator(recipe, tmp_path / "run")
     data = prepare_data(accelerator, recipe, tmp_path / "run", resume=False)
-    data = add_features(accelerator, recipe, data) if frozen else data
+    data = add_features(accelerator, data, recipe.backbone, images=recipe.images) if frozen else data
     learner = build_learner(accelerator, recipe, data, fold=0)
     learner.model = accelerator.prepare(learner.model)
     rows = (~data.folds.held_out(0)).nonzero()[0][:2]
