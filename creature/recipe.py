@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator  # guard: light-schema
+from pydantic import BaseModel, ConfigDict, Field, model_validator  # guard: light-schema
 
 # Spellings of earlier versions, which recipe files and --set still may use; a group's name never changed.
 OLDER_KEYS = {
@@ -19,124 +19,74 @@ OLDER_KEYS = {
 }
 
 # Marks a setting that does not change a run's result, and so is not part of its identity.
-NOT_IN_IDENTITY: dict[str, JsonValue] = {"identity": False}
+NOT_IN_IDENTITY = Field(json_schema_extra={"identity": False})
 
-Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=16, le=2048)]  # of a square input, in pixels
 FoldIndex = Annotated[int, Field(ge=0)]
 
 
-class _Settings(BaseModel):
+def _join_lines(schema: dict[str, Any]) -> None:
+    """Make each setting's description one line again, which its docstring may have wrapped."""
+    for setting in schema["properties"].values():
+        if "description" in setting:
+            setting["description"] = " ".join(setting["description"].split())
+
+
+class _Settings(BaseModel, use_attribute_docstrings=True, json_schema_extra=_join_lines):
+    """Settings, each with its description as the docstring below it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)  # guard: strict-schema
 
 
 class Images(_Settings):
     """Where the images are, and how they are read and preprocessed."""
 
-    train: tuple[str, ...] = Field(
-        min_length=1,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description=(
-            "training images: folders with one subfolder per class, .parquet or .arrow files, or "
-            "hub:USER/DATASET:SPLIT; several sources are pooled"
-        ),
-    )
-    validation: tuple[str, ...] = Field(
-        default=(),
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="held-out images for folds.count 1; with more folds each fold holds out its own",
-    )
-    holdout: tuple[str, ...] = Field(
-        default=(),
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="labelled images that no fold trains on; ensemble.py scores the ensemble on them",
-    )
-    labels: str | None = Field(
-        default=None,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="CSV file with columns image and label, for flat folders without class subfolders",
-    )
-    image_column: str = Field(
-        default="image", description="name of the image column in Parquet, Arrow and Hub datasets"
-    )
-    label_column: str = Field(
-        default="label", description="name of the label column in Parquet, Arrow and Hub datasets, and in images.labels"
-    )
-    size: Side = Field(
-        default=224,
-        description="side of the square model input, in pixels; training may use others (augment.sizes)",
-    )
-    crop_mode: Literal["squash", "center", "border"] = Field(
-        default="squash",
-        description=(
-            "how evaluation makes an image square: squash resizes both sides and distorts, center crops the middle, "
-            "border pads with the mean colour"
-        ),
-    )
-    normalize: Literal["none", "imagenet", "backbone"] = Field(
-        default="backbone",
-        description=(
-            "mean and standard deviation of the input channels: none keeps values in [0, 1], imagenet uses ImageNet's, "
-            "backbone those of its pretraining"
-        ),
-    )
-    max_bad: int | None = Field(
-        default=None,
-        ge=0,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="number of unreadable images above which the run stops; null: the larger of 3 and 1 % of all",
-    )
-    cache: Literal["off", "auto", "memory", "disk"] = Field(
-        default="off",
-        description=(
-            "keep decoded images for all folds, epochs and runs, at 8/7 of the input size, which slightly blurs the "
-            "smallest random crops; evaluation is not affected; auto: disk if it takes at most 16 GiB, else off"
-        ),
-    )
-    workers: int = Field(
-        default=2,
-        ge=0,
-        le=128,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="number of worker processes that decode and augment; 0: in the main process",
-    )
+    train: Annotated[tuple[str, ...], NOT_IN_IDENTITY] = Field(min_length=1)
+    """training images: folders with one subfolder per class, .parquet or .arrow files, or hub:USER/DATASET:SPLIT;
+    several sources are pooled"""
+    validation: Annotated[tuple[str, ...], NOT_IN_IDENTITY] = ()
+    """held-out images for folds.count 1; with more folds each fold holds out its own"""
+    holdout: Annotated[tuple[str, ...], NOT_IN_IDENTITY] = ()
+    """labelled images that no fold trains on; ensemble.py scores the ensemble on them"""
+    labels: Annotated[str | None, NOT_IN_IDENTITY] = None
+    """CSV file with columns image and label, for flat folders without class subfolders"""
+    image_column: str = "image"
+    """name of the image column in Parquet, Arrow and Hub datasets"""
+    label_column: str = "label"
+    """name of the label column in Parquet, Arrow and Hub datasets, and in images.labels"""
+    size: Side = 224
+    """side of the square model input, in pixels; training may use others (augment.sizes)"""
+    crop_mode: Literal["squash", "center", "border"] = "squash"
+    """how evaluation makes an image square: squash resizes both sides and distorts, center crops the middle, border
+    pads with the mean colour"""
+    normalize: Literal["none", "imagenet", "backbone"] = "backbone"
+    """mean and standard deviation of the input channels: none keeps values in [0, 1], imagenet uses ImageNet's,
+    backbone those of its pretraining"""
+    max_bad: Annotated[int | None, NOT_IN_IDENTITY] = Field(default=None, ge=0)
+    """number of unreadable images above which the run stops; null: the larger of 3 and 1 % of all"""
+    cache: Literal["off", "auto", "memory", "disk"] = "off"
+    """keep decoded images for all folds, epochs and runs, at 8/7 of the input size, which slightly blurs the smallest
+    random crops; evaluation is not affected; auto: disk if it takes at most 16 GiB, else off"""
+    workers: Annotated[int, NOT_IN_IDENTITY] = Field(default=2, ge=0, le=128)
+    """number of worker processes that decode and augment; 0: in the main process"""
 
 
 class Folds(_Settings):
     """How the images are split for cross-validation."""
 
-    count: int = Field(
-        default=5,
-        ge=1,
-        le=100,
-        description="number of folds K; 1: a single model, evaluated on images.validation",
-    )
-    repeats: int = Field(
-        default=1,
-        ge=1,
-        le=20,
-        description=(
-            "number of times R that the images are split into K folds anew, for R x K members; R of them have never "
-            "seen a given image, so their ensemble is scored without a holdout"
-        ),
-    )
-    train: tuple[FoldIndex, ...] | None = Field(
-        default=None,
-        min_length=1,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="indices of the folds to train now, counted from 0; null: all",
-    )
-    seed: int = Field(
-        default=0, ge=0, lt=2**32, description="random seed of the split; runs can only be combined if it is the same"
-    )
-    group: str | None = Field(
-        default=None,
-        description=(
-            "keep related images in one fold, such as those of one site or animal: the name of a column, or a regular "
-            "expression with one (group), searched in each image's id"
-        ),
-    )
+    count: int = Field(default=5, ge=1, le=100)
+    """number of folds K; 1: a single model, evaluated on images.validation"""
+    repeats: int = Field(default=1, ge=1, le=20)
+    """number of times R that the images are split into K folds anew, for R x K members; R of them have never seen a
+    given image, so their ensemble is scored without a holdout"""
+    train: Annotated[tuple[FoldIndex, ...] | None, NOT_IN_IDENTITY] = Field(default=None, min_length=1)
+    """indices of the folds to train now, counted from 0; null: all"""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """random seed of the split; runs can only be combined if it is the same"""
+    group: str | None = None
+    """keep related images in one fold, such as those of one site or animal: the name of a column, or a regular
+    expression with one (group), searched in each image's id"""
 
     @property
     def members(self) -> int:
@@ -147,172 +97,106 @@ class Folds(_Settings):
 class Backbone(_Settings):
     """The network that is fine-tuned."""
 
-    name: str = Field(
-        description="name of a timm model, with the tag of its pretraining, such as resnext101_64x4d.tv_in1k"
-    )
-    pretrained: bool = Field(
-        default=True,
-        description="start from timm's pretrained weights (the Hub, or the local cache); false: from random weights",
-    )
-    weights: str | None = Field(
-        default=None,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="start from this .safetensors file instead; the run is bound to the file's content, not its path",
-    )
-    head_start: Literal["none", "probe"] = Field(
-        default="none",
-        description=(
-            "initial weights of the new classifier: none, zeros; probe, a logistic regression fitted on features of "
-            "the pretrained backbone for the fold's training images"
-        ),
-    )
-    drop_path: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="stochastic depth: probability of skipping the deepest block; it falls linearly towards the input",
-    )
-    frozen: bool = Field(
-        default=False,
-        description=(
-            "train only the classifier, on features of the unaugmented images, computed once for all folds and epochs"
-        ),
-    )
-    freeze_batch_stats: bool = Field(
-        default=False, description="keep BatchNorm's running mean and variance as they were pretrained"
-    )
-    sync_batchnorm: bool = Field(
-        default=False, description="compute BatchNorm statistics over all GPUs instead of on each"
-    )
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass: less memory, steps about 30 % longer"
-    )
-    channels_last: bool = Field(
-        default=True, description="store images and activations as NHWC, which convolutions prefer"
-    )
-    compile: bool = Field(
-        default=False,
-        description=(
-            "use torch.compile for training, which costs about a minute at the start of each fold; on a CPU, steps "
-            "were between 3 % shorter and 13 % longer, depending on the network; not measured on a GPU"
-        ),
-    )
+    name: str
+    """name of a timm model, with the tag of its pretraining, such as resnext101_64x4d.tv_in1k"""
+    pretrained: bool = True
+    """start from timm's pretrained weights (the Hub, or the local cache); false: from random weights"""
+    weights: Annotated[str | None, NOT_IN_IDENTITY] = None
+    """start from this .safetensors file instead; the run is bound to the file's content, not its path"""
+    head_start: Literal["none", "probe"] = "none"
+    """initial weights of the new classifier: none, zeros; probe, a logistic regression fitted on features of the
+    pretrained backbone for the fold's training images"""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """stochastic depth: probability of skipping the deepest block; it falls linearly towards the input"""
+    frozen: bool = False
+    """train only the classifier, on features of the unaugmented images, computed once for all folds and epochs"""
+    freeze_batch_stats: bool = False
+    """keep BatchNorm's running mean and variance as they were pretrained"""
+    sync_batchnorm: bool = False
+    """compute BatchNorm statistics over all GPUs instead of on each"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, steps about 30 % longer"""
+    channels_last: bool = True
+    """store images and activations as NHWC, which convolutions prefer"""
+    compile: bool = False
+    """use torch.compile for training, which costs about a minute at the start of each fold; on a CPU, steps were
+    between 3 % shorter and 13 % longer, depending on the network; not measured on a GPU"""
 
 
 class Augment(_Settings):
     """Random augmentation of training images; held-out images are never augmented."""
 
-    crop_scale: tuple[Fraction, Fraction] = Field(
-        default=(0.08, 1.0),
-        description="[smallest, largest] area of a random resized crop, as a fraction of the image's area",
-    )
-    flip: Probability = Field(default=0.5, description="probability of a horizontal flip")
-    rotation: float = Field(
-        default=0.0, ge=0, le=180, description="largest random rotation in either direction, in degrees"
-    )
-    policy: Literal["none", "rand_augment", "trivial_augment"] = Field(
-        default="none", description="automatic augmentation policy: RandAugment or TrivialAugment"
-    )
-    random_erasing: Probability = Field(
-        default=0.0, description="probability that a random rectangle of the image is blacked out"
-    )
-    mix: Literal["none", "mixup", "cutmix", "mixup_or_cutmix"] = Field(
-        default="none",
-        description="mix pairs of images, and their labels, within a batch; mixup_or_cutmix picks one for each batch",
-    )
-    mix_alpha: float = Field(
-        default=1.0, gt=0, description="the mixing proportion of each batch is drawn from Beta(alpha, alpha)"
-    )
-    sizes: tuple[Side, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description=(
-            "sides of the training images in pixels, each used for an equal share of the epochs, in this order; null: "
-            "images.size throughout"
-        ),
-    )
+    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    """[smallest, largest] area of a random resized crop, as a fraction of the image's area"""
+    flip: Fraction = 0.5
+    """probability of a horizontal flip"""
+    rotation: float = Field(default=0.0, ge=0, le=180)
+    """largest random rotation in either direction, in degrees"""
+    policy: Literal["none", "rand_augment", "trivial_augment"] = "none"
+    """automatic augmentation policy: RandAugment or TrivialAugment"""
+    random_erasing: Fraction = 0.0
+    """probability that a random rectangle of the image is blacked out"""
+    mix: Literal["none", "mixup", "cutmix", "mixup_or_cutmix"] = "none"
+    """mix pairs of images, and their labels, within a batch; mixup_or_cutmix picks one for each batch"""
+    mix_alpha: float = Field(default=1.0, gt=0)
+    """the mixing proportion of each batch is drawn from Beta(alpha, alpha)"""
+    sizes: tuple[Side, ...] | None = Field(default=None, min_length=1)
+    """sides of the training images in pixels, each used for an equal share of the epochs, in this order; null:
+    images.size throughout"""
 
 
 class Loss(_Settings):
     """What is minimized."""
 
-    name: Literal["cross_entropy", "focal"] = Field(
-        default="cross_entropy",
-        description="cross-entropy, or focal loss, which weighs an image less the more confident the model is",
-    )
-    gamma: float = Field(
-        default=2.0, ge=0, le=10, description="focusing exponent of the focal loss; 0 equals cross-entropy"
-    )
-    smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="label smoothing: probability mass that is spread over all classes"
-    )
-    balance: Literal["none", "sqrt", "inverse", "logit_adjust"] = Field(
-        default="none",
-        description=(
-            "for rare classes: sqrt and inverse weigh an image by the inverse square root, or the inverse, of its "
-            "class's size; logit_adjust adds the log of the class's frequency to the training logits"
-        ),
-    )
-    teacher: str | None = Field(
-        default=None,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description=(
-            "distillation: the folder of a finished run on the same images; half of each target is the label, half the "
-            "prediction of the run's members that never saw the image; the run is bound to these predictions"
-        ),
-    )
+    name: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """cross-entropy, or focal loss, which weighs an image less the more confident the model is"""
+    gamma: float = Field(default=2.0, ge=0, le=10)
+    """focusing exponent of the focal loss; 0 equals cross-entropy"""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """label smoothing: probability mass that is spread over all classes"""
+    balance: Literal["none", "sqrt", "inverse", "logit_adjust"] = "none"
+    """for rare classes: sqrt and inverse weigh an image by the inverse square root, or the inverse, of its class's
+    size; logit_adjust adds the log of the class's frequency to the training logits"""
+    teacher: Annotated[str | None, NOT_IN_IDENTITY] = None
+    """distillation: the folder of a finished run on the same images; half of each target is the label, half the
+    prediction of the run's members that never saw the image; the run is bound to these predictions"""
 
 
 class Optimizer(_Settings):
     """How the weights are updated."""
 
-    name: Literal["adamw", "sgd"] = Field(default="adamw", description="AdamW, or SGD with Nesterov momentum 0.9")
-    lr: float = Field(default=1e-4, gt=0, description="peak learning rate; schedule says how it changes")
-    weight_decay: float = Field(
-        default=0.01, ge=0, description="weight decay coefficient; decoupled in AdamW, an L2 penalty in SGD"
-    )
-    decay_norms: bool = Field(default=False, description="apply weight decay to normalization layers and biases, too")
-    clip_norm: float | None = Field(
-        default=None,
-        gt=0,
-        description="largest L2 norm of the whole gradient; a larger one is scaled down; null: no limit",
-    )
-    layer_decay: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="learning rate of each layer, as a fraction of the next layer's",
-    )
-    ema_decay: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description=(
-            "decay per step of the exponential moving average (EMA) of weights and BatchNorm statistics, which is then "
-            "what is evaluated and saved; it is smaller during the first steps; null: no average"
-        ),
-    )
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum 0.9"""
+    lr: float = Field(default=1e-4, gt=0)
+    """peak learning rate; schedule says how it changes"""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """weight decay coefficient; decoupled in AdamW, an L2 penalty in SGD"""
+    decay_norms: bool = False
+    """apply weight decay to normalization layers and biases, too"""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """largest L2 norm of the whole gradient; a larger one is scaled down; null: no limit"""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """learning rate of each layer, as a fraction of the next layer's"""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """decay per step of the exponential moving average (EMA) of weights and BatchNorm statistics, which is then what is
+    evaluated and saved; it is smaller during the first steps; null: no average"""
 
 
 class Schedule(_Settings):
     """The learning rate over the epochs."""
 
-    name: Literal["cosine", "cosine_warm_restarts", "constant"] = Field(
-        default="cosine", description="shape of the learning rate after the warm-up"
-    )
-    epochs: int = Field(default=10, ge=1, le=100_000, description="number of passes over the training images")
-    warmup_epochs: float = Field(
-        default=0.0, ge=0, description="epochs, fractions allowed, in which the learning rate rises linearly from zero"
-    )
-    restart_epochs: int = Field(
-        default=10, ge=1, le=100_000, description="cosine_warm_restarts: length of the first cycle, in epochs"
-    )
-    restart_factor: int = Field(
-        default=2, ge=1, le=1000, description="cosine_warm_restarts: each cycle is this many times as long as the last"
-    )
-    update: Literal["step", "epoch"] = Field(
-        default="step", description="whether the learning rate changes at every step, or once per epoch"
-    )
+    name: Literal["cosine", "cosine_warm_restarts", "constant"] = "cosine"
+    """shape of the learning rate after the warm-up"""
+    epochs: int = Field(default=10, ge=1, le=100_000)
+    """number of passes over the training images"""
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """epochs, fractions allowed, in which the learning rate rises linearly from zero"""
+    restart_epochs: int = Field(default=10, ge=1, le=100_000)
+    """cosine_warm_restarts: length of the first cycle, in epochs"""
+    restart_factor: int = Field(default=2, ge=1, le=1000)
+    """cosine_warm_restarts: each cycle is this many times as long as the last"""
+    update: Literal["step", "epoch"] = "step"
+    """whether the learning rate changes at every step, or once per epoch"""
 
     def cycle_ends(self) -> list[int]:
         """Epochs after which a cycle of cosine_warm_restarts ends, up to the first one at or after the last epoch."""
@@ -327,39 +211,22 @@ class Schedule(_Settings):
 class Checkpoint(_Settings):
     """Which weights of a fold are kept, and how often a training can be resumed."""
 
-    select: Literal["last", "best"] = Field(
-        default="last",
-        description=(
-            "epoch whose weights are used: the last, or the one with the best held-out accuracy, whose score is "
-            "optimistic and therefore marked `selected`"
-        ),
-    )
-    every_epochs: int | None = Field(
-        default=None,
-        ge=1,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="also keep the weights of every n-th epoch; null: only those of the last and the best",
-    )
-    every_minutes: float = Field(
-        default=10.0,
-        ge=0,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="minutes between resume points within an epoch; 0: at every step; each epoch's end has one anyway",
-    )
+    select: Literal["last", "best"] = "last"
+    """epoch whose weights are used: the last, or the one with the best held-out accuracy, whose score is optimistic and
+    therefore marked `selected`"""
+    every_epochs: Annotated[int | None, NOT_IN_IDENTITY] = Field(default=None, ge=1)
+    """also keep the weights of every n-th epoch; null: only those of the last and the best"""
+    every_minutes: Annotated[float, NOT_IN_IDENTITY] = Field(default=10.0, ge=0)
+    """minutes between resume points within an epoch; 0: at every step; each epoch's end has one anyway"""
 
 
 class Recipe(_Settings):
     """All settings of one training; a run's recipe.yaml holds them."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        max_length=100,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="name of the run; its folder is runs/NAME unless --out says otherwise",
-    )
-    seed: int = Field(
-        default=0, ge=0, lt=2**32, description="random seed of initial weights, image order, augmentation and mixing"
-    )
+    name: Annotated[str, NOT_IN_IDENTITY] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """name of the run; its folder is runs/NAME unless --out says otherwise"""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """random seed of initial weights, image order, augmentation and mixing"""
     images: Images
     folds: Folds = Folds()
     backbone: Backbone
@@ -367,35 +234,20 @@ class Recipe(_Settings):
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    batch_size: int = Field(
-        default=64, ge=1, le=1_000_000, description="number of images per optimizer step, over all processes together"
-    )
-    gradient_accumulation_steps: int = Field(
-        default=1,
-        ge=1,
-        description=(
-            "number of micro-batches in which each process computes its share of batch_size, to save memory; the batch "
-            "size stays the same"
-        ),
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="floating-point format of the forward and backward pass; weights stay fp32"
-    )
-    device: Literal["auto", "cpu"] = Field(
-        default="auto", json_schema_extra=NOT_IN_IDENTITY, description="auto: a GPU if there is one, else the CPU"
-    )
-    parameters_limit: int | None = Field(
-        default=None,
-        ge=1,
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="warn if the models of all folds together have more parameters than this; null: no limit",
-    )
+    batch_size: int = Field(default=64, ge=1, le=1_000_000)
+    """number of images per optimizer step, over all processes together"""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """number of micro-batches in which each process computes its share of batch_size, to save memory; the batch size
+    stays the same"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """floating-point format of the forward and backward pass; weights stay fp32"""
+    device: Annotated[Literal["auto", "cpu"], NOT_IN_IDENTITY] = "auto"
+    """auto: a GPU if there is one, else the CPU"""
+    parameters_limit: Annotated[int | None, NOT_IN_IDENTITY] = Field(default=None, ge=1)
+    """warn if the models of all folds together have more parameters than this; null: no limit"""
     checkpoint: Checkpoint = Checkpoint()
-    tracking: tuple[str, ...] = Field(
-        default=(),
-        json_schema_extra=NOT_IN_IDENTITY,
-        description="experiment trackers of Accelerate to log to, such as tensorboard and wandb",
-    )
+    tracking: Annotated[tuple[str, ...], NOT_IN_IDENTITY] = ()
+    """experiment trackers of Accelerate to log to, such as tensorboard and wandb"""
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Recipe":
