@@ -21,6 +21,7 @@ from creature.data.decode import Decoded, Encoded
 from creature.recipe import Augment
 
 Augmentation = Callable[[Encoded | Decoded, int], torch.Tensor]
+Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 _GENERATOR_LOCK = threading.Lock()
 
@@ -152,7 +153,7 @@ def _resize_within(image: Image.Image, box: Box, size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BILINEAR, box))).permute(2, 0, 1)
 
 
-def make_mix(augment: Augment, classes: int) -> Callable[[torch.Tensor, torch.Tensor], Any] | None:
+def make_mix(augment: Augment, classes: int) -> Mix | None:
     """MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or either: pixels, labels (B,) -> pixels, targets (B, K)."""
     mixup = v2.MixUp(alpha=augment.mix_alpha, num_classes=classes)
     cutmix = v2.CutMix(alpha=augment.mix_alpha, num_classes=classes)

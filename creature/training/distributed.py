@@ -66,11 +66,6 @@ def _check_trackers(tracking: Sequence[str]) -> None:
         )
 
 
-def launched_processes() -> int:
-    """How many processes the launcher has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def restarts() -> int:
     """How often the launcher (torch elastic) has started these processes again after one of them was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -104,9 +99,9 @@ def check_processes(accelerator: Accelerator) -> None:
             f"{accelerator.distributed_type.value}: shards of weights are no checkpoint that timm can load, and these "
             "models fit on one GPU; launch with --multi_gpu"
         )
-    if launched_processes() != accelerator.num_processes:
+    if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != accelerator.num_processes:
         raise UserError(
-            f"the launcher started {launched_processes()} processes, but Accelerate sees {accelerator.num_processes}; "
+            f"the launcher started {launched} processes, but Accelerate sees {accelerator.num_processes}; "
             "on CPUs use\nACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m creature train ..."
         )
 

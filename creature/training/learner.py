@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.console import warn
-from creature.data.augment import make_mix
+from creature.data.augment import Mix, make_mix
 from creature.data.loader import derive_seed, epoch_batches
 from creature.metrics.accuracy import Count
 from creature.recipe import Recipe
@@ -25,8 +25,6 @@ from creature.training.schedule import lr_factor
 from creature.training.train_data import TrainData
 from creature.training.training_state import EpochResult, TrainingState
 
-PrepareBatch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
 
 @dataclass
 class Learner:
@@ -37,7 +35,7 @@ class Learner:
     ema: ModelEmaV3 | None  # moving average of the network's weights and statistics
     optimizer: torch.optim.Optimizer
     normalize: nn.Module  # of pixels; what a frozen backbone made of them needs none
-    prepare_batch: PrepareBatch
+    mix: Mix | None
     row_loss: RowLoss
     seed: int
     fold: int
@@ -102,7 +100,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
         ema=ema,
         optimizer=build_optimizer(parameter_groups(model, optimizer), optimizer),
         normalize=normalize,
-        prepare_batch=_make_prepare_batch(normalize, make_mix(recipe.augment, classes)),
+        mix=make_mix(recipe.augment, classes),
         row_loss=make_loss(recipe.loss, counts.tolist(), accelerator.device),
         seed=recipe.seed,
         fold=fold,
@@ -114,15 +112,6 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
         freeze_batch_stats=backbone.freeze_batch_stats,
         save_minutes=recipe.checkpoint.every_minutes,
     )
-
-
-def _make_prepare_batch(normalize: nn.Module, mix: PrepareBatch | None) -> PrepareBatch:
-    """uint8 pixels and labels (B,) or (B, K) -> the network's input, and labels or mixed targets (B, K)."""
-
-    def prepare_batch(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return mix(normalize(pixels), labels) if mix else (normalize(pixels), labels)
-
-    return prepare_batch
 
 
 def start_at_probe(learner: Learner, data: TrainData) -> None:

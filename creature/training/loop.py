@@ -39,14 +39,9 @@ class StepResult:
     stop: bool  # a process asks to stop
     save: bool  # a process asks for a resume point
 
-    @staticmethod
-    def pack(*, loss: torch.Tensor, taken: torch.Tensor, stop: torch.Tensor, save: torch.Tensor) -> torch.Tensor:
-        """Scalars as one tensor (4,) on the device, which the host need not wait for."""
-        return torch.stack([loss, taken, stop, save])
-
     @classmethod
     def unpack(cls, packed: Sequence[torch.Tensor]) -> list[Self]:
-        """Results of several steps, for which the host waits once."""
+        """Results of several steps, of four scalars each, for which the host waits once."""
         rows = torch.stack(list(packed)).tolist()
         return [cls(loss, bool(taken), bool(stop), bool(save)) for loss, taken, stop, save in rows]
 
@@ -164,7 +159,7 @@ def train_step(
     stop: bool = False,
     save: bool = False,
 ) -> torch.Tensor:
-    """One optimizer step on this process's share of a global batch of `size` rows; gives a packed StepResult.
+    """One optimizer step on this process's share of a global batch of `size` rows; gives a StepResult's fields (4,).
 
     A process without a row of its own gets a borrowed one, which weighs nothing: every process must take part in the
     gradient's exchange. The share is computed in micro-batches, to save memory. All processes decide alike whether the
@@ -202,7 +197,7 @@ def train_step(
     if scaler:  # an overflow is the scaler's affair, which lowers its factor
         scaler.update()
         taken = loss.isfinite()
-    return StepResult.pack(loss=loss, taken=taken, stop=stops, save=saves)
+    return torch.stack([loss, taken, stops, saves])  # on the device: the host need not wait
 
 
 def _check_readable(batch: Batch) -> None:
@@ -236,8 +231,10 @@ def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, *, weigh
     micro_batches = zip(batch.pixels.tensor_split(count), batch.labels.tensor_split(count), strict=True)
     total = torch.zeros((), device=accelerator.device)
     for number, (pixels, labels) in enumerate(micro_batches, 1):
-        pixels = pixels.to(accelerator.device, non_blocking=True)
-        inputs, targets = learner.prepare_batch(pixels, labels.to(accelerator.device, non_blocking=True))
+        inputs = learner.normalize(pixels.to(accelerator.device, non_blocking=True))
+        targets = labels.to(accelerator.device, non_blocking=True)
+        if learner.mix:
+            inputs, targets = learner.mix(inputs, targets)
         with nullcontext() if number == count else accelerator.no_sync(learner.model):
             loss = learner.row_loss(learner.model(inputs), targets).sum() * weight
             # DDP takes the mean of the processes' gradients; the loss is a sum over them.

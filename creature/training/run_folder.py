@@ -31,7 +31,7 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
     UserError where a setting or a file differs.
     """
     run.mkdir(parents=True, exist_ok=True)
-    with _locked(run / "run.lock"):
+    with FileLock(run / "run.lock"):
         saved = run / "recipe.yaml"
         if not saved.exists():
             write_json(run / "run.json", {"identity": recipe.identity(), **contents})
@@ -69,7 +69,7 @@ def contents_of(run: Path) -> dict[str, str | None]:
 
 def share_folds(run: Path, folds: FoldTable) -> FoldTable:
     """The run's fold file: created once, by whoever comes first; refused where the data is no longer the same."""
-    with _locked(run / "run.lock"):
+    with FileLock(run / "run.lock"):
         if find_folds_file(run) is None:
             write_folds(run, folds)
     saved = read_folds(run)
@@ -152,9 +152,3 @@ def _commit(git: Path) -> str | None:
         return next((line[0] for line in packed if line[1:] == [name]), None)
     except OSError:
         return None  # installed without a checkout
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with FileLock(path):
-        yield

@@ -42,15 +42,6 @@ class TrainData:
     features: torch.Tensor | None = None  # (N, D), of the backbone on its starting weights, where they are needed
 
 
-@dataclass(frozen=True)
-class CheckedImages:
-    """What the main process finds out about a run's images, and the others are told."""
-
-    rows: np.ndarray  # of the dataset that can be decoded
-    folds: FoldTable
-    cache: ImageCache | None
-
-
 def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume: bool) -> TrainData:
     """The run's folder, images and folds. The main process reads and writes; the others are told.
 
@@ -63,28 +54,28 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
     columns = SourceFormat(images.image_column, images.label_column, images.labels, group=recipe.folds.group)
     dataset = read_images([*images.train, *images.validation], columns, _field(images))
     transform = eval_transform(images, recipe.backbone.name)
-    shared: list[Any] = [None]
+    shared: list[Any] = [None, None, None]
     if accelerator.is_main_process:
-        checked = _check_images(recipe, out, dataset, transform=transform, hashes=hashes)
-        say(f"{out}: {_describe(recipe.folds, checked.folds)}, on {accelerator.device}")
+        good, folds, cache = _check_images(recipe, out, dataset, transform=transform, hashes=hashes)
+        say(f"{out}: {_describe(recipe.folds, folds)}, on {accelerator.device}")
         if images.cache != "off":
-            say(f"images.cache: {describe_cache(images.cache, checked.cache)}")
-        shared = [checked]
+            say(f"images.cache: {describe_cache(images.cache, cache)}")
+        shared = [good, folds, cache]
     if accelerator.num_processes > 1:
         broadcast_object_list(shared)
-    checked = shared[0]
-    dataset = dataset if len(checked.rows) == len(dataset) else dataset.select(checked.rows)
+    good, folds, cache = shared
+    dataset = dataset if len(good) == len(dataset) else dataset.select(good)
     pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
     augmentations = epoch_augmentations(recipe.augment, images.size, recipe.schedule.epochs)
-    if checked.cache is None:
+    if cache is None:
         training = ImageDataset(dataset, *augmentations, seed=recipe.seed)
         evaluation = ImageDataset(dataset, exact_transform(transform))
     else:
-        dataset, contents = dataset.select_columns(["id", "label"]), checked.folds.hashes.to_pylist()
-        copies, views = (CachedImages(checked.cache, contents, views=views) for views in (False, True))
+        dataset, contents = dataset.select_columns(["id", "label"]), folds.hashes.to_pylist()
+        copies, views = (CachedImages(cache, contents, views=views) for views in (False, True))
         training = ImageDataset(dataset, *augmentations, seed=recipe.seed, cached=copies)
         evaluation = ImageDataset(dataset, cached_transform, cached=views)
-    return TrainData(checked.folds, training, evaluation, batch_size=recipe.batch_size, workers=images.workers)
+    return TrainData(folds, training, evaluation, batch_size=recipe.batch_size, workers=images.workers)
 
 
 def _field(images: Images) -> str:
@@ -120,8 +111,11 @@ def _check_run(recipe: Recipe, out: Path, resume: bool) -> dict[str, str | None]
 
 def _check_images(
     recipe: Recipe, out: Path, dataset: Any, *, transform: EvalTransform, hashes: dict[str, str | None]
-) -> CheckedImages:
-    """Decode what is not known to be sound, and open the run with its folds: those that it has, or new ones."""
+) -> tuple[np.ndarray, FoldTable, ImageCache | None]:
+    """Decode what is not known to be sound, and open the run with its folds: those that it has, or new ones.
+
+    Gives the rows of the dataset that can be decoded, their folds and their cache.
+    """
     field, images = _field(recipe.images), recipe.images
     saved = read_folds(out) if find_folds_file(out) else None
     known = saved.hashes if saved else None
@@ -135,7 +129,7 @@ def _check_images(
         folds = make_folds(recipe, kept, table, bad={dataset[row]["id"]: reason for row, reason in scan.bad.items()})
         warn_of_holdout_copies(images, folds, table, transform=transform)
     open_run(out, recipe, hashes)  # not before: what cannot be trained with must not stay as the run's recipe
-    return CheckedImages(good, share_folds(out, folds), scan.cache)
+    return good, share_folds(out, folds), scan.cache
 
 
 def _describe(settings: Folds, folds: FoldTable) -> str:

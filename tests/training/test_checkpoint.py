@@ -115,7 +115,7 @@ def small_learner(batch_sizes: Sequence[int]) -> Learner:
         ema=None,
         optimizer=build_optimizer(parameter_groups(model, SGD), SGD),
         normalize=nn.Identity(),
-        prepare_batch=lambda pixels, labels: (pixels, labels),
+        mix=None,
         row_loss=lambda logits, _: logits.sum(1),
         seed=0,
         fold=0,
