@@ -79,20 +79,13 @@ def training_augmentation(size: int, augment: Augment) -> Augmentation:
         steps.append(v2.RandomRotation(augment.rotation))  # type: ignore[arg-type]
     if augment.policy != "none":
         steps.append(policies[augment.policy]())
-    return FullAugmentation(v2.Compose([*steps, crop, v2.PILToTensor(), erasing]))
+    return partial(_augment_in_full, v2.Compose([*steps, crop, v2.PILToTensor(), erasing]))
 
 
-@dataclass(frozen=True)
-class FullAugmentation:
-    """Steps that need the image decoded in full."""
-
-    steps: v2.Compose
-
-    def __call__(self, image: Encoded | Decoded, seed: int) -> torch.Tensor:
-        """The steps' pixels (3, size, size)."""
-        decoded = image.image()
-        with _seeded(seed):
-            return self.steps(decoded)
+def _augment_in_full(steps: v2.Compose, image: Encoded | Decoded, seed: int) -> torch.Tensor:
+    decoded = image.image()
+    with _seeded(seed):
+        return steps(decoded)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from creature.data.arrow_tables import arrow_compute, iterate_rows, store_table
 from creature.data.files import natural_key
@@ -27,7 +28,6 @@ def read_images(
     `class_names` are those of the training data; without them the sources define them. Raises UserError, led by the
     recipe's `field`, for a missing or empty source, a class too many or too few, or an image without a label.
     """
-    import pyarrow as pa
     from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
     roots = short_names(sources, field)
@@ -73,8 +73,6 @@ def column(dataset: "Dataset", name: str) -> Any:
 
 def fingerprint(ids: Any, labels: Any, hashes: Any, *, class_names: Sequence[str]) -> str:
     """Hash of a data set: class names, and each row's id, label and content."""
-    import pyarrow as pa
-
     digest = hashlib.sha256(repr(list(class_names)).encode())
     rows = pa.table({"id": ids, "label": labels, "hash": hashes}).sort_by("id")
     for some_rows in iterate_rows(rows):

@@ -3,11 +3,12 @@
 import csv
 import os
 import re
-import urllib.parse
+import sys
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from creature.console import printable, warn
 from creature.data.decode import BadImage, read
@@ -15,6 +16,7 @@ from creature.errors import UserError
 
 _KINDS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
 ENDINGS = frozenset(f".{kind}" for kind in _KINDS)
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what stands for such bytes in a path
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -28,23 +30,19 @@ def natural_key(name: str) -> tuple[Any, ...]:
 def file_id(path: str) -> str:
     """A path with / between its parts; percent-encoded where it is no UTF-8 or holds control characters."""
     path = path.replace(os.sep, "/")
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return urllib.parse.quote(os.fsencode(path), safe="/ !#$&'()*+,;=:@[]~")
-    return urllib.parse.quote(path, safe="/ !#$&'()*+,;=:@[]~") if _CONTROL.search(path) else path
+    if _NOT_UTF8.search(path) or _CONTROL.search(path):
+        return quote(path, safe="/ !#$&'()*+,;=:@[]~", errors=sys.getfilesystemencodeerrors())
+    return path
 
 
 def file_image(path: str) -> dict[str, Any]:
     """The image value of a file: its path, or its bytes where the path is no UTF-8 and no table could hold it."""
+    if not _NOT_UTF8.search(path):
+        return {"bytes": None, "path": path}
     try:
-        path.encode()
-    except UnicodeEncodeError:
-        try:
-            return {"bytes": read({"path": path}), "path": None}
-        except BadImage:
-            return {"bytes": b"", "path": None}  # keeps its row, and is listed as unreadable there
-    return {"bytes": None, "path": path}
+        return {"bytes": read({"path": path}), "path": None}
+    except BadImage:
+        return {"bytes": b"", "path": None}  # keeps its row, and is listed as unreadable there
 
 
 def walk_files(folder: str) -> Iterator[str]:

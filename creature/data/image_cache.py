@@ -82,11 +82,6 @@ class ImageCache:
                 "or set images.cache=off"
             ) from error
 
-    @property
-    def bad(self) -> dict[str, str]:
-        """Why contents cannot be decoded, by their hash."""
-        return self.index.bad
-
     def __reduce__(self) -> tuple[Any, ...]:
         return ImageCache, (self.path, self.index)
 

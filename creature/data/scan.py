@@ -13,6 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from creature.console import progress, warn
 from creature.data.arrow_tables import arrow_compute, store_table, stored_table
@@ -25,7 +26,6 @@ from creature.device import usable_cores
 from creature.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 TICK = 2 * 10**9  # nanoseconds of the coarsest clock of a file system, FAT's
@@ -36,13 +36,13 @@ ROWS_AT_ONCE = 16  # that a worker process checks
 class Scan:
     """What is known of a data set's images."""
 
-    table: "pa.Table"  # (N,): `hash` of the content and, of content whose folds are to be drawn, `sketch`
+    table: pa.Table  # (N,): `hash` of the content and, of content whose folds are to be drawn, `sketch`
     bad: dict[int, str]  # row -> why it cannot be decoded
     cache: ImageCache | None  # of all other rows, where one is wanted
 
 
 def scan_images(
-    dataset: "Dataset", known: "pa.ChunkedArray | None", title: str, *, kind: str, transform: EvalTransform
+    dataset: "Dataset", known: pa.ChunkedArray | None, title: str, *, kind: str, transform: EvalTransform
 ) -> Scan:
     """Hash, sketch and faults of each row, and a cache of the good ones where `kind` (images.cache) wants one.
 
@@ -50,8 +50,6 @@ def scan_images(
     hashes to the check. Content whose hash is in `known` was decoded before, and gets no sketch, for its folds are
     drawn. Only data without a bad row is in the index: an image's fault may be mended without a trace in its file.
     """
-    import pyarrow as pa
-
     state, caching = state_of_files(dataset), should_cache(kind, transform, len(dataset))
     table = _indexed(state, sketched=known is None)
     bad: dict[int, str] = {}
@@ -65,7 +63,7 @@ def scan_images(
         hashes = table["hash"].to_pylist()
         rows = [row for row in range(len(hashes)) if row not in bad]
         cache = open_cache(kind, dataset, hashes, rows=rows, transform=transform, title=title)
-        bad |= {row: cache.bad[content] for row, content in enumerate(hashes) if content in cache.bad}
+        bad |= {row: cache.index.bad[content] for row, content in enumerate(hashes) if content in cache.index.bad}
         if sketches is not None:
             _sketch_copies(cache, hashes, bad, sketches=sketches)
     if sketches is not None:
@@ -80,7 +78,7 @@ def _index_name(state: str, sketched: bool) -> str:
     return f"{state}-sketched" if sketched else state
 
 
-def _indexed(state: str, sketched: bool) -> "pa.Table | None":
+def _indexed(state: str, sketched: bool) -> pa.Table | None:
     """The index's rows for files in this state, if it has them; with sketches, where they must be."""
     table = stored_table(_index_name(state, sketched=True)) if state else None
     return stored_table(state) if state and table is None and not sketched else table
@@ -94,7 +92,7 @@ def _sketch_copies(cache: ImageCache, hashes: Sequence[str], bad: Collection[int
         sketches[row] = np.frombuffer(sketch(copies[place].image()), np.uint8)
 
 
-def sketches_of(table: "pa.Table") -> np.ndarray:
+def sketches_of(table: pa.Table) -> np.ndarray:
     """The column `sketch` as (N, 256), mapped as it lies in the file."""
     column = table["sketch"].combine_chunks()
     levels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, LENGTH)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from creature.data.arrow_tables import arrow_compute, store_table
 from creature.data.files import ENDINGS, file_id, file_image, is_folder, label_of, list_images, natural_key, read_labels
 from creature.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 TABLES = (".parquet", ".arrow")
@@ -49,7 +49,7 @@ class SourceRows(NamedTuple):
     """The images of one source, as many rows (id, label, group), its classes, and whether it names every class."""
 
     images: "Dataset"
-    rows: "pa.Table"
+    rows: pa.Table
     classes: set[str]
     complete: bool
 
@@ -140,7 +140,6 @@ def _file_rows(
     spec: SourceSpec, labels: dict[str, str], groups: dict[str, str], *, classes: set[str], complete: bool
 ) -> SourceRows:
     """The files of a folder, given their labels and groups by their paths within it."""
-    import pyarrow as pa
     from datasets import Dataset, Features, Image
 
     if spec.format.group_column and not groups:
@@ -159,10 +158,8 @@ def _file_rows(
     return SourceRows(images, rows, classes, complete=complete)
 
 
-def _groups(ids: "pa.Array", pattern: str | None) -> "pa.Array":
+def _groups(ids: pa.Array, pattern: str | None) -> pa.Array:
     """The part of each id that a pattern with one (group) matches; empty without such a pattern."""
-    import pyarrow as pa
-
     if not pattern or "(" not in pattern:
         return pa.repeat("", len(ids))
     try:
@@ -178,7 +175,6 @@ def _groups(ids: "pa.Array", pattern: str | None) -> "pa.Array":
 
 
 def _read_table(spec: SourceSpec) -> SourceRows:
-    import pyarrow as pa
     from datasets import ClassLabel
 
     pc, source, field, columns = arrow_compute(), spec.source, spec.field, spec.format
@@ -202,7 +198,6 @@ def _read_table(spec: SourceSpec) -> SourceRows:
 
 def _image_column(table: "Dataset", spec: SourceSpec) -> "Dataset":
     """The images of a table, as the column `image`, not decoded."""
-    import pyarrow as pa
     from datasets import Image
 
     name = spec.format.image_column
@@ -223,9 +218,8 @@ def _check_column(table: "Dataset", column: str, field: str, *, source: str) -> 
         raise UserError(f"{field}: {source} has no column {column!r}; it has {', '.join(table.column_names)}")
 
 
-def _text_column(table: "Dataset", column: str, field: str, *, source: str) -> "pa.ChunkedArray":
+def _text_column(table: "Dataset", column: str, field: str, *, source: str) -> pa.ChunkedArray:
     """A column of names or whole numbers as strings, empty where a row has none."""
-    import pyarrow as pa
     from datasets import ClassLabel, Value
 
     _check_column(table, column, field, source=source)

@@ -25,10 +25,7 @@ ValueT = TypeVar("ValueT")
 class BatchSource(Protocol[ItemT, BatchT]):
     """Makes a batch of items that stand for rows of `dataset`, whose column `id` names their images."""
 
-    @property
-    def dataset(self) -> "Dataset":
-        """The rows."""
-        ...
+    dataset: "Dataset"
 
     def __getitems__(self, items: Sequence[ItemT], /) -> BatchT:
         """The batch; for each image that it decodes it calls note_decoding first."""

@@ -207,8 +207,8 @@ def test_auto_goes_by_the_data_alone():
 def test_what_cannot_be_decoded_is_known_by_its_reason(tmp_path):
     broken = PICTURES[0][: len(PICTURES[0]) // 2]
     cache = opened([*PICTURES, broken])
-    assert list(cache.bad) == [content_hash(broken)] and "truncated" in cache.bad[content_hash(broken)]
-    assert opened([*PICTURES, broken]).bad == cache.bad
+    assert list(cache.index.bad) == [content_hash(broken)] and "truncated" in cache.index.bad[content_hash(broken)]
+    assert opened([*PICTURES, broken]).index.bad == cache.index.bad
     assert len(cache.places) == 5
 
 
