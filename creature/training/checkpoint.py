@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -44,8 +44,9 @@ def _timed(state: TrainingState) -> Iterator[None]:
     state.saving_seconds += time.monotonic() - began
 
 
-def write_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder, then rename it: after a crash, all of it is there or nothing.
+@contextmanager
+def write_folder_atomically(folder: Path) -> Iterator[Path]:
+    """A temporary folder for the block to fill, renamed at its end: after a crash, all of it is there or nothing.
 
     Raises BrokenError, and leaves nothing behind, where the disk is full or may not be written.
     """
@@ -53,7 +54,7 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        write(temporary)
+        yield temporary
         write_manifest(temporary)
         for file in (*temporary.iterdir(), temporary):
             sync(file)
@@ -98,18 +99,15 @@ def save_state(folder: Path, learner: Learner, accelerator: Accelerator) -> None
     step = state.epoch * (len(learner.batch_sizes) + 1) + state.batch  # an epoch's end is a step, too
     state.threads = torch.get_num_threads()
     state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-
-    def write(temporary: Path) -> None:
-        save_weights(temporary / "model.safetensors", model)
-        if learner.ema:
-            save_weights(temporary / EMA_FILE, learner.ema.module)
-        save_file(optimizer_tensors(learner.optimizer, model), temporary / "optimizer.safetensors")
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
-
+    point = folder / "state" / f"step-{step:08d}"
     # A step has one state: where it is saved already, replacing it would only risk it.
-    if not verifies(folder / "state" / f"step-{step:08d}"):  # guard: saved-point
-        with _timed(state):
-            write_folder_atomically(folder / "state" / f"step-{step:08d}", write)
+    if not verifies(point):  # guard: saved-point
+        with _timed(state), write_folder_atomically(point) as temporary:
+            save_weights(temporary / "model.safetensors", model)
+            if learner.ema:
+                save_weights(temporary / EMA_FILE, learner.ema.module)
+            save_file(optimizer_tensors(learner.optimizer, model), temporary / "optimizer.safetensors")
+            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
     try:
         write_history(folder, state.history)
     # guard: lost-log
@@ -198,13 +196,9 @@ def keep_epoch(folder: Path, learner: Learner, predictions: Predictions, *, sett
     last = state.epoch == learner.epochs
     if not (last or epoch == state.best_epoch or (every and state.epoch % every == 0)):
         return
-
-    def write(temporary: Path) -> None:
+    with _timed(state), write_folder_atomically(kept_epoch(folder, epoch)) as temporary:
         save_weights(temporary / "model.safetensors", learner.saved_model)
         save_predictions(temporary / "held_out.safetensors", predictions)
-
-    with _timed(state):
-        write_folder_atomically(kept_epoch(folder, epoch), write)
 
 
 def prune_epochs(folder: Path, state: TrainingState, settings: Checkpoint) -> None:

@@ -248,9 +248,10 @@ def fill_disk_at_folder(patch: pytest.MonkeyPatch, number: int, room: int = 20_0
     """Have all checkpoints' folders from the first, second, ... on (`number`) find no `room` for files, in bytes."""
     write, numbers = checkpoint.write_folder_atomically, count(1)
 
-    def fills_up(folder: Path, write_files: Callable[[Path], None]) -> None:
-        with file_size_limit(room) if next(numbers) >= number else nullcontext():
-            write(folder, write_files)
+    @contextmanager
+    def fills_up(folder: Path) -> Iterator[Path]:
+        with file_size_limit(room) if next(numbers) >= number else nullcontext(), write(folder) as temporary:
+            yield temporary
 
     patch.setattr(checkpoint, "write_folder_atomically", fills_up)
 

@@ -372,14 +372,11 @@ def spoil(folder: Path, random: np.random.Generator) -> str:
 
 def rot(tmp_path: Path, count: int) -> None:
     random = np.random.default_rng(0)
-
-    def write(part: Path) -> None:
-        (part / "model.safetensors").write_bytes(random.bytes(5000))
-        (part / "optimizer.safetensors").write_bytes(random.bytes(300))
-        (part / "state.json").write_text(json.dumps({"epoch": 3, "batch": 1}))
-
     for _ in range(count):
-        checkpoint.write_folder_atomically(tmp_path / "step", write)
+        with checkpoint.write_folder_atomically(tmp_path / "step") as part:
+            (part / "model.safetensors").write_bytes(random.bytes(5000))
+            (part / "optimizer.safetensors").write_bytes(random.bytes(300))
+            (part / "state.json").write_text(json.dumps({"epoch": 3, "batch": 1}))
         assert checkpoint.verifies(tmp_path / "step")
         what = spoil(tmp_path / "step", random)
         # A flipped bit within the manifest's white space changes nothing that it says.
