@@ -370,14 +370,13 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def recipe_warnings(recipe: Recipe) -> list[str]:
+def recipe_warnings(recipe: Recipe) -> Iterator[str]:
     """Settings that are allowed and seldom meant, each as one line."""
     schedule = recipe.schedule
     if schedule.name == "cosine_warm_restarts" and (ends := schedule.cycle_ends())[-1] != schedule.epochs:
         past = schedule.epochs - (ends[-2] if len(ends) > 1 else schedule.warmup_epochs)
         choices = " or ".join(str(end) for end in ends[-2:])
-        return [
+        yield (
             f"schedule.epochs: {schedule.epochs} ends inside a restart cycle, {past:g} epochs after its start, with "
             f"the learning rate still high; cycles end at {choices}"
-        ]
-    return []
+        )

@@ -93,7 +93,8 @@ def _validate(settings: dict[str, Any], source: str, mistakes: list[str]) -> Rec
         recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
         problems = error.errors()
-        lines = [*mistakes, *(line for problem in problems[:MAX_MISTAKES] for line in _explain(dict(problem)))]
+        explained = [_explain(dict(problem)) for problem in problems[:MAX_MISTAKES]]
+        lines = [*mistakes, *"\n".join(explained).split("\n")]
         count = max(len(mistakes) + len(problems), len(lines))
         more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
         raise _mistakes_error(source, count, [*lines, *more]) from error
@@ -192,40 +193,38 @@ def _nearest(key: str) -> str:
     return OLDER_KEYS.get(best, best) if likeness(best)[0] >= 0.6 else ""
 
 
-def _explain(problem: dict[str, Any]) -> list[str]:
-    """The mistakes of one pydantic error, each as one line: setting, rule, value and way out."""
+def _explain(problem: dict[str, Any]) -> str:
+    """The mistakes of one pydantic error, one a line: setting, rule, value and way out."""
     key, given = _short(printable(".".join(str(part) for part in problem["loc"]))), problem["input"]
     shown = _short(json.dumps(given))
     match problem["type"]:
         case "extra_forbidden":
             if key in _keys():
-                return [f"{key}: no such setting here; write it within {key.rpartition('.')[0]}"]
+                return f"{key}: no such setting here; write it within {key.rpartition('.')[0]}"
             near = _nearest(key)
             way_out = f"did you mean {near}?" if near else "`creature schema` lists all"
-            return [f"{key}: no such setting; {way_out}"]
+            return f"{key}: no such setting; {way_out}"
         case "json_invalid":
-            return ["a text holds half a character (a lone surrogate, such as \\ud800); name files in UTF-8"]
+            return "a text holds half a character (a lone surrogate, such as \\ud800); name files in UTF-8"
         case "missing":
-            return [f"{key}: required, and not given"]
+            return f"{key}: required, and not given"
         case "value_error":
-            return str(problem["ctx"]["error"]).split("\n")
+            return str(problem["ctx"]["error"])
         case "literal_error":
             choices = _choices(problem["loc"])
             near = difflib.get_close_matches(str(given)[:60], choices, n=1)
-            return [
-                f"{key}: must be one of {', '.join(choices)}, got {shown}"
-                + (f"; did you mean {near[0]}?" if near else "")
-            ]
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"{key}: must be one of {', '.join(choices)}, got {shown}{hint}"
         case "model_type":
-            return [f"{key}: must hold settings, indented below it, got {shown}"]
+            return f"{key}: must hold settings, indented below it, got {shown}"
         case "tuple_type":
-            return [f"{key}: must be a list, such as [a, b], got {shown}"]
+            return f"{key}: must be a list, such as [a, b], got {shown}"
         case "too_short" if not given:
-            return [f"{key}: must hold one value or more, such as [a, b], got {shown}"]
+            return f"{key}: must hold one value or more, such as [a, b], got {shown}"
         case "string_type":
-            return [f"{key}: must be text, in quotes where it looks like a number, got {shown}"]
+            return f"{key}: must be text, in quotes where it looks like a number, got {shown}"
         case _:
-            return [f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shown}"]
+            return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shown}"
 
 
 def _short(text: str) -> str:

@@ -547,7 +547,7 @@ def test_ending_inside_a_restart_cycle_is_warned_of_with_the_epochs_that_end_one
     ],
 )
 def test_ending_with_a_cycle_is_not_warned_of(values):
-    assert recipe_warnings(small(**values)) == []
+    assert not list(recipe_warnings(small(**values)))
 
 
 def test_the_epochs_since_the_last_restart_are_counted_from_the_end_of_the_warm_up():

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -166,13 +167,9 @@ def _ignoring_warnings(decode_image: Callable[[], Result]) -> Result:
         try:
             return decode_image()
         except Warning as warning:
-            place = warning.__traceback__
-            while place is not None and place.tb_next is not None:
-                place = place.tb_next
-            assert place is not None
-            shown = place.tb_frame.f_globals.setdefault("__warningregistry__", {})
-            key = (str(warning), type(warning), place.tb_lineno)
-            shown[key] = True
+            *_, (frame, line) = traceback.walk_tb(warning.__traceback__)
+            key = (str(warning), type(warning), line)
+            frame.f_globals.setdefault("__warningregistry__", {})[key] = True
             attempts[key] += 1
             if attempts[key] > 3:
                 raise

@@ -129,12 +129,9 @@ def _scan(image: ScannedImage) -> ScannedImage:
 
 def find_copies(images: Sequence[ScannedImage]) -> list[CopiedImage]:
     """Images that are there more than once; those in two splits come first."""
+    sketches = b"".join(image.sketch or bytes(LENGTH) for image in images)
+    alike = near_duplicates(np.frombuffer(sketches, np.uint8).reshape(-1, LENGTH))
     first: dict[str, int] = {}
-    sketches = np.zeros((len(images), LENGTH), dtype=np.uint8)
-    for row, image in enumerate(images):
-        if image.sketch:
-            sketches[row] = np.frombuffer(image.sketch, np.uint8)
-    alike = near_duplicates(sketches)
     copies = []
     for row, image in enumerate(images):
         same = first.setdefault(image.content, row) if image.content else row
