@@ -17,6 +17,7 @@ import numpy as np
 
 from creature.console import progress, say, show_table
 from creature.data.decode import BadImage, Encoded, content_hash, read
+from creature.data.describe_figure import draw_figure
 from creature.data.describe_tables import (
     SHOWN,
     SPLIT_COLUMNS,
@@ -39,9 +40,7 @@ from creature.errors import UserError
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="creature inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="creature inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", help="folders of class folders, or of images")
     parser.add_argument("--labels", metavar="FILE.csv", help="labels (image, label) of images in no class folder")
@@ -63,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     copies = find_copies(images)
     show_tables(images, copies)
     if args.out:
-        from creature.data.describe_figure import draw_figure
-
         draw_figure(images, args.out)
         say(f"{args.out} shows classes and sizes")
     for line in advice(images, copies):

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from creature.console import printable
+from creature.data.describe_tables import ScannedImage, splits_of
 from creature.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from creature.data.describe_tables import ScannedImage
-
 NAMED = 40  # classes, at most, that are named
 
 
-def draw_figure(images: "Sequence[ScannedImage]", path: Path) -> None:
+def draw_figure(images: Sequence[ScannedImage], path: Path) -> None:
     """Draw the images of each class, by split, and their shorter sides; the file's ending says the format.
 
     Raises UserError where matplotlib is not installed, or the file cannot be written.
@@ -43,9 +42,9 @@ def draw_figure(images: "Sequence[ScannedImage]", path: Path) -> None:
         raise UserError(f"--out: cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _draw_classes(axes: "Axes", images: "Sequence[ScannedImage]") -> None:
+def _draw_classes(axes: "Axes", images: Sequence[ScannedImage]) -> None:
     """A bar for each class, the most frequent first, with a part for each split."""
-    splits = list(dict.fromkeys(image.split for image in images))
+    splits = splits_of(images)
     order = [name for name, _ in Counter(image.label for image in images if image.label).most_common()]
     places, left = np.arange(len(order)), np.zeros(len(order))
     for split in splits:
@@ -62,9 +61,9 @@ def _draw_classes(axes: "Axes", images: "Sequence[ScannedImage]") -> None:
         axes.legend(frameon=False, fontsize=8, ncols=len(splits), loc="lower right", bbox_to_anchor=(1, 1))
 
 
-def _draw_sides(axes: "Axes", images: "Sequence[ScannedImage]") -> None:
+def _draw_sides(axes: "Axes", images: Sequence[ScannedImage]) -> None:
     """A histogram of shorter sides, with a part for each split."""
-    splits = list(dict.fromkeys(image.split for image in images))
+    splits = splits_of(images)
     sides = [np.array([min(image.size) for image in images if image.split == s and image.kind]) for s in splits]
     axes.hist(sides, bins=20, stacked=True, label=splits)
     axes.set_title("Shorter side, pixels", loc="left", fontsize=10)

@@ -113,10 +113,10 @@ def check_size(model: nn.Module, name: str, size: int, *, field: str) -> None:
     model.train()
 
 
-def classifier_keys(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the parameters that depend on the number of classes."""
+def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """How the names of parameters begin that depend on the number of classes."""
     classifier: Any = model.pretrained_cfg["classifier"] or ()  # type: ignore[index]
-    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
 
 
 def _load_weights(model: nn.Module, path: str) -> None:
@@ -124,8 +124,7 @@ def _load_weights(model: nn.Module, path: str) -> None:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"backbone.weights: {path} cannot be read as safetensors: {error}") from error
-    initial = model.state_dict()
-    head = tuple(f"{prefix}." for prefix in classifier_keys(model))
+    initial, head = model.state_dict(), classifier_prefixes(model)
     fitting = {key for key in initial if key in weights and weights[key].shape == initial[key].shape}
     replaced = {key for key in initial if key.startswith(head)} - fitting
     wrong = [key for key in initial if key not in fitting and key not in replaced]
@@ -151,9 +150,8 @@ def _zero_classifier(model: nn.Module) -> None:
 
     With timm's own initialization EfficientNet's first loss on 6 classes was 4, where guessing has 1.8.
     """
-    head = tuple(f"{prefix}." for prefix in classifier_keys(model))
     for name, parameter in model.named_parameters():
-        if name.startswith(head):
+        if name.startswith(classifier_prefixes(model)):
             nn.init.zeros_(parameter)
 
 

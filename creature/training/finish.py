@@ -28,33 +28,25 @@ def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, l
     config = timm_config(
         learner.saved_model, folds.class_names, eval_transform(recipe.images, recipe.backbone.name), std=std
     )
-    result = {
-        **_describe(recipe, folds, learner, folder=folder),
-        "recipe": recipe.identity(),
-        "folds": folds_hash(folds),
-        **environment(accelerator.device, accelerator.num_processes),
-    }
-    write_model_folder(folder, recipe, config=config, result=result)
-    prune_epochs(folder, learner.state, recipe.checkpoint)
-
-
-def _describe(recipe: Recipe, folds: FoldTable, learner: Learner, *, folder: Path) -> dict[str, Any]:
-    """What result.json says of the training; creature.run.FoldResult reads it."""
-    state, by_score = learner.state, recipe.checkpoint.select == "best"
-    last = recipe.schedule.epochs - 1
-    return {
+    state, by_score, last = learner.state, recipe.checkpoint.select == "best", recipe.schedule.epochs - 1
+    result = {  # creature.run.FoldResult reads it
         "fold": learner.fold,
         "selected": by_score,
         **_score_epoch(folder, state.best_epoch if by_score else last, folds),
         "last": _score_epoch(folder, last, folds),
-        "start": None if state.start is None else {"correct": state.start.correct, "n": state.start.n},
+        "start": asdict(state.start) if state.start else None,
         "epochs": recipe.schedule.epochs,
         "images_trained": sum(learner.batch_sizes),
         "class_counts": np.bincount(folds.labels, minlength=len(folds.class_names)).tolist(),
         "parameters": sum(parameter.numel() for parameter in learner.saved_model.parameters()),
         "seconds": round(sum(row.seconds for row in state.history), 3),
         "saving_seconds": round(state.saving_seconds, 3),
+        "recipe": recipe.identity(),
+        "folds": folds_hash(folds),
+        **environment(accelerator.device, accelerator.num_processes),
     }
+    write_model_folder(folder, recipe, config=config, result=result)
+    prune_epochs(folder, state, recipe.checkpoint)
 
 
 def _score_epoch(folder: Path, epoch: int, folds: FoldTable) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from creature.recipe import Backbone, Optimizer
 from creature.training.backbone import (
     build_backbone,
     check_backbone,
-    classifier_keys,
+    classifier_prefixes,
     mean_and_std,
     timm_config,
 )
@@ -148,7 +148,7 @@ def test_a_file_gives_all_weights_but_a_classifier_of_another_width_starts_at_ze
     given = donor.state_dict()
     model = built(name, weights=str(tmp_path / "w.safetensors"))
     for key, tensor in model.state_dict().items():
-        replaced = key.startswith(classifier_keys(model)) and classes != 3
+        replaced = key.startswith(classifier_prefixes(model)) and classes != 3
         assert torch.equal(tensor, torch.zeros_like(tensor) if replaced else given[key]), key
 
 
