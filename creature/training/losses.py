@@ -17,11 +17,15 @@ RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def make_loss(loss: Loss, counts: Sequence[int], device: torch.device | None = None) -> RowLoss:
     """Cross-entropy or focal loss (Lin et al. 2017) per row (B,), in fp32 where the logits have less.
 
-    `counts` (K,): training rows of each class, which `balance` weighs by. Smoothing: Szegedy et al. 2016.
+    `counts` (K,): training rows of each class, which `balance` weighs by. Smoothing: Szegedy et al. 2016. With
+    logit_adjust (Menon et al. 2021) the log of each class's share is added to the logits: the network then learns
+    logits without the prior, which favour no class for being frequent.
     """
     gamma = loss.gamma if loss.name == "focal" else 0.0
-    weight = torch.tensor(class_weights(loss.balance, counts), dtype=torch.float32, device=device)
-    offset = torch.tensor(prior_offset(loss.balance, counts), dtype=torch.float32, device=device)
+    rows = np.maximum(np.asarray(counts, dtype=np.float64), 1)  # a class may have no row in this fold
+    prior = np.log(rows / rows.sum()) if loss.balance == "logit_adjust" else np.zeros(len(rows))
+    weight = torch.tensor(class_weights(loss.balance, rows), dtype=torch.float32, device=device)
+    offset = torch.tensor(prior, dtype=torch.float32, device=device)
 
     def row_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         classes = logits.shape[-1]
@@ -36,17 +40,7 @@ def make_loss(loss: Loss, counts: Sequence[int], device: torch.device | None = N
     return row_loss
 
 
-def class_weights(balance: str, counts: Sequence[int]) -> np.ndarray:
+def class_weights(balance: str, rows: np.ndarray) -> np.ndarray:
     """Weight of each class (K,): its rows to the power of -1/2 (sqrt) or -1 (inverse); the mean over all rows is 1."""
     power = {"sqrt": -0.5, "inverse": -1.0}.get(balance, 0.0)
-    rows = np.maximum(np.asarray(counts, dtype=np.float64), 1)  # a class may have no row in this fold
     return rows**power * rows.sum() / (rows ** (1 + power)).sum()
-
-
-def prior_offset(balance: str, counts: Sequence[int]) -> np.ndarray:
-    """What logit_adjust adds to the logits in training (K,): the log of each class's share (Menon et al. 2021).
-
-    The network then learns logits without the prior, which favour no class for being frequent.
-    """
-    rows = np.maximum(np.asarray(counts, dtype=np.float64), 1)
-    return np.log(rows / rows.sum()) if balance == "logit_adjust" else np.zeros(len(rows))

@@ -65,7 +65,7 @@ def test_a_sure_row_has_a_finite_gradient(gamma):
 
 @pytest.mark.parametrize(("balance", "ratio"), [("none", 1.0), ("sqrt", 20**0.5), ("inverse", 20.0)])
 def test_class_weights_favour_rare_classes_and_keep_the_mean_row(balance, ratio):
-    weights = class_weights(balance, COUNTS)
+    weights = class_weights(balance, np.array(COUNTS))
     assert weights[2] / weights[0] == pytest.approx(ratio)
     assert (weights * COUNTS).sum() == pytest.approx(sum(COUNTS))
     loss, plain = make_loss(Loss(balance=balance), COUNTS), make_loss(Loss(), COUNTS)
