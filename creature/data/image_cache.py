@@ -125,7 +125,10 @@ def open_cache(
     folder = cache_home() / _cache_name(contents, transform)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists() or not _is_intact(folder):
+        if folder.exists() and (differences := manifest_differences(folder)):  # guard: rotten-cache
+            warn(f"{folder}: {differences[0]}; this cache is made again")
+            shutil.rmtree(folder)
+        if not folder.exists():
             _make_room(folder, estimate_bytes(transform, len(contents)))
             _write_folder(folder, source, contents, title=title)
         os.utime(folder)
@@ -162,15 +165,6 @@ def describe_cache(kind: str, cache: ImageCache | None) -> str:
 def cache_home() -> Path:
     """The folder of all caches: creature/ in XDG_CACHE_HOME, which is ~/.cache unless it is set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "creature"
-
-
-def _is_intact(folder: Path) -> bool:
-    """Whether a cache is as it was written; it is removed where it is not."""
-    differences = manifest_differences(folder)  # guard: rotten-cache
-    if differences:
-        warn(f"{folder}: {differences[0]}; this cache is made again")
-        shutil.rmtree(folder)
-    return not differences
 
 
 def _make_room(folder: Path, needed: int) -> None:

@@ -1,7 +1,6 @@
 """What a run is trained on: its images, their folds, and how training and evaluation transform them. N rows."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,12 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
 
     Raises UserError where a fold to train exists and `resume` was not asked for.
     """
-    if not resume:
-        _refuse_existing(out, recipe.train_folds)
+    begun = [folder for fold in recipe.train_folds if fold_state(folder := out / f"fold-{fold}") != "missing"]
+    if begun and not resume:
+        raise UserError(
+            f"{begun[0]} exists and is never overwritten; --resume goes on with it, "
+            "--out DIR or another name starts a new run"
+        )
     hashes = _check_run(recipe, out, resume) if accelerator.is_main_process else {}
     images = recipe.images
     columns = SourceFormat(images.image_column, images.label_column, images.labels, group=recipe.folds.group)
@@ -80,15 +83,6 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
 
 def _field(images: Images) -> str:
     return "images.train and images.validation" if images.validation else "images.train"
-
-
-def _refuse_existing(out: Path, folds: Sequence[int]) -> None:
-    begun = [folder for fold in folds if fold_state(folder := out / f"fold-{fold}") != "missing"]
-    if begun:
-        raise UserError(
-            f"{begun[0]} exists and is never overwritten; --resume goes on with it, "
-            "--out DIR or another name starts a new run"
-        )
 
 
 def _check_run(recipe: Recipe, out: Path, resume: bool) -> dict[str, str | None]:
