@@ -135,8 +135,6 @@ def _parse_yaml(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{source}{where}: {error.problem or error.context}") from error
-    except UserError:
-        raise
     except (YAMLError, ValueError) as error:
         raise UserError(f"{source}: no YAML: {error}") from error
 

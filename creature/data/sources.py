@@ -238,17 +238,15 @@ def _text_column(table: "Dataset", column: str, field: str, *, source: str) -> p
 def _load_table(source: str, field: str) -> "Dataset":
     from datasets import Dataset, load_dataset
 
+    if not source.startswith("hub:") and not os.path.isfile(source):
+        raise UserError(f"{field}: no such file: {source}")
     try:
         if source.startswith("hub:"):
             name, _, split = _hub_name(source).removeprefix("hub:").rpartition(":")
             return load_dataset(name, split=split, keep_in_memory=False)  # type: ignore[return-value]
-        if not os.path.isfile(source):
-            raise UserError(f"{field}: no such file: {source}")
         if source.endswith(".arrow"):
             return Dataset.from_file(source)
         return Dataset.from_parquet(source, keep_in_memory=False)  # type: ignore[return-value]
-    except UserError:
-        raise
     except Exception as error:  # whatever the reader, the file system or the Hub raises: the user needs the reason
         raise UserError(f"{field}: cannot load {source}: {first_line(error)}") from error
 
