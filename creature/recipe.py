@@ -333,41 +333,34 @@ def _useless_if_frozen(recipe: Recipe) -> Iterator[str]:
         yield "backbone.frozen: random features are worth nothing; set backbone.pretrained=true, or backbone.weights"
 
 
-def _result_settings(settings: BaseModel) -> dict[str, Any]:
-    """The settings that change a run's result, nested as in the recipe."""
-    kept = {}
+def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings that change a run's result, by their keys, such as `folds.count`."""
     for name, field in type(settings).model_fields.items():
-        extra = field.json_schema_extra
-        if not (isinstance(extra, dict) and extra.get("identity") is False):
-            value = getattr(settings, name)
-            kept[name] = _result_settings(value) if isinstance(value, BaseModel) else value
-    return kept
+        value, extra = getattr(settings, name), field.json_schema_extra
+        if isinstance(value, BaseModel):
+            yield from _result_settings(value, f"{prefix}{name}.")
+        elif not (isinstance(extra, dict) and extra.get("identity") is False):
+            yield prefix + name, value
 
 
 def identity_settings(recipe: Recipe) -> dict[str, Any]:
     """What a recipe's identity is the hash of: settings as earlier versions spelled them, whose hashes stay valid."""
-    settings = _result_settings(recipe)
+    settings = dict(_result_settings(recipe))
     if recipe.folds.repeats == 1:
-        del settings["folds"]["repeats"]  # as before there were repeats
+        del settings["folds.repeats"]  # as before there were repeats
     for older, key in OLDER_KEYS.items():
+        settings[older] = settings.pop(key)
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
         group, _, name = key.rpartition(".")
-        values = settings[group] if group else settings
-        values[older.rpartition(".")[2]] = values.pop(name)
-    return settings
+        (nested.setdefault(group, {}) if group else nested)[name] = value
+    return nested
 
 
 def recipe_changes(before: Recipe, after: Recipe) -> list[str]:
     """Settings that differ between two recipes and change the result, as `key: before -> after`."""
-    old, new = (dict(_flatten(_result_settings(recipe))) for recipe in (before, after))
+    old, new = (dict(_result_settings(recipe)) for recipe in (before, after))
     return [f"{key}: {json.dumps(old[key])} -> {json.dumps(new[key])}" for key in old if old[key] != new[key]]
-
-
-def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def recipe_warnings(recipe: Recipe) -> Iterator[str]:
