@@ -51,7 +51,9 @@ def scan_images(
     drawn. Only data without a bad row is in the index: an image's fault may be mended without a trace in its file.
     """
     state, caching = state_of_files(dataset), should_cache(kind, transform, len(dataset))
-    table = _indexed(state, sketched=known is None)
+    table = stored_table(f"{state}-sketched") if state else None
+    if state and table is None and known is not None:
+        table = stored_table(state)
     bad: dict[int, str] = {}
     cache = sketches = None
     if table is None:
@@ -70,18 +72,8 @@ def scan_images(
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LENGTH), len(sketches), [None, pa.py_buffer(sketches)])
         table = table.append_column("sketch", column)
     if state and not bad:  # guard: index-of-good
-        store_table(table, _index_name(state, sketched="sketch" in table.column_names))
+        store_table(table, f"{state}-sketched" if "sketch" in table.column_names else state)
     return Scan(table, dict(sorted(bad.items())), cache)
-
-
-def _index_name(state: str, sketched: bool) -> str:
-    return f"{state}-sketched" if sketched else state
-
-
-def _indexed(state: str, sketched: bool) -> pa.Table | None:
-    """The index's rows for files in this state, if it has them; with sketches, where they must be."""
-    table = stored_table(_index_name(state, sketched=True)) if state else None
-    return stored_table(state) if state and table is None and not sketched else table
 
 
 def _sketch_copies(cache: ImageCache, hashes: Sequence[str], bad: Collection[int], *, sketches: np.ndarray) -> None:
