@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from creature.publishing.terms import add_terms
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from creature.data.loader import MakeBatches
     from creature.recipe import Recipe
     from creature.run import FoldResult
     from creature.training.signals import Stop
@@ -80,7 +81,9 @@ def train(
     `own_process`: the process does nothing else, so its threads, memory and progress bars may be set for the training.
     """
     from creature.console import say, warn
-    from creature.device import keep_memory
+    from creature.data.fork_server import fork_server
+    from creature.data.loader import start_loader
+    from creature.device import choose_workers, keep_memory
     from creature.recipe import recipe_warnings
     from creature.run import read_result
     from creature.storage import explain_disk_errors
@@ -97,18 +100,26 @@ def train(
         distributed.naming_lost_process(accelerator),
         explain_disk_errors(out),
         loop.restoring_random_state(accelerator.device),
+        ExitStack() as context,
     ):
+        workers = choose_workers(recipe.images.workers, accelerator.device)
+        context.enter_context(fork_server() if workers else nullcontext())  # it gets ready while images are checked
         # guard: restart-resumes
         data = train_data.prepare_data(accelerator, recipe, out, resume=resume or distributed.restarts() > 0)
         if own_process:
             keep_memory(accelerator.device)
         folders = {fold: out / f"fold-{fold}" for fold in recipe.train_folds}
-        if features.needs_features(recipe.backbone, list(folders.values())):
-            data = features.add_features(accelerator, data, recipe.backbone, images=recipe.images)
         if recipe.loss.teacher:
             from creature.ensembling.distill import soft_targets
 
-            data.training.targets = soft_targets(Path(recipe.loss.teacher), data.folds)
+            data.images.training.targets = soft_targets(Path(recipe.loss.teacher), data.folds)
+        make_batches = context.enter_context(
+            start_loader(data.images, workers, data.buffer_bytes, device=accelerator.device)
+        )
+        if features.needs_features(recipe.backbone, list(folders.values())):
+            data, make_batches = features.add_features(
+                accelerator, data, make_batches, backbone=recipe.backbone, images=recipe.images
+            )
         for fold, folder in folders.items():
             if run_folder.fold_state(folder) == "finished":  # guard: finished-fold
                 say(f"{folder} is finished")
@@ -116,7 +127,7 @@ def train(
                 with run_folder.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                     stop.leave_at_once()
                     with distributed.wait_limit(accelerator, distributed.WAIT_IN_FOLD, after=distributed.WAIT):
-                        train_fold(accelerator, recipe, data, fold=fold, folder=folder, stop=stop)
+                        train_fold(accelerator, recipe, data, make_batches, fold=fold, folder=folder, stop=stop)
             accelerator.wait_for_everyone()
             results.append(read_result(folder))
     accelerator.end_training()
@@ -124,7 +135,14 @@ def train(
 
 
 def train_fold(
-    accelerator: "Accelerator", recipe: "Recipe", data: "TrainData", *, fold: int, folder: Path, stop: "Stop"
+    accelerator: "Accelerator",
+    recipe: "Recipe",
+    data: "TrainData",
+    make_batches: "MakeBatches",
+    *,
+    fold: int,
+    folder: Path,
+    stop: "Stop",
 ) -> None:
     """Train one fold from where it stands, and leave its finished folder."""
     import numpy as np
@@ -152,20 +170,27 @@ def train_fold(
     if state.start:
         say(f"the classifier starts at a probe of the features: {state.start} held out")
     say(TABLE_HEADER)
-    with loop.training_batches(accelerator, learner, data) as batches:
-        while state.epoch < learner.epochs:
-            title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
-            loop.train_epoch(accelerator, learner, batches, stop=stop, save=save, title=title)
-            with stop.saving(save):
-                logits = loop.predict(accelerator, learner.eval_model, data, rows=held_out, normalize=learner.normalize)
-            predictions = held_out_predictions(data.folds, held_out, logits)
-            result = learner.end_epoch(predictions.score)
-            say(result)
-            accelerator.log(result.tracked(fold), step=state.epoch)
-            if accelerator.is_main_process:
-                checkpoint.keep_epoch(folder, learner, predictions, settings=recipe.checkpoint)
-                save()
-                checkpoint.prune_epochs(folder, state, recipe.checkpoint)
+    batches = loop.fold_batches(accelerator, learner, data, make_batches=make_batches)
+    while state.epoch < learner.epochs:
+        title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
+        loop.train_epoch(accelerator, learner, batches, stop=stop, save=save, title=title)
+        with stop.saving(save):
+            logits = loop.predict(
+                accelerator,
+                learner.eval_model,
+                batches,
+                rows=held_out,
+                batch_size=data.batch_size,
+                normalize=learner.normalize,
+            )
+        predictions = held_out_predictions(data.folds, held_out, logits)
+        result = learner.end_epoch(predictions.score)
+        say(result)
+        accelerator.log(result.tracked(fold), step=state.epoch)
+        if accelerator.is_main_process:
+            checkpoint.keep_epoch(folder, learner, predictions, settings=recipe.checkpoint)
+            save()
+            checkpoint.prune_epochs(folder, state, recipe.checkpoint)
     if accelerator.is_main_process:
         finish_fold(accelerator, recipe, data.folds, learner=learner, folder=folder)
 

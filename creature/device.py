@@ -29,6 +29,22 @@ def device_precision(precision: str, cpu: bool) -> tuple[str, str]:
     return precision, ""
 
 
+def process_cores() -> int:
+    """This process's share of the cores, where a launcher has started several on this host."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def choose_workers(workers: int | str, device: "torch.device") -> int:
+    """How many processes prepare images: a number, or by `auto` what the device needs and the cores allow.
+
+    A GPU takes what all but one of the cores can prepare, up to 16. A CPU computes with the same cores, and one process
+    is enough to have the next batch ready.
+    """
+    if workers != "auto":
+        return int(workers)
+    return 1 if device.type == "cpu" else min(16, max(1, process_cores() - 1))
+
+
 def share_cores() -> None:
     """Let the processes of this host share its cores equally; for a script's start, as it sets torch's threads.
 
@@ -36,7 +52,7 @@ def share_cores() -> None:
     """
     import torch
 
-    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(process_cores())
 
 
 def keep_memory(device: "torch.device") -> None:

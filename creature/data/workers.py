@@ -1,36 +1,43 @@
 """Worker processes: they prepare batches ahead, in order; an image that one of them dies of is named."""
 
+import os
 import re
 import signal
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from creature.data.fork_server import STOPPING, without_main_module
 from creature.errors import BrokenError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ItemT = TypeVar("ItemT", contravariant=True)
+RequestT = TypeVar("RequestT", contravariant=True)
 BatchT = TypeVar("BatchT", covariant=True)
 ValueT = TypeVar("ValueT")
 
 
-class BatchSource(Protocol[ItemT, BatchT]):
-    """Makes a batch of items that stand for rows of `dataset`, whose column `id` names their images."""
+class BatchSource(Protocol[RequestT, BatchT]):
+    """Makes a batch of a request that stands for rows of `dataset`, whose column `id` names their images."""
 
     dataset: "Dataset"
 
-    def __getitems__(self, items: Sequence[ItemT], /) -> BatchT:
+    def __getitems__(self, request: RequestT, /) -> BatchT:
         """The batch; for each image that it decodes it calls note_decoding first."""
         ...
 
+
+AHEAD = 2  # batches that a worker prepares ahead
 
 _current_row: torch.Tensor | None = None  # in a worker process: which row it decodes, in memory shared with its parent
 
@@ -43,28 +50,55 @@ def note_decoding(row: int) -> None:
 
 @contextmanager
 def load_batches(
-    source: BatchSource[ItemT, BatchT], batches: Iterable[Sequence[ItemT]], workers: int
+    source: BatchSource[RequestT, BatchT], requests: Iterable[RequestT], workers: int
 ) -> Iterator[Iterator[BatchT]]:
-    """What the source makes of each batch of items, in order, prepared ahead by workers, which end with the block.
+    """What the source makes of each request, in order, prepared ahead by workers, which end with the block.
 
-    Raises BrokenError within the block, at any line, when a worker dies; it names the image that was being decoded.
+    Raises what start_workers does.
+    """
+    with start_workers(source, workers, method="fork" if hasattr(os, "fork") else "spawn") as load:
+        yield load(requests)
+
+
+@contextmanager
+def start_workers(
+    source: BatchSource[RequestT, BatchT], workers: int, *, method: str
+) -> Iterator[Callable[[Iterable[RequestT]], Iterator[BatchT]]]:
+    """A function that takes requests and gives what the source makes of each, in order, prepared ahead by workers.
+
+    The workers start by `method` (of multiprocessing) at the first call and end with the block; a call ends the one
+    before it. Raises BrokenError within the block, at any line, when a worker dies; it names the image that was being
+    decoded.
     """
     rows = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
+    stream: _Stream[RequestT] = _Stream()
+    processes: list[BaseProcess] = []
     with warnings.catch_warnings():
-        # Training warns once, in a line, of more workers than cores; torch would in a paragraph for each fold.
+        # Training warns once, in a line, of more workers than cores; torch would in a paragraph.
         warnings.filterwarnings("ignore", "This DataLoader will create")
-        loader = DataLoader[ItemT](
+        loader = DataLoader[RequestT](
             source,  # type: ignore[arg-type]
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=stream,  # type: ignore[arg-type]
             collate_fn=_identity,
             num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,
             worker_init_fn=partial(_prepare_worker, rows),
-            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context=method if workers else None,
+            persistent_workers=workers > 0,
         )
-        iterator = iter(loader)
-    processes = iterator._workers if isinstance(iterator, _MultiProcessingDataLoaderIter) else []
+    iterator = None
+
+    def load(requests: Iterable[RequestT]) -> Iterator[BatchT]:
+        nonlocal iterator
+        stream.requests = requests
+        with without_main_module():
+            iterator = iter(loader)
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            processes[:] = iterator._workers
+        return iterator
+
     try:
-        yield iterator
+        yield load
     except RuntimeError as error:
         dead = _pids_in(error).intersection(process.pid for process in processes)
         if not dead:
@@ -90,6 +124,20 @@ def _end_workers(iterator: _MultiProcessingDataLoaderIter) -> None:
             process.join()
 
 
+class _Stream(Generic[ValueT]):
+    """The requests that the workers serve now."""
+
+    requests: Iterable[ValueT] = ()
+
+    def __iter__(self) -> Iterator[ValueT]:
+        return iter(self.requests)
+
+
+def _end_with(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
+
+
 def _identity(value: ValueT) -> ValueT:
     return value
 
@@ -98,9 +146,11 @@ def _prepare_worker(rows: torch.Tensor, worker: int) -> None:
     """Leave signals to the parent, which ends its workers itself, and Pillow's remarks on odd metadata unsaid."""
     global _current_row
     _current_row = rows[worker]
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if parent := parent_process():  # guard: orphaned-workers
+        # The server's workers are not this program's children, and would outlive it.
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 

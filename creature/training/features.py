@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from creature.data.loader import FeatureDataset
+from creature.data.loader import FeatureDataset, MakeBatches, held_out_requests
 from creature.errors import UserError
 from creature.recipe import Backbone, Images
 from creature.training import loop
@@ -48,20 +48,24 @@ def needs_features(backbone: Backbone, folders: Sequence[Path]) -> bool:
     return any(backbone.frozen or (probed and not has_state(folder)) for folder in unfinished)
 
 
-def add_features(accelerator: Accelerator, data: TrainData, backbone: Backbone, *, images: Images) -> TrainData:
-    """The data with the features of the backbone on its starting weights; a frozen one is trained on these alone."""
+def add_features(
+    accelerator: Accelerator, data: TrainData, make_batches: MakeBatches, *, backbone: Backbone, images: Images
+) -> tuple[TrainData, MakeBatches]:
+    """The data with the features of the backbone on its starting weights; a frozen one gets batches of these alone."""
     model = build_backbone(backbone, len(data.folds.class_names), images.size)
     extractor = FeatureExtractor(model, backbone, images.size)
+    rows = np.arange(len(data.folds.labels))
+    share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
     features = loop.predict(
         accelerator,
         extractor.to(accelerator.device),
-        data,
-        rows=np.arange(len(data.folds.labels)),
+        make_batches(held_out_requests(rows, data.batch_size, **share)),
+        rows=rows,
+        batch_size=data.batch_size,
         normalize=make_normalize(backbone, images.normalize).to(accelerator.device),
         title="features",
     )
-    data = replace(data, features=torch.from_numpy(features))
-    if not backbone.frozen:
-        return data
-    dataset = FeatureDataset(data.evaluation.dataset.select_columns(["id", "label"]), torch.from_numpy(features))
-    return replace(data, training=dataset, evaluation=dataset, workers=0)
+    tensor = torch.from_numpy(features)
+    if backbone.frozen:
+        make_batches = FeatureDataset(data.images.dataset, tensor, data.images.training.targets).batches
+    return replace(data, features=tensor), make_batches

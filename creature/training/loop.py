@@ -9,7 +9,7 @@ function of the same signature: what follows the `*` is always given by name.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,8 +21,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from creature.console import progress, warn
-from creature.data.loader import Batch, derive_seed, training_order
-from creature.data.workers import load_batches
+from creature.data.loader import Batch, MakeBatches, derive_seed, fold_requests, held_out_order
 from creature.errors import BrokenError, Interrupted, UserError, first_line
 from creature.training import distributed
 from creature.training.learner import Learner
@@ -53,12 +52,14 @@ def restoring_random_state(device: torch.device) -> Iterator[None]:
         yield
 
 
-def training_batches(
-    accelerator: Accelerator, learner: Learner, data: TrainData
-) -> AbstractContextManager[Iterator[Batch]]:
-    """This process's share of every batch, from where the training stands to the end of its last epoch."""
-    order = training_order(
-        np.flatnonzero(~data.folds.held_out(learner.fold)).astype(np.int32),  # of which there may be millions
+def fold_batches(
+    accelerator: Accelerator, learner: Learner, data: TrainData, *, make_batches: MakeBatches
+) -> Iterator[Batch]:
+    """This process's share of a fold's batches, from where it stands on: an epoch's steps, then its held-out rows."""
+    held_out = data.folds.held_out(learner.fold)
+    requests = fold_requests(
+        np.flatnonzero(~held_out).astype(np.int32),  # of which there may be millions
+        np.flatnonzero(held_out).astype(np.int32),
         data.batch_size,
         seed=(learner.seed, learner.fold),
         epochs=learner.epochs,
@@ -66,7 +67,7 @@ def training_batches(
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    return load_batches(data.training, order, data.workers)
+    return make_batches(requests)
 
 
 def train_epoch(
@@ -266,27 +267,31 @@ def seed_step(device: torch.device, *parts: object) -> None:
 def predict(
     accelerator: Accelerator,
     model: nn.Module,
-    data: TrainData,
+    batches: Iterator[Batch],
     *,
     rows: np.ndarray,
+    batch_size: int,
     normalize: nn.Module,
     title: str = "held-out rows",
 ) -> np.ndarray:
-    """Logits (N, K) of rows (N,) of data.evaluation, in their order, on every process; one process predicts each row.
+    """Logits (N, K) of rows (N,), in their order, on every process; one process predicts each row.
+
+    The next `batches` are those of held_out_requests.
 
     Raises UserError where a logit is not finite, BrokenError for an image that cannot be read any more.
     """
     model = accelerator.unwrap_model(model).eval()
     if accelerator.num_processes > 1:
         broadcast(list(model.buffers()))  # BatchNorm's statistics are the main process's, as in the checkpoint
-    mine = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]  # guard: rows-of-process
-    chunks = [mine[start : start + data.batch_size] for start in range(0, len(mine), data.batch_size)]
+    process = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+    chunks = held_out_order(rows, batch_size, **process)
     predicted: list[tuple[np.ndarray, np.ndarray]] = []  # places in `rows`, and their logits
-    items = [[(int(rows[i]), 0) for i in chunk] for chunk in chunks]
-    with progress() as bar, load_batches(data.evaluation, items, data.workers) as batches:
-        task = bar.add_task(title, total=len(mine), speed="")
-        for chunk, batch in zip(chunks, batches, strict=True):
+    with progress() as bar:
+        task = bar.add_task(title, total=sum(map(len, chunks)), speed="")
+        for chunk in chunks:
+            batch = next(batches)
             _check_readable(batch)
+            assert np.array_equal(batch.rows, rows[chunk]), "batches of other rows"
             pixels = normalize(batch.pixels.to(accelerator.device, non_blocking=True))
             # Not the compiled call, but what predict.py computes; and a last batch may be of any size.
             predicted.append((chunk, model.forward(pixels).float().cpu().numpy()))

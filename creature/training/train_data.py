@@ -17,7 +17,7 @@ from creature.data.dataset import read_images
 from creature.data.eval_transform import EvalTransform
 from creature.data.folds import FoldTable, find_folds_file, read_folds
 from creature.data.image_cache import CachedImages, ImageCache, describe_cache
-from creature.data.loader import FeatureDataset, ImageDataset
+from creature.data.loader import ImageDataset, RunImages
 from creature.data.scan import refuse_bad, scan_images
 from creature.data.sources import SourceFormat
 from creature.device import usable_cores
@@ -34,10 +34,9 @@ class TrainData:
     """A run's labelled images with their folds, as training and evaluation see them."""
 
     folds: FoldTable
-    training: ImageDataset | FeatureDataset
-    evaluation: ImageDataset | FeatureDataset
+    images: RunImages
     batch_size: int  # of all processes together
-    workers: int
+    buffer_bytes: int = 0  # that the pixels of the largest batch take
     features: torch.Tensor | None = None  # (N, D), of the backbone on its starting weights, where they are needed
 
 
@@ -72,13 +71,14 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
     augmentations = epoch_augmentations(recipe.augment, images.size, recipe.schedule.epochs)
     if cache is None:
         training = ImageDataset(dataset, *augmentations, seed=recipe.seed)
-        evaluation = ImageDataset(dataset, exact_transform(transform))
+        held_out = ImageDataset(dataset, exact_transform(transform))
     else:
         dataset, contents = dataset.select_columns(["id", "label"]), folds.hashes.to_pylist()
         copies, views = (CachedImages(cache, contents, views=views) for views in (False, True))
         training = ImageDataset(dataset, *augmentations, seed=recipe.seed, cached=copies)
-        evaluation = ImageDataset(dataset, cached_transform, cached=views)
-    return TrainData(folds, training, evaluation, batch_size=recipe.batch_size, workers=images.workers)
+        held_out = ImageDataset(dataset, cached_transform, cached=views)
+    largest = (recipe.batch_size + 1) * 3 * max(images.size, *(recipe.augment.sizes or (0,))) ** 2
+    return TrainData(folds, RunImages(training, held_out), recipe.batch_size, buffer_bytes=largest)
 
 
 def _field(images: Images) -> str:
