@@ -23,12 +23,12 @@ from helpers import ROOT, faults
 from helpers.processes import LAUNCH, wait_for_epoch
 from helpers.runs import losses, read_history, start, weights_hash
 
-LONG = ("folds.train=[0]", "schedule.epochs=60")
+LONG = ("folds.train=[0]", "schedule.epochs=30")
 
 
 @pytest.fixture(scope="module")
 def long(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty epochs without an interruption."""
+    """Thirty epochs without an interruption."""
     out = tmp_path_factory.mktemp("long") / "run"
     assert start(tiny, out, *LONG) == 0
     return out
