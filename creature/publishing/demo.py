@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from creature.console import say
-from creature.errors import UserError, first_line
+from creature.errors import UserError, check_installed, first_line
 
 if TYPE_CHECKING:
     import gradio
@@ -40,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until it is interrupted."""
     args = parse(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"the page needs {error.name}, which is not installed: pip install 'creature[demo]'") from error
+    check_installed("demo", "the page", "gradio")
     from creature.inference.classifier import load
 
     classifier = load(args.model, device=args.device, members=args.members)

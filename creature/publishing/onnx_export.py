@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.console import say
-from creature.errors import UserError, first_line
-from creature.publishing.quantize import AGREEMENT, CALIBRATION, FASTER, JUDGED, check_installed, quantize, quiet
+from creature.errors import UserError, check_installed, first_line
+from creature.publishing.quantize import AGREEMENT, CALIBRATION, FASTER, JUDGED, quantize, quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +64,7 @@ def export_onnx(folder: Path, out: Path) -> None:
 
     Raises UserError where the packages are missing, the backbone cannot be exported, or probabilities differ.
     """
-    check_installed("onnx", "onnxscript", "onnxruntime")
+    check_installed("export", "ONNX", "onnx", "onnxscript", "onnxruntime")
     import torch
 
     from creature.inference.members import load_member

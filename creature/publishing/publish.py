@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from creature.console import say, show_table
-from creature.errors import UserError
+from creature.errors import UserError, check_installed
 from creature.publishing.hub import check_access, check_repo, files_of, publish
 from creature.publishing.terms import Terms, add_terms, find_terms, save_terms
 
@@ -56,13 +56,13 @@ def prepare_push(repo: str, folder: Path, license: str | None, *, data: str | No
     check_repo(repo)
     terms = find_terms(folder, license, data)
     check_access(repo)
-    _check_report_is_installed()
+    check_installed("report", "the card", "jinja2", "matplotlib")
     return terms
 
 
 def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False) -> dict[str, Path]:
     """Write and verify the folder of each branch, and say what is in them."""
-    _check_report_is_installed()
+    check_installed("report", "the card", "jinja2", "matplotlib")
     from creature.publishing.card import write_cards
     from creature.publishing.export import as_published, export
     from creature.publishing.verify import verify
@@ -87,13 +87,3 @@ def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False) -> dict[
         size = sum(file.stat().st_size for file in files.values()) / 2**20
         say(f"{branch}: {len(files)} files, {size:.1f} MiB: {', '.join(files)}")
     return branches
-
-
-def _check_report_is_installed() -> None:
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"the card needs {error.name}, which is not installed: pip install 'creature[report]'"
-        ) from error

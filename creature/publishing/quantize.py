@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.console import say, show_table
-from creature.errors import UserError
+from creature.errors import UserError, check_installed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,15 +36,6 @@ class Judgement:
         return self.speed >= FASTER and self.agreement >= AGREEMENT
 
 
-def check_installed(*packages: str) -> None:
-    """Raises UserError for a package that is not."""
-    for package in packages:
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise UserError(f"ONNX needs {package}, which is not installed: pip install 'creature[export]'") from error
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within the block, warnings of exporters about their own internals are not shown."""
@@ -64,7 +55,7 @@ def quantize(path: Path, images: str) -> Path | None:
     Weights and activations are calibrated on some of the images (ONNX Runtime's static quantization), speed and
     agreement measured on the others. Raises UserError for too few images.
     """
-    check_installed("onnx", "onnxruntime")
+    check_installed("export", "ONNX", "onnx", "onnxruntime")
     from creature.inference.onnx import open_session
 
     original = open_session(str(path))

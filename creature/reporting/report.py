@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.console import progress, say, show_cells
-from creature.errors import UserError
+from creature.errors import UserError, check_installed
 
 if TYPE_CHECKING:
     from creature.reporting.figures import CaptionedFigure
@@ -53,14 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report of all runs, and show its tables."""
     args = parse(argv)
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"the report needs {error.name}, which is not installed: pip install 'creature[report]'"
-        ) from error
-
+    check_installed("report", "the report", "jinja2", "matplotlib")
     from creature.reporting.study import read_runs
 
     runs = read_runs(args.runs, args.labels)
