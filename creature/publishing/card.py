@@ -184,7 +184,7 @@ def _scores(run: StudyRun, scores: Sequence[Score]) -> Iterator[str]:
 def _classes(run: StudyRun) -> Iterator[str]:
     yield f"Out of fold, n = {run.held.count.n}; recall with its 95 % interval.\n"
     yield "<details><summary>Every class</summary>\n"
-    yield from _table(COLUMNS, [map(_show, score.values) for score in score_classes(run.held)])
+    yield from _table(COLUMNS, [map(_show, scores) for scores in score_classes(run.held)])
     yield "\n</details>\n"
 
 

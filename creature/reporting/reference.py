@@ -14,13 +14,15 @@ A JSON file of one's own, or of a paper's; recipes/paper/reference.json is an ex
 }
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from creature.errors import UserError, first_problem
+from creature.reporting.study import StudyRun
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 Strategy = Annotated[str, Field(pattern="^(logits|softmax|vote|member)$")]
@@ -110,11 +112,38 @@ def show_accuracies(accuracy: Mapping[str, float | None], splits: Iterable[str])
     return ", ".join(map(show, splits))
 
 
-def load_reference(path: Path) -> Reference:
-    """Read a reference file; raises UserError, with what is wrong, for one that cannot be used."""
+def load_reference(path: Path, runs: Sequence[StudyRun]) -> Reference:
+    """Read a reference file; raises UserError where it cannot be used, or none of the runs is of its recipes."""
     try:
-        return Reference.model_validate_json(path.read_bytes())
+        reference = Reference.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"--reference: cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
         raise UserError(f"--reference: {path}: {first_problem(error)}") from error
+    if not any(reference.find(run.recipe.name) for run in runs):
+        recipes = ", ".join(sorted({run.recipe.name for run in runs}))
+        known = ", ".join(result.name for result in reference.results)
+        raise UserError(f"--reference: {path} has none of the runs' recipes ({recipes}), but {known}; leave it out")
+    return reference
+
+
+def find_baseline(runs: Sequence[StudyRun], name: str | None, reference: Reference | None) -> StudyRun:
+    """The named run, else the one that repeats the reference's baseline, else the first.
+
+    Raises UserError for the name of no run.
+    """
+    if name is None:
+        base = reference.find(reference.baseline) if reference else None
+        repeats = (run for run in runs if reference and reference.find(run.recipe.name) is base)
+        return next(repeats, runs[0])
+    for run in runs:
+        if name in (run.name, str(run.folder)) or os.path.abspath(name) == os.path.abspath(run.folder):
+            return run
+    raise UserError(f"--baseline: {name} is none of the runs: {', '.join(run.name for run in runs)}")
+
+
+def order_runs(runs: Sequence[StudyRun], reference: Reference | None) -> list[StudyRun]:
+    """Runs in the order of the reference's results, then all others as they were given."""
+    results = reference.results if reference else ()
+    rank = {recipe: place for place, result in enumerate(results) for recipe in result.recipes}
+    return sorted(runs, key=lambda run: rank.get(run.recipe.name, len(rank)))

@@ -292,13 +292,13 @@ def test_the_gallery_explains_each_answer_by_a_member_that_never_saw_the_picture
 
     monkeypatch.setattr(galleries, "draw_overlay", listening)
     run = read_runs([str(study / "all")], None)[0]
-    explained = galleries.Galleries(explain=True).make(run)
+    explained = galleries.make_gallery(run, explain=True)
     assert len(explained.mistakes) > 10 and len({member.folder for member, _ in asked}) == 3
     assert "orange speaks for" in explained.note
     for mistake, (member, label) in zip(explained.mistakes, asked, strict=True):
-        assert mistake.id in held_out(study / "all", int(member.folder.name[-1]))[0]
-        assert member.class_names[label] == mistake.predicted and len(set(mistake.sources)) == 2
-    plain = galleries.Galleries().make(run)
+        assert mistake.contradicted.image in held_out(study / "all", int(member.folder.name[-1]))[0]
+        assert member.class_names[label] == mistake.contradicted.predicted and len(set(mistake.sources)) == 2
+    plain = galleries.make_gallery(run)
     thumbnails = [mistake.sources[:1] for mistake in explained.mistakes]
     assert [mistake.sources for mistake in plain.mistakes] == thumbnails and "orange" not in plain.note
 
