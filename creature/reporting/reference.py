@@ -15,7 +15,8 @@ A JSON file of one's own, or of a paper's; recipes/paper/reference.json is an ex
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from creature.errors import UserError, first_problem
 from creature.reporting.study import StudyRun
+from creature.reporting.tables import Cell, Table
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 Strategy = Annotated[str, Field(pattern="^(logits|softmax|vote|member)$")]
@@ -98,6 +100,29 @@ class Reference(_Entry):
             return ""
         pairs = [(result.accuracy.get(split), base.accuracy.get(split)) for split in self.compared]
         return ", ".join("-" if a is None or b is None else f"{100 * (a - b):+.2f}" for a, b in pairs)
+
+    def beside(
+        self,
+        table: Table,
+        results: Iterable[Result | None],
+        missing: Iterable[Result],
+        *,
+        splits: Iterable[str],
+        show: Callable[[Result], str],
+        note: str,
+    ) -> Table:
+        """The table with a column of the result that each row repeats, and a row for each result that is missing."""
+        columns = (*table.columns, f"{self.name}: {', '.join(splits)}")
+        rows = [
+            (*row, Cell(show(result) if result else "", "weak"))
+            for row, result in zip(table.rows, results, strict=True)
+        ]
+        blank = [Cell("")] * (len(table.columns) - 2)
+        rows += [
+            (Cell(result.name, "weak"), Cell("missing", "weak"), *blank, Cell(show(result), "weak"))
+            for result in missing
+        ]
+        return replace(table, columns=columns, rows=rows, note=f"{table.note} {self.name}: {note}.")
 
 
 def show_accuracies(accuracy: Mapping[str, float | None], splits: Iterable[str]) -> str:
