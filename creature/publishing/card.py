@@ -39,33 +39,26 @@ class Score:
 
 def measured(run: StudyRun) -> list[Score]:
     """Every score of the run: out of fold, and on the holdout and labelled images that creature ensemble predicted."""
-    return [*_held_out_scores(run), *_recorded_scores(run)]
-
-
-def _held_out_scores(run: StudyRun) -> Iterator[Score]:
     first, several, selected = run.folds[0], len(run.folds) > 1, run.selected
+    alone = f"{first.name} alone"
+    scores = []
     if several:
         who = f"{len(run.one_repeat)} members, each image by the one that never saw it"
-        yield Score(who, "out of fold", "train", count=run.held.count, selected=selected)
+        scores.append(Score(who, "out of fold", "train", count=run.held.count, selected=selected))
     if run.unseen.models > 1:
         who = f"ensemble of {run.unseen.models} members, for each image those that never saw it"
-        yield Score(who, "out of fold", "train", count=run.unseen.rows.count, selected=selected)
-    yield Score(f"{first.name} alone", "held out of it", "train", count=first.result.count, selected=selected)
+        scores.append(Score(who, "out of fold", "train", count=run.unseen.rows.count, selected=selected))
+    scores.append(Score(alone, "held out of it", "train", count=first.result.count, selected=selected))
     if selected:
-        who, images = ("the members", "out of fold") if several else (f"{first.name} alone", "held out of it")
-        yield Score(f"{who}, last epoch", images, "train", count=run.last_score)
-
-
-def _recorded_scores(run: StudyRun) -> Iterator[Score]:
-    first = run.folds[0].name
-    models = {f"{first} alone": first}
-    if len(run.folds) > 1:
-        models = {f"ensemble of {len(run.folds)}": None} | models
+        who, images = ("the members", "out of fold") if several else (alone, "held out of it")
+        scores.append(Score(f"{who}, last epoch", images, "train", count=run.last_score))
+    models = {f"ensemble of {len(run.folds)}": None} if several else {}
     for split, name in RECORDED.items():
-        for who, member in models.items():
+        for who, member in (models | {alone: first.name}).items():
             if rows := run.unseen_images(split, member):
                 mirror = ", with mirror images" * run.recorded[split].mirror
-                yield Score(f"{who}{mirror}", name, name, count=rows.count)
+                scores.append(Score(f"{who}{mirror}", name, name, count=rows.count))
+    return scores
 
 
 def base_model(backbone: Backbone) -> str | None:

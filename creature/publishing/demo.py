@@ -25,9 +25,7 @@ Shown = tuple[dict[str, float] | None, str, list[list[str]]]  # probability by l
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="creature demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="creature demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="what creature predict takes: a fold or run, hf-hub:USER/NAME, or FILE.onnx")
     parser.add_argument("--members", action="store_true", help="ask every member of the run or repository")

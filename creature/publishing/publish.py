@@ -6,20 +6,20 @@ creature publish runs/all USER/NAME --private
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from creature.console import say, show_table
 from creature.errors import UserError, check_installed
-from creature.publishing.hub import check_access, check_repo, files_of, publish
-from creature.publishing.terms import Terms, add_terms, find_terms, save_terms
+from creature.publishing.hub import check_access, check_repo, publish
+from creature.publishing.terms import FILE, Terms, add_terms, find_terms
+from creature.storage import files_of, write_json, write_manifest
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="creature publish",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="creature publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="a run's folder: runs/NAME")
     parser.add_argument("repo", help="the repository: USER/NAME")
@@ -67,10 +67,9 @@ def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False) -> dict[
     from creature.publishing.export import as_published, export
     from creature.publishing.verify import verify
     from creature.reporting.study import read_runs
-    from creature.storage import write_manifest
 
     run = as_published(*read_runs([str(folder)], None))
-    save_terms(folder, terms)
+    write_json(folder / FILE, asdict(terms))
     branches = export(run, folder / "export")
     if onnx:
         from creature.publishing.onnx_export import export_onnx

@@ -25,9 +25,7 @@ NOTE = (
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="creature labels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="creature labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="a run folder, whose folds have held out its images")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="rows that are shown (%(default)s)")
