@@ -103,17 +103,14 @@ def contradicted_labels(run: "StudyRun") -> list[ContradictedLabel]:
 
     rows, probabilities = run.unseen.rows, run.unseen.probabilities
     sure = confident(probabilities, rows.labels)
-    contradicted = []
-    for row in suspects(probabilities, rows.labels).tolist():
-        label, predicted = rows.labels[row], rows.predicted[row]
-        contradicted.append(
-            ContradictedLabel(
-                image=rows.ids[row],
-                label=rows.class_names[label],
-                probability=f"{probabilities[row, label]:.4f}",
-                predicted=rows.class_names[predicted],
-                its_probability=f"{probabilities[row, predicted]:.4f}",
-                surely="yes" if sure[row] else "no",
-            )
+    return [
+        ContradictedLabel(
+            image=rows.ids[row],
+            label=rows.class_names[rows.labels[row]],
+            probability=f"{probabilities[row, rows.labels[row]]:.4f}",
+            predicted=rows.class_names[rows.predicted[row]],
+            its_probability=f"{probabilities[row, rows.predicted[row]]:.4f}",
+            surely="yes" if sure[row] else "no",
         )
-    return contradicted
+        for row in suspects(probabilities, rows.labels).tolist()
+    ]

@@ -127,14 +127,8 @@ class Reference(_Entry):
 
 def show_accuracies(accuracy: Mapping[str, float | None], splits: Iterable[str]) -> str:
     """Accuracies in the order of the splits, as text."""
-
-    def show(split: str) -> str:
-        if split not in accuracy:
-            return "-"
-        value = accuracy[split]
-        return "seen" if value is None else f"{value:.4f}"
-
-    return ", ".join(map(show, splits))
+    shown = {split: "seen" if value is None else f"{value:.4f}" for split, value in accuracy.items()}
+    return ", ".join(shown.get(split, "-") for split in splits)
 
 
 def load_reference(path: Path, runs: Sequence[StudyRun]) -> Reference:
