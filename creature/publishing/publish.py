@@ -37,10 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if not (args.run / "recipe.yaml").exists():
         raise UserError(f"{args.run} is no run; give a folder that train.py made, such as runs/all")
-    check_repo(args.repo)
-    terms = find_terms(args.run, args.license, args.data)
-    if not args.dry_run:
-        check_access(args.repo)
+    terms = prepare_push(args.repo, args.run, args.license, data=args.data, upload=not args.dry_run)
     branches = build(args.run, args.repo, terms, onnx=args.onnx)
     if args.dry_run:
         say(f"nothing was uploaded; read {branches['main'] / 'README.md'}, the page that others would see")
@@ -51,18 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare_push(repo: str, folder: Path, license: str | None, *, data: str | None) -> Terms:
-    """Before a training that is to be published: raises UserError for what would stop it; the terms."""
+def prepare_push(repo: str, folder: Path, license: str | None, *, data: str | None, upload: bool = True) -> Terms:
+    """The terms of a publication; raises UserError for what would stop it, or with `upload` the upload."""
     check_repo(repo)
     terms = find_terms(folder, license, data)
-    check_access(repo)
+    if upload:
+        check_access(repo)
     check_installed("report", "the card", "jinja2", "matplotlib")
     return terms
 
 
 def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False) -> dict[str, Path]:
     """Write and verify the folder of each branch, and say what is in them."""
-    check_installed("report", "the card", "jinja2", "matplotlib")
     from creature.publishing.card import write_cards
     from creature.publishing.export import as_published, export
     from creature.publishing.verify import verify
