@@ -69,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     tables = [table for table in made if table]
     for table in tables:
-        cells = [[(cell.text, cell.tone) for cell in row] for row in table.rows]
-        show_cells(table.title, table.note, table.columns, rows=cells)
+        show_cells(table.title, table.note, table.columns, rows=table.rows)
     try:
         write_report(runs, baseline, tables, out=out, explain=args.explain)
     except OSError as error:
