@@ -1,9 +1,10 @@
 """A loaded model for Python programs: notebooks, services, pipelines. N images, K classes, D features."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -11,9 +12,13 @@ from PIL import Image
 from creature.data.decode import BadImage, image_of_array, read
 from creature.data.files import file_id, list_images
 from creature.errors import UserError
-from creature.inference.load import LoadedModel, load_members, predictor_of
+from creature.inference.load import find_model
 from creature.inference.prediction import Prediction, to_predictions
 from creature.inference.predictor import ImageInput, LogitsBatch, Predictor, predict_batches, with_mirroring
+from creature.metrics.blend import Blending
+
+if TYPE_CHECKING:
+    from creature.inference.members import Member
 
 ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | ImageInput
 SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, ImageInput)
@@ -27,9 +32,9 @@ class Classifier:
     Prediction whose `status` says why.
     """
 
-    def __init__(self, predictor: Predictor, loaded: LoadedModel | None = None):
+    def __init__(self, predictor: Predictor, models: "Sequence[Member]" = ()):
         self.predictor = predictor  # how the members are computed and blended
-        self._loaded = loaded  # None for an ONNX file
+        self._models = models  # none for an ONNX file
 
     def __repr__(self) -> str:
         return f"<Classifier {self.predictor.title}: {len(self.class_names)} classes>"
@@ -47,22 +52,25 @@ class Classifier:
     @cached_property
     def feature_predictor(self) -> Predictor:
         """As `predictor`, with features; raises UserError for an ensemble or an ONNX file, which have none."""
-        return predictor_of(self._one_model("features"), features=True)
+        from creature.inference.members import predictor
+
+        model, blending = self._one_model("features"), Blending(self.predictor.weights, self.predictor.strategy)
+        return predictor([model], blending, features=True, title=self.predictor.title, names=self.members)
 
     @cached_property
     def overlay_predictor(self) -> Predictor:
         """As `predictor`, whose features are overlays that show what speaks for each image's first label."""
         from creature.inference.explain import with_overlays
 
-        return with_overlays(self.predictor, self._one_model("activation maps").members[0])
+        return with_overlays(self.predictor, self._one_model("activation maps"))
 
-    def _one_model(self, what: str) -> LoadedModel:
-        if self._loaded is None or len(self._loaded.members) > 1:
-            kind = "an ONNX file" if self._loaded is None else f"an ensemble of {len(self._loaded.members)}"
+    def _one_model(self, what: str) -> "Member":
+        if len(self._models) != 1:
+            kind = f"an ensemble of {len(self._models)}" if self._models else "an ONNX file"
             raise UserError(
                 f"{self.predictor.title} is {kind}, without {what}; load one trained fold or published model"
             )
-        return self._loaded
+        return self._models[0]
 
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, top: int = 5, tta: bool = False
@@ -128,8 +136,14 @@ def load(model: str | os.PathLike[str], *, device: str = "auto", members: bool =
         if members:
             raise UserError(f"{name} is one model, without members; load the trained run instead")
         return Classifier(open_session(name))
-    loaded = load_members(name, all_members=members, device=device)
-    return Classifier(predictor_of(loaded), loaded)
+    from creature.inference.members import choose_device, load_member, predictor
+
+    folders, chosen = find_model(name, members), choose_device(device)
+    models = [load_member(folder, chosen, fused=True) for folder in folders.folders]
+    if len({model.class_names for model in models}) > 1:
+        raise UserError(f"{name}: its members know different classes")
+    title = f"{name}, {len(models)} members" if members else name
+    return Classifier(predictor(models, folders.blending, title=title, names=folders.names), models)
 
 
 def _check_positive(name: str, value: int) -> int:
