@@ -16,7 +16,7 @@ from torch import nn
 
 from creature.data.eval_transform import CROP_MODES, EvalTransform
 from creature.data.normalize import Normalize
-from creature.device import device_precision
+from creature.device import device_precision, keep_memory, share_cores
 from creature.errors import UserError, first_line
 from creature.inference.fuse_batchnorm import fuse
 from creature.inference.predictor import Computed, Pixels, Predictor, with_mirroring
@@ -147,6 +147,14 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {name!r} cannot be used here: {first_line(error)}") from error
+
+
+def use_whole_machine(name: str) -> torch.device:
+    """The device of that name; takes this process's share of the cores, and keeps freed memory: for scripts alone."""
+    share_cores()
+    device = choose_device(name)
+    keep_memory(device)
+    return device
 
 
 def predictor(
