@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from creature.console import warn
+from creature.console import show_table, warn
 from creature.data.arrow_tables import arrow_compute
 from creature.ensembling.out_of_fold import unseen_rows
 from creature.errors import UserError
@@ -71,19 +71,10 @@ def shared_rows(members: Sequence[Fold], strategy: str) -> SharedRows:
     return SharedRows(runs, logits, table.labels[rows], fold=table.partitions[0][rows])
 
 
-@dataclass(frozen=True)
-class WeighedRuns:
-    """Weights of all members, and a table of the runs and of both blends with their scores."""
+def weigh_runs(members: Sequence[Fold], strategy: str) -> np.ndarray:
+    """Weights (M,) of all members by the greedy choice among their runs; prints the scores of runs and of both blends.
 
-    weights: np.ndarray  # (M,)
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-
-def weigh_runs(members: Sequence[Fold], strategy: str) -> WeighedRuns:
-    """Weights by the greedy choice; the blend is scored with weights that were chosen on the other folds' rows.
-
-    Raises UserError for one run, or votes.
+    The blend is scored with weights that were chosen on the other folds' rows. Raises UserError for one run, or votes.
     """
     shared = shared_rows(members, strategy)
     if len(shared.runs) < 2:
@@ -95,15 +86,11 @@ def weigh_runs(members: Sequence[Fold], strategy: str) -> WeighedRuns:
         run.folder: weight / len(inside)
         for (run, inside), weight in zip(by_run(members), weights.tolist(), strict=True)
     }
-    return WeighedRuns(
-        weights=np.array([shares[member.run.folder] for member in members]),
-        columns=("run", "weight", "out of fold [95 %]", "against equal weights"),
-        rows=_score_rows(shared, weights, strategy, selected=[_selected(inside) for _, inside in by_run(members)]),
-    )
-
-
-def _selected(members: Sequence[Fold]) -> bool:
-    return any(member.result.selected for member in members)
+    selected = [any(member.result.selected for member in inside) for _, inside in by_run(members)]
+    rows = _score_rows(shared, weights, strategy, selected=selected)
+    columns = ("run", "weight", "out of fold [95 %]", "against equal weights")
+    show_table("Weights, chosen greedily on the out-of-fold predictions", columns, rows)
+    return np.array([shares[member.run.folder] for member in members])
 
 
 def _score_rows(
