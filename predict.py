@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.embed and args.members:
         raise UserError("--embed needs one model, and --members are several; leave one of them out")
 
-    from creature.inference import inputs, overlays, prediction_files, shards
+    from creature.inference import inputs, prediction_files, shards
     from creature.inference.classifier import load
     from creature.inference.prediction import to_predictions
     from creature.inference.predictor import predict_batches, with_mirroring
@@ -96,9 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = chain.from_iterable(shard.images() for shard in chosen)
         batches = predict_batches(predictor, images, args.batch_size, title="predicting", total=total)
         predictions = to_predictions(batches, predictor, top, calibration=calibration)
-        return overlays.save(predictions, args.explain) if args.explain else predictions
+        return save_overlays(predictions, args.explain) if args.explain else predictions
 
     if args.explain:
+        from creature.inference.explain import save_overlays
+
         say(f"{args.explain} gets each image: what speaks for its first label in orange, against it in blue")
     if output.path and output.sharded:
         broken = shards.write_shards(output.path, sources, predict, predictor=predictor, top=top)

@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from creature.console import say, warn
 from creature.errors import UserError
@@ -37,7 +36,7 @@ def write_shards(
 
     Raises UserError for a folder that holds predictions of other images or another model.
     """
-    _claim(out, _describe(shards, predictor, top))
+    _claim(out, shards, predictor, top=top)
     rank, processes = process()
     broken = written = 0
 
@@ -60,10 +59,10 @@ def write_shards(
     return broken
 
 
-def _describe(shards: Sequence[Shard], predictor: Predictor, top: int) -> dict[str, Any]:
-    """The images, the model and the options of a folder's shards, for its _inputs.json."""
+def _claim(out: Path, shards: Sequence[Shard], predictor: Predictor, *, top: int) -> None:
+    """Write the images, the model and the options of a folder's shards, or check that they are what they were."""
     names = json.dumps([(shard.name, shard.size) for shard in shards])
-    return {
+    described = {
         "pictures": hashlib.sha256(names.encode()).hexdigest(),
         "model": [file_hash(file) for file in predictor.files],
         "features": predictor.features,
@@ -72,10 +71,6 @@ def _describe(shards: Sequence[Shard], predictor: Predictor, top: int) -> dict[s
         "top": top,
         "mirror": predictor.mirror or None,  # older folders, all without mirror images, have no such key
     }
-
-
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Write what the shards hold, or check that it is what they held before."""
     path = out / "_inputs.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
