@@ -5,7 +5,6 @@ N rows, K classes. Where the folds were drawn R times, a row has R members that 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,16 +39,12 @@ def unseen_rows(members: Sequence[Fold], last: bool = False) -> UnseenRows:
         concatenate([member.held_out_last if last else member.held_out for member in repeat])
         for repeat in full_repeats(members)
     ]
-    shared = reduce(np.intersect1d, [np.array(table.ids, dtype=object) for table in tables])
-    rows = [_rows_of(table.ids, shared) for table in tables]
+    shared = sorted(set.intersection(*(set(table.ids) for table in tables)))
+    row_of = [{id_: row for row, id_ in enumerate(table.ids)} for table in tables]
+    rows = [np.array([row_of_id[id_] for id_ in shared], dtype=np.int64) for row_of_id in row_of]
     first = tables[0].take(rows[0])
     logits = np.stack([table.logits[chosen] for table, chosen in zip(tables, rows, strict=True)])
     return UnseenRows(first.ids, first.content_hashes, first.labels, logits=logits)
-
-
-def _rows_of(ids: Sequence[str], chosen: np.ndarray) -> np.ndarray:
-    row_of = {id_: row for row, id_ in enumerate(ids)}
-    return np.array([row_of[id_] for id_ in chosen], dtype=np.int64)
 
 
 def score_of_repeats(members: Sequence[Fold], strategy: str, last: bool = False) -> tuple[int, Count] | None:

@@ -14,7 +14,7 @@ from creature.ensembling.out_of_fold import unseen_rows
 from creature.errors import UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
-from creature.metrics.significance import PairedComparison, compare_paired, shown_p
+from creature.metrics.significance import compare_paired, shown_p
 from creature.run import Fold, Run, by_run
 
 ROUNDS = 50  # weights are multiples of 1 / ROUNDS or coarser
@@ -105,8 +105,10 @@ def _score_rows(
     name = f"these weights{'' if one_fold else ', chosen on the other folds'}"
 
     def row(name: str, weight: str, right: np.ndarray, *, mark: bool) -> tuple[str, ...]:
-        against = "" if right is equal else _difference(compare_paired(right, equal))
-        return name, weight, f"{Count(int(right.sum()), len(right))}{' selected' * mark}", against
+        pair, difference = compare_paired(right, equal), ""
+        if right is not equal:
+            difference = f"{100 * pair.difference:+.2f} points ({pair.first} : {pair.second}, p {shown_p(pair.p)})"
+        return name, weight, f"{Count(int(right.sum()), len(right))}{' selected' * mark}", difference
 
     rows = [
         row(str(run), f"{weight:.2f}", logits.argmax(1) == shared.labels, mark=mark)
@@ -127,7 +129,3 @@ def _predict_cross_fitted(shared: SharedRows, weights: np.ndarray, strategy: str
         fitted = choose_weights(shared.logits[:, others], shared.labels[others], strategy) if others.any() else weights
         predicted[~others] = blend(shared.logits[:, ~others], strategy, fitted).argmax(1)
     return predicted
-
-
-def _difference(against: PairedComparison) -> str:
-    return f"{100 * against.difference:+.2f} points ({against.first} : {against.second}, p {shown_p(against.p)})"

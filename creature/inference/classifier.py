@@ -15,7 +15,6 @@ from creature.errors import UserError
 from creature.inference.load import find_model
 from creature.inference.prediction import Prediction, to_predictions
 from creature.inference.predictor import ImageInput, LogitsBatch, Predictor, predict_batches, with_mirroring
-from creature.metrics.blend import Blending
 
 if TYPE_CHECKING:
     from creature.inference.members import Member
@@ -54,8 +53,8 @@ class Classifier:
         """As `predictor`, with features; raises UserError for an ensemble or an ONNX file, which have none."""
         from creature.inference.members import predictor
 
-        model, blending = self._one_model("features"), Blending(self.predictor.weights, self.predictor.strategy)
-        return predictor([model], blending, features=True, title=self.predictor.title, names=self.members)
+        model, ensemble = self._one_model("features"), self.predictor
+        return predictor([model], ensemble.blending, features=True, title=ensemble.title, names=self.members)
 
     @cached_property
     def overlay_predictor(self) -> Predictor:
@@ -86,26 +85,24 @@ class Classifier:
 
     def logits(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, tta: bool = False) -> np.ndarray:
         """The members' logits (M, N, K); NaN for an image that cannot be read."""
-        tables = []
+        tables = [np.empty((len(self.members), 0, len(self.class_names)), np.float32)]
         for batch in self.batches(images, batch_size=batch_size, tta=tta):
-            logits = batch.logits.copy()
-            logits[:, list(batch.broken)] = np.nan
-            tables.append(logits)
-        empty = np.empty((len(self.members), 0, len(self.class_names)), np.float32)
-        return np.concatenate([empty, *tables], axis=1)
+            tables.append(batch.logits.copy())
+            tables[-1][:, list(batch.broken)] = np.nan
+        return np.concatenate(tables, axis=1)
 
     def features(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> np.ndarray:
         """The input of one model's classifier layer for each image (N, D); NaN for an image that cannot be read.
 
         Raises UserError for an ensemble or an ONNX file, which have none.
         """
-        predictor, tables = self.feature_predictor, []
-        for batch in predict_batches(predictor, _inputs(images), _check_positive("batch_size", batch_size)):
+        _check_positive("batch_size", batch_size)
+        tables = [np.empty((0, self.feature_predictor.features or 0), np.float32)]
+        for batch in predict_batches(self.feature_predictor, _inputs(images), batch_size):
             assert batch.features is not None
-            features = batch.features.copy()
-            features[list(batch.broken)] = np.nan
-            tables.append(features)
-        return np.concatenate([np.empty((0, predictor.features or 0), np.float32), *tables])
+            tables.append(batch.features.copy())
+            tables[-1][list(batch.broken)] = np.nan
+        return np.concatenate(tables)
 
     def batches(
         self,
@@ -146,10 +143,9 @@ def load(model: str | os.PathLike[str], *, device: str = "auto", members: bool =
     return Classifier(predictor(models, folders.blending, title=title, names=folders.names), models)
 
 
-def _check_positive(name: str, value: int) -> int:
+def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise UserError(f"{name} must be 1 or more, got {value}")
-    return value
 
 
 def _inputs(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageInput]:

@@ -177,8 +177,7 @@ def predictor(
         members=tuple(member.folder.name for member in members) if names is None else tuple(names),
         transforms=tuple(dict.fromkeys(member.transform for member in members)),
         compute=_forward_function(members, features),
-        weights=blending.weights,
-        strategy=blending.strategy,
+        blending=blending,
         features=int(first.model.head_hidden_size) if features else None,  # type: ignore[arg-type]
         fallback=most_frequent_class(first.folder) if (first.folder / "result.json").exists() else "",
         files=tuple(member.folder / "model.safetensors" for member in members),

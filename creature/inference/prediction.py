@@ -56,14 +56,13 @@ def to_predictions(
     """Each image's prediction, with the `top` labels of the blended members, calibrated where that is asked for."""
     names = predictor.class_names
     for batch in batches:
-        probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
+        probabilities = blend(batch.logits, predictor.blending.strategy, predictor.blending.weights)
         if calibration:
             probabilities = calibration.probabilities(log_probabilities(probabilities))
         order = np.argsort(-probabilities, axis=1, kind="stable")
-        sets = (
-            None if calibration is None or calibration.set_threshold is None else calibration.label_sets(probabilities)
-        )
-        sure = np.full(len(order), True)
+        sets, sure = None, np.full(len(order), True)
+        if calibration and calibration.set_threshold is not None:
+            sets = calibration.label_sets(probabilities)
         if calibration and calibration.min_probability is not None:
             sure = calibration.sure(probabilities)
         for row, id_ in enumerate(batch.ids):

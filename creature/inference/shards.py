@@ -66,10 +66,10 @@ def _claim(out: Path, shards: Sequence[Shard], predictor: Predictor, *, top: int
         "pictures": hashlib.sha256(names.encode()).hexdigest(),
         "model": [file_hash(file) for file in predictor.files],
         "features": predictor.features,
-        "strategy": predictor.strategy,
-        "weights": predictor.weights.tolist(),
+        "strategy": predictor.blending.strategy,
+        "weights": predictor.blending.weights.tolist(),
         "top": top,
-        "mirror": predictor.mirror or None,  # older folders, all without mirror images, have no such key
+        "mirror": predictor.blending.mirror or None,  # older folders, all without mirror images, have no such key
     }
     path = out / "_inputs.json"
     try:
