@@ -100,8 +100,8 @@ def rows_of_ensemble(run: Run, members: Sequence[Fold], blending: Blending) -> C
             continue
         rows = np.flatnonzero(exposures(recorded, members) == "unseen")
         if len(rows):
-            unseen = recorded.predictions.take(rows)
-            return CalibrationRows(unseen.logits, unseen.labels, f"ensemble of {len(members)}, {kind}")
+            source = f"ensemble of {len(members)}, {kind}"
+            return CalibrationRows(recorded.log_probabilities[rows], recorded.labels[rows], source)
     equal = len(set(blending.weights.tolist())) == 1
     if blending.strategy == "vote" or blending.mirror or len(full_repeats(members)) < 2 or not equal:
         return None

@@ -91,17 +91,26 @@ def write_full(
     As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of that many `features`, where these
     were asked for. A set of labels is a list, in CSV one of JSON.
     """
+    embedded = features if path.suffix in (".jsonl", ".parquet") else None
+    values = (_columns(row, top, features=embedded, sets=sets) for row in rows)
+    names = _column_names(top)
     if path.suffix == ".parquet":
-        _write_parquet(path, rows, top, features=features, sets=sets)
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetWriter
+
+        columns = [(name, pa.float64() if name.startswith("probability") else pa.string()) for name in names]
+        columns += [("embedding", pa.list_(pa.float32(), features))] if features else []
+        schema = pa.schema(columns + ([("set", pa.list_(pa.string()))] if sets else []))
+        with _output_file(path) as temporary, ParquetWriter(temporary, schema) as file:
+            while chunk := list(islice(values, 1024)):
+                file.write_table(pa.Table.from_pylist(chunk, schema))
     elif path.suffix == ".jsonl":
         with _output_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(_columns(row, top, features=features, sets=sets)) + "\n")
+            file.writelines(json.dumps(value) + "\n" for value in values)
     else:
         with table_writer(path) as out:
-            out.writerow(_column_names(top) + ("set",) * sets)
-            for row in rows:
-                out.writerow(map(_cell, _columns(row, top, features=None, sets=sets).values()))
+            out.writerow(names + ("set",) * sets)
+            out.writerows(map(_cell, value.values()) for value in values)
 
 
 def _cell(value: Any) -> str:
@@ -123,19 +132,6 @@ def _columns(row: Prediction, top: int, *, features: int | None, sets: bool) -> 
     if sets:
         columns["set"] = None if row.broken else list(row.label_set)
     return columns
-
-
-def _write_parquet(path: Path, rows: Iterable[Prediction], top: int, *, features: int | None, sets: bool) -> None:
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
-
-    columns = [(n, pa.float64() if n.startswith("probability") else pa.string()) for n in _column_names(top)]
-    columns += [("embedding", pa.list_(pa.float32(), features))] if features else []
-    schema = pa.schema(columns + ([("set", pa.list_(pa.string()))] if sets else []))
-    remaining = iter(rows)
-    with _output_file(path) as temporary, ParquetWriter(temporary, schema) as file:
-        while chunk := [_columns(row, top, features=features, sets=sets) for row in islice(remaining, 1024)]:
-            file.write_table(pa.Table.from_pylist(chunk, schema))
 
 
 def write_predictions(
