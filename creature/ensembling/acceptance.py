@@ -13,7 +13,7 @@ from creature.ensembling.recorded import PredictedImages
 from creature.errors import UserError
 from creature.inference.members import Member, predictor
 from creature.inference.predictor import ImageInput, predict_batches
-from creature.metrics.accuracy import Count
+from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending
 from creature.metrics.significance import PairedComparison, compare_paired, difference_interval, holm, shown_p
 from creature.run import Fold, member_names
@@ -109,7 +109,7 @@ def compare_with_ensemble(unseen: UnseenImages, model: Candidate) -> Comparison:
     right, right_by_ensemble = model.predicted == unseen.labels, unseen.ensemble.predicted == unseen.labels
     low, high = difference_interval(right, right_by_ensemble)
     against = compare_paired(right, right_by_ensemble)
-    return Comparison(model, Count(int(right.sum()), len(right)), against, low=low, high=high)
+    return Comparison(model, count_correct(model.predicted, unseen.labels), against, low=low, high=high)
 
 
 def ingredients(members: Sequence[Fold]) -> list[dict[str, Any]]:

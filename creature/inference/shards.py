@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -38,13 +39,11 @@ def write_shards(
     """
     _claim(out, shards, predictor, top=top)
     rank, processes = process()
-    broken = written = 0
+    written = Counter[bool]()  # by whether the image could not be read
 
     def count(rows: Iterator[Prediction]) -> Iterator[Prediction]:
-        nonlocal broken, written
         for row in rows:
-            broken += row.broken
-            written += 1
+            written[row.broken] += 1
             yield row
 
     for number in range(rank, len(shards), processes):
@@ -53,10 +52,10 @@ def write_shards(
             write_full(path, count(predict([shards[number]])), top, features=predictor.features)
     existing = len(list(out.glob("part-*.parquet")))
     prefix = f"process {rank}: " if processes > 1 else ""
-    say(f"{prefix}{written} rows written; {existing} of {len(shards)} shards are in {out}")
-    if broken:
-        warn(f"{prefix}{broken} images could not be read; the column status says why")
-    return broken
+    say(f"{prefix}{written.total()} rows written; {existing} of {len(shards)} shards are in {out}")
+    if written[True]:
+        warn(f"{prefix}{written[True]} images could not be read; the column status says why")
+    return written[True]
 
 
 def _claim(out: Path, shards: Sequence[Shard], predictor: Predictor, *, top: int) -> None:
