@@ -1,28 +1,39 @@
 """The demo page in a real browser: a photo is uploaded, and the page says what predict.py says."""
 
 import csv
-import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import predict
-from creature.inference.classifier import load
 from creature.publishing import demo
 from creature.reporting.tables import escape_markdown
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+from helpers import ROOT
 
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> Iterator[str]:
     pytest.importorskip("gradio", reason="pip install -e '.[demo]'")
-    blocks = demo.build(load(run, device="cpu", members=True))
-    _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield url
-    blocks.close()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "creature", "demo", str(run), "--members", "--device", "cpu", "--port", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        lines = []
+        for line in server.stdout:
+            lines.append(line)
+            if f"open http://127.0.0.1:{port}" in "".join(lines):
+                break
+        else:
+            pytest.fail("".join(lines))
+        yield f"http://127.0.0.1:{port}/"
+        server.kill()
 
 
 @pytest.fixture(scope="module")
