@@ -97,7 +97,7 @@ def handler(classifier: "Classifier") -> Callable[[str | None], Shown]:
         (batch,) = classifier.batches(path, batch_size=1)
         if batch.broken:
             return None, f"This image cannot be read: {escape_markdown(batch.broken[0])}.", []
-        (together,) = blend(batch.logits, predictor.strategy, predictor.weights)
+        (together,) = blend(batch.logits, predictor.blending.strategy, predictor.blending.weights)
         alone = [blend(logits[None])[0] for logits in batch.logits]
         rows = [
             [member, names[probabilities.argmax()], f"{probabilities.max():.3f}"]
