@@ -11,12 +11,13 @@ accelerate launch -m creature predict runs/all --members archive.parquet --out p
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from creature.console import BROKEN_IMAGES, run
+from creature.console import BROKEN_IMAGES, run, say, show_table, warn
 from creature.errors import UserError
 from creature.inference import options
 
@@ -66,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.embed and args.members:
         raise UserError("--embed needs one model, and --members are several; leave one of them out")
 
-    from creature.console import say, show_table
-    from creature.inference import inputs, overlays, shards
+    from creature.inference import inputs, prediction_files, shards
     from creature.inference.classifier import load
     from creature.inference.prediction import to_predictions
     from creature.inference.predictor import predict_batches, with_mirroring
@@ -75,14 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shards.process()[1] > 1 and not output.sharded:
         raise UserError("several processes write shards into one folder: --out DIR/")
     calibration = fit_calibration(args, output)
-    use_whole_machine(args)
+    if not args.model.endswith(".onnx"):
+        from creature.inference.members import use_whole_machine
+
+        use_whole_machine(args.device)
     classifier = load(args.model, device=args.device, members=args.members)
     predictor = classifier.feature_predictor if args.embed else classifier.predictor
     predictor = classifier.overlay_predictor if args.explain else predictor
     predictor = with_mirroring(predictor) if args.mirror else predictor
     columns, top = ("", ""), min(args.top, len(classifier.class_names))
     if output.submission:
-        listed, columns = options.arrange(output, inputs.list_inputs(args.images, args.urls))
+        listed = inputs.list_inputs(args.images, args.urls)
+        listed, columns = prediction_files.order_for_submission(listed, output.template)
         sources = [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))]
     else:
         sources = inputs.find_shards(args.images, args.image_column, args.urls)
@@ -92,15 +96,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = chain.from_iterable(shard.images() for shard in chosen)
         batches = predict_batches(predictor, images, args.batch_size, title="predicting", total=total)
         predictions = to_predictions(batches, predictor, top, calibration=calibration)
-        return overlays.save(predictions, args.explain) if args.explain else predictions
+        return save_overlays(predictions, args.explain) if args.explain else predictions
 
     if args.explain:
+        from creature.inference.explain import save_overlays
+
         say(f"{args.explain} gets each image: what speaks for its first label in orange, against it in blue")
     if output.path and output.sharded:
         broken = shards.write_shards(output.path, sources, predict, predictor=predictor, top=top)
         return BROKEN_IMAGES if broken else 0
     if output.path:
-        code = options.write(
+        code = prediction_files.write_predictions(
             output,
             columns,
             predict(sources),
@@ -121,17 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return BROKEN_IMAGES if any(prediction.broken for prediction in predictions) else 0
 
 
-def use_whole_machine(args: argparse.Namespace) -> None:
-    """Take this process's share of the cores, and keep freed memory: a program may do so, a library must not."""
-    if args.model.endswith(".onnx"):
-        return
-    from creature.device import keep_memory, share_cores
-    from creature.inference.members import choose_device
-
-    share_cores()
-    keep_memory(choose_device(args.device))
-
-
 def fit_calibration(args: argparse.Namespace, output: options.OutputOptions) -> "Calibration | None":
     """The calibration that --coverage and --min-precision need, fitted on rows that the model never saw."""
     if not args.coverage and not args.min_precision:
@@ -143,9 +138,6 @@ def fit_calibration(args: argparse.Namespace, output: options.OutputOptions) -> 
     if args.model.endswith(".onnx"):
         raise UserError(f"--coverage and --min-precision need the trained fold, and {args.model} is an ONNX file")
 
-    from dataclasses import replace
-
-    from creature.console import warn
     from creature.ensembling import calibrate
     from creature.inference.load import find_model
     from creature.metrics.calibration import choose_thresholds

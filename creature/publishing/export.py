@@ -26,7 +26,6 @@ from creature.metrics.calibration import (
     ENSEMBLE_CALIBRATION,
     FEWEST,
     MODEL_CALIBRATION,
-    CalibrationData,
     fit,
     save_calibration,
 )
@@ -88,19 +87,18 @@ def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Fold], *, b
 
     It is a table of probabilities that names no image.
     """
-    for branch, fold in branches.items():
-        if fold.score.n >= FEWEST:
-            _save_calibration(out / branch / MODEL_CALIBRATION, member_calibration(fold.folder))
-    if len(run.folds) > 1:
-        rows = rows_of_ensemble(run.run, run.folds, blending)
-        if rows and len(rows.labels) >= FEWEST:
-            fitted = fit(rows.logits, rows.labels, selected=rows.selected, mirror=blending.mirror)
-            _save_calibration(out / "main" / ENSEMBLE_CALIBRATION, fitted)
-
-
-def _save_calibration(path: Path, fitted: CalibrationData) -> None:
-    save_calibration(path, fitted)
-    sort_header(path)
+    fitted = {
+        out / branch / MODEL_CALIBRATION: member_calibration(fold.folder)
+        for branch, fold in branches.items()
+        if fold.score.n >= FEWEST
+    }
+    rows = rows_of_ensemble(run.run, run.folds, blending) if len(run.folds) > 1 else None
+    if rows and len(rows.labels) >= FEWEST:
+        calibration = fit(rows.logits, rows.labels, selected=rows.selected, mirror=blending.mirror)
+        fitted[out / "main" / ENSEMBLE_CALIBRATION] = calibration
+    for path, calibration in fitted.items():
+        save_calibration(path, calibration)
+        sort_header(path)
 
 
 def sort_header(path: Path) -> None:
