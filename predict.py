@@ -56,18 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict, and show or write the predictions."""
     args = parse(argv)
     output = options.check_options(args, args.images)
-    if args.embed and not (output.sharded or (output.path and output.path.suffix in (".jsonl", ".parquet"))):
-        raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
-    if args.explain and (args.members or args.embed or args.mirror):
-        raise UserError("--explain shows what one prediction rests on; leave out --members, --embed and --mirror")
-    if args.model.endswith(".onnx") and (args.members or args.embed or args.explain):
-        raise UserError(
-            f"{args.model} is one model without features; --members, --embed and --explain need the trained folder"
-        )
-    if args.embed and args.members:
-        raise UserError("--embed needs one model, and --members are several; leave one of them out")
+    check_arguments(args, output)
 
-    from creature.inference import inputs, prediction_files, shards
+    from creature.inference import prediction_files, shards
     from creature.inference.classifier import load
     from creature.inference.prediction import to_predictions
     from creature.inference.predictor import predict_batches, with_mirroring
@@ -83,13 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = classifier.feature_predictor if args.embed else classifier.predictor
     predictor = classifier.overlay_predictor if args.explain else predictor
     predictor = with_mirroring(predictor) if args.mirror else predictor
-    columns, top = ("", ""), min(args.top, len(classifier.class_names))
-    if output.submission:
-        listed = inputs.list_inputs(args.images, args.urls)
-        listed, columns = prediction_files.order_for_submission(listed, output.template)
-        sources = [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))]
-    else:
-        sources = inputs.find_shards(args.images, args.image_column, args.urls)
+    sources, columns = find_sources(args, output)
+    top = min(args.top, len(classifier.class_names))
 
     def predict(chosen: "Sequence[Shard]") -> "Iterator[Prediction]":
         total = None if any(shard.size is None for shard in chosen) else sum(shard.size or 0 for shard in chosen)
@@ -118,13 +104,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = f"{args.model} --members" if args.members else args.model
         say(f"the predictions are in {output.path}; next: creature predict {model} PHOTO --top 5")
         return code
-    predictions = list(predict(sources))
-    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.coverage:g}"] if args.coverage else []))
-    rows = (cells(prediction, top) for prediction in predictions)
-    show_table(f"{predictor.title}: labels and probabilities", heads, rows)
+    return show(list(predict(sources)), predictor.title, top, coverage=args.coverage)
+
+
+def show(predictions: "Sequence[Prediction]", title: str, top: int, *, coverage: float | None) -> int:
+    """Predictions as a table in the terminal; the exit code."""
+    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {coverage:g}"] if coverage else []))
+    show_table(f"{title}: labels and probabilities", heads, (cells(prediction, top) for prediction in predictions))
     count = len(predictions)
     say(f"{count} image{'s' * (count != 1)}; next: --out FILE.csv writes them to a file")
     return BROKEN_IMAGES if any(prediction.broken for prediction in predictions) else 0
+
+
+def check_arguments(args: argparse.Namespace, output: options.OutputOptions) -> None:
+    """Raises UserError for arguments that do not go together."""
+    if args.embed and not (output.sharded or (output.path and output.path.suffix in (".jsonl", ".parquet"))):
+        raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
+    if args.explain and (args.members or args.embed or args.mirror):
+        raise UserError("--explain shows what one prediction rests on; leave out --members, --embed and --mirror")
+    if args.model.endswith(".onnx") and (args.members or args.embed or args.explain):
+        raise UserError(
+            f"{args.model} is one model without features; --members, --embed and --explain need the trained folder"
+        )
+    if args.embed and args.members:
+        raise UserError("--embed needs one model, and --members are several; leave one of them out")
+
+
+def find_sources(args: argparse.Namespace, output: options.OutputOptions) -> "tuple[list[Shard], tuple[str, str]]":
+    """The images to predict, and a submission's columns, whose images are in the order of its template."""
+    from creature.inference import inputs, prediction_files
+
+    if not output.submission:
+        return inputs.find_shards(args.images, args.image_column, args.urls), ("", "")
+    listed = inputs.list_inputs(args.images, args.urls)
+    listed, columns = prediction_files.order_for_submission(listed, output.template)
+    return [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))], columns
 
 
 def fit_calibration(args: argparse.Namespace, output: options.OutputOptions) -> "Calibration | None":

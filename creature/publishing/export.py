@@ -38,12 +38,7 @@ from creature.storage import file_hash, link_or_copy, write_json
 
 
 def export(run: StudyRun, out: Path) -> dict[str, Path]:
-    """Write `out`/main and, for several members, `out`/fold-N, without their cards; the folders by branch.
-
-    Raises UserError for a run without a finished fold.
-    """
-    if not run.folds:
-        raise UserError(f"{run.folder} has no finished fold; train one first: creature train --recipe ...")
+    """Write `out`/main and, for several members, `out`/fold-N, without their cards; the folders by branch."""
     shutil.rmtree(out, ignore_errors=True)
     branches = {"main": run.folds[0]} | {fold.name: fold for fold in run.folds if len(run.folds) > 1}
     for branch, fold in branches.items():
@@ -69,7 +64,12 @@ def blending_of(summary: dict[str, Any]) -> Blending:
 
 
 def as_published(run: StudyRun) -> StudyRun:
-    """The run without predictions that were blended in another way than what is published of it."""
+    """The run without predictions that were blended in another way than what is published of it.
+
+    Raises UserError for a run without a finished fold.
+    """
+    if not run.folds:
+        raise UserError(f"{run.folder} has no finished fold; train one first: creature train --recipe ...")
     blending, kept = blending_of(published_ensemble(run)), {}
     for kind, table in run.recorded.items():
         if len(run.folds) == 1 or table.blended_by(blending):
