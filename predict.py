@@ -11,12 +11,13 @@ accelerate launch -m creature predict runs/all --members archive.parquet --out p
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from creature.console import BROKEN_IMAGES, run
+from creature.console import BROKEN_IMAGES, run, say, show_table, warn
 from creature.errors import UserError
 from creature.inference import options
 
@@ -55,19 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict, and show or write the predictions."""
     args = parse(argv)
     output = options.check_options(args, args.images)
-    if args.embed and not (output.sharded or (output.path and output.path.suffix in (".jsonl", ".parquet"))):
-        raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
-    if args.explain and (args.members or args.embed or args.mirror):
-        raise UserError("--explain shows what one prediction rests on; leave out --members, --embed and --mirror")
-    if args.model.endswith(".onnx") and (args.members or args.embed or args.explain):
-        raise UserError(
-            f"{args.model} is one model without features; --members, --embed and --explain need the trained folder"
-        )
-    if args.embed and args.members:
-        raise UserError("--embed needs one model, and --members are several; leave one of them out")
+    check_arguments(args, output)
 
-    from creature.console import say, show_table
-    from creature.inference import inputs, overlays, shards
+    from creature.inference import prediction_files, shards
     from creature.inference.classifier import load
     from creature.inference.prediction import to_predictions
     from creature.inference.predictor import predict_batches, with_mirroring
@@ -75,32 +66,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shards.process()[1] > 1 and not output.sharded:
         raise UserError("several processes write shards into one folder: --out DIR/")
     calibration = fit_calibration(args, output)
-    use_whole_machine(args)
+    if not args.model.endswith(".onnx"):
+        from creature.inference.members import use_whole_machine
+
+        use_whole_machine(args.device)
     classifier = load(args.model, device=args.device, members=args.members)
     predictor = classifier.feature_predictor if args.embed else classifier.predictor
     predictor = classifier.overlay_predictor if args.explain else predictor
     predictor = with_mirroring(predictor) if args.mirror else predictor
-    columns, top = ("", ""), min(args.top, len(classifier.class_names))
-    if output.submission:
-        listed, columns = options.arrange(output, inputs.list_inputs(args.images, args.urls))
-        sources = [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))]
-    else:
-        sources = inputs.find_shards(args.images, args.image_column, args.urls)
+    sources, columns = find_sources(args, output)
+    top = min(args.top, len(classifier.class_names))
 
     def predict(chosen: "Sequence[Shard]") -> "Iterator[Prediction]":
         total = None if any(shard.size is None for shard in chosen) else sum(shard.size or 0 for shard in chosen)
         images = chain.from_iterable(shard.images() for shard in chosen)
         batches = predict_batches(predictor, images, args.batch_size, title="predicting", total=total)
         predictions = to_predictions(batches, predictor, top, calibration=calibration)
-        return overlays.save(predictions, args.explain) if args.explain else predictions
+        return save_overlays(predictions, args.explain) if args.explain else predictions
 
     if args.explain:
+        from creature.inference.explain import save_overlays
+
         say(f"{args.explain} gets each image: what speaks for its first label in orange, against it in blue")
     if output.path and output.sharded:
         broken = shards.write_shards(output.path, sources, predict, predictor=predictor, top=top)
         return BROKEN_IMAGES if broken else 0
     if output.path:
-        code = options.write(
+        code = prediction_files.write_predictions(
             output,
             columns,
             predict(sources),
@@ -112,24 +104,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = f"{args.model} --members" if args.members else args.model
         say(f"the predictions are in {output.path}; next: creature predict {model} PHOTO --top 5")
         return code
-    predictions = list(predict(sources))
-    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {args.coverage:g}"] if args.coverage else []))
-    rows = (cells(prediction, top) for prediction in predictions)
-    show_table(f"{predictor.title}: labels and probabilities", heads, rows)
+    return show(list(predict(sources)), predictor.title, top, coverage=args.coverage)
+
+
+def show(predictions: "Sequence[Prediction]", title: str, top: int, *, coverage: float | None) -> int:
+    """Predictions as a table in the terminal; the exit code."""
+    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {coverage:g}"] if coverage else []))
+    show_table(f"{title}: labels and probabilities", heads, (cells(prediction, top) for prediction in predictions))
     count = len(predictions)
     say(f"{count} image{'s' * (count != 1)}; next: --out FILE.csv writes them to a file")
     return BROKEN_IMAGES if any(prediction.broken for prediction in predictions) else 0
 
 
-def use_whole_machine(args: argparse.Namespace) -> None:
-    """Take this process's share of the cores, and keep freed memory: a program may do so, a library must not."""
-    if args.model.endswith(".onnx"):
-        return
-    from creature.device import keep_memory, share_cores
-    from creature.inference.members import choose_device
+def check_arguments(args: argparse.Namespace, output: options.OutputOptions) -> None:
+    """Raises UserError for arguments that do not go together."""
+    if args.embed and not (output.sharded or (output.path and output.path.suffix in (".jsonl", ".parquet"))):
+        raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
+    if args.explain and (args.members or args.embed or args.mirror):
+        raise UserError("--explain shows what one prediction rests on; leave out --members, --embed and --mirror")
+    if args.model.endswith(".onnx") and (args.members or args.embed or args.explain):
+        raise UserError(
+            f"{args.model} is one model without features; --members, --embed and --explain need the trained folder"
+        )
+    if args.embed and args.members:
+        raise UserError("--embed needs one model, and --members are several; leave one of them out")
 
-    share_cores()
-    keep_memory(choose_device(args.device))
+
+def find_sources(args: argparse.Namespace, output: options.OutputOptions) -> "tuple[list[Shard], tuple[str, str]]":
+    """The images to predict, and a submission's columns, whose images are in the order of its template."""
+    from creature.inference import inputs, prediction_files
+
+    if not output.submission:
+        return inputs.find_shards(args.images, args.image_column, args.urls), ("", "")
+    listed = inputs.list_inputs(args.images, args.urls)
+    listed, columns = prediction_files.order_for_submission(listed, output.template)
+    return [inputs.Shard("all", len(listed), partial(inputs.read_inputs, listed))], columns
 
 
 def fit_calibration(args: argparse.Namespace, output: options.OutputOptions) -> "Calibration | None":
@@ -143,9 +152,6 @@ def fit_calibration(args: argparse.Namespace, output: options.OutputOptions) -> 
     if args.model.endswith(".onnx"):
         raise UserError(f"--coverage and --min-precision need the trained fold, and {args.model} is an ONNX file")
 
-    from dataclasses import replace
-
-    from creature.console import warn
     from creature.ensembling import calibrate
     from creature.inference.load import find_model
     from creature.metrics.calibration import choose_thresholds

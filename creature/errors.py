@@ -1,5 +1,6 @@
 """The exceptions that creature raises on purpose."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ class BrokenError(CreatureError, Exception):
 
 class Interrupted(CreatureError):
     """The run was asked to stop, and stands saved where its message says; no `except Exception` may eat it."""
+
+
+def check_installed(extra: str, what: str, *packages: str) -> None:
+    """Raise UserError where one of the packages that `what` needs is missing; `extra` is creature's that brings it."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError as error:
+            message = f"{what} needs {error.name or package}, which is not installed: pip install 'creature[{extra}]'"
+            raise UserError(message) from error
 
 
 def first_line(error: BaseException) -> str:

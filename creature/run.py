@@ -6,7 +6,6 @@ What has been read is kept with the object: make a new `Run` to see what has cha
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -380,6 +379,4 @@ def with_labels(predictions: Predictions, folds: FoldTable) -> Predictions:
     rows = arrow_compute().index_in(list(predictions.ids), folds.ids)
     if rows.null_count:
         raise ValueError("a row is none of the fold table's")
-    rows = rows.to_numpy()
-    hashes = tuple(folds.hashes.take(rows).to_pylist())
-    return replace(predictions, labels=folds.labels[rows].astype(np.int64), content_hashes=hashes)
+    return held_out_predictions(folds, rows.to_numpy(), predictions.logits)

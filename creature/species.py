@@ -1,4 +1,7 @@
-"""How the creatures of the drawings look: a pen, and a function for each of twelve species."""
+"""How the creatures of the drawings look: a pen, and a function for each of twelve species.
+
+A creature fills about one unit around the origin; those that are seen from the side look to the right.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -77,8 +80,7 @@ def arc(start: float, end: float, count: int) -> np.ndarray:
     return np.column_stack([np.cos(angles), np.sin(angles)])
 
 
-def draw_fish(pen: Pen) -> None:
-    """A fish within about one unit of the origin, head to the right."""
+def fish(pen: Pen) -> None:
     swing, deep = pen.between(-0.2, 0.2), pen.between(0.36, 0.5)
     pen.shape([[-0.5, 0], [-1, -0.5 + swing], [-0.85, swing], [-1, 0.5 + swing]], pen.trim)
     pen.shape([[-0.35, -0.7 * deep], [-0.2, -deep - 0.25], [0.45, -0.7 * deep]], pen.trim)
@@ -88,8 +90,7 @@ def draw_fish(pen: Pen) -> None:
     pen.eye(0.6, -0.12)
 
 
-def draw_bird(pen: Pen) -> None:
-    """A bird within about one unit of the origin, head to the right."""
+def bird(pen: Pen) -> None:
     lift, step = pen.between(-1.1, 0.3), pen.between(-0.2, 0.2)
     pen.limb([-0.1, 0.3], [-0.1, 0.7], [-0.1 + step, 0.95], 0.05, pen.line)
     pen.limb([0.1, 0.3], [0.1, 0.7], [0.1 - step, 0.95], 0.05, pen.line)
@@ -102,8 +103,7 @@ def draw_bird(pen: Pen) -> None:
     pen.eye(0.56, -0.47, 0.08)
 
 
-def draw_beetle(pen: Pen) -> None:
-    """A beetle within about one unit of the origin, head to the right."""
+def beetle(pen: Pen) -> None:
     for side in (-1, 1):
         for x in (-0.35, 0.0, 0.3):
             reach = x * 1.6 + pen.between(-0.15, 0.15)
@@ -115,8 +115,7 @@ def draw_beetle(pen: Pen) -> None:
     pen.limb([0.57, 0], [0, 0], [-0.87, 0], 0.03, pen.line)
 
 
-def draw_snake(pen: Pen) -> None:
-    """A snake within about one unit of the origin, head to the right."""
+def snake(pen: Pen) -> None:
     x = np.linspace(-1, 0.8, 28)
     y = pen.between(0.2, 0.4) * np.sin(pen.between(4, 7) * x + pen.between(0, 6.3))
     body = np.column_stack([x, y])
@@ -129,8 +128,7 @@ def draw_snake(pen: Pen) -> None:
     pen.eye(head[0] + 0.08, head[1] - 0.05, 0.07)
 
 
-def draw_spider(pen: Pen) -> None:
-    """A spider within about one unit of the origin."""
+def spider(pen: Pen) -> None:
     for side in (-1, 1):
         for angle in (0.45, 1.1, 1.8, 2.5):
             knee, foot = angle + pen.between(-0.12, 0.12), angle + pen.between(-0.25, 0.25)
@@ -143,8 +141,7 @@ def draw_spider(pen: Pen) -> None:
     pen.eye(0.32, 0.08, 0.06)
 
 
-def draw_starfish(pen: Pen) -> None:
-    """A starfish within about one unit of the origin."""
+def starfish(pen: Pen) -> None:
     bends, waist = pen.rng.uniform(-0.25, 0.25, 5), pen.between(0.3, 0.42)
     tips = np.arange(5) * 2 * np.pi / 5
     angles = np.column_stack([tips - 0.63, tips - 0.12 + bends, tips + bends, tips + 0.12 + bends]).ravel()
@@ -156,8 +153,7 @@ def draw_starfish(pen: Pen) -> None:
             pen.oval(reach * np.cos(turn), reach * np.sin(turn), 0.06, 0.06, pen.trim)
 
 
-def draw_jellyfish(pen: Pen) -> None:
-    """A jellyfish within about one unit of the origin."""
+def jellyfish(pen: Pen) -> None:
     drift = pen.between(-0.4, 0.4)
     for x in np.linspace(-0.5, 0.5, pen.rng.integers(4, 7)):
         y = np.linspace(-0.1, pen.between(0.75, 1), 14)
@@ -168,8 +164,7 @@ def draw_jellyfish(pen: Pen) -> None:
     pen.pattern(0, -0.35, 0.5, 0.3)
 
 
-def draw_snail(pen: Pen) -> None:
-    """A snail within about one unit of the origin, head to the right."""
+def snail(pen: Pen) -> None:
     rise = pen.between(-0.5, -0.2)
     for x in (0.7, 0.95):
         pen.limb([0.75, rise], [x, rise - 0.2], [x + 0.05, rise - pen.between(0.35, 0.5)], 0.05, pen.line)
@@ -180,8 +175,7 @@ def draw_snail(pen: Pen) -> None:
     pen.ribbon(turns * np.linspace(0.52, 0.05, 36)[:, None] + [-0.15, -0.05], 0.05, 0.03, pen.line)
 
 
-def draw_butterfly(pen: Pen) -> None:
-    """A butterfly within about one unit of the origin."""
+def butterfly(pen: Pen) -> None:
     fold, sweep = pen.between(0.6, 1), pen.between(-0.15, 0.15)
     fore = np.array([[0.0, 0.05], [0.3, 0.05], [0.85, 0.75], [0.8, 1.0], [0.55, 1.05], [0.15, 0.8]])
     hind = np.array([[0.0, 0.05], [0.1, 0.6], [-0.25, 0.85], [-0.6, 0.8], [-0.75, 0.5], [-0.4, 0.05]])
@@ -194,8 +188,7 @@ def draw_butterfly(pen: Pen) -> None:
     pen.oval(0, 0, 0.6, 0.1, pen.line)
 
 
-def draw_crab(pen: Pen) -> None:
-    """A crab within about one unit of the origin."""
+def crab(pen: Pen) -> None:
     for side in (-1, 1):
         for lean in (-0.25, 0.0, 0.25):
             foot = [1.0 * side, 0.55 + lean + pen.between(-0.1, 0.1)]
@@ -211,8 +204,7 @@ def draw_crab(pen: Pen) -> None:
     pen.pattern(0, 0.2, 0.5, 0.35)
 
 
-def draw_turtle(pen: Pen) -> None:
-    """A turtle within about one unit of the origin, head to the right."""
+def turtle(pen: Pen) -> None:
     for side in (-1, 1):
         for x, far in ((0.45, 0.85), (-0.5, 0.7)):
             paddle = pen.between(-0.3, 0.3)
@@ -226,8 +218,7 @@ def draw_turtle(pen: Pen) -> None:
         pen.limb(inner, (inner + outer) / 2, outer, 0.03, pen.line)
 
 
-def draw_rabbit(pen: Pen) -> None:
-    """A rabbit within about one unit of the origin, head to the right."""
+def rabbit(pen: Pen) -> None:
     for x in (0.3, 0.5):
         tip = [x - 0.1 + pen.between(-0.35, 0.25), -1.05]
         pen.limb(tip, [x, -0.7], [x, -0.35], 0.05, pen.trim)
@@ -241,18 +232,6 @@ def draw_rabbit(pen: Pen) -> None:
     pen.eye(0.5, -0.25)
 
 
-SPECIES: dict[str, Callable[[Pen], None]] = {
-    "beetle": draw_beetle,
-    "bird": draw_bird,
-    "butterfly": draw_butterfly,
-    "crab": draw_crab,
-    "fish": draw_fish,
-    "jellyfish": draw_jellyfish,
-    "rabbit": draw_rabbit,
-    "snail": draw_snail,
-    "snake": draw_snake,
-    "spider": draw_spider,
-    "starfish": draw_starfish,
-    "turtle": draw_turtle,
-}
+_DRAWN = (beetle, bird, butterfly, crab, fish, jellyfish, rabbit, snail, snake, spider, starfish, turtle)
+SPECIES: dict[str, Callable[[Pen], None]] = {species.__name__: species for species in _DRAWN}
 SEEN_FROM_ABOVE = {"beetle", "butterfly", "snake", "spider", "starfish", "turtle"}

@@ -63,9 +63,14 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    """All files of a folder and its subfolders, by their path in it with / between its parts."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def write_manifest(folder: Path) -> None:
     """List every file of a folder but the manifest itself, with its size and SHA-256, in manifest.json."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = files_of(folder)
     files.pop("manifest.json", None)
     manifest = {name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for name, path in files.items()}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 
 from creature.console import say, show_table
+from creature.ensembling.recorded import PredictedImages
 from creature.errors import UserError
 from creature.inference.members import Member, predictor
 from creature.inference.predictor import ImageInput, predict_batches
-from creature.metrics.accuracy import Count
+from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending
-from creature.metrics.recorded import RecordedPredictions
 from creature.metrics.significance import PairedComparison, compare_paired, difference_interval, holm, shown_p
 from creature.run import Fold, member_names
 
 MARGIN = 0.01  # by how much of accuracy one model may be worse
-
-ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # the images of some rows, each time from the beginning
 
 
 @dataclass(frozen=True)
@@ -53,22 +51,20 @@ class UnseenImages:
         return np.concatenate([batch.logits[0].argmax(1) for batch in batches])
 
 
-def find_unseen(
-    title: str, recorded: RecordedPredictions, *, exposed: np.ndarray, images: ImagesAt, members: Sequence[Fold]
-) -> UnseenImages:
+def find_unseen(table: PredictedImages, members: Sequence[Fold]) -> UnseenImages:
     """Those of the predicted images that may score a model; raises UserError where there are not two of them."""
-    rows = np.flatnonzero(exposed == "unseen")
+    recorded, rows = table.recorded, np.flatnonzero(table.exposed == "unseen")
     hashes = np.array(recorded.content_hashes)[rows]
     if len(set(hashes)) < 2:
-        kinds, n = np.unique(exposed, return_counts=True)
+        kinds, n = np.unique(table.exposed, return_counts=True)
         listed = ", ".join(f"{count} {kind}" for kind, count in zip(kinds.tolist(), n.tolist(), strict=True))
         raise UserError(
-            f"{title}: one model is scored on labelled images that no member was trained on, two at the least, and "
-            f"these are: {listed}; give others with --images DIR --labels FILE.csv"
+            f"{table.title}: one model is scored on labelled images that no member was trained on, two at the least, "
+            f"and these are: {listed}; give others with --images DIR --labels FILE.csv"
         )
     sizes = [member.result.parameters for member in members]
     return UnseenImages(
-        title=title,
+        title=table.title,
         content_hashes=hashes,
         labels=recorded.labels[rows],
         ensemble=Candidate(f"ensemble of {len(members)}", sum(sizes), recorded.predicted[recorded.strategy][rows]),
@@ -76,7 +72,7 @@ def find_unseen(
             Candidate(name, size, recorded.predicted[name][rows])
             for name, size in zip(member_names(members), sizes, strict=True)
         ),
-        images=lambda: images(rows),
+        images=lambda: table.images(rows),
         strategy=recorded.strategy,
         mirror=recorded.mirror,
     )
@@ -113,7 +109,7 @@ def compare_with_ensemble(unseen: UnseenImages, model: Candidate) -> Comparison:
     right, right_by_ensemble = model.predicted == unseen.labels, unseen.ensemble.predicted == unseen.labels
     low, high = difference_interval(right, right_by_ensemble)
     against = compare_paired(right, right_by_ensemble)
-    return Comparison(model, Count(int(right.sum()), len(right)), against, low=low, high=high)
+    return Comparison(model, count_correct(model.predicted, unseen.labels), against, low=low, high=high)
 
 
 def ingredients(members: Sequence[Fold]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from creature.ensembling.out_of_fold import unseen_rows
 from creature.ensembling.recorded import exposures
 from creature.errors import UserError
 from creature.inference.options import add_promises
-from creature.metrics.accuracy import Count
+from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending, blend, log_probabilities
 from creature.metrics.calibration import (
     ENSEMBLE_CALIBRATION,
@@ -100,8 +100,8 @@ def rows_of_ensemble(run: Run, members: Sequence[Fold], blending: Blending) -> C
             continue
         rows = np.flatnonzero(exposures(recorded, members) == "unseen")
         if len(rows):
-            unseen = recorded.predictions.take(rows)
-            return CalibrationRows(unseen.logits, unseen.labels, f"ensemble of {len(members)}, {kind}")
+            source = f"ensemble of {len(members)}, {kind}"
+            return CalibrationRows(recorded.log_probabilities[rows], recorded.labels[rows], source)
     equal = len(set(blending.weights.tolist())) == 1
     if blending.strategy == "vote" or blending.mirror or len(full_repeats(members)) < 2 or not equal:
         return None
@@ -116,9 +116,7 @@ def rows_of_ensemble(run: Run, members: Sequence[Fold], blending: Blending) -> C
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="creature calibrate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="creature calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("members", nargs="+", help="run folders (all their folds) and fold folders")
     add_promises(parser)
@@ -136,14 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     lacking = []
     for run, inside in by_run(members):
         if len(inside) > 1 and is_whole_run(inside):
-            of_ensemble = _rows_of_run(run, inside)
-            tables += of_ensemble
-            lacking += [] if of_ensemble else [run]
+            before = len(tables)
+            for mirror in (False, True):
+                if rows := rows_of_ensemble(run, inside, Blending(np.ones(len(inside)), mirror=mirror)):
+                    tables.append(replace(rows, source=f"{run}, {rows.source}{', mirrored' * mirror}"))
+            lacking += [run] if len(tables) == before else []
     heads = ["member", "T", "ECE", "after"]
     heads += [f"in sets of {coverage:g} [95 %]", "size"] if coverage else []
     heads += [f"right, of {min_precision:g} [95 %]", "answered"] if min_precision else []
     lines = [
-        (f"{table.source}{' selected' * table.selected}", *score_calibration(table, coverage, min_precision).cells())
+        (f"{table.source}{' selected' * table.selected}", *score_cells(table, coverage, min_precision))
         for table in tables
     ]
     show_table("Calibration, each row judged by what the other rows gave", heads, lines)
@@ -153,71 +153,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _rows_of_run(run: Run, members: Sequence[Fold]) -> list[CalibrationRows]:
-    """The rows of the run's ensemble, without mirror images and with them, as far as there are any."""
-    tables = []
-    for mirror in (False, True):
-        if rows := rows_of_ensemble(run, members, Blending(np.ones(len(members)), mirror=mirror)):
-            tables.append(replace(rows, source=f"{run}, {rows.source}{', mirrored' * mirror}"))
-    return tables
-
-
-@dataclass(frozen=True)
-class CalibrationScore:
-    """How a calibration does on rows that had no part in it."""
-
-    temperature: float
-    error_before: float  # expected calibration error
-    error_after: float
-    covered: Count | None = None  # rows whose label is in their set, where a coverage was asked for
-    set_size: float = 0.0  # labels in a set, on average
-    correct: Count | None = None  # of the labels that are sure enough to be given, where a precision was asked for
-    given: float | None = None  # share of rows with such a label
-
-    def cells(self) -> list[str]:
-        """The cells of its row in the terminal's table."""
-        cells = [f"{self.temperature:.2f}", f"{self.error_before:.4f}", f"{self.error_after:.4f}"]
-        cells += [str(self.covered), f"{self.set_size:.2f}"] if self.covered else []
-        return cells + ([] if self.given is None else [str(self.correct or "none"), f"{self.given:.0%}"])
-
-
-def score_calibration(
-    table: CalibrationRows, coverage: float | None = None, min_precision: float | None = None
-) -> CalibrationScore:
-    """The score of a calibration, each row scored with what the other rows gave.
+def score_cells(table: CalibrationRows, coverage: float | None, min_precision: float | None) -> list[str]:
+    """The cells of a calibration's row in the terminal's table, each image scored with what the other ones gave.
 
     Raises UserError where the rows are too few, or give no such coverage or precision.
     """
+    logits, labels, n = table.logits, table.labels, len(table.labels)
+    probabilities, sets, sure = np.empty(logits.shape), np.zeros(logits.shape, bool), np.zeros(n, bool)
     try:
-        return _score_calibration(table.logits, table.labels, coverage, min_precision=min_precision)
+        if not enough_to_cross_fit(n):
+            raise UserError(
+                f"{n} held-out images are too few to judge each by the others: {FEWEST} must be left without any of "
+                f"{SPLITS} splits"
+            )
+        temperature = calibrate(logits, labels, coverage, min_precision=min_precision).temperature
+        for rows, calibration in cross_fit(logits, labels, coverage, min_precision=min_precision):
+            probabilities[rows] = calibration.probabilities(logits[rows])
+            if coverage:
+                sets[rows] = calibration.label_sets(probabilities[rows])
+            if min_precision:
+                sure[rows] = calibration.sure(probabilities[rows])
     except UserError as error:
         raise UserError(f"{table.source}: {error}") from error
-
-
-def _score_calibration(
-    logits: np.ndarray, labels: np.ndarray, coverage: float | None, *, min_precision: float | None
-) -> CalibrationScore:
-    n = len(labels)
-    if not enough_to_cross_fit(n):
-        raise UserError(
-            f"{n} held-out images are too few to judge each by the others: {FEWEST} must be left without any of "
-            f"{SPLITS} splits"
-        )
-    temperature = calibrate(logits, labels, coverage, min_precision=min_precision).temperature
-    probabilities, sets, sure = np.empty(logits.shape), np.zeros(logits.shape, bool), np.zeros(n, bool)
-    for rows, calibration in cross_fit(logits, labels, coverage, min_precision=min_precision):
-        probabilities[rows] = calibration.probabilities(logits[rows])
-        if coverage:
-            sets[rows] = calibration.label_sets(probabilities[rows])
-        if min_precision:
-            sure[rows] = calibration.sure(probabilities[rows])
-    correct = probabilities.argmax(1) == labels
-    return CalibrationScore(
-        temperature=temperature,
-        error_before=calibration_error(blend(logits[None]), labels),
-        error_after=calibration_error(probabilities, labels),
-        covered=Count(int(sets[np.arange(n), labels].sum()), n) if coverage else None,
-        set_size=float(sets.sum(1).mean()),
-        correct=Count(int(correct[sure].sum()), int(sure.sum())) if sure.any() else None,
-        given=float(sure.mean()) if min_precision else None,
-    )
+    before, after = calibration_error(blend(logits[None]), labels), calibration_error(probabilities, labels)
+    cells = [f"{temperature:.2f}", f"{before:.4f}", f"{after:.4f}"]
+    if coverage:
+        cells += [str(Count(int(sets[np.arange(n), labels].sum()), n)), f"{sets.sum(1).mean():.2f}"]
+    if min_precision:
+        right = count_correct(probabilities.argmax(1)[sure], labels[sure])
+        cells += [str(right) if sure.any() else "none", f"{sure.mean():.0%}"]
+    return cells

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from creature.console import say
 from creature.data.folds import FoldTable
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
 from creature.ensembling.out_of_fold import unseen_rows
@@ -16,9 +17,10 @@ from creature.metrics.blend import blend
 from creature.recipe import Recipe, recipe_changes
 from creature.recipe_file import load_recipe
 from creature.run import Run, check_members, find_members
-from creature.shipped import find_recipe
+from creature.shipped import find_recipe, load_script
 from creature.storage import write_json
 from creature.training.run_folder import contents_of
+from creature.training.signals import listen
 from creature.training.train_data import hash_contents
 
 SHARE = 0.5  # of a target that is the teacher's
@@ -106,12 +108,18 @@ def student_recipe(path: str, run: Run) -> Recipe:
     return recipe
 
 
-def score_student(student: Path, unseen: UnseenImages, *, device: torch.device, batch_size: int) -> MadeModels:
-    """A trained student's predictions of images that no fold saw, and whether it is accepted; written to its folder."""
+def make_student(
+    path: str, recipe: Recipe, run: Run, *, unseen: UnseenImages, device: torch.device, batch_size: int
+) -> MadeModels:
+    """Train RUN/student as train.py does, or go on with it; its score on images that no fold saw is written there."""
+    say(f"a student of {run}, by {path}, on all of its images")
+    train, student = load_script("train"), run.folder / "student"
+    with listen() as stop:
+        train.train(recipe, student, resume=(student / "recipe.yaml").exists(), stop=stop, own_process=True)
     (fold,) = find_members([student])
     check_members([fold])
     predicted = unseen.predict(load_member(fold.folder, device, fused=True), batch_size, "student")
     model = Candidate("student", fold.result.parameters, predicted, doubt=DOUBT)
     score = score_record(unseen, [model], model.name)
-    write_json(student / "result.json", {"members": ingredients(find_members([student.parent])), **score})
+    write_json(student / "result.json", {"members": ingredients(find_members([run.folder])), **score})
     return MadeModels([model], score["accepted"])

@@ -3,14 +3,13 @@
 N rows, K classes. Where the folds were drawn R times, a row has R members that never saw it, one of each repeat.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from creature.console import warn
+from creature.console import say, show_table, warn
 from creature.data.dataset import read_images
 from creature.data.sources import SourceFormat
 from creature.ensembling.recorded import Tally
@@ -33,10 +32,6 @@ class UnseenRows:
     labels: np.ndarray  # (N,)
     logits: np.ndarray  # (R, N, K)
 
-    def score(self, strategy: str = "logits") -> Count:
-        """The accuracy of the R members together, with equal weights; each row counts once."""
-        return count_correct(blend(self.logits, strategy).argmax(1), self.labels)
-
 
 def unseen_rows(members: Sequence[Fold], last: bool = False) -> UnseenRows:
     """Rows that a member of each full repeat of one run held out; by the weights of the selected or the last epoch."""
@@ -44,16 +39,12 @@ def unseen_rows(members: Sequence[Fold], last: bool = False) -> UnseenRows:
         concatenate([member.held_out_last if last else member.held_out for member in repeat])
         for repeat in full_repeats(members)
     ]
-    shared = reduce(np.intersect1d, [np.array(table.ids, dtype=object) for table in tables])
-    rows = [_rows_of(table.ids, shared) for table in tables]
+    shared = sorted(set.intersection(*(set(table.ids) for table in tables)))
+    row_of = [{id_: row for row, id_ in enumerate(table.ids)} for table in tables]
+    rows = [np.array([row_of_id[id_] for id_ in shared], dtype=np.int64) for row_of_id in row_of]
     first = tables[0].take(rows[0])
     logits = np.stack([table.logits[chosen] for table, chosen in zip(tables, rows, strict=True)])
     return UnseenRows(first.ids, first.content_hashes, first.labels, logits=logits)
-
-
-def _rows_of(ids: Sequence[str], chosen: np.ndarray) -> np.ndarray:
-    row_of = {id_: row for row, id_ in enumerate(ids)}
-    return np.array([row_of[id_] for id_ in chosen], dtype=np.int64)
 
 
 def score_of_repeats(members: Sequence[Fold], strategy: str, last: bool = False) -> tuple[int, Count] | None:
@@ -64,7 +55,9 @@ def score_of_repeats(members: Sequence[Fold], strategy: str, last: bool = False)
     if len(full_repeats(members)) < 2:
         return None
     rows = unseen_rows(members, last)
-    return (len(rows.logits), rows.score(strategy)) if rows.ids else None
+    if not rows.ids:
+        return None
+    return len(rows.logits), count_correct(blend(rows.logits, strategy).argmax(1), rows.labels)
 
 
 def out_of_fold_table(members: Sequence[Fold], strategy: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -103,18 +96,22 @@ def _last_of_repeats(members: Sequence[Fold], strategy: str) -> str:
     return str(repeats and repeats[1])
 
 
-def stand_ins(members: Sequence[Fold], strategy: str) -> Iterator[str]:
-    """A sentence for each run with repeats: which ensemble theirs stands in for, or which folds it lacks."""
+def show_out_of_fold(members: Sequence[Fold], strategy: str) -> None:
+    """Print the table; and for each run with repeats which ensemble theirs stands in for, or which folds it lacks."""
+    columns, rows = out_of_fold_table(members, strategy)
+    show_table("Out of fold: each image scored by the member that never saw it", columns, rows)
     for run, inside in by_run(members):
         if len(run.fold_table.partitions) == 1:
             continue
         repeats = score_of_repeats(inside, strategy)
         if repeats is None:
-            yield f"{run}: an ensemble that never saw an image needs finished folds of two repeats that hold it out"
+            lacking = "an ensemble that never saw an image needs finished folds of two repeats that hold it out"
+            say(f"{run}: {lacking}", style="dim")
         elif repeats[0] < len(inside):
-            yield (
+            say(
                 f"The ensemble of {repeats[0]} (by {strategy}, equal weights) stands in for that of all {len(inside)}, "
-                "which is larger and can't be scored on these images: some of its members were trained on each of them"
+                "which is larger and can't be scored on these images: some of its members were trained on each of them",
+                style="dim",
             )
 
 
@@ -124,7 +121,7 @@ def pooled(counts: Iterable[Count]) -> Count:
     return Count(sum(count.correct for count in listed), sum(count.n for count in listed))
 
 
-def read_holdout(members: Sequence[Fold], class_names: Sequence[str]) -> "Dataset | None":
+def read_holdout(members: Sequence[Fold]) -> "Dataset | None":
     """The images.holdout of the members' recipes; None where no recipe has one, or its images are not there."""
     recipes = [run.recipe for run, _ in by_run(members)]
     images = next((recipe.images for recipe in recipes if recipe.images.holdout), None)
@@ -132,7 +129,7 @@ def read_holdout(members: Sequence[Fold], class_names: Sequence[str]) -> "Datase
         return None
     columns = SourceFormat(images.image_column, images.label_column, images.labels)
     try:
-        return read_images(images.holdout, columns, "images.holdout", class_names=class_names)
+        return read_images(images.holdout, columns, "images.holdout", class_names=members[0].run.classes)
     except UserError as error:
         warn(f"the holdout is not scored: {error}")
         return None

@@ -3,7 +3,7 @@
 N images, M members, K classes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +12,28 @@ import numpy as np
 from creature.console import warn
 from creature.data.files import label_of, read_labels
 from creature.errors import UserError
-from creature.inference.predictor import LogitsBatch
+from creature.inference.predictor import ImageInput, LogitsBatch
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import STRATEGIES, Blending, blend, log_probabilities
 from creature.metrics.recorded import RecordedPredictions, load_recorded
 from creature.run import Fold, exposure, member_names
+
+ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # the images of some rows, each time from the beginning
+
+
+@dataclass(frozen=True)
+class PredictedImages:
+    """Images with what the ensemble and its members predict of them."""
+
+    title: str
+    recorded: RecordedPredictions
+    exposed: np.ndarray  # (N,) how each image may be scored
+    images: ImagesAt
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any image has a label."""
+        return bool((self.recorded.labels >= 0).any())
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Soups: one network with the mean of the members' weights (Wortsman et al. 2022). M members, N images."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -98,16 +98,6 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, kinds) and module.track_running_stats]
 
 
-@torch.no_grad()
-def recalibrate(member: Member, batches: Iterable[Batch]) -> None:
-    """Compute BatchNorm's statistics again from the soup's activations, which are not those of its members.
-
-    The mean over batches, as torch has it for averaged weights (Izmailov et al. 2018).
-    """
-    device = next(member.model.parameters()).device
-    update_bn((member.normalize(batch.pixels.to(device)) for batch in batches), member.model)
-
-
 @contextmanager
 def training_batches(run: Run) -> Iterator[Iterator[Batch]]:
     """Augmented batches of up to ROWS of the run's images, the same ones each time, without mixing.
@@ -142,8 +132,8 @@ def cook(members: Sequence[Fold], device: torch.device) -> Member:
     if len({member.result.sha256.weights for member in members}) > 1:
         soup.model.load_state_dict(average_weights(members))
         if batch_norms(soup.model) and not (backbone.freeze_batch_stats or backbone.frozen):
-            with training_batches(members[0].run) as batches:
-                recalibrate(soup, batches)
+            with training_batches(members[0].run) as batches:  # the mean over batches (Izmailov et al. 2018)
+                update_bn((soup.normalize(batch.pixels.to(device)) for batch in batches), soup.model)
     return soup
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from creature.console import warn
+from creature.console import show_table, warn
 from creature.data.arrow_tables import arrow_compute
 from creature.ensembling.out_of_fold import unseen_rows
 from creature.errors import UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
-from creature.metrics.significance import PairedComparison, compare_paired, shown_p
+from creature.metrics.significance import compare_paired, shown_p
 from creature.run import Fold, Run, by_run
 
 ROUNDS = 50  # weights are multiples of 1 / ROUNDS or coarser
@@ -71,19 +71,10 @@ def shared_rows(members: Sequence[Fold], strategy: str) -> SharedRows:
     return SharedRows(runs, logits, table.labels[rows], fold=table.partitions[0][rows])
 
 
-@dataclass(frozen=True)
-class WeighedRuns:
-    """Weights of all members, and a table of the runs and of both blends with their scores."""
+def weigh_runs(members: Sequence[Fold], strategy: str) -> np.ndarray:
+    """Weights (M,) of all members by the greedy choice among their runs; prints the scores of runs and of both blends.
 
-    weights: np.ndarray  # (M,)
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-
-def weigh_runs(members: Sequence[Fold], strategy: str) -> WeighedRuns:
-    """Weights by the greedy choice; the blend is scored with weights that were chosen on the other folds' rows.
-
-    Raises UserError for one run, or votes.
+    The blend is scored with weights that were chosen on the other folds' rows. Raises UserError for one run, or votes.
     """
     shared = shared_rows(members, strategy)
     if len(shared.runs) < 2:
@@ -95,15 +86,11 @@ def weigh_runs(members: Sequence[Fold], strategy: str) -> WeighedRuns:
         run.folder: weight / len(inside)
         for (run, inside), weight in zip(by_run(members), weights.tolist(), strict=True)
     }
-    return WeighedRuns(
-        weights=np.array([shares[member.run.folder] for member in members]),
-        columns=("run", "weight", "out of fold [95 %]", "against equal weights"),
-        rows=_score_rows(shared, weights, strategy, selected=[_selected(inside) for _, inside in by_run(members)]),
-    )
-
-
-def _selected(members: Sequence[Fold]) -> bool:
-    return any(member.result.selected for member in members)
+    selected = [any(member.result.selected for member in inside) for _, inside in by_run(members)]
+    rows = _score_rows(shared, weights, strategy, selected=selected)
+    columns = ("run", "weight", "out of fold [95 %]", "against equal weights")
+    show_table("Weights, chosen greedily on the out-of-fold predictions", columns, rows)
+    return np.array([shares[member.run.folder] for member in members])
 
 
 def _score_rows(
@@ -118,8 +105,10 @@ def _score_rows(
     name = f"these weights{'' if one_fold else ', chosen on the other folds'}"
 
     def row(name: str, weight: str, right: np.ndarray, *, mark: bool) -> tuple[str, ...]:
-        against = "" if right is equal else _difference(compare_paired(right, equal))
-        return name, weight, f"{Count(int(right.sum()), len(right))}{' selected' * mark}", against
+        pair, difference = compare_paired(right, equal), ""
+        if right is not equal:
+            difference = f"{100 * pair.difference:+.2f} points ({pair.first} : {pair.second}, p {shown_p(pair.p)})"
+        return name, weight, f"{Count(int(right.sum()), len(right))}{' selected' * mark}", difference
 
     rows = [
         row(str(run), f"{weight:.2f}", logits.argmax(1) == shared.labels, mark=mark)
@@ -140,7 +129,3 @@ def _predict_cross_fitted(shared: SharedRows, weights: np.ndarray, strategy: str
         fitted = choose_weights(shared.logits[:, others], shared.labels[others], strategy) if others.any() else weights
         predicted[~others] = blend(shared.logits[:, ~others], strategy, fitted).argmax(1)
     return predicted
-
-
-def _difference(against: PairedComparison) -> str:
-    return f"{100 * against.difference:+.2f} points ({against.first} : {against.second}, p {shown_p(against.p)})"

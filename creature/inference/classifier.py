@@ -1,9 +1,10 @@
 """A loaded model for Python programs: notebooks, services, pipelines. N images, K classes, D features."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -11,9 +12,12 @@ from PIL import Image
 from creature.data.decode import BadImage, image_of_array, read
 from creature.data.files import file_id, list_images
 from creature.errors import UserError
-from creature.inference.load import LoadedModel, load_members, predictor_of
+from creature.inference.load import find_model
 from creature.inference.prediction import Prediction, to_predictions
 from creature.inference.predictor import ImageInput, LogitsBatch, Predictor, predict_batches, with_mirroring
+
+if TYPE_CHECKING:
+    from creature.inference.members import Member
 
 ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | ImageInput
 SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, ImageInput)
@@ -27,9 +31,9 @@ class Classifier:
     Prediction whose `status` says why.
     """
 
-    def __init__(self, predictor: Predictor, loaded: LoadedModel | None = None):
+    def __init__(self, predictor: Predictor, models: "Sequence[Member]" = ()):
         self.predictor = predictor  # how the members are computed and blended
-        self._loaded = loaded  # None for an ONNX file
+        self._models = models  # none for an ONNX file
 
     def __repr__(self) -> str:
         return f"<Classifier {self.predictor.title}: {len(self.class_names)} classes>"
@@ -47,22 +51,25 @@ class Classifier:
     @cached_property
     def feature_predictor(self) -> Predictor:
         """As `predictor`, with features; raises UserError for an ensemble or an ONNX file, which have none."""
-        return predictor_of(self._one_model("features"), features=True)
+        from creature.inference.members import predictor
+
+        model, ensemble = self._one_model("features"), self.predictor
+        return predictor([model], ensemble.blending, features=True, title=ensemble.title, names=self.members)
 
     @cached_property
     def overlay_predictor(self) -> Predictor:
         """As `predictor`, whose features are overlays that show what speaks for each image's first label."""
         from creature.inference.explain import with_overlays
 
-        return with_overlays(self.predictor, self._one_model("activation maps").members[0])
+        return with_overlays(self.predictor, self._one_model("activation maps"))
 
-    def _one_model(self, what: str) -> LoadedModel:
-        if self._loaded is None or len(self._loaded.members) > 1:
-            kind = "an ONNX file" if self._loaded is None else f"an ensemble of {len(self._loaded.members)}"
+    def _one_model(self, what: str) -> "Member":
+        if len(self._models) != 1:
+            kind = f"an ensemble of {len(self._models)}" if self._models else "an ONNX file"
             raise UserError(
                 f"{self.predictor.title} is {kind}, without {what}; load one trained fold or published model"
             )
-        return self._loaded
+        return self._models[0]
 
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, top: int = 5, tta: bool = False
@@ -78,26 +85,24 @@ class Classifier:
 
     def logits(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, tta: bool = False) -> np.ndarray:
         """The members' logits (M, N, K); NaN for an image that cannot be read."""
-        tables = []
+        tables = [np.empty((len(self.members), 0, len(self.class_names)), np.float32)]
         for batch in self.batches(images, batch_size=batch_size, tta=tta):
-            logits = batch.logits.copy()
-            logits[:, list(batch.broken)] = np.nan
-            tables.append(logits)
-        empty = np.empty((len(self.members), 0, len(self.class_names)), np.float32)
-        return np.concatenate([empty, *tables], axis=1)
+            tables.append(batch.logits.copy())
+            tables[-1][:, list(batch.broken)] = np.nan
+        return np.concatenate(tables, axis=1)
 
     def features(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> np.ndarray:
         """The input of one model's classifier layer for each image (N, D); NaN for an image that cannot be read.
 
         Raises UserError for an ensemble or an ONNX file, which have none.
         """
-        predictor, tables = self.feature_predictor, []
-        for batch in predict_batches(predictor, _inputs(images), _check_positive("batch_size", batch_size)):
+        _check_positive("batch_size", batch_size)
+        tables = [np.empty((0, self.feature_predictor.features or 0), np.float32)]
+        for batch in predict_batches(self.feature_predictor, _inputs(images), batch_size):
             assert batch.features is not None
-            features = batch.features.copy()
-            features[list(batch.broken)] = np.nan
-            tables.append(features)
-        return np.concatenate([np.empty((0, predictor.features or 0), np.float32), *tables])
+            tables.append(batch.features.copy())
+            tables[-1][list(batch.broken)] = np.nan
+        return np.concatenate(tables)
 
     def batches(
         self,
@@ -128,14 +133,19 @@ def load(model: str | os.PathLike[str], *, device: str = "auto", members: bool =
         if members:
             raise UserError(f"{name} is one model, without members; load the trained run instead")
         return Classifier(open_session(name))
-    loaded = load_members(name, all_members=members, device=device)
-    return Classifier(predictor_of(loaded), loaded)
+    from creature.inference.members import choose_device, load_member, predictor
+
+    folders, chosen = find_model(name, members), choose_device(device)
+    models = [load_member(folder, chosen, fused=True) for folder in folders.folders]
+    if len({model.class_names for model in models}) > 1:
+        raise UserError(f"{name}: its members know different classes")
+    title = f"{name}, {len(models)} members" if members else name
+    return Classifier(predictor(models, folders.blending, title=title, names=folders.names), models)
 
 
-def _check_positive(name: str, value: int) -> int:
+def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise UserError(f"{name} must be 1 or more, got {value}")
-    return value
 
 
 def _inputs(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageInput]:

@@ -88,17 +88,14 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
 def read_inputs(inputs: Sequence[InputPath]) -> Iterator[ImageInput]:
     """The images of listed files and URLs."""
     for item in inputs:
-        yield ImageInput(item.id, partial(_fetch if _URL.match(item.path) else _read_file, item.path))
+        remote = _URL.match(item.path)
+        yield ImageInput(item.id, partial(_fetch, item.path) if remote else partial(read, {"path": item.path}))
 
 
 def read_rows(dataset: "Dataset") -> Iterator[ImageInput]:
     """The images of a table with the columns id and image."""
     for row in dataset:
         yield ImageInput(row["id"], partial(read, row["image"]))  # type: ignore[call-overload]
-
-
-def _read_file(path: str) -> bytes:
-    return read({"bytes": None, "path": path})
 
 
 def _fetch(url: str) -> bytes:

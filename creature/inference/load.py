@@ -1,22 +1,17 @@
-"""Load models to predict with: a fold, all members of a run, an exported folder, a repository of the Hub."""
+"""Where models to predict with are: a fold, all members of a run, an exported folder, a repository of the Hub."""
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from creature.errors import UserError, first_line
-from creature.inference.predictor import Predictor
 from creature.metrics.blend import STRATEGIES, Blending
 from creature.metrics.calibration import ENSEMBLE_CALIBRATION, MODEL_CALIBRATION
 from creature.run import find_members
 from creature.storage import file_hash
-
-if TYPE_CHECKING:
-    from creature.inference.members import Member
 
 HUB = "hf-hub:"
 FILES = (
@@ -28,36 +23,6 @@ FILES = (
     MODEL_CALIBRATION,
     ENSEMBLE_CALIBRATION,
 )
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """The members of a model on their device, and how they predict together."""
-
-    title: str
-    members: "list[Member]"
-    names: tuple[str, ...]
-    blending: Blending
-
-
-def load_members(model: str, *, all_members: bool, device: str) -> LoadedModel:
-    """The one model of a folder or repository, or all members of it; raises UserError as find_model does."""
-    from creature.inference.members import choose_device, load_member
-
-    folders = find_model(model, all_members)
-    chosen = choose_device(device)
-    members = [load_member(folder, chosen, fused=True) for folder in folders.folders]
-    if len({member.class_names for member in members}) > 1:
-        raise UserError(f"{model}: its members know different classes")
-    title = f"{model}, {len(members)} members" if all_members else model
-    return LoadedModel(title, members, folders.names, blending=folders.blending)
-
-
-def predictor_of(loaded: LoadedModel, *, features: bool = False) -> Predictor:
-    """The members as one; `features` also gives the input of the first one's classifier layer."""
-    from creature.inference.members import predictor
-
-    return predictor(loaded.members, loaded.blending, features=features, title=loaded.title, names=loaded.names)
 
 
 @dataclass(frozen=True)
@@ -76,23 +41,20 @@ def find_model(model: str, all_members: bool) -> ModelFolders:
     Raises UserError for a folder without a model, a repository that cannot be reached, or weights that are not those
     that the ensemble was measured with.
     """
-    if model.startswith(HUB):
-        folder = download(model)
-    elif not (Path(model) / "ensemble.json").exists():
-        members = find_members([model])
-        if len(members) > 1 and not all_members:
-            raise UserError(
-                f"{model} has {len(members)} folds; name one, such as {members[0]}, or all of them with --members "
-                "(in Python members=True)"
-            )
-        names = tuple(member.name for member in members)
-        blending = Blending(np.ones(len(members)))
-        return ModelFolders([member.folder for member in members], names, blending, home=members[0].folder.parent)
-    else:
-        folder = Path(model)
-    if not all_members:
+    folder = download(model) if model.startswith(HUB) else Path(model)
+    if model.startswith(HUB) or (folder / "ensemble.json").exists():
+        if all_members:
+            return _published_ensemble(model, folder)
         return ModelFolders([folder], (model,), Blending(np.ones(1)), home=folder)
-    return _published_ensemble(model, folder)
+    members = find_members([model])
+    if len(members) > 1 and not all_members:
+        raise UserError(
+            f"{model} has {len(members)} folds; name one, such as {members[0]}, or all of them with --members "
+            "(in Python members=True)"
+        )
+    names = tuple(member.name for member in members)
+    blending = Blending(np.ones(len(members)))
+    return ModelFolders([member.folder for member in members], names, blending, home=members[0].folder.parent)
 
 
 def _published_ensemble(model: str, main: Path) -> ModelFolders:
@@ -135,26 +97,22 @@ def download(model: str) -> Path:
     repo, _, revision = model.removeprefix(HUB).partition("@")
     try:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{model}: access has to be requested; do so on its page, then log in with `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{model}: the repository has no branch {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{model}: no such repository, or a private one of others; log in with `hf auth login`, or set HF_TOKEN"
-        ) from error
-    except HFValidationError as error:
-        raise UserError(
-            f"{model}: a model of the Hub is written hf-hub:USER/NAME or hf-hub:USER/NAME@BRANCH"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{model}: not in the local cache, and the Hub cannot be reached ({first_line(error.__cause__ or error)})"
-        ) from error
     except (HTTPError, OSError, ValueError) as error:
-        raise UserError(f"{model}: cannot be downloaded: {first_line(error)}; what is there is kept") from error
+        match error:
+            case GatedRepoError():
+                reason = "access has to be requested; do so on its page, then log in with `hf auth login`"
+            case RevisionNotFoundError():
+                reason = f"the repository has no branch {revision!r}"
+            case RepositoryNotFoundError():
+                reason = "no such repository, or a private one of others; log in with `hf auth login`, or set HF_TOKEN"
+            case HFValidationError():
+                reason = "a model of the Hub is written hf-hub:USER/NAME or hf-hub:USER/NAME@BRANCH"
+            case LocalEntryNotFoundError():
+                cause = first_line(error.__cause__ or error)
+                reason = f"not in the local cache, and the Hub cannot be reached ({cause})"
+            case _:
+                reason = f"cannot be downloaded: {first_line(error)}; what is there is kept"
+        raise UserError(f"{model}: {reason}") from error
     if not (folder / "config.json").exists():
         raise UserError(f"{model}: the repository has no config.json; it is no timm model")
     return folder

@@ -16,7 +16,7 @@ from torch import nn
 
 from creature.data.eval_transform import CROP_MODES, EvalTransform
 from creature.data.normalize import Normalize
-from creature.device import device_precision
+from creature.device import device_precision, keep_memory, share_cores
 from creature.errors import UserError, first_line
 from creature.inference.fuse_batchnorm import fuse
 from creature.inference.predictor import Computed, Pixels, Predictor, with_mirroring
@@ -149,6 +149,14 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"device: {name!r} cannot be used here: {first_line(error)}") from error
 
 
+def use_whole_machine(name: str) -> torch.device:
+    """The device of that name; takes this process's share of the cores, and keeps freed memory: for scripts alone."""
+    share_cores()
+    device = choose_device(name)
+    keep_memory(device)
+    return device
+
+
 def predictor(
     members: Sequence[Member],
     blending: Blending | None = None,
@@ -169,8 +177,7 @@ def predictor(
         members=tuple(member.folder.name for member in members) if names is None else tuple(names),
         transforms=tuple(dict.fromkeys(member.transform for member in members)),
         compute=_forward_function(members, features),
-        weights=blending.weights,
-        strategy=blending.strategy,
+        blending=blending,
         features=int(first.model.head_hidden_size) if features else None,  # type: ignore[arg-type]
         fallback=most_frequent_class(first.folder) if (first.folder / "result.json").exists() else "",
         files=tuple(member.folder / "model.safetensors" for member in members),

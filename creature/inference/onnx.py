@@ -8,6 +8,7 @@ import numpy as np
 from creature.data.eval_transform import EvalTransform
 from creature.errors import UserError, first_line
 from creature.inference.predictor import Computed, Pixels, Predictor
+from creature.metrics.blend import Blending
 
 KEY = "creature"  # of the metadata with the evaluation view and the class names
 
@@ -46,8 +47,7 @@ def open_session(path: str) -> Predictor:
         members=(path,),
         transforms=(transform,),
         compute=compute,
-        weights=np.ones(1),
-        strategy="logits",
+        blending=Blending(np.ones(1)),
         fallback=fallback,
         files=(Path(path),),
     )

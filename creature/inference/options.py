@@ -1,18 +1,13 @@
-"""The options of a prediction file, which predict.py and ensemble.py share, and how rows are written by them."""
+"""The options of a prediction file, which predict.py and ensemble.py share."""
 
 import argparse
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from creature.console import BROKEN_IMAGES, say
 from creature.errors import UserError
-
-if TYPE_CHECKING:
-    from creature.inference.inputs import InputPath
-    from creature.inference.prediction import Prediction
 
 
 @dataclass(frozen=True)
@@ -102,59 +97,14 @@ def check_options(args: argparse.Namespace, inputs: Iterable[str | None] = ()) -
         raise UserError("--zip and --template need --out FILE.csv")
     if output.zip and not output.submission:
         raise UserError("--zip needs --format submission")
-    if path:
-        _check_ending(output, path)
-    if args.top < 1 or args.batch_size < 1:
-        raise UserError("--top and --batch-size must be 1 or more")
-    return output
-
-
-def _check_ending(output: OutputOptions, path: Path) -> None:
-    if output.zip and path.suffix.lower() == ".zip":
+    if path and output.zip and path.suffix.lower() == ".zip":
         raise UserError(f"--zip writes beside --out, which must not end in .zip, got {path}")
     if output.submission and output.sharded:
         raise UserError(f"--out: a submission is one file, such as prediction.csv, got the folder {path}")
-    if output.submission and path.suffix not in (".csv", ""):
+    if path and output.submission and path.suffix not in (".csv", ""):
         raise UserError(f"--out: a submission must end in .csv, got {path}; --format full writes .jsonl and .parquet")
-    if not output.submission and not output.sharded and path.suffix not in (".csv", ".jsonl", ".parquet", ""):
+    if path and not (output.submission or output.sharded) and path.suffix not in (".csv", ".jsonl", ".parquet", ""):
         raise UserError(f"--out: must end in .csv, .jsonl or .parquet, got {path}")
-
-
-def arrange(output: OutputOptions, inputs: list["InputPath"]) -> tuple[list["InputPath"], tuple[str, str]]:
-    """Inputs in the order of the output, and the names of a submission's two columns."""
-    from creature.inference.prediction_files import order_for_submission
-
-    return order_for_submission(inputs, output.template) if output.submission else (inputs, ("", ""))
-
-
-def write(
-    output: OutputOptions,
-    columns: tuple[str, str],
-    rows: Iterable["Prediction"],
-    *,
-    top: int,
-    fallback: str,
-    features: int | None = None,
-    sets: bool = False,
-) -> int:
-    """Write the rows as they come; the exit code tells of images that could not be read."""
-    from creature.inference import prediction_files
-
-    assert output.path
-    broken: list[Prediction] = []
-
-    def note_broken() -> Iterator["Prediction"]:
-        for row in rows:
-            if row.broken:
-                broken.append(row)
-            yield row
-
-    if output.submission:
-        prediction_files.write_submission(output.path, columns, note_broken(), fallback=fallback)
-        if output.zip:
-            say(f"{prediction_files.write_zip(output.path)} holds exactly prediction.csv")
-    else:
-        prediction_files.write_full(output.path, note_broken(), top, features=features, sets=sets)
-    if broken:
-        prediction_files.warn_of_broken(broken, fallback if output.submission else "")
-    return BROKEN_IMAGES if broken else 0
+    if args.top < 1 or args.batch_size < 1:
+        raise UserError("--top and --batch-size must be 1 or more")
+    return output

@@ -1,7 +1,7 @@
 """One image's prediction: what people and files get. K classes, D features."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,28 +56,25 @@ def to_predictions(
     """Each image's prediction, with the `top` labels of the blended members, calibrated where that is asked for."""
     names = predictor.class_names
     for batch in batches:
-        probabilities = blend(batch.logits, predictor.strategy, predictor.weights)
+        probabilities = blend(batch.logits, predictor.blending.strategy, predictor.blending.weights)
         if calibration:
             probabilities = calibration.probabilities(log_probabilities(probabilities))
         order = np.argsort(-probabilities, axis=1, kind="stable")
-        predictions = [
-            Prediction(
-                id=id_,
-                status=OK,
-                labels=tuple(names[k] for k in order[row, :top]),
-                probabilities=tuple(probabilities[row, order[row, :top]].tolist()),
-                features=None if batch.features is None else batch.features[row],
-            )
-            for row, id_ in enumerate(batch.ids)
-        ]
+        sets, sure = None, np.full(len(order), True)
         if calibration and calibration.set_threshold is not None:
-            inside = calibration.label_sets(probabilities)
-            for row, prediction in enumerate(predictions):
-                label_set = tuple(names[k] for k in order[row] if inside[row, k])
-                predictions[row] = replace(prediction, label_set=label_set)
+            sets = calibration.label_sets(probabilities)
         if calibration and calibration.min_probability is not None:
-            for row in np.flatnonzero(~calibration.sure(probabilities)):
-                predictions[row] = replace(predictions[row], status=UNSURE, labels=(), probabilities=())
-        for row, reason in batch.broken.items():
-            predictions[row] = Prediction(batch.ids[row], reason)
-        yield from predictions
+            sure = calibration.sure(probabilities)
+        for row, id_ in enumerate(batch.ids):
+            if row in batch.broken:
+                yield Prediction(id_, batch.broken[row])
+                continue
+            best = order[row, :top] if sure[row] else order[row, :0]
+            yield Prediction(
+                id=id_,
+                status=OK if sure[row] else UNSURE,
+                labels=tuple(names[k] for k in best),
+                probabilities=tuple(probabilities[row, best].tolist()),
+                features=None if batch.features is None else batch.features[row],
+                label_set=() if sets is None else tuple(names[k] for k in order[row] if sets[row, k]),
+            )

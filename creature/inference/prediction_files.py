@@ -7,22 +7,18 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from creature.console import warn
+from creature.console import BROKEN_IMAGES, say, warn
 from creature.errors import UserError
 from creature.inference.inputs import InputPath
+from creature.inference.options import OutputOptions
 from creature.inference.prediction import Prediction
 from creature.storage import write_atomically
 
 FULL_COLUMNS = ("id", "status", "label", "probability")
-
-
-def stem(name: str) -> str:
-    """The name of an image in a submission: without folders and ending."""
-    return PurePosixPath(name).stem
 
 
 def order_for_submission(inputs: Sequence[InputPath], template: str | None) -> tuple[list[InputPath], tuple[str, str]]:
@@ -32,10 +28,11 @@ def order_for_submission(inputs: Sequence[InputPath], template: str | None) -> t
     """
     by_stem: dict[str, InputPath] = {}
     for item in inputs:
-        other = by_stem.setdefault(stem(item.id), item)
+        stem = PurePosixPath(item.id).stem
+        other = by_stem.setdefault(stem, item)
         if other is not item:
             raise UserError(
-                f"{other.id} and {item.id} would both be {stem(item.id)} in a submission; rename one of them, "
+                f"{other.id} and {item.id} would both be {stem} in a submission; rename one of them, "
                 "or take --format full"
             )
     if template is None:
@@ -94,17 +91,26 @@ def write_full(
     As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of that many `features`, where these
     were asked for. A set of labels is a list, in CSV one of JSON.
     """
+    embedded = features if path.suffix in (".jsonl", ".parquet") else None
+    values = (_columns(row, top, features=embedded, sets=sets) for row in rows)
+    names = _column_names(top)
     if path.suffix == ".parquet":
-        _write_parquet(path, rows, top, features=features, sets=sets)
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetWriter
+
+        columns = [(name, pa.float64() if name.startswith("probability") else pa.string()) for name in names]
+        columns += [("embedding", pa.list_(pa.float32(), features))] if features else []
+        schema = pa.schema(columns + ([("set", pa.list_(pa.string()))] if sets else []))
+        with _output_file(path) as temporary, ParquetWriter(temporary, schema) as file:
+            while chunk := list(islice(values, 1024)):
+                file.write_table(pa.Table.from_pylist(chunk, schema))
     elif path.suffix == ".jsonl":
         with _output_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(_columns(row, top, features=features, sets=sets)) + "\n")
+            file.writelines(json.dumps(value) + "\n" for value in values)
     else:
         with table_writer(path) as out:
-            out.writerow(FULL_COLUMNS + _more_columns(top) + ("set",) * sets)
-            for row in rows:
-                out.writerow(map(_cell, _columns(row, top, features=None, sets=sets).values()))
+            out.writerow(names + ("set",) * sets)
+            out.writerows(map(_cell, value.values()) for value in values)
 
 
 def _cell(value: Any) -> str:
@@ -113,16 +119,14 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
 
 
-def _more_columns(top: int) -> tuple[str, ...]:
-    """The columns of the second to the last label."""
-    return tuple(name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}"))
+def _column_names(top: int) -> tuple[str, ...]:
+    return FULL_COLUMNS + tuple(name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}"))
 
 
 def _columns(row: Prediction, top: int, *, features: int | None, sets: bool) -> dict[str, Any]:
     """The values of a row by column; None for a label that it does not have."""
-    pairs = [value for pair in row.top(top) for value in pair]
-    pairs += [None] * (2 * top - len(pairs))
-    columns: dict[str, Any] = dict(zip(FULL_COLUMNS + _more_columns(top), (row.id, row.status, *pairs), strict=True))
+    values = [row.id, row.status, *(value for pair in row.top(top) for value in pair)]
+    columns: dict[str, Any] = dict(zip_longest(_column_names(top), values))
     if features:
         columns["embedding"] = None if row.features is None else row.features.tolist()
     if sets:
@@ -130,18 +134,35 @@ def _columns(row: Prediction, top: int, *, features: int | None, sets: bool) -> 
     return columns
 
 
-def _write_parquet(path: Path, rows: Iterable[Prediction], top: int, *, features: int | None, sets: bool) -> None:
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
+def write_predictions(
+    output: OutputOptions,
+    columns: tuple[str, str],
+    rows: Iterable[Prediction],
+    *,
+    top: int,
+    fallback: str,
+    features: int | None = None,
+    sets: bool = False,
+) -> int:
+    """Write the rows as they come; the exit code tells of images that could not be read."""
+    assert output.path
+    broken: list[Prediction] = []
 
-    names = FULL_COLUMNS + _more_columns(top)
-    columns = [(name, pa.float64() if name.startswith("probability") else pa.string()) for name in names]
-    columns += [("embedding", pa.list_(pa.float32(), features))] if features else []
-    schema = pa.schema(columns + ([("set", pa.list_(pa.string()))] if sets else []))
-    remaining = iter(rows)
-    with _output_file(path) as temporary, ParquetWriter(temporary, schema) as file:
-        while chunk := [_columns(row, top, features=features, sets=sets) for row in islice(remaining, 1024)]:
-            file.write_table(pa.Table.from_pylist(chunk, schema))
+    def note_broken() -> Iterator[Prediction]:
+        for row in rows:
+            if row.broken:
+                broken.append(row)
+            yield row
+
+    if output.submission:
+        write_submission(output.path, columns, note_broken(), fallback=fallback)
+        if output.zip:
+            say(f"{write_zip(output.path)} holds exactly prediction.csv")
+    else:
+        write_full(output.path, note_broken(), top, features=features, sets=sets)
+    if broken:
+        warn_of_broken(broken, fallback if output.submission else "")
+    return BROKEN_IMAGES if broken else 0
 
 
 def warn_of_broken(broken: Sequence[Prediction], fallback: str) -> None:

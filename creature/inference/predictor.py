@@ -17,6 +17,7 @@ from creature.console import progress
 from creature.data.decode import BLACK, BadImage, content_hash, decode, upright_rgb
 from creature.data.eval_transform import EvalTransform
 from creature.errors import BrokenError
+from creature.metrics.blend import Blending
 
 Pixels = Mapping[EvalTransform, np.ndarray]  # uint8 (B, 3, S, S) by the view that the members take
 
@@ -57,12 +58,10 @@ class Predictor:
     members: tuple[str, ...]
     transforms: tuple[EvalTransform, ...]
     compute: Callable[[Pixels], Computed]
-    weights: np.ndarray  # (M,)
-    strategy: str
+    blending: Blending
     features: int | None = None  # D; None where features were not asked for
     fallback: str = ""  # the class that a submission gives an image that cannot be read
     files: tuple[Path, ...] = ()  # of the weights
-    mirror: bool = False  # whether mirror images are predicted, too
 
 
 def with_mirroring(predictor: Predictor) -> Predictor:
@@ -73,7 +72,8 @@ def with_mirroring(predictor: Predictor) -> Predictor:
         flipped = {transform: np.ascontiguousarray(view[..., ::-1]) for transform, view in pixels.items()}
         return replace(computed, logits=(computed.logits + predictor.compute(flipped).logits) / 2)
 
-    return replace(predictor, title=f"{predictor.title}, with mirror images", compute=compute, mirror=True)
+    title, blending = f"{predictor.title}, with mirror images", replace(predictor.blending, mirror=True)
+    return replace(predictor, title=title, compute=compute, blending=blending)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from creature.console import say, warn
 from creature.errors import UserError
@@ -37,15 +37,13 @@ def write_shards(
 
     Raises UserError for a folder that holds predictions of other images or another model.
     """
-    _claim(out, _describe(shards, predictor, top))
+    _claim(out, shards, predictor, top=top)
     rank, processes = process()
-    broken = written = 0
+    written = Counter[bool]()  # by whether the image could not be read
 
     def count(rows: Iterator[Prediction]) -> Iterator[Prediction]:
-        nonlocal broken, written
         for row in rows:
-            broken += row.broken
-            written += 1
+            written[row.broken] += 1
             yield row
 
     for number in range(rank, len(shards), processes):
@@ -54,28 +52,24 @@ def write_shards(
             write_full(path, count(predict([shards[number]])), top, features=predictor.features)
     existing = len(list(out.glob("part-*.parquet")))
     prefix = f"process {rank}: " if processes > 1 else ""
-    say(f"{prefix}{written} rows written; {existing} of {len(shards)} shards are in {out}")
-    if broken:
-        warn(f"{prefix}{broken} images could not be read; the column status says why")
-    return broken
+    say(f"{prefix}{written.total()} rows written; {existing} of {len(shards)} shards are in {out}")
+    if written[True]:
+        warn(f"{prefix}{written[True]} images could not be read; the column status says why")
+    return written[True]
 
 
-def _describe(shards: Sequence[Shard], predictor: Predictor, top: int) -> dict[str, Any]:
-    """The images, the model and the options of a folder's shards, for its _inputs.json."""
+def _claim(out: Path, shards: Sequence[Shard], predictor: Predictor, *, top: int) -> None:
+    """Write the images, the model and the options of a folder's shards, or check that they are what they were."""
     names = json.dumps([(shard.name, shard.size) for shard in shards])
-    return {
+    described = {
         "pictures": hashlib.sha256(names.encode()).hexdigest(),
         "model": [file_hash(file) for file in predictor.files],
         "features": predictor.features,
-        "strategy": predictor.strategy,
-        "weights": predictor.weights.tolist(),
+        "strategy": predictor.blending.strategy,
+        "weights": predictor.blending.weights.tolist(),
         "top": top,
-        "mirror": predictor.mirror or None,  # older folders, all without mirror images, have no such key
+        "mirror": predictor.blending.mirror or None,  # older folders, all without mirror images, have no such key
     }
-
-
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Write what the shards hold, or check that it is what they held before."""
     path = out / "_inputs.json"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -33,11 +33,8 @@ def confident(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def by_class(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, ...]]:
     """A line of CLASS_COLUMNS for each class with contradicted labels, those with the largest share first."""
-    contradicted, sure, predicted = (
-        suspects(probabilities, labels),
-        confident(probabilities, labels),
-        probabilities.argmax(1),
-    )
+    contradicted, sure = suspects(probabilities, labels), confident(probabilities, labels)
+    predicted = probabilities.argmax(1)
     shares: dict[tuple[str, ...], float] = {}
     for k, name in enumerate(class_names):
         rows, total = contradicted[labels[contradicted] == k], int((labels == k).sum())

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from creature.errors import BrokenError
 from creature.metrics.blend import STRATEGIES, Blending
-from creature.metrics.predictions import Predictions, bytes_to_hashes, hashes_to_bytes
+from creature.metrics.predictions import bytes_to_hashes, hashes_to_bytes
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,6 @@ class RecordedPredictions:
         """Whether another ensemble, or one model, predicted in the same way, so that the models alone are compared."""
         alone = min(len(self.members), len(other.members)) == 1
         return self.mirror == other.mirror and (alone or self.strategy == other.strategy)
-
-    @property
-    def predictions(self) -> Predictions:
-        """The ensemble's predictions, with log probabilities for logits; raises ValueError where none were kept."""
-        if self.log_probabilities is None:
-            raise ValueError("the ensemble's probabilities were not kept")
-        return Predictions(
-            self.ids, self.content_hashes, self.labels, logits=self.log_probabilities, class_names=self.class_names
-        )
 
 
 def save_recorded(path: Path, recorded: RecordedPredictions) -> None:

@@ -13,11 +13,16 @@ from creature.storage import manifest_differences
 TOLERANCE = 1e-3  # of a logit: other processors and versions round differently
 
 
-def check(folder: Path) -> None:
-    """Compare a folder's files with its manifest, and its model's logits with the golden ones.
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="creature check", description=__doc__)
+    parser.add_argument("folder", type=Path, help="such as `hf download USER/NAME --local-dir FOLDER` makes")
+    return parser.parse_args(argv)
 
-    Raises UserError with everything that differs.
-    """
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare a folder's files with its manifest, and its model's logits with the golden ones."""
+    folder = parse(argv).folder
     if differences := manifest_differences(folder):
         raise UserError(f"{folder} is not what was published; download it again:\n  " + "\n  ".join(differences))
     golden = read_golden(folder)
@@ -28,18 +33,5 @@ def check(folder: Path) -> None:
         raise UserError(
             f"{folder}: the model's logits for {golden.image} are not those of golden.json (up to {largest:.2g} away)"
         )
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="creature check", description=__doc__)
-    parser.add_argument("folder", type=Path, help="such as `hf download USER/NAME --local-dir FOLDER` makes")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check a folder."""
-    folder = parse(argv).folder
-    check(folder)
     say(f"{folder}: every file is as its manifest says, and the model predicts what it did when it was published")
     return 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from creature.console import say
-from creature.errors import UserError, first_line
+from creature.errors import UserError, check_installed, first_line
 
 if TYPE_CHECKING:
     import gradio
@@ -25,9 +25,7 @@ Shown = tuple[dict[str, float] | None, str, list[list[str]]]  # probability by l
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="creature demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="creature demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="what creature predict takes: a fold or run, hf-hub:USER/NAME, or FILE.onnx")
     parser.add_argument("--members", action="store_true", help="ask every member of the run or repository")
@@ -40,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until it is interrupted."""
     args = parse(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"the page needs {error.name}, which is not installed: pip install 'creature[demo]'") from error
+    check_installed("demo", "the page", "gradio")
     from creature.inference.classifier import load
 
     classifier = load(args.model, device=args.device, members=args.members)
@@ -102,7 +97,7 @@ def handler(classifier: "Classifier") -> Callable[[str | None], Shown]:
         (batch,) = classifier.batches(path, batch_size=1)
         if batch.broken:
             return None, f"This image cannot be read: {escape_markdown(batch.broken[0])}.", []
-        (together,) = blend(batch.logits, predictor.strategy, predictor.weights)
+        (together,) = blend(batch.logits, predictor.blending.strategy, predictor.blending.weights)
         alone = [blend(logits[None])[0] for logits in batch.logits]
         rows = [
             [member, names[probabilities.argmax()], f"{probabilities.max():.3f}"]

@@ -26,7 +26,6 @@ from creature.metrics.calibration import (
     ENSEMBLE_CALIBRATION,
     FEWEST,
     MODEL_CALIBRATION,
-    CalibrationData,
     fit,
     save_calibration,
 )
@@ -39,12 +38,7 @@ from creature.storage import file_hash, link_or_copy, write_json
 
 
 def export(run: StudyRun, out: Path) -> dict[str, Path]:
-    """Write `out`/main and, for several members, `out`/fold-N, without their cards; the folders by branch.
-
-    Raises UserError for a run without a finished fold.
-    """
-    if not run.folds:
-        raise UserError(f"{run.folder} has no finished fold; train one first: creature train --recipe ...")
+    """Write `out`/main and, for several members, `out`/fold-N, without their cards; the folders by branch."""
     shutil.rmtree(out, ignore_errors=True)
     branches = {"main": run.folds[0]} | {fold.name: fold for fold in run.folds if len(run.folds) > 1}
     for branch, fold in branches.items():
@@ -70,7 +64,12 @@ def blending_of(summary: dict[str, Any]) -> Blending:
 
 
 def as_published(run: StudyRun) -> StudyRun:
-    """The run without predictions that were blended in another way than what is published of it."""
+    """The run without predictions that were blended in another way than what is published of it.
+
+    Raises UserError for a run without a finished fold.
+    """
+    if not run.folds:
+        raise UserError(f"{run.folder} has no finished fold; train one first: creature train --recipe ...")
     blending, kept = blending_of(published_ensemble(run)), {}
     for kind, table in run.recorded.items():
         if len(run.folds) == 1 or table.blended_by(blending):
@@ -88,19 +87,18 @@ def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Fold], *, b
 
     It is a table of probabilities that names no image.
     """
-    for branch, fold in branches.items():
-        if fold.score.n >= FEWEST:
-            _save_calibration(out / branch / MODEL_CALIBRATION, member_calibration(fold.folder))
-    if len(run.folds) > 1:
-        rows = rows_of_ensemble(run.run, run.folds, blending)
-        if rows and len(rows.labels) >= FEWEST:
-            fitted = fit(rows.logits, rows.labels, selected=rows.selected, mirror=blending.mirror)
-            _save_calibration(out / "main" / ENSEMBLE_CALIBRATION, fitted)
-
-
-def _save_calibration(path: Path, fitted: CalibrationData) -> None:
-    save_calibration(path, fitted)
-    sort_header(path)
+    fitted = {
+        out / branch / MODEL_CALIBRATION: member_calibration(fold.folder)
+        for branch, fold in branches.items()
+        if fold.score.n >= FEWEST
+    }
+    rows = rows_of_ensemble(run.run, run.folds, blending) if len(run.folds) > 1 else None
+    if rows and len(rows.labels) >= FEWEST:
+        calibration = fit(rows.logits, rows.labels, selected=rows.selected, mirror=blending.mirror)
+        fitted[out / "main" / ENSEMBLE_CALIBRATION] = calibration
+    for path, calibration in fitted.items():
+        save_calibration(path, calibration)
+        sort_header(path)
 
 
 def sort_header(path: Path) -> None:

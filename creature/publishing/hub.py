@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from creature.console import only_errors_of, say
 from creature.errors import UserError, first_line
+from creature.storage import files_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -102,11 +103,6 @@ def _commit(api: "HfApi", repo: str, branch: str, *, folder: Path) -> None:
             repo, operations, commit_message=f"Publish {branch}", revision=branch, parent_commit=before.sha
         )
     say(f"{branch}: {'as it was' if commit.oid == before.sha else commit.oid[:8]}")
-
-
-def files_of(folder: Path) -> dict[str, Path]:
-    """The files of a folder by their path in the repository."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _published(api: "HfApi", repo: str, branch: str, *, present: set[str]) -> set[str]:

@@ -9,14 +9,14 @@ B batch, K classes, S side of the evaluation view.
 import argparse
 import copy
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.console import say
-from creature.errors import UserError, first_line
-from creature.publishing.quantize import AGREEMENT, CALIBRATION, FASTER, JUDGED, check_installed, quantize, quiet
+from creature.errors import UserError, check_installed, first_line
+from creature.publishing.quantize import AGREEMENT, CALIBRATION, FASTER, JUDGED, quantize, quiet
+from creature.storage import write_atomically
 
 if TYPE_CHECKING:
     import onnx
@@ -30,9 +30,7 @@ TOLERANCE = 1e-4  # of a probability
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="creature export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="creature export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="a fold (runs/NAME/fold-0), hf-hub:USER/NAME, or an exported folder")
     parser.add_argument("out", type=Path, metavar="FILE.onnx", help="the file to write")
@@ -64,7 +62,7 @@ def export_onnx(folder: Path, out: Path) -> None:
 
     Raises UserError where the packages are missing, the backbone cannot be exported, or probabilities differ.
     """
-    check_installed("onnx", "onnxscript", "onnxruntime")
+    check_installed("export", "ONNX", "onnx", "onnxscript", "onnxruntime")
     import torch
 
     from creature.inference.members import load_member
@@ -73,18 +71,17 @@ def export_onnx(folder: Path, out: Path) -> None:
     model = _from_uint8(member)
     size = member.transform.size
     noise = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    part = out.with_name(f".{out.name}.{os.getpid()}.onnx")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _write(model, noise[:2], part)
-        _add_metadata(part, folder, member)
-        if (difference := _largest_difference(model, noise, part)) > TOLERANCE:
-            raise UserError(f"{folder}: the ONNX model's probabilities differ by {difference:.2g}, over {TOLERANCE:g}")
-        os.replace(part, out)
+        with write_atomically(out) as part:
+            _write(model, noise[:2], part)
+            _add_metadata(part, folder, member)
+            if (difference := _largest_difference(model, noise, part)) > TOLERANCE:
+                raise UserError(
+                    f"{folder}: the ONNX model's probabilities differ by {difference:.2g}, over {TOLERANCE:g}"
+                )
     except (torch.onnx.errors.OnnxExporterError, OSError) as error:
         raise UserError(f"{folder} cannot be exported to {out}: {first_line(error.__cause__ or error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _from_uint8(member: "Member") -> "torch.nn.Module":

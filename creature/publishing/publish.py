@@ -6,20 +6,20 @@ creature publish runs/all USER/NAME --private
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from creature.console import say, show_table
-from creature.errors import UserError
-from creature.publishing.hub import check_access, check_repo, files_of, publish
-from creature.publishing.terms import Terms, add_terms, find_terms, save_terms
+from creature.errors import UserError, check_installed
+from creature.publishing.hub import check_access, check_repo, publish
+from creature.publishing.terms import FILE, Terms, add_terms, find_terms
+from creature.storage import files_of, write_json, write_manifest
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="creature publish",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="creature publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="a run's folder: runs/NAME")
     parser.add_argument("repo", help="the repository: USER/NAME")
@@ -37,10 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if not (args.run / "recipe.yaml").exists():
         raise UserError(f"{args.run} is no run; give a folder that train.py made, such as runs/all")
-    check_repo(args.repo)
-    terms = find_terms(args.run, args.license, args.data)
-    if not args.dry_run:
-        check_access(args.repo)
+    terms = prepare_push(args.repo, args.run, args.license, data=args.data, upload=not args.dry_run)
     branches = build(args.run, args.repo, terms, onnx=args.onnx)
     if args.dry_run:
         say(f"nothing was uploaded; read {branches['main'] / 'README.md'}, the page that others would see")
@@ -51,26 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare_push(repo: str, folder: Path, license: str | None, *, data: str | None) -> Terms:
-    """Before a training that is to be published: raises UserError for what would stop it; the terms."""
+def prepare_push(repo: str, folder: Path, license: str | None, *, data: str | None, upload: bool = True) -> Terms:
+    """The terms of a publication; raises UserError for what would stop it, or with `upload` the upload."""
     check_repo(repo)
     terms = find_terms(folder, license, data)
-    check_access(repo)
-    _check_report_is_installed()
+    if upload:
+        check_access(repo)
+    check_installed("report", "the card", "jinja2", "matplotlib")
     return terms
 
 
 def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False) -> dict[str, Path]:
     """Write and verify the folder of each branch, and say what is in them."""
-    _check_report_is_installed()
     from creature.publishing.card import write_cards
     from creature.publishing.export import as_published, export
     from creature.publishing.verify import verify
     from creature.reporting.study import read_runs
-    from creature.storage import write_manifest
 
     run = as_published(*read_runs([str(folder)], None))
-    save_terms(folder, terms)
+    write_json(folder / FILE, asdict(terms))
     branches = export(run, folder / "export")
     if onnx:
         from creature.publishing.onnx_export import export_onnx
@@ -87,13 +83,3 @@ def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False) -> dict[
         size = sum(file.stat().st_size for file in files.values()) / 2**20
         say(f"{branch}: {len(files)} files, {size:.1f} MiB: {', '.join(files)}")
     return branches
-
-
-def _check_report_is_installed() -> None:
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"the card needs {error.name}, which is not installed: pip install 'creature[report]'"
-        ) from error

@@ -3,6 +3,7 @@
 import logging
 import os
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.console import say, show_table
-from creature.errors import UserError
+from creature.errors import UserError, check_installed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,15 +37,6 @@ class Judgement:
         return self.speed >= FASTER and self.agreement >= AGREEMENT
 
 
-def check_installed(*packages: str) -> None:
-    """Raises UserError for a package that is not."""
-    for package in packages:
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise UserError(f"ONNX needs {package}, which is not installed: pip install 'creature[export]'") from error
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within the block, warnings of exporters about their own internals are not shown."""
@@ -64,14 +56,15 @@ def quantize(path: Path, images: str) -> Path | None:
     Weights and activations are calibrated on some of the images (ONNX Runtime's static quantization), speed and
     agreement measured on the others. Raises UserError for too few images.
     """
-    check_installed("onnx", "onnxruntime")
+    check_installed("export", "ONNX", "onnx", "onnxruntime")
     from creature.inference.onnx import open_session
 
     original = open_session(str(path))
     pixels = _read_pixels(original, images)
     calibration, others = pixels[:CALIBRATION], pixels[CALIBRATION:]
-    small, part = path.with_suffix(".int8.onnx"), path.with_name(f".{path.name}.int8.{os.getpid()}.onnx")
-    try:
+    small = path.with_suffix(".int8.onnx")
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        part = Path(folder) / small.name
         _write_int8(path, part, calibration)
         judgement = _judge(original, open_session(str(part)), others)
         rows = [
@@ -81,8 +74,6 @@ def quantize(path: Path, images: str) -> Path | None:
         show_table(f"{small.name} against {path.name}", ("", "measured", "asked for"), rows)
         if judgement.pays:
             os.replace(part, small)
-    finally:
-        part.unlink(missing_ok=True)
     say(f"{small} is written" if judgement.pays else f"{small} is not written: it would not pay on this machine")
     return small if judgement.pays else None
 
@@ -124,21 +115,18 @@ def _write_int8(path: Path, out: Path, calibration: Sequence["np.ndarray"]) -> N
             pixels = next(self.remaining, None)
             return None if pixels is None else {"pixels": pixels[None]}
 
-    ready = path.with_name(f".{path.name}.ready.{os.getpid()}.onnx")
-    try:
-        with quiet():
-            quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
-            quantize_static(
-                str(ready),
-                str(out),
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-            )
-    finally:
-        ready.unlink(missing_ok=True)
+    ready = out.with_suffix(".ready.onnx")
+    with quiet():
+        quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
+        quantize_static(
+            str(ready),
+            str(out),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
 
 
 def _judge(original: "Predictor", small: "Predictor", images: Sequence["np.ndarray"]) -> Judgement:

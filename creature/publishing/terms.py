@@ -3,11 +3,10 @@
 import argparse
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from creature.errors import BrokenError, UserError, first_problem
-from creature.storage import write_json
 
 FILE = "sharing.json"  # in a run's folder: the terms of its last publication
 
@@ -62,8 +61,3 @@ def read_terms(folder: Path) -> Terms | None:
         return TypeAdapter(Terms).validate_json(path.read_bytes())
     except ValidationError as error:
         raise BrokenError(f"{path}: {first_problem(error)}; delete it, and name --license and --data again") from error
-
-
-def save_terms(folder: Path, terms: Terms) -> None:
-    """Keep the terms for the run's next publication."""
-    write_json(folder / FILE, asdict(terms))

@@ -6,7 +6,7 @@ K classes, S side of the evaluation view.
 import getpass
 import re
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,18 +57,18 @@ def verify(folder: Path, public: Collection[str] = ()) -> list[tuple[str, str]]:
     pixels = torch.from_numpy(member.transform(image))[None]
     inputs = member.normalize(pixels).contiguous()
     expected = Expected(image, pixels, inputs, logits=np.array(golden.logits), labels=golden.labels)
-    checks: dict[str, Callable[[], Iterator[str]]] = {
-        "timm loads it: same pixels, logits, labels": lambda: _with_timm(folder, expected),
-        "weights only, in safetensors": lambda: _weights(folder, member.model),
-        "no path, token or name of this machine": lambda: scan(folder, public),
+    checks = {
+        "timm loads it: same pixels, logits, labels": _with_timm(folder, expected),
+        "weights only, in safetensors": _weights(folder, member.model),
+        "no path, token or name of this machine": scan(folder, public),
     }
     title = "transformers loads it: same pixels, logits, labels"
     if not (unavailable := _why_no_transformers()):
-        checks[title] = lambda: _with_transformers(folder, expected)
+        checks[title] = _with_transformers(folder, expected)
     rows, wrong = [], []
     for name, check in checks.items():
         try:
-            problems = list(check())
+            problems = list(check)
         except Exception as error:  # whatever a library raises on a folder that it cannot load
             problems = [f"{type(error).__name__}: {first_line(error)}"]
         wrong += [f"{name}: {problem}" for problem in problems]

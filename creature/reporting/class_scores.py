@@ -22,43 +22,22 @@ class ConfusedPair:
     rows: int  # of the class
 
 
-@dataclass(frozen=True)
-class ClassScore:
-    """The scores of one class; without rows it has none."""
-
-    name: str
-    recall: Count | None
-    precision: float
-    f1: float
-    taken_for: str  # the class that most of its wrong rows are taken for; empty where none is wrong
-
-    @property
-    def values(self) -> tuple[Value, ...]:
-        """The values of COLUMNS; empty where there are none."""
-        if self.recall is None:
-            return (self.name, 0, *[""] * (len(COLUMNS) - 2))
-        low, high = self.recall.interval
-        return self.name, self.recall.n, self.recall.accuracy, low, high, self.precision, self.f1, self.taken_for
-
-
-def score_classes(rows: ScoredRows) -> list[ClassScore]:
-    """The score of every class, in the order of the class indices."""
+def score_classes(rows: ScoredRows) -> list[tuple[Value, ...]]:
+    """The values of COLUMNS for every class, in the order of the class indices; empty for a class without rows."""
     classes = np.arange(len(rows.class_names))
     precision, _, f1, _ = precision_recall_fscore_support(rows.labels, rows.predicted, labels=classes, zero_division=0)  # type: ignore[arg-type]
     taken_for: dict[int, str] = {}
     for pair in confused_pairs(rows):
         taken_for.setdefault(pair.label, rows.class_names[pair.predicted])
     recalls = count_recalls(rows)
-    return [
-        ClassScore(
-            name=name,
-            recall=recalls.get(k),
-            precision=float(np.asarray(precision)[k]),
-            f1=float(np.asarray(f1)[k]),
-            taken_for=taken_for.get(k, ""),
-        )
-        for k, name in enumerate(rows.class_names)
-    ]
+    scores: list[tuple[Value, ...]] = []
+    for k, name in enumerate(rows.class_names):
+        if k not in recalls:
+            scores.append((name, 0, *[""] * (len(COLUMNS) - 2)))
+            continue
+        recall, beside = recalls[k], (float(np.asarray(precision)[k]), float(np.asarray(f1)[k]))
+        scores.append((name, recall.n, recall.accuracy, *recall.interval, *beside, taken_for.get(k, "")))
+    return scores
 
 
 def count_recalls(rows: ScoredRows) -> dict[int, Count]:

@@ -1,12 +1,12 @@
 """Table 2: each run against the baseline, on the same images, beside a reference's differences."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import numpy as np
 
 from creature.metrics.significance import PairedComparison, compare_paired, holm
 from creature.recipe import recipe_changes
-from creature.reporting.reference import Reference, Result
-from creature.reporting.scores_table import missing_cells
+from creature.reporting.reference import Reference
 from creature.reporting.study import ScoredRows, StudyRun
 from creature.reporting.tables import (
     RECORDED,
@@ -24,82 +24,49 @@ FIELDS += ("p_holm",)
 SPLITS = {"held": "held out", **RECORDED}
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A run and the baseline on the images of one split."""
-
-    run: StudyRun
-    baseline: StudyRun
-    split: str
-    comparison: PairedComparison
-    p_holm: float
-
-    @property
-    def name(self) -> str:
-        """The run, and the images."""
-        return f"{self.run.name} ({SPLITS[self.split]})"
-
-    @property
-    def cell(self) -> Cell:
-        """For people."""
-        selected = self.split == "held" and (self.run.selected or self.baseline.selected)
-        return comparison_cell(self.comparison, self.p_holm, " selected" * selected)
-
-    @property
-    def figures(self) -> Record:
-        """For programs."""
-        return {
-            "status": "compared",
-            "n": self.comparison.n,
-            "run_alone_right": self.comparison.first,
-            "baseline_alone_right": self.comparison.second,
-            "difference": self.comparison.difference,
-            "p": self.comparison.p,
-            "p_holm": self.p_holm,
-        }
-
-
 def comparison_table(runs: Sequence[StudyRun], baseline: StudyRun, reference: Reference | None = None) -> Table:
     """Table 2."""
     others = [run for run in runs if run is not baseline]
     splits = ["held", *recorded_splits(runs)]
-    columns = ["run", "differs in", *(SPLITS[split] for split in splits)]
+    outcomes = {(run.name, split): compare_on(split, run, baseline) for run in others for split in splits}
+    pairs = {key: pair for key, pair in outcomes.items() if isinstance(pair, PairedComparison)}
+    p_holm = dict(zip(pairs, holm([pair.p for pair in pairs.values()]), strict=True))
     rows: list[tuple[Cell, ...]] = []
     records: list[Record] = []
-    compared = compare_all(others, baseline, splits)
-    for run, comparisons in zip(others, compared, strict=True):
-        result = reference.find(run.recipe.name) if reference else None
-        changed = Cell(", ".join(changes(baseline, run)).replace(" -> ", " → ") or "nothing")
-        cells = [Cell(item, "weak") if isinstance(item, str) else item.cell for item in comparisons]
-        rows.append((name_cell(run), changed, *cells, *_reference_cells(reference, result)))
-        for split, item in zip(splits, comparisons, strict=True):
-            record = dict.fromkeys(FIELDS) | {"run": run.name, "baseline": baseline.name, "rows": SPLITS[split]}
-            records.append(record | ({"status": item} if isinstance(item, str) else item.figures))
-    note = _note(baseline, [item for row in compared for item in row if isinstance(item, Compared)])
-    if reference:
-        columns.append(f"{reference.name}: {', '.join(reference.compared)}")
-        for result in reference.missing(run.recipe.name for run in runs):
-            rows.append((*missing_cells(result, len(columns) - 1), *_reference_cells(reference, result)))
-            record = {"run": result.name, "baseline": baseline.name, "status": "missing"}
+    for run in others:
+        cells = [name_cell(run), Cell(", ".join(changes(baseline, run)).replace(" -> ", " → ") or "nothing")]
+        for split in splits:
+            outcome, p = outcomes[run.name, split], p_holm.get((run.name, split), 1.0)
+            record: Record = {"run": run.name, "baseline": baseline.name, "rows": SPLITS[split]}
+            if isinstance(outcome, PairedComparison):
+                selected = split == "held" and (run.selected or baseline.selected)
+                cells.append(comparison_cell(outcome, p, " selected" * selected))
+                record |= {"status": "compared", "n": outcome.n, "difference": outcome.difference}
+                record |= {"run_alone_right": outcome.first, "baseline_alone_right": outcome.second}
+                record |= {"p": outcome.p, "p_holm": p}
+            else:
+                cells.append(Cell(outcome, "weak"))
+                record["status"] = outcome
             records.append(dict.fromkeys(FIELDS) | record)
-        note += f" {reference.name}: differences to its own {reference.baseline}; {reference.source}."
+        rows.append(tuple(cells))
+    below = [f"{run} ({SPLITS[split]})" for (run, split), p in p_holm.items() if p < 0.05]
+    columns = ("run", "differs in", *(SPLITS[split] for split in splits))
     title = f"Table 2. Each run against {baseline.name}"
-    return Table("tricks", title, note, columns=tuple(columns), rows=rows, records=records)
-
-
-def compare_all(runs: Sequence[StudyRun], baseline: StudyRun, splits: Sequence[str]) -> list[list[Compared | str]]:
-    """For each run, the comparison on each split, or why there is none; p is corrected for all of them."""
-    pairs = [[compare_on(split, run, baseline) for split in splits] for run in runs]
-    corrected = iter(holm([pair.p for row in pairs for pair in row if isinstance(pair, PairedComparison)]))
-    return [
-        [
-            Compared(run, baseline, split, comparison=pair, p_holm=next(corrected))
-            if isinstance(pair, PairedComparison)
-            else pair
-            for split, pair in zip(splits, row, strict=True)
-        ]
-        for run, row in zip(runs, pairs, strict=True)
-    ]
+    table = Table("tricks", title, _note(baseline, len(pairs), below), columns=columns, rows=rows, records=records)
+    if reference is None:
+        return table
+    missing = reference.missing(run.recipe.name for run in runs)
+    for result in missing:
+        record = {"run": result.name, "baseline": baseline.name, "status": "missing"}
+        records.append(dict.fromkeys(FIELDS) | record)
+    return reference.beside(
+        table,
+        [reference.find(run.recipe.name) for run in others],
+        missing,
+        splits=reference.compared,
+        show=reference.differences,
+        note=f"differences to its own {reference.baseline}; {reference.source}",
+    )
 
 
 def compare_on(split: str, run: StudyRun, baseline: StudyRun) -> PairedComparison | str:
@@ -114,15 +81,11 @@ def compare_on(split: str, run: StudyRun, baseline: StudyRun) -> PairedCompariso
 
 def compare_shared(first: ScoredRows, second: ScoredRows) -> PairedComparison | None:
     """Two models on the images, told by content, that neither was trained on; None where there are none."""
-    first_rows = {content: row for row, content in reversed(list(enumerate(first.content_hashes)))}
-    second_rows = {content: row for row, content in reversed(list(enumerate(second.content_hashes)))}
-    shared = [content for content in first_rows if content in second_rows]
-    if not shared or first.class_names != second.class_names:
+    hashes = np.array(first.content_hashes), np.array(second.content_hashes)
+    shared, first_rows, second_rows = np.intersect1d(*hashes, return_indices=True)
+    if not len(shared) or first.class_names != second.class_names:
         return None
-    return compare_paired(
-        first.right[[first_rows[content] for content in shared]],
-        second.right[[second_rows[content] for content in shared]],
-    )
+    return compare_paired(first.right[first_rows], second.right[second_rows])
 
 
 def changes(baseline: StudyRun, run: StudyRun) -> list[str]:
@@ -135,17 +98,10 @@ def changes(baseline: StudyRun, run: StudyRun) -> list[str]:
     return differing
 
 
-def _note(baseline: StudyRun, compared: Sequence[Compared]) -> str:
-    below = [item.name for item in compared if item.p_holm < 0.05]
+def _note(baseline: StudyRun, comparisons: int, below: Sequence[str]) -> str:
     return (
         f"Difference to {baseline.name} in points of accuracy (right where {baseline.name} is wrong : the reverse), on "
         "the n images that neither was trained on. p: McNemar's exact test, of two trained models, not two recipes: "
-        f"another seed gives other models. Holm: corrected for the {len(compared)} comparisons of this table. "
+        f"another seed gives other models. Holm: corrected for the {comparisons} comparisons of this table. "
         f"Below 0.05 after the correction: {', '.join(below) or 'none'}."
     )
-
-
-def _reference_cells(reference: Reference | None, result: Result | None) -> list[Cell]:
-    if reference is None:
-        return []
-    return [Cell(reference.differences(result) if result else "", "weak")]

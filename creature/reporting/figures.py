@@ -18,7 +18,6 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
-from scipy.stats import norm
 from sklearn.metrics import confusion_matrix
 
 from creature.console import printable, warn
@@ -122,8 +121,7 @@ def _curves(runs: Sequence[StudyRun], names: Sequence[str], *, key: str, label: 
                 axes.scatter(epoch, value, s=34, facecolor="white", edgecolor=line["color"], zorder=3)
                 for epoch, value in _before_restarts(run, points)
             ]
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label.lower())
+        axes.set(xlabel="epoch", ylabel=label.lower())
         axes.xaxis.get_major_locator().set_params(integer=True)
         labels = [printable(name) for name in names]
         if restarts:
@@ -163,8 +161,7 @@ def _confusion(rows: ScoredRows) -> Figure:
     with _figure("", max(4.2, 0.17 * classes if named else 4.2)) as (figure, axes):
         image = axes.imshow(share, cmap="cividis", norm=PowerNorm(0.5, 0, 1))  # so that rare confusions can be seen
         axes.grid(False)
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class")
+        axes.set(xlabel="predicted class", ylabel="true class")
         if named:
             ticks = [_short(name) for name in names]
             axes.set_xticks(range(classes), ticks, rotation=90 if classes > 6 else 45, fontsize=size)
@@ -202,9 +199,7 @@ def _recall(rows: ScoredRows) -> Figure:
             axes.plot(counts[k].interval, [y, y], color="#777777", linewidth=1.2)
             axes.plot(counts[k].accuracy, y, "o", color=COLORS[0], markersize=4)
         axes.set_yticks(range(len(shown)), [f"{_short(rows.class_names[k])} ({counts[k].n})" for k in shown])
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.set_xlabel("recall (rows of the class in brackets)")
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(shown) - 0.4, -0.6), xlabel="recall (rows of the class in brackets)")
     return figure
 
 
@@ -232,23 +227,15 @@ def _reliability(run: StudyRun) -> Figure:
 
 def _coverage(run: StudyRun) -> Figure:
     order = np.argsort(-run.probabilities.max(1), kind="stable")
-    n = np.arange(1, len(order) + 1)
-    accuracy = run.held.right[order].cumsum() / n
-    z2 = norm.ppf(0.975) ** 2
-    center = (accuracy + z2 / (2 * n)) / (1 + z2 / n)  # Wilson's interval, as in Count
-    half = np.sqrt(z2 * (accuracy * (1 - accuracy) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    counts = [Count(correct, n) for n, correct in enumerate(run.held.right[order].cumsum().tolist(), 1)]
+    counts = counts[min(10, len(order) - 1) :]  # the accuracy of the first few rows says nothing
+    coverage, accuracy = [count.n / len(order) for count in counts], [count.accuracy for count in counts]
+    low, high = zip(*(count.interval for count in counts), strict=True)
     with _figure(f"n = {len(order)}; band: 95 % interval") as (figure, axes):
-        shown = slice(min(10, len(order) - 1), None)  # the accuracy of the first few rows says nothing
-        coverage, accuracy = n[shown] / len(order), accuracy[shown]
-        low, high = (center - half)[shown], (center + half)[shown]
         axes.fill_between(coverage, low, high, color=COLORS[6], alpha=0.35, linewidth=0)
         axes.plot(coverage, accuracy, color=COLORS[0], linewidth=1.4)
-        axes.set(
-            xlim=(0, 1.02),
-            ylim=(min(0.5, accuracy[-1]) - 0.02, 1.01),
-            xlabel="share of rows predicted",
-            ylabel="accuracy",
-        )
+        axes.set(xlim=(0, 1.02), ylim=(min(0.5, accuracy[-1]) - 0.02, 1.01))
+        axes.set(xlabel="share of rows predicted", ylabel="accuracy")
     return figure
 
 

@@ -25,9 +25,7 @@ NOTE = (
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="creature labels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="creature labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="a run folder, whose folds have held out its images")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="rows that are shown (%(default)s)")
@@ -105,17 +103,14 @@ def contradicted_labels(run: "StudyRun") -> list[ContradictedLabel]:
 
     rows, probabilities = run.unseen.rows, run.unseen.probabilities
     sure = confident(probabilities, rows.labels)
-    contradicted = []
-    for row in suspects(probabilities, rows.labels).tolist():
-        label, predicted = rows.labels[row], rows.predicted[row]
-        contradicted.append(
-            ContradictedLabel(
-                image=rows.ids[row],
-                label=rows.class_names[label],
-                probability=f"{probabilities[row, label]:.4f}",
-                predicted=rows.class_names[predicted],
-                its_probability=f"{probabilities[row, predicted]:.4f}",
-                surely="yes" if sure[row] else "no",
-            )
+    return [
+        ContradictedLabel(
+            image=rows.ids[row],
+            label=rows.class_names[rows.labels[row]],
+            probability=f"{probabilities[row, rows.labels[row]]:.4f}",
+            predicted=rows.class_names[rows.predicted[row]],
+            its_probability=f"{probabilities[row, rows.predicted[row]]:.4f}",
+            surely="yes" if sure[row] else "no",
         )
-    return contradicted
+        for row in suspects(probabilities, rows.labels).tolist()
+    ]

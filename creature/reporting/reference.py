@@ -14,13 +14,17 @@ A JSON file of one's own, or of a paper's; recipes/paper/reference.json is an ex
 }
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from creature.errors import UserError, first_problem
+from creature.reporting.study import StudyRun
+from creature.reporting.tables import Cell, Table
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 Strategy = Annotated[str, Field(pattern="^(logits|softmax|vote|member)$")]
@@ -97,24 +101,68 @@ class Reference(_Entry):
         pairs = [(result.accuracy.get(split), base.accuracy.get(split)) for split in self.compared]
         return ", ".join("-" if a is None or b is None else f"{100 * (a - b):+.2f}" for a, b in pairs)
 
+    def beside(
+        self,
+        table: Table,
+        results: Iterable[Result | None],
+        missing: Iterable[Result],
+        *,
+        splits: Iterable[str],
+        show: Callable[[Result], str],
+        note: str,
+    ) -> Table:
+        """The table with a column of the result that each row repeats, and a row for each result that is missing."""
+        columns = (*table.columns, f"{self.name}: {', '.join(splits)}")
+        rows = [
+            (*row, Cell(show(result) if result else "", "weak"))
+            for row, result in zip(table.rows, results, strict=True)
+        ]
+        blank = [Cell("")] * (len(table.columns) - 2)
+        rows += [
+            (Cell(result.name, "weak"), Cell("missing", "weak"), *blank, Cell(show(result), "weak"))
+            for result in missing
+        ]
+        return replace(table, columns=columns, rows=rows, note=f"{table.note} {self.name}: {note}.")
+
 
 def show_accuracies(accuracy: Mapping[str, float | None], splits: Iterable[str]) -> str:
     """Accuracies in the order of the splits, as text."""
-
-    def show(split: str) -> str:
-        if split not in accuracy:
-            return "-"
-        value = accuracy[split]
-        return "seen" if value is None else f"{value:.4f}"
-
-    return ", ".join(map(show, splits))
+    shown = {split: "seen" if value is None else f"{value:.4f}" for split, value in accuracy.items()}
+    return ", ".join(shown.get(split, "-") for split in splits)
 
 
-def load_reference(path: Path) -> Reference:
-    """Read a reference file; raises UserError, with what is wrong, for one that cannot be used."""
+def load_reference(path: Path, runs: Sequence[StudyRun]) -> Reference:
+    """Read a reference file; raises UserError where it cannot be used, or none of the runs is of its recipes."""
     try:
-        return Reference.model_validate_json(path.read_bytes())
+        reference = Reference.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"--reference: cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
         raise UserError(f"--reference: {path}: {first_problem(error)}") from error
+    if not any(reference.find(run.recipe.name) for run in runs):
+        recipes = ", ".join(sorted({run.recipe.name for run in runs}))
+        known = ", ".join(result.name for result in reference.results)
+        raise UserError(f"--reference: {path} has none of the runs' recipes ({recipes}), but {known}; leave it out")
+    return reference
+
+
+def find_baseline(runs: Sequence[StudyRun], name: str | None, reference: Reference | None) -> StudyRun:
+    """The named run, else the one that repeats the reference's baseline, else the first.
+
+    Raises UserError for the name of no run.
+    """
+    if name is None:
+        base = reference.find(reference.baseline) if reference else None
+        repeats = (run for run in runs if reference and reference.find(run.recipe.name) is base)
+        return next(repeats, runs[0])
+    for run in runs:
+        if name in (run.name, str(run.folder)) or os.path.abspath(name) == os.path.abspath(run.folder):
+            return run
+    raise UserError(f"--baseline: {name} is none of the runs: {', '.join(run.name for run in runs)}")
+
+
+def order_runs(runs: Sequence[StudyRun], reference: Reference | None) -> list[StudyRun]:
+    """Runs in the order of the reference's results, then all others as they were given."""
+    results = reference.results if reference else ()
+    rank = {recipe: place for place, result in enumerate(results) for recipe in result.recipes}
+    return sorted(runs, key=lambda run: rank.get(run.recipe.name, len(rank)))

@@ -21,14 +21,19 @@ def seeds_table(runs: Sequence[StudyRun], baseline: StudyRun) -> Table | None:
     records: list[Record] = []
     for group in groups:
         names, seeds = (", ".join(run.name for run in group), ", ".join(str(run.recipe.seed) for run in group))
+        compared = (*group, *baseline_group)
         cells = [Cell(names), Cell(seeds)]
         for split in ("held", *splits):
-            if problem := _why_not_averaged(split, group, baseline_group):
+            scores, baseline_scores = _accuracies(group, split), _accuracies(baseline_group, split)
+            if problem := _why_not_averaged(split, scores, compared):
                 cells.append(Cell(problem, "weak"))
                 continue
-            scores = _accuracies(group, split)
             mean, deviation = statistics.mean(scores), statistics.stdev(scores)
-            cells.append(_cell(mean, deviation, split, group=group, baseline_group=baseline_group))
+            text = f"{mean:.4f} ± {deviation:.4f} (n = {len(scores)} runs)"
+            if baseline_scores and group is not baseline_group:
+                text += f", {100 * (mean - statistics.mean(baseline_scores)):+.2f} points"
+            selected = split == "held" and any(run.selected for run in compared)
+            cells.append(Cell(f"{text}{' selected' * selected}"))
             records.append({"runs": names, "rows": split, "mean": mean, "deviation": deviation, "n": len(scores)})
         rows.append(tuple(cells))
     columns = ("runs", "seeds", "held out", *(RECORDED[split] for split in splits))
@@ -50,22 +55,11 @@ def _accuracies(group: Sequence[StudyRun], split: str) -> list[float]:
     return [rows.count.accuracy for run in group if (rows := rows_of(run, split))]
 
 
-def _why_not_averaged(split: str, group: Sequence[StudyRun], baseline_group: Sequence[StudyRun]) -> str:
-    """Why the group's scores have no mean, or none to compare with the baseline's; empty where they have."""
-    if len(_accuracies(group, split)) < 2:
+def _why_not_averaged(split: str, scores: Sequence[float], runs: Sequence[StudyRun]) -> str:
+    """Why a group's scores have no mean, or none to compare with the baseline's; empty where they have."""
+    if len(scores) < 2:
         return "fewer than two scores"
-    recorded = [run.recorded[split] for run in (*group, *baseline_group) if split in run.recorded]
+    recorded = [run.recorded[split] for run in runs if split in run.recorded]
     if all(one.comparable_with(other) for one, other in combinations(recorded, 2)):
         return ""
     return f"predicted in different ways: {', '.join(sorted({table.how for table in recorded}))}"
-
-
-def _cell(
-    mean: float, deviation: float, split: str, *, group: Sequence[StudyRun], baseline_group: Sequence[StudyRun]
-) -> Cell:
-    scores, baseline_scores = _accuracies(group, split), _accuracies(baseline_group, split)
-    mark = " selected" if split == "held" and any(run.selected for run in (*group, *baseline_group)) else ""
-    points = ""
-    if baseline_scores and group is not baseline_group:
-        points = f", {100 * (mean - statistics.mean(baseline_scores)):+.2f} points"
-    return Cell(f"{mean:.4f} ± {deviation:.4f} (n = {len(scores)} runs){points}{mark}")

@@ -1,7 +1,6 @@
 """Table 4: soups and students beside the ensemble in whose place they may stand, on images that no member has seen."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AliasPath, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -75,12 +74,19 @@ def single_table(runs: Sequence[StudyRun]) -> Table | None:
             ensemble, *others = result.scores
             p = dict(zip(others, holm([result.scores[name].p for name in others]), strict=True))
             for name, score in result.scores.items():
-                difference, accepted = (Cell(""), "") if name == ensemble else _beside_ensemble(name, score, p[name])
-                model, source = f"{name}, {score.parameters / 1e6:.1f} M", f"{run.name}, {result.source}"
-                rows.append((Cell(model), Cell(str(score.count)), difference, Cell(accepted), Cell(source)))
+                difference, accepted = Cell(""), ""
                 record: Record = {"run": run.name, "rows": result.source, "who": name}
                 record |= {"parameters": score.parameters, **score.count.figures()}
-                records.append(record if name == ensemble else record | _figures(score, p[name], accepted))
+                if name != ensemble:
+                    text = f"{100 * score.difference:+.2f} [{100 * score.low:+.2f}, {100 * score.high:+.2f}], Holm"
+                    difference = difference_cell(score.difference, text, p[name])
+                    if not name.startswith("fold-"):  # a member is no stand-in
+                        accepted = "yes" if score.low > -MARGIN else "no"
+                    record |= {"difference": score.difference, "difference_low": score.low}
+                    record |= {"difference_high": score.high, "p": score.p, "p_holm": p[name], "accepted": accepted}
+                model, source = f"{name}, {score.parameters / 1e6:.1f} M", f"{run.name}, {result.source}"
+                rows.append((Cell(model), Cell(str(score.count)), difference, Cell(accepted), Cell(source)))
+                records.append(record)
     if not rows:
         return None
     title = "Table 4. One model in the ensemble's place"
@@ -102,36 +108,17 @@ def scored_together(run: StudyRun) -> list[StandIn]:
 def _read_results(run: StudyRun) -> Iterator[StandIn]:
     """Results of the run's soup and student that are scored, and made of the members that there are."""
     weights = {result.sha256.weights for result in run.results}
-    for path in (run.folder / name / "result.json" for name in ("soup", "student")):
+    for folder in (run.folder / "soup", run.folder / "student"):
+        path = folder / "result.json"
         if not path.exists():
             continue
-        result = _read_result(path)
-        if not result or not result.scores:
+        try:
+            result = StandIn.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            problem = first_problem(error) if isinstance(error, ValidationError) else error.strerror
+            warn(f"{path} cannot be read ({problem}), and is left out; make {folder} again")
             continue
-        if {member.sha256 for member in result.members} == weights:
+        if result.scores and {member.sha256 for member in result.members} == weights:
             yield result
-        else:
-            warn(f"{path.parent} was made of other members than there are, and is left out; make it again")
-
-
-def _read_result(path: Path) -> StandIn | None:
-    try:
-        return StandIn.model_validate_json(path.read_bytes())
-    except OSError as error:
-        problem = str(error.strerror)
-    except ValidationError as error:
-        problem = first_problem(error)
-    warn(f"{path} cannot be read ({problem}), and is left out; make {path.parent} again")
-    return None
-
-
-def _beside_ensemble(name: str, score: Score, p_holm: float) -> tuple[Cell, str]:
-    """The difference to the ensemble, and whether the model is accepted in its place; a member is none."""
-    text = f"{100 * score.difference:+.2f} [{100 * score.low:+.2f}, {100 * score.high:+.2f}], Holm"
-    accepted = "" if name.startswith("fold-") else "yes" if score.low > -MARGIN else "no"
-    return difference_cell(score.difference, text, p_holm), accepted
-
-
-def _figures(score: Score, p_holm: float, accepted: str) -> Record:
-    interval = {"difference_low": score.low, "difference_high": score.high}
-    return {"difference": score.difference, **interval, "p": score.p, "p_holm": p_holm, "accepted": accepted}
+        elif result.scores:
+            warn(f"{folder} was made of other members than there are, and is left out; make it again")

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from creature.ensembling.compare import ScoredMember, compare_members
-from creature.reporting.reference import Reference, Result, show_accuracies
+from creature.ensembling.compare import compare_members
+from creature.reporting.reference import Reference, show_accuracies
 from creature.reporting.study import StudyRun
 from creature.reporting.tables import RECORDED, Cell, Record, Table, comparison_cell, name_cell
 
@@ -21,10 +21,20 @@ def strategies_table(runs: Sequence[StudyRun], reference: Reference | None = Non
         result = reference.find(run.recipe.name) if reference else None
         for split, table in run.recorded.items():
             for scored in compare_members(table, run.exposed[split]) if len(table.members) > 1 else ():
-                strategy = "member" if scored.name == table.members[0] else scored.name
-                cells = (name_cell(run), Cell(RECORDED[split]), Cell(scored.name), Cell(str(scored.count)))
-                rows.append((*cells, _against(scored), *_reference_cells(reference, result, strategy)))
-                records.append(_record(run, split, scored))
+                cells = [name_cell(run), Cell(RECORDED[split]), Cell(scored.name), Cell(str(scored.count))]
+                record: Record = {"run": run.name, "rows": RECORDED[split], "who": scored.name}
+                record |= scored.count.figures()
+                if scored.against is None or scored.p is None:
+                    cells.append(Cell(""))
+                else:
+                    cells.append(comparison_cell(scored.against, scored.p))
+                    record |= {"difference": scored.against.difference, "p": scored.against.p, "p_holm": scored.p}
+                if reference:
+                    strategy = "member" if scored.name == table.members[0] else scored.name
+                    accuracy = result.strategies.get(strategy) if result else None
+                    cells.append(Cell(show_accuracies(accuracy, reference.compared) if accuracy else "", "weak"))
+                rows.append(tuple(cells))
+                records.append(record)
     if not rows:
         return None
     columns, note = ["run", "images", "who", "accuracy", "against logits"], NOTE
@@ -33,23 +43,3 @@ def strategies_table(runs: Sequence[StudyRun], reference: Reference | None = Non
         note += f" {reference.name}: {reference.source}; its one member stands beside the first."
     title = "Table 3. Ensemble strategies"
     return Table("strategies", title, note, columns=tuple(columns), rows=rows, records=records)
-
-
-def _against(scored: ScoredMember) -> Cell:
-    if scored.against is None or scored.p is None:
-        return Cell("")
-    return comparison_cell(scored.against, scored.p)
-
-
-def _record(run: StudyRun, split: str, scored: ScoredMember) -> Record:
-    record: Record = {"run": run.name, "rows": RECORDED[split], "who": scored.name, **scored.count.figures()}
-    if scored.against is None:
-        return record
-    return record | {"difference": scored.against.difference, "p": scored.against.p, "p_holm": scored.p}
-
-
-def _reference_cells(reference: Reference | None, result: Result | None, strategy: str) -> list[Cell]:
-    if reference is None:
-        return []
-    accuracy = result.strategies.get(strategy) if result else None
-    return [Cell(show_accuracies(accuracy, reference.compared) if accuracy else "", "weak")]

@@ -14,12 +14,13 @@ from scipy.special import softmax
 
 from creature.console import say, warn
 from creature.data.sources import short_names
-from creature.ensembling.out_of_fold import pooled, unseen_rows
+from creature.ensembling.out_of_fold import UnseenRows, pooled, unseen_rows
 from creature.ensembling.recorded import exposures, read_truth
 from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import blend
 from creature.metrics.calibration import cross_fit, enough_to_cross_fit
+from creature.metrics.predictions import Predictions
 from creature.metrics.recorded import RecordedPredictions
 from creature.recipe import Recipe
 from creature.run import Fold, FoldResult, Run, full_repeats
@@ -115,13 +116,7 @@ class StudyRun:
     def held(self) -> ScoredRows:
         """Every row that a finished fold held out, as predicted by the one member that never saw it."""
         table = self.run.out_of_fold
-        return ScoredRows(
-            ids=table.ids,
-            content_hashes=table.content_hashes,
-            labels=table.labels,
-            predicted=self.probabilities.argmax(1),
-            class_names=table.class_names,
-        )
+        return _score(table, self.probabilities.argmax(1), table.class_names)
 
     @cached_property
     def unseen(self) -> UnseenPredictions:
@@ -133,13 +128,7 @@ class StudyRun:
         if len(rows.ids) < len(self.held.ids):
             return alone
         probabilities = blend(rows.logits)
-        scored = ScoredRows(
-            ids=rows.ids,
-            content_hashes=rows.content_hashes,
-            labels=rows.labels,
-            predicted=probabilities.argmax(1),
-            class_names=self.run.classes,
-        )
+        scored = _score(rows, probabilities.argmax(1), self.run.classes)
         return UnseenPredictions(len(rows.logits), scored, probabilities)
 
     @property
@@ -169,13 +158,14 @@ class StudyRun:
             return None
         table, rows = self.recorded[kind], np.flatnonzero(self.exposed[kind] == "unseen")
         ids, hashes = (tuple(column[row] for row in rows) for column in (table.ids, table.content_hashes))
-        return ScoredRows(
-            ids=ids,
-            content_hashes=hashes,
-            labels=table.labels[rows],
-            predicted=table.predicted[by or table.strategy][rows],
-            class_names=table.class_names,
-        )
+        predicted = table.predicted[by or table.strategy][rows]
+        return ScoredRows(ids, hashes, labels=table.labels[rows], predicted=predicted, class_names=table.class_names)
+
+
+def _score(table: Predictions | UnseenRows, predicted: np.ndarray, class_names: tuple[str, ...]) -> ScoredRows:
+    return ScoredRows(
+        table.ids, table.content_hashes, labels=table.labels, predicted=predicted, class_names=class_names
+    )
 
 
 def read_runs(folders: Sequence[str], labels: str | None) -> list[StudyRun]:
@@ -204,7 +194,6 @@ def _read_run(name: str, folder: Path, labels: str | None) -> StudyRun:
             recorded[kind] = checked
     if labels and run.folds and "images" not in recorded:
         warn(f"{folder} has no predictions to score; run creature ensemble {folder} --images DIR --labels {labels}")
-    histories = dict(sorted(histories.items()))
     return StudyRun(name, run, run.folds, histories=histories, recorded=recorded)
 
 

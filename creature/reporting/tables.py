@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from creature.console import printable
 from creature.metrics.significance import PairedComparison, shown_p
@@ -16,8 +17,7 @@ Record = dict[str, Value]  # a row of a CSV file, by column
 RECORDED = {"holdout": "holdout", "images": "test"}  # what ensemble.py has kept, and what tables call it
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A cell's text, and its tone: a key of console.TONES."""
 
     text: str

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import ensemble
 import predict
 from creature.data.folds import read_folds
-from creature.ensembling import acceptance, soup
+from creature.ensembling import acceptance, new_images, soup
 from creature.ensembling.acceptance import MARGIN, Candidate, Comparison, compare_with_ensemble, verdict
 from creature.ensembling.distill import SHARE, soft_targets, student_recipe
 from creature.ensembling.soup import average_weights, batch_norms, choose, choose_greedily
@@ -355,7 +355,7 @@ def test_a_student_s_recipe_is_refused_before_anything_is_asked(own, student, dr
     assert student_recipe(str(student), Run(own)).backbone.weights is None
     (own / "student").mkdir()
     (own / "student/recipe.yaml").write_text(dump_recipe(recipe))
-    monkeypatch.setattr(ensemble, "predict", None)
+    monkeypatch.setattr(new_images, "predict", None)
     with pytest.raises(
         UserError, match=r"student is by another recipe; remove it for a new student.*\n.*backbone\.name"
     ):

@@ -12,8 +12,7 @@ import predict
 from creature.console import BROKEN_IMAGES
 from creature.errors import UserError
 from creature.inference import members
-from creature.inference.explain import activation_map
-from creature.inference.overlays import AGAINST, FOR, SIDE, file_name, overlay
+from creature.inference.explain import AGAINST, FOR, SIDE, activation_map, file_name, overlay
 from helpers.runs import start
 
 

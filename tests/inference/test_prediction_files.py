@@ -25,6 +25,7 @@ from creature.inference.prediction_files import (
     order_for_submission,
     warn_of_broken,
     write_full,
+    write_predictions,
     write_submission,
     write_zip,
 )
@@ -79,9 +80,11 @@ def answers(
 
 def predicted(paths: list[str], *argv: str) -> int:
     args, output = parsed(*argv)
-    inputs, columns = options.arrange(output, list_inputs(paths))
+    inputs, columns = list_inputs(paths), ("", "")
+    if output.submission:
+        inputs, columns = order_for_submission(inputs, output.template)
     rows = answers([member()], inputs, args.top, args.batch_size)
-    return options.write(output, columns, rows, top=min(args.top, 3), fallback="green")
+    return write_predictions(output, columns, rows, top=min(args.top, 3), fallback="green")
 
 
 def ids(inputs: list[InputPath]) -> list[str]:

@@ -1,7 +1,6 @@
 """The demo page in a real browser: a photo is uploaded, and the page says what predict.py says."""
 
 import csv
-import shutil
 import socket
 import subprocess
 import sys
@@ -34,22 +33,6 @@ def page(run: Path) -> Iterator[str]:
             pytest.fail("".join(lines))
         yield f"http://127.0.0.1:{port}/"
         server.kill()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium and chromedriver are not installed: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-    for flag in (*flags, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}", "--window-size=500,1000"):
-        options.add_argument(flag)
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
 
 
 def upload(browser, page: str, picture: Path, wanted: str) -> str:

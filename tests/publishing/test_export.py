@@ -22,7 +22,7 @@ from creature.inference.load import find_model
 from creature.metrics.calibration import FEWEST, fit, load_calibration, save_calibration
 from creature.publishing import check, publish
 from creature.publishing.card import base_model, measured
-from creature.publishing.export import anonymous, as_published, export, portable, sort_header
+from creature.publishing.export import anonymous, as_published, portable, sort_header
 from creature.publishing.golden import read_golden
 from creature.publishing.terms import Terms, find_terms
 from creature.publishing.verify import scan, verify
@@ -329,12 +329,11 @@ def test_an_exported_folder_predicts_and_names_its_members(built):
     assert find_model(str(built / "export/main"), all_members=False).folders == [built / "export/main"]
 
 
-def test_a_run_without_a_finished_fold_is_not_exported(tiny, tmp_path):
+def test_a_run_without_a_finished_fold_is_not_published(tiny, tmp_path):
     train.main(["--recipe", str(tiny), "--out", str(tmp_path / "run"), "--set", "folds.train=[0]"])
     (tmp_path / "run/fold-0/result.json").unlink()
-    (read,) = read_runs([str(tmp_path / "run")], None)
     with pytest.raises(UserError, match="has no finished fold; train one first"):
-        export(read, tmp_path / "out")
+        publish.build(tmp_path / "run", "me/model", Terms("mit", "drawn"))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,13 +291,13 @@ def test_the_gallery_explains_each_answer_by_a_member_that_never_saw_the_picture
 
     monkeypatch.setattr(galleries, "draw_overlay", listening)
     run = read_runs([str(study / "all")], None)[0]
-    explained = galleries.Galleries(explain=True).make(run)
+    explained = galleries.make_gallery(run, explain=True)
     assert len(explained.mistakes) > 10 and len({member.folder for member, _ in asked}) == 3
     assert "orange speaks for" in explained.note
     for mistake, (member, label) in zip(explained.mistakes, asked, strict=True):
-        assert mistake.id in held_out(study / "all", int(member.folder.name[-1]))[0]
-        assert member.class_names[label] == mistake.predicted and len(set(mistake.sources)) == 2
-    plain = galleries.Galleries().make(run)
+        assert mistake.contradicted.image in held_out(study / "all", int(member.folder.name[-1]))[0]
+        assert member.class_names[label] == mistake.contradicted.predicted and len(set(mistake.sources)) == 2
+    plain = galleries.make_gallery(run)
     thumbnails = [mistake.sources[:1] for mistake in explained.mistakes]
     assert [mistake.sources for mistake in plain.mistakes] == thumbnails and "orange" not in plain.note
 
@@ -350,24 +349,6 @@ def test_damaged_answers_are_refused(study, tmp_path):
 
 
 # The page in a real browser
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[test]'")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium and chromedriver are not installed: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("profile")
-    for word in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run"):
-        options.add_argument(f"--{word}")
-    options.add_argument(f"--user-data-dir={profile}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
 
 
 def show(browser, path: Path, width: int) -> None:

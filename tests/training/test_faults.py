@@ -23,12 +23,12 @@ from helpers import ROOT, faults
 from helpers.processes import LAUNCH, wait_for_epoch
 from helpers.runs import losses, read_history, start, weights_hash
 
-LONG = ("folds.train=[0]", "schedule.epochs=60")
+LONG = ("folds.train=[0]", "schedule.epochs=30")
 
 
 @pytest.fixture(scope="module")
 def long(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty epochs without an interruption."""
+    """Thirty epochs without an interruption."""
     out = tmp_path_factory.mktemp("long") / "run"
     assert start(tiny, out, *LONG) == 0
     return out
@@ -448,8 +448,8 @@ def test_folds_side_by_side_do_not_stop_each_other_and_resume_trains_what_is_mis
     ]  # fmt: skip
     wait_for_epoch(both[0])
     both[0].kill()
+    both[0].communicate()
     shown = both[1].communicate(timeout=120)[0]
-    both[0].wait()
     assert both[1].returncode == 0 and not (out / "fold-0/result.json").exists(), shown
     before = (out / "fold-1/result.json").stat().st_mtime_ns
     assert start(tiny, out, LONG[1], "folds.train=[0,1]", resume=True) == 0

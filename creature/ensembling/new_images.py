@@ -1,0 +1,128 @@
+"""New images, predicted by an ensemble: the holdout of a run's recipe, and those that --images names. N images."""
+
+import argparse
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from creature.console import BROKEN_IMAGES, show_table
+from creature.ensembling.compare import show_comparison
+from creature.ensembling.out_of_fold import ensemble_summary, read_holdout
+from creature.ensembling.recorded import (
+    ImagesAt,
+    PredictedImages,
+    Recorder,
+    exposures,
+    read_truth,
+    tally,
+    warn_of_lost_labels,
+)
+from creature.errors import UserError
+from creature.inference.inputs import list_inputs, read_inputs, read_rows
+from creature.inference.members import load_member, predictor, use_whole_machine
+from creature.inference.options import OutputOptions
+from creature.inference.prediction import to_predictions
+from creature.inference.prediction_files import order_for_submission, write_predictions
+from creature.inference.predictor import predict_batches
+from creature.metrics.blend import Blending
+from creature.metrics.recorded import save_recorded
+from creature.run import Fold, is_whole_run, most_frequent_class
+from creature.storage import write_json
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """Images to predict, in the order of the output, with their labels."""
+
+    title: str
+    ids: Sequence[str]  # in full; a submission shortens them
+    labels: np.ndarray  # (N,) -1 where there is none
+    images: ImagesAt
+    columns: tuple[str, str] = ("", "")  # of a submission
+
+
+def find_images(args: argparse.Namespace, output: OutputOptions, members: Sequence[Fold]) -> dict[str, GivenImages]:
+    """The `holdout` and the `images` that --images names, as far as there are any.
+
+    Raises UserError where there are none for what is asked for.
+    """
+    given: dict[str, GivenImages] = {}
+    listed = list_inputs(args.images) if args.images else []
+    inputs, columns = order_for_submission(listed, output.template) if output.submission else (listed, ("", ""))
+    full_id = {item.path: item.id for item in listed}
+    ids = [full_id[item.path] for item in inputs]
+    labels = read_truth(args.labels, ids, members[0].run.classes) if args.labels else np.full(len(ids), -1)
+    if holdout := read_holdout(members):
+        given["holdout"] = GivenImages(
+            "images.holdout",
+            holdout["id"],
+            np.asarray(holdout["label"]),
+            images=lambda rows: read_rows(holdout.select(rows)),
+        )
+    if inputs:
+        given["images"] = GivenImages(
+            args.labels or "images",
+            ids,
+            labels,
+            images=lambda rows: read_inputs([inputs[row] for row in rows]),
+            columns=columns,
+        )
+    if args.compare and not given:
+        raise UserError("--compare needs images: --images DIR --labels FILE.csv, or a recipe with images.holdout")
+    if (args.soup == "greedy" or args.distill) and not args.labels and "holdout" not in given:
+        raise UserError(
+            "--soup and --distill are scored on labelled images that no fold saw, and there are none: --images DIR "
+            "--labels FILE.csv, or a recipe with images.holdout; --soup uniform makes a soup without a score"
+        )
+    return given
+
+
+def predict(
+    args: argparse.Namespace, output: OutputOptions, members: Sequence[Fold], *, blending: Blending
+) -> tuple[dict[str, PredictedImages], int]:
+    """Predict the `holdout` and the `images`, whose rows are written; with the exit code."""
+    given = find_images(args, output, members)
+    device, tables, code = use_whole_machine(args.device), {}, 0
+    if not given:
+        return tables, code
+    ensemble = predictor([load_member(member.folder, device, fused=True) for member in members], blending)
+    for kind, source in given.items():
+        keep = bool((source.labels >= 0).any()) and blending.strategy != "vote"
+        recorder, total = Recorder(members, blending, keep_probabilities=keep), len(source.ids)
+        title = "holdout" if kind == "holdout" else "predicting"
+        images = source.images(np.arange(total))
+        batches = recorder.watch(predict_batches(ensemble, images, args.batch_size, title=title, total=total))
+        if kind == "images" and output.path:
+            top, fallback = min(args.top, len(ensemble.class_names)), most_frequent_class(members[0].folder)
+            rows = to_predictions(batches, ensemble, top)
+            code = write_predictions(output, source.columns, rows, top=top, fallback=fallback)
+        else:
+            deque(batches, maxlen=0)
+            code = BROKEN_IMAGES if kind == "images" and "" in recorder.content_hashes else 0
+        recorded = recorder.recorded(source.ids, source.labels)
+        tables[kind] = PredictedImages(source.title, recorded, exposures(recorded, members), images=source.images)
+    return tables, code
+
+
+def show_and_keep(
+    args: argparse.Namespace, members: Sequence[Fold], blending: Blending, *, tables: Mapping[str, PredictedImages]
+) -> None:
+    """Show the scores and comparisons, and keep what all folds of a run predict."""
+    tallies = {table.title: tally(table.recorded, table.exposed) for table in tables.values() if table.labelled}
+    if tallies:
+        title = f"Ensemble of {len(members)} by {blending.strategy}, on images that no member was trained on"
+        lines = [line for name, counts in tallies.items() for line in counts.lines(name)]
+        show_table(title, ("images", "accuracy [95 %]"), lines)
+    folder = members[0].run.folder / "ensemble" if is_whole_run(members) else None
+    if args.compare:
+        for kind, table in tables.items():
+            file = folder and folder / f"disagreements-{kind}.csv"
+            show_comparison(table.title, table.recorded, table.exposed, file=file)
+    if folder:
+        folder.mkdir(exist_ok=True)
+        for kind, table in tables.items():
+            warn_of_lost_labels(folder / f"{kind}.safetensors", table.recorded)
+            save_recorded(folder / f"{kind}.safetensors", table.recorded)
+        write_json(folder / "result.json", ensemble_summary(members, blending, tallies))
