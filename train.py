@@ -186,6 +186,8 @@ def train_fold(
         predictions = held_out_predictions(data.folds, held_out, logits)
         result = learner.end_epoch(predictions.score)
         say(result)
+        if advice := result.advice:
+            say(advice)
         accelerator.log(result.tracked(fold), step=state.epoch)
         if accelerator.is_main_process:
             checkpoint.keep_epoch(folder, learner, predictions, settings=recipe.checkpoint)

@@ -68,8 +68,9 @@ class Images(_Settings):
     cache: Literal["off", "auto", "memory", "disk"] = "off"
     """keep decoded images for all folds, epochs and runs, at 8/7 of the input size, which slightly blurs the smallest
     random crops; evaluation is not affected; auto: disk if it takes at most 16 GiB, else off"""
-    workers: Annotated[int, NOT_IN_IDENTITY] = Field(default=2, ge=0, le=128)
-    """number of worker processes that decode and augment; 0: in the main process"""
+    workers: Annotated[Annotated[int, Field(ge=0, le=128)] | Literal["auto"], NOT_IN_IDENTITY] = "auto"
+    """number of worker processes that decode and augment; 0: in the main process; auto: as many as the device needs and
+    the cores allow"""
 
 
 class Folds(_Settings):

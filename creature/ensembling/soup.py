@@ -116,7 +116,8 @@ def training_batches(run: Run) -> Iterator[Iterator[Batch]]:
     order = epoch_batches(rows, recipe.batch_size, recipe.seed, "soup")[: -(-ROWS // recipe.batch_size)]
     *_, augmentation = epoch_augmentations(recipe.augment, recipe.images.size, recipe.schedule.epochs)
     images_of_rows = ImageDataset(dataset, augmentation, seed=recipe.seed)
-    with load_batches(images_of_rows, [[(int(row), 0) for row in rows] for rows in order], images.workers) as batches:
+    workers = 0 if images.workers == "auto" else images.workers
+    with load_batches(images_of_rows, [[(int(row), 0) for row in rows] for rows in order], workers) as batches:
         yield map(_refuse_bad, batches)
 
 

@@ -90,7 +90,9 @@ def train_epoch(
     with progress() as bar:
         task = bar.add_task(title, total=sum(sizes), speed="")
         for number in range(state.batch, len(sizes)):
+            asked = time.monotonic()
             batch = next(batches)
+            state.waited += time.monotonic() - asked
             seed_step(accelerator.device, learner.seed, learner.fold, state.epoch, number)
             # guard: save-when-due
             due = accelerator.is_main_process and time.monotonic() - saved >= 60 * learner.save_minutes

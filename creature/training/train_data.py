@@ -88,7 +88,8 @@ def _field(images: Images) -> str:
 def _check_run(recipe: Recipe, out: Path, resume: bool) -> dict[str, str | None]:
     """Refuse a changed recipe, or weights that cannot be fetched, before the images are read; gives hash_contents."""
     hashes = hash_contents(recipe.backbone.weights, recipe.loss.teacher)
-    if (workers := recipe.images.workers) > (cores := usable_cores()):
+    workers, cores = recipe.images.workers, usable_cores()
+    if workers != "auto" and workers > cores:
         warn(
             f"images.workers: should be at most the cores that may be used, {cores}, got {workers}; more save no time, "
             f"images.workers={cores} takes less memory"

@@ -13,8 +13,8 @@ from creature.metrics.accuracy import Count
 MAX_SKIPPED_IN_A_ROW = 10
 LOWER_RATE = "try a lower optimizer.lr, or optimizer.clip_norm=1"
 
-_ROW = "{:>7}  {:>8}  {:>8}  {:>8}  {}"
-TABLE_HEADER = _ROW.format("epoch", "loss", "rate", "seconds", "held-out accuracy [95 %]")  # above epochs as text
+_ROW = "{:>7}  {:>8}  {:>8}  {:>8}  {:>7}  {}"
+TABLE_HEADER = _ROW.format("epoch", "loss", "rate", "seconds", "waiting", "held-out accuracy [95 %]")
 
 _EXACT = ConfigDict(strict=True, extra="forbid")  # a resume point of another version is refused by name
 
@@ -27,6 +27,7 @@ class EpochResult:
     loss: float  # mean over the rows of all steps that were taken
     learning_rate: float  # of the last step
     seconds: float
+    waiting: float = 0.0  # share of the seconds that steps waited for images; unknown to older runs
     skipped_steps: NonNegativeInt = 0  # unknown to the oldest runs
     images_per_second: float
     accuracy: float  # of held-out rows, as are all below
@@ -41,8 +42,15 @@ class EpochResult:
         return Count(self.correct, self.n)
 
     def __str__(self) -> str:
-        figures = f"{self.loss:.4f}", f"{self.learning_rate:.1e}", f"{self.seconds:.1f}"
+        figures = f"{self.loss:.4f}", f"{self.learning_rate:.1e}", f"{self.seconds:.1f}", f"{self.waiting:.0%}"
         return _ROW.format(self.epoch, *figures, self.score)
+
+    @property
+    def advice(self) -> str:
+        """How to wait less for images, where it would save seconds; of the second epoch, for workers start in the first."""
+        if self.epoch != 2 or self.waiting <= 0.1 or self.waiting * self.seconds < 5:
+            return ""
+        return f"{self.waiting:.0%} of the epoch waited for images; images.cache=disk or more images.workers shorten it"
 
     def tracked(self, fold: int) -> dict[str, float]:
         """What trackers show, by name."""
@@ -50,6 +58,7 @@ class EpochResult:
             "train_loss": self.loss,
             "learning_rate": self.learning_rate,
             "epoch_seconds": self.seconds,
+            "waiting": self.waiting,
             "images_per_second": self.images_per_second,
             "skipped_steps": self.skipped_steps,
             "held_out_accuracy": self.accuracy,
@@ -70,6 +79,7 @@ class TrainingState:
     skipped: NonNegativeInt = 0  # steps of this epoch that were not finite
     in_a_row: NonNegativeInt = 0  # skipped steps since the last one that was taken
     seconds: float = 0.0  # of this epoch
+    waited: float = 0.0  # of these, for images
     saving_seconds: float = 0.0  # since the fold began
     best_epoch: int = Field(default=-1, ge=-1)
     start: Count | None = None  # held-out rows that a linear probe had right before the first step
@@ -113,6 +123,7 @@ class TrainingState:
             loss=self.loss_sum / self.rows,
             learning_rate=learning_rate,
             seconds=round(self.seconds, 3),
+            waiting=round(self.waited / self.seconds, 4),
             skipped_steps=self.skipped,
             images_per_second=round(images / self.seconds, 1),
             **score.figures(),  # pyright: ignore[reportArgumentType]
@@ -121,5 +132,5 @@ class TrainingState:
         if self.best_epoch < 0 or result.correct > self.history[self.best_epoch].correct:
             self.best_epoch = self.epoch
         self.epoch, self.batch, self.loss_sum, self.rows, self.skipped = self.epoch + 1, 0, 0.0, 0, 0
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0
         return result

@@ -9,8 +9,7 @@ import timm
 from safetensors.torch import save_file
 
 import train
-from creature.data.loader import training_order
-from creature.data.workers import load_batches
+from creature.data.loader import BatchRequest, start_loader
 from creature.recipe import recipe_changes
 from creature.recipe_file import load_recipe
 from creature.training import loop
@@ -85,12 +84,15 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
     recipe = load_recipe(path, settings)
     accelerator = start_accelerator(recipe, tmp_path / "run")
     data = prepare_data(accelerator, recipe, tmp_path / "run", resume=False)
-    data = add_features(accelerator, data, recipe.backbone, images=recipe.images) if frozen else data
+    with start_loader(data.images, 0, 0, device=accelerator.device) as make_batches:
+        if frozen:
+            data, make_batches = add_features(
+                accelerator, data, make_batches, backbone=recipe.backbone, images=recipe.images
+            )
+        rows = (~data.folds.held_out(0)).nonzero()[0][:2]
+        batch = next(make_batches([BatchRequest([(int(row), 0) for row in rows])]))
     learner = build_learner(accelerator, recipe, data, fold=0)
     learner.model = accelerator.prepare(learner.model)
-    rows = (~data.folds.held_out(0)).nonzero()[0][:2]
-    with load_batches(data.training, training_order(rows, 2, (0,), epochs=1, start=(0, 0)), 0) as batches:
-        batch = next(batches)
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
     (result,) = loop.StepResult.unpack([loop.train_step(accelerator, learner, batch, size=2, lr=1e-4)])

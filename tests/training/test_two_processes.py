@@ -55,11 +55,10 @@ from torch import nn
 from datasets import Dataset, Image, Features, Value, ClassLabel
 from io import BytesIO
 from PIL import Image as Pillow
-from creature.data.loader import ImageDataset
+from creature.data.loader import ImageDataset, held_out_requests
 from creature.data.eval_transform import EvalTransform
 from creature.data.augment import exact_transform
 from creature.training.loop import predict
-from creature.training.train_data import TrainData
 from creature.data.normalize import Normalize
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == int(sys.argv[1])
@@ -76,10 +75,11 @@ class Mean(nn.Module):
 table = Dataset.from_dict({"id": list(map(str, range(33))), "image": [image(i) for i in range(33)], "label": [0]*33})
 table = table.cast_column("image", Image(decode=False))
 images = ImageDataset(table, exact_transform(EvalTransform(8, "squash", (0, 0, 0))))
-data = TrainData(None, None, images, batch_size=4, workers=0)
 for n in range(1, 34):
     rows = np.random.default_rng(n).permutation(33)[:n]
-    logits = predict(accelerator, Mean(), data, rows=rows, normalize=Normalize((0, 0, 0), (1, 1, 1)))
+    share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+    batches = map(images.__getitems__, (request.items for request in held_out_requests(rows, 4, **share)))
+    logits = predict(accelerator, Mean(), batches, rows=rows, batch_size=4, normalize=Normalize((0, 0, 0), (1, 1, 1)))
     expected = np.stack([rows * 7, rows, 255 - rows], 1) / 255
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 accelerator.end_training()
