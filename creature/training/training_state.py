@@ -47,7 +47,7 @@ class EpochResult:
 
     @property
     def advice(self) -> str:
-        """How to wait less for images; empty where little is lost, and but for the second epoch, when workers are warm."""
+        """How to wait less for images, after the second epoch, for workers start in the first; or nothing."""
         if self.epoch != 2 or self.waiting <= 0.1 or self.waiting * self.seconds < 5:
             return ""
         return f"{self.waiting:.0%} of the epoch waited for images; images.cache=disk or more images.workers shorten it"
