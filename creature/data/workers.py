@@ -73,9 +73,7 @@ def start_workers(
     rows = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
     stream: _Stream[RequestT] = _Stream()
     processes: list[BaseProcess] = []
-    with warnings.catch_warnings():
-        # Training warns once, in a line, of more workers than cores; torch would in a paragraph.
-        warnings.filterwarnings("ignore", "This DataLoader will create")
+    with _no_advice():
         loader = DataLoader[RequestT](
             source,  # type: ignore[arg-type]
             batch_sampler=stream,  # type: ignore[arg-type]
@@ -91,7 +89,7 @@ def start_workers(
     def load(requests: Iterable[RequestT]) -> Iterator[BatchT]:
         nonlocal iterator
         stream.requests = requests
-        with without_main_module():
+        with _no_advice(), without_main_module():
             iterator = iter(loader)
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             processes[:] = iterator._workers
@@ -122,6 +120,14 @@ def _end_workers(iterator: _MultiProcessingDataLoaderIter) -> None:
         for process in iterator._workers:
             process.kill()  # guard: kill-workers
             process.join()
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Training warns once, in a line, of more workers than cores; torch would in a paragraph."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 class _Stream(Generic[ValueT]):
