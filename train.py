@@ -127,7 +127,9 @@ def train(
                 with run_folder.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                     stop.leave_at_once()
                     with distributed.wait_limit(accelerator, distributed.WAIT_IN_FOLD, after=distributed.WAIT):
-                        train_fold(accelerator, recipe, data, make_batches, fold=fold, folder=folder, stop=stop)
+                        train_fold(
+                            accelerator, recipe, data, make_batches=make_batches, fold=fold, folder=folder, stop=stop
+                        )
             accelerator.wait_for_everyone()
             results.append(read_result(folder))
     accelerator.end_training()
@@ -138,8 +140,8 @@ def train_fold(
     accelerator: "Accelerator",
     recipe: "Recipe",
     data: "TrainData",
-    make_batches: "MakeBatches",
     *,
+    make_batches: "MakeBatches",
     fold: int,
     folder: Path,
     stop: "Stop",

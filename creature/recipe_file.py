@@ -92,8 +92,8 @@ def _validate(settings: dict[str, Any], source: str, mistakes: list[str]) -> Rec
     try:
         recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
-        problems = error.errors()
-        explained = [_explain(dict(problem)) for problem in problems[:MAX_MISTAKES]]
+        problems = list(_of_settings(error))
+        explained = [_explain(problem) for problem in problems[:MAX_MISTAKES]]
         lines = [*mistakes, *"\n".join(explained).split("\n")]
         count = max(len(mistakes) + len(problems), len(lines))
         more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
@@ -189,6 +189,16 @@ def _nearest(key: str) -> str:
 
     best = max([*_keys(), *OLDER_KEYS], key=likeness)
     return OLDER_KEYS.get(best, best) if likeness(best)[0] >= 0.6 else ""
+
+
+def _of_settings(error: ValidationError) -> Iterator[dict[str, Any]]:
+    """A problem a setting: pydantic has one for each kind of value, where a setting is a number or `auto`."""
+    for problem in error.errors():
+        loc = problem["loc"]
+        if loc[-1:] == ("constrained-int",):
+            yield {**problem, "loc": loc[:-1], "msg": f"{problem['msg']}, or auto"}
+        elif loc[-1:] != ("literal['auto']",):
+            yield {**problem}
 
 
 def _explain(problem: dict[str, Any]) -> str:

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 
+from creature.data.augment import Augmentation
+from creature.data.decode import Decoded, Encoded
 from creature.data.loader import Batch
-from creature.training import checkpoint, distributed, loop
+from creature.training import checkpoint, distributed, loop, train_data
 from creature.training.learner import Learner
 
 TakeStep = Callable[..., torch.Tensor]  # takes the step; other requests than the loop's (`stop`, `save`) by name
@@ -72,6 +74,29 @@ def kill_at_content(patch: pytest.MonkeyPatch, owner: object, name: str, content
         return decode(data)
 
     patch.setattr(owner, name, deadly)
+
+
+@dataclass(frozen=True)
+class DeadlyAugmentation:
+    """Crashes its process at an image of one size; it reaches workers that share nothing with the test."""
+
+    augmentation: Augmentation
+    size: tuple[int, int]
+
+    def __call__(self, image: Encoded | Decoded, seed: int) -> torch.Tensor:
+        if image.size == self.size:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return self.augmentation(image, seed)
+
+
+def kill_at_size(patch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    """Have a run's augmentations crash their process at an image of this size."""
+    augmentations = train_data.epoch_augmentations
+
+    def deadly(*args: Any) -> list[Augmentation]:
+        return [DeadlyAugmentation(augmentation, size) for augmentation in augmentations(*args)]
+
+    patch.setattr(train_data, "epoch_augmentations", deadly)
 
 
 # Steps

@@ -7,14 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
-from creature.data import loader, scan
+from creature.data import fork_server, scan
 from creature.errors import BrokenError, Interrupted, UserError
 from creature.recipe import Optimizer
 from creature.training import checkpoint, distributed, loop, run_folder, signals
@@ -35,7 +38,8 @@ def long(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def program(tiny: Path, out: Path, *launcher: str) -> subprocess.Popen[str]:
-    words = [word for setting in LONG for word in ("--set", setting)]
+    """A training of thirty epochs, with a worker."""
+    words = [word for setting in (*LONG, "images.workers=1") for word in ("--set", setting)]
     return subprocess.Popen(
         [*(launcher or (sys.executable,)), "train.py", "--recipe", str(tiny), "--out", str(out), *words],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -291,13 +295,51 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
 # Decoders that kill
 
 
-@pytest.mark.parametrize(("where", "name"), [(scan, "decode"), (loader, "Encoded")])
-def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeypatch, where, name):
+def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeypatch):
     shutil.copytree(drawn / "train", tmp_path / "train")  # or an index might know that all of them were decoded
     victim = sorted((tmp_path / "train/fish").iterdir())[0]
-    faults.kill_at_content(monkeypatch, where, name, victim.read_bytes())
-    with pytest.raises(BrokenError, match=rf"^train/fish/{victim.name}: a process that decodes died; remove or"):
-        start(tiny, tmp_path / "run", "images.workers=2", f"images.train=[{tmp_path / 'train'}]")
+    Image.open(victim).resize((40, 33)).save(victim)
+    settings = ("images.workers=2", f"images.train=[{tmp_path / 'train'}]")
+    message = rf"^train/fish/{victim.name}: a process that decodes died; remove or"
+    with monkeypatch.context() as patch, pytest.raises(BrokenError, match=message):
+        faults.kill_at_content(patch, scan, "decode", victim.read_bytes())
+        start(tiny, tmp_path / "scan", *settings)
+    faults.kill_at_size(monkeypatch, (40, 33))
+    with pytest.raises(BrokenError, match=message):
+        start(tiny, tmp_path / "training", *settings)
+
+
+# Workers
+
+
+@pytest.mark.parametrize("method", [fork_server.START_METHOD, "spawn", "fork"])
+def test_a_run_starts_its_workers_once_and_their_number_and_start_change_no_bit(
+    tiny, run, tmp_path, monkeypatch, method
+):
+    monkeypatch.setattr(fork_server, "START_METHOD", method)
+    short = ("images.workers=2", "folds.train=[0]", "schedule.epochs=1")
+    assert start(tiny, tmp_path / "first", *short) == 0  # it checks the images, in processes of their own
+    started = faults.note_calls(monkeypatch, BaseProcess, "start")
+    assert start(tiny, tmp_path / "short", *short) == 0
+    assert len(started) == 2
+    assert start(tiny, tmp_path / "whole", "images.workers=2") == 0
+    assert len(started) == 4
+    assert [weights_hash(tmp_path / f"whole/fold-{k}") for k in range(3)] == [
+        weights_hash(run / f"fold-{k}") for k in range(3)
+    ]
+
+
+def test_a_killed_training_leaves_no_process_behind(tiny, tmp_path):
+    running = program(tiny, tmp_path / "run")
+    wait_for_epoch(running)
+    children = psutil.Process(running.pid).children(recursive=True)
+    assert len(children) >= 2  # a worker and what started it
+    running.kill()
+    running.communicate()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    for process in alive:
+        process.kill()
+    assert not alive
 
 
 # Disks
