@@ -37,12 +37,12 @@ def process_cores() -> int:
 def choose_workers(workers: int | str, device: "torch.device") -> int:
     """How many processes prepare images: a number, or by `auto` what the device needs and the cores allow.
 
-    A GPU takes what all but one of the cores can prepare, up to 16. A CPU computes with the same cores, and one process
-    is enough to have the next batch ready.
+    A GPU takes what all but one of the cores can prepare, up to 16. A CPU computes with the same cores, and a quarter of
+    them has the next batch ready.
     """
     if workers != "auto":
         return int(workers)
-    return 1 if device.type == "cpu" else min(16, max(1, process_cores() - 1))
+    return max(1, process_cores() // 4 if device.type == "cpu" else min(16, process_cores() - 1))
 
 
 def share_cores() -> None:

@@ -8,6 +8,7 @@ import torch
 
 import train
 from creature import device
+from creature.device import choose_workers
 from creature.errors import Interrupted
 from creature.recipe_file import load_recipe
 from creature.training.signals import Stop
@@ -45,3 +46,21 @@ def test_a_program_may_ask_its_training_to_stop(tiny, tmp_path):
     stop.asked = True
     with pytest.raises(Interrupted, match="--resume goes on"):
         train.train(load_recipe(tiny, ["folds.train=[1]"]), tmp_path / "run", stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "device", "workers"),
+    [
+        (2, 1, "cpu", 1),
+        (16, 1, "cpu", 4),
+        (1, 1, "cuda", 1),
+        (16, 1, "cuda", 15),
+        (64, 1, "cuda", 16),
+        (16, 4, "cuda", 3),
+    ],
+)
+def test_workers_are_chosen_by_the_cores_of_the_process_and_its_device(monkeypatch, cores, processes, device, workers):
+    monkeypatch.setattr("creature.device.usable_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert choose_workers("auto", torch.device(device)) == workers
+    assert choose_workers(0, torch.device(device)) == 0
