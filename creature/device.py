@@ -37,8 +37,8 @@ def process_cores() -> int:
 def choose_workers(workers: int | str, device: "torch.device") -> int:
     """How many processes prepare images: a number, or by `auto` what the device needs and the cores allow.
 
-    A GPU takes what all but one of the cores can prepare, up to 16. A CPU computes with the same cores, and a quarter of
-    them has the next batch ready.
+    A GPU takes what all but one of the cores can prepare, up to 16. A CPU computes with the same cores, of which a
+    quarter has the next batch ready.
     """
     if workers != "auto":
         return int(workers)
