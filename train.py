@@ -169,6 +169,8 @@ def train_fold(
             checkpoint.save_state(folder, learner, accelerator)
 
     say(f"fold {fold}: {sum(learner.batch_sizes)} images to train on, {len(held_out)} held out")
+    if resumed:
+        say(f"it goes on after step {state.batch} of epoch {state.epoch + 1}")
     if state.start:
         say(f"the classifier starts at a probe of the features: {state.start} held out")
     say(TABLE_HEADER)

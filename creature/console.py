@@ -112,7 +112,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main function and exit with its code, or for a CreatureError with its message and a code.
 
     2: a mistake, or something is broken. 75 (EX_TEMPFAIL): it saved and stopped, and goes on where it is started again.
-    130: interrupted. With CREATURE_DEBUG set, the traceback of an error and of its causes is printed, too.
+    130: interrupted. 141 (SIGPIPE): whoever read the output has left. With CREATURE_DEBUG set, the traceback of an
+    error and of its causes is printed, too.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata of good images
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -122,6 +123,10 @@ def run(main: Callable[[], int]) -> NoReturn:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except (UserError, BrokenError) as error:
         if os.environ.get("CREATURE_DEBUG"):
             errors.print(Text(_printable_lines(traceback.format_exc())), soft_wrap=True)

@@ -344,11 +344,16 @@ def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[st
             yield prefix + name, value
 
 
+# Settings that came later: where they have this value, a recipe's identity is what it was before them.
+ADDED_KEYS = {"folds.repeats": 1}
+
+
 def identity_settings(recipe: Recipe) -> dict[str, Any]:
     """What a recipe's identity is the hash of: settings as earlier versions spelled them, whose hashes stay valid."""
     settings = dict(_result_settings(recipe))
-    if recipe.folds.repeats == 1:
-        del settings["folds.repeats"]  # as before there were repeats
+    for key, default in ADDED_KEYS.items():
+        if settings[key] == default:
+            del settings[key]
     for older, key in OLDER_KEYS.items():
         settings[older] = settings.pop(key)
     nested: dict[str, Any] = {}

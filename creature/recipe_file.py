@@ -35,11 +35,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise UserError(f"--recipe: {path} is larger than {MAX_BYTES >> 20} MiB, which no recipe is")
+            raise UserError(f"recipe: {path} is larger than {MAX_BYTES >> 20} MiB, which no recipe is")
         text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UserError(f"--recipe: cannot read {path}: {reason}") from error
+        raise UserError(f"recipe: cannot read {path}: {reason}") from error
     settings = _parse_yaml(text, str(path))
     if not isinstance(settings, dict):
         given = "nothing" if settings is None else f"a {type(settings).__name__}"
@@ -47,7 +47,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     mistakes = _rename_older_keys(settings)
     for override in overrides:
         mistakes += _merge(settings, override)
-    return _validate(settings, str(path), mistakes)
+    return _validate(settings, f"{path}, with --set" if overrides else str(path), mistakes)
 
 
 def check_recipe(settings: dict[str, Any], source: str) -> Recipe:

@@ -158,16 +158,21 @@ class Run:
     def __str__(self) -> str:
         return str(self.folder)
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     @cached_property
     def recipe(self) -> "Recipe":
-        """Its recipe, with every setting."""
+        """Its recipe, with every setting; raises UserError where there is no run."""
+        self._check_exists()
         from creature.recipe_file import load_recipe  # here, for a prediction need not wait for the schema
 
         return load_recipe(self.folder / "recipe.yaml")
 
     @cached_property
     def fold_table(self) -> FoldTable:
-        """Which row is held out of which fold."""
+        """Which row is held out of which fold; raises UserError where there is no run."""
+        self._check_exists()
         return read_folds(self.folder)
 
     @property
@@ -179,8 +184,9 @@ class Run:
     def folds(self) -> tuple[Fold, ...]:
         """Its finished folds, by number; a folder with another name is no fold, and is warned of.
 
-        Raises UserError for a copy of a fold under another fold's name.
+        Raises UserError where there is no run, and for a copy of a fold under another fold's name.
         """
+        self._check_exists()
         numbered: dict[int, Fold] = {}
         for path in sorted(self.folder.glob("fold-*/result.json")):
             name = re.fullmatch(r"fold-(0|[1-9]\d*)", path.parent.name)
@@ -215,6 +221,10 @@ class Run:
 
         paths = {kind: self.folder / "ensemble" / f"{kind}.safetensors" for kind in RECORDED}
         return {kind: load_recorded(path) for kind, path in paths.items() if path.exists()}
+
+    def _check_exists(self) -> None:
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: no such folder; give one that creature train has written")
 
     @cached_property
     def rows_by_content(self) -> dict[str, list[int]]:
@@ -313,6 +323,7 @@ def check_members(members: Sequence[Fold]) -> None:
     """
     first = members[0]
     known: dict[tuple[Path, int], Fold] = {}
+    by_weights: dict[str, Fold] = {}
     for member in members:
         other = known.setdefault((member.run.folder.resolve(), member.result.fold), member)
         if other is not member:
@@ -320,6 +331,9 @@ def check_members(members: Sequence[Fold]) -> None:
                 f"{other} and {member} are both fold {member.result.fold} of their run; a fold counts once: leave out "
                 "the copy"
             )
+        twin = by_weights.setdefault(member.result.sha256.weights, member)
+        if twin is not member:
+            raise UserError(f"{twin} and {member} have the same weights; a copy counts once: leave one of them out")
         if file_hash(member.folder / "model.safetensors") != member.result.sha256.weights:
             raise BrokenError(
                 f"{member.folder / 'model.safetensors'} is not what its result.json was measured with; restore it, or "

@@ -49,6 +49,8 @@ def find_recipe(wanted: str) -> Path:
     path = Path(wanted)
     if path.exists() and not path.is_dir():
         return path
+    if not path.name:
+        raise UserError(f"recipe: {wanted or 'nothing'} is a folder; give a YAML file, or a name of `creature recipes`")
     name = path.with_suffix("").as_posix().removeprefix("recipes/")
     if path.suffix not in ("", ".yaml") or (path.suffix and name not in recipe_names()):
         return path

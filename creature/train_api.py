@@ -26,7 +26,7 @@ def train(
     that exist, which are never overwritten otherwise. Raises UserError for a mistake in the recipe or the images, with
     all that is wrong, and BrokenError for what breaks on the way.
     """
-    overrides = [f"{key}={json.dumps(value)}" for key, value in (set or {}).items()]
+    overrides = [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in (set or {}).items()]
     if isinstance(recipe, Recipe):
         settings = override_recipe(recipe, overrides)
     else:

@@ -335,7 +335,7 @@ def test_mistakes_with_older_spellings_speak_of_the_new_ones(tmp_path, more, lin
 def test_compile_auto_of_earlier_versions_is_false_with_a_warning(tmp_path, capsys, overrides):
     base = SMALL if overrides else SMALL.replace("resnet18", "resnet18, compile: auto")
     assert load(tmp_path, "", *overrides, base=base).backbone.compile is False
-    assert "recipe.yaml: backbone.compile: auto is no longer offered, and taken as false" in capsys.readouterr().err
+    assert "backbone.compile: auto is no longer offered, and taken as false" in capsys.readouterr().err
 
 
 WORDS = ["no", "null", "~", "", " ", "1e-4", "0x10", "1_000", "2020-01-01", "a: b", "#c", "- x", "'\"\\", "y " * 300]
@@ -626,7 +626,7 @@ def test_a_file_with_byte_order_mark_and_windows_line_ends_is_read(tmp_path):
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
     (tmp_path / "latin").write_bytes("name: für".encode("latin-1"))
     for name, reason in (("none", "No such file"), (".", "Is a directory"), ("latin", "no UTF-8 text")):
-        with pytest.raises(UserError, match=f"--recipe: cannot read .*{reason}"):
+        with pytest.raises(UserError, match=f"recipe: cannot read .*{reason}"):
             load_recipe(tmp_path / name)
 
 

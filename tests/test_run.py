@@ -111,10 +111,22 @@ def test_predictions_of_other_rows_are_refused(own):
 def test_members_are_found_in_one_order_whatever_the_order_of_the_arguments(own):
     paths = [own / f"fold-{k}" for k in (2, 0, 1)]
     assert [fold.folder for fold in find_members(paths)] == [fold.folder for fold in find_members([own])]
-    with pytest.raises(UserError, match="no finished fold here"):
+    with pytest.raises(UserError, match="nothing: no such folder"):
         predict.main([str(own / "nothing"), "x.jpg"])
 
 
 def test_a_run_without_a_finished_fold_has_no_out_of_fold_predictions(tmp_path):
     with pytest.raises(UserError, match="has no finished fold"):
         _ = Run(tmp_path).out_of_fold
+
+
+def test_a_copied_run_does_not_count_twice(own, tmp_path):
+    shutil.copytree(own, tmp_path / "copy")
+    with pytest.raises(UserError, match=r"copy/fold-0 and .*own/fold-0 have the same weights; a copy counts once"):
+        ensemble.main([str(own), str(tmp_path / "copy")])
+
+
+def test_a_path_that_is_no_run_is_named(tmp_path):
+    for read in (lambda run: run.folds, lambda run: run.recipe, lambda run: run.classes):
+        with pytest.raises(UserError, match="nowhere: no such folder"):
+            read(Run(tmp_path / "nowhere"))

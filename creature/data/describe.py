@@ -34,7 +34,7 @@ from creature.data.duplicates import LENGTH, near_duplicates, sketch
 from creature.data.files import file_id, label_of, list_images, read_labels
 from creature.data.sources import SPLITS, short_names
 from creature.device import usable_cores
-from creature.errors import UserError
+from creature.errors import UserError, check_installed
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--labels: {args.labels} names none of the images; its first is {next(iter(labels))}")
     if args.out and any(os.path.realpath(image.path) == os.path.realpath(args.out) for image in listed):
         raise UserError(f"--out: {args.out} is one of the images, and would be replaced; name another file")
+    if args.out:
+        check_installed("report", "--out", "matplotlib")
     images = list(scan(listed))
     copies = find_copies(images)
     show_tables(images, copies)

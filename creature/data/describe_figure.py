@@ -20,12 +20,10 @@ NAMED = 40  # classes, at most, that are named
 def draw_figure(images: Sequence[ScannedImage], path: Path) -> None:
     """Draw the images of each class, by split, and their shorter sides; the file's ending says the format.
 
-    Raises UserError where matplotlib is not installed, or the file cannot be written.
+    Raises UserError where the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("--out needs matplotlib, which is not installed: pip install -e '.[report]'") from error
+    from matplotlib.figure import Figure
+
     classes = len({image.label for image in images if image.label})
     figure = Figure(figsize=(8, max(3.2, 1.2 + 0.17 * min(classes, NAMED))), layout="constrained", dpi=160)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from creature.data.eval_transform import EvalTransform
-from creature.errors import UserError, first_line
+from creature.errors import UserError, check_installed, first_line
 from creature.inference.predictor import Computed, Pixels, Predictor
 from creature.metrics.blend import Blending
 
@@ -18,10 +18,9 @@ def open_session(path: str) -> Predictor:
 
     Raises UserError where ONNX Runtime is missing, or the file is damaged or of others.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"{path} needs ONNX Runtime: pip install onnxruntime") from error
+    check_installed("export", path, "onnxruntime")
+    import onnxruntime
+
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     options = onnxruntime.SessionOptions()

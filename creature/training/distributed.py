@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from creature.console import console, warn
 from creature.device import device_precision, share_cores
-from creature.errors import BrokenError, UserError
+from creature.errors import BrokenError, UserError, first_line
 from creature.recipe import Recipe
 
 # A step takes seconds; held-out rows and saving, minutes; a scan of a million images by the main process, an hour.
@@ -133,7 +133,7 @@ def naming_lost_process(accelerator: Accelerator) -> Iterator[None]:
         if accelerator.num_processes == 1 or not lost:  # guard: lost-process
             raise
         # Without the places in the backend's source, and its guesses.
-        reason = re.sub(r"\[/\S+\] *|\. This is typically.*", "", str(error).splitlines()[0])[:200]
+        reason = re.sub(r"\[/\S+\] *|\. This is typically.*", "", first_line(error))
         raise BrokenError(
             f"another process of this training is gone or hangs ({reason}); start again with --resume"
         ) from error

@@ -66,6 +66,12 @@ def test_the_service_refuses_what_is_no_image_with_the_reason(service: str):
     assert refused.value.code == 422 and "not an image in a known format" in refused.value.read().decode()
 
 
+def test_the_service_refuses_a_number_of_labels_that_is_none(service: str):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(f"{service}/predict?top=0", b"")
+    assert refused.value.code == 422
+
+
 def test_the_notebook_runs_from_the_top(tmp_path: Path):
     nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[test]'")
     nbformat = pytest.importorskip("nbformat", reason="pip install -e '.[test]'")

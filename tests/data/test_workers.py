@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import pytest
 import torch.utils.data._utils as torch_workers
 
@@ -50,8 +51,13 @@ def test_a_worker_that_hangs_is_killed_with_the_block(monkeypatch):
     before = set(multiprocessing.active_children())
     with load_batches(Numbers({900: signal.SIGSTOP}), [[0], [900]], 2) as batches:
         assert next(batches) == [0]
-        pids = {child.pid for child in set(multiprocessing.active_children()) - before}
-    assert len(pids) == 2 and not any(map(alive, pids))
+        pids = [child.pid for child in set(multiprocessing.active_children()) - before if child.pid]
+        while not any(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in pids):
+            pass
+    left = [pid for pid in pids if alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert len(pids) == 2 and not left
 
 
 def alive(pid: int | None) -> bool:

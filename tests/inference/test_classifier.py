@@ -321,7 +321,7 @@ def test_one_image_object_given_many_times_is_read_once_at_a_time(model):
     ("name", "options", "message"),
     [
         ("", {}, r"has 3 folds; name one, such as .*fold-0, or all of them with --members \(in Python members=True\)"),
-        ("nothing", {}, "no finished fold here"),
+        ("nothing", {}, "nothing: no such folder"),
         ("nothing.onnx", {}, r"nothing\.onnx: no such file|needs ONNX Runtime"),
         ("fold-0", {"device": "warp"}, "device: 'warp' cannot be used here"),
     ],

@@ -244,3 +244,17 @@ def test_a_wheel_draws_trains_and_predicts_in_an_empty_folder(installed: Path, t
     run("predict", "runs/quickstart/fold-0", "data/drawn/test", "--out", "predictions.csv")
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 25
     assert "laptop" in run("recipes") and '"properties"' in run("schema")
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    done = creature("train", "--recipe", ".", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 2 and done.stderr.startswith("error: recipe: . is a folder; give a YAML file")
+
+
+def test_a_reader_that_leaves_early_ends_a_verb_without_a_word():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "creature", "schema"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

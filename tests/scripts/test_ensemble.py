@@ -210,7 +210,7 @@ def test_predict_shows_a_table_of_pictures_and_folders(run, drawn, capsys):
     ("words", "message"),
     [
         (["{run}", "x.jpg"], r"has 3 folds; name one, such as .*, or all of them with --members"),
-        (["{run}/nothing", "x.jpg"], "no finished fold here"),
+        (["{run}/nothing", "x.jpg"], "nothing: no such folder"),
         (["{run}/fold-0", "nothing.jpg"], "nothing.jpg: no such file or folder"),
         (["{run}/fold-0", "{run}", "--zip"], "--zip and --template need --out"),
         (["{run}/fold-0", "{run}"], "no images in"),

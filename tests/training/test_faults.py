@@ -335,10 +335,10 @@ def test_a_killed_training_leaves_no_process_behind(tiny, tmp_path):
     children = psutil.Process(running.pid).children(recursive=True)
     assert len(children) >= 2  # a worker and what started it
     running.kill()
-    running.communicate()
     _, alive = psutil.wait_procs(children, timeout=30)
     for process in alive:
         process.kill()
+    running.communicate()
     assert not alive
 
 
