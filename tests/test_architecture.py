@@ -59,12 +59,12 @@ def targets(node: ast.AST) -> list[str]:
 
 def imports_of(module: str, node: ast.AST, typing_only: bool = False, deferred: bool = False) -> list[Import]:
     """Every import in the module, also within functions."""
-    found = [Import(module, target, typing_only, deferred) for target in targets(node)]
+    actual = [Import(module, target, typing_only, deferred) for target in targets(node)]
     typing_block = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
     deferred |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     for child in ast.iter_child_nodes(node):
-        found += imports_of(module, child, typing_only or typing_block, deferred)
-    return found
+        actual += imports_of(module, child, typing_only or typing_block, deferred)
+    return actual
 
 
 IMPORTS = sorted({each for module, path in FILES.items() for each in imports_of(module, ast.parse(path.read_bytes()))})
@@ -78,12 +78,12 @@ def level(module: str) -> int:
     return LEVELS.get(room(module), FRONT)
 
 
-def against_the_order(found: Import) -> bool:
-    source, target = room(found.source), room(found.target)
-    if found.target == "creature" or source == target:  # creature/__init__.py imports nothing until it is asked
+def against_the_order(actual: Import) -> bool:
+    source, target = room(actual.source), room(actual.target)
+    if actual.target == "creature" or source == target:  # creature/__init__.py imports nothing until it is asked
         return False
-    return level(found.target) > level(found.source) or (
-        level(found.target) == level(found.source) and source not in BASICS and level(found.source) < FRONT
+    return level(actual.target) > level(actual.source) or (
+        level(actual.target) == level(actual.source) and source not in BASICS and level(actual.source) < FRONT
     )
 
 

@@ -45,13 +45,13 @@ class GuardedLine:
 
 def guarded_lines() -> list[tuple[str, GuardedLine]]:
     """Every guard in the code, by name."""
-    found = []
+    actual = []
     for path in CODE:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
             if guard := GUARD.search(line):
                 above = line.strip() == guard.group()
-                found.append((guard[1], GuardedLine(path.relative_to(ROOT), number + above)))
-    return found
+                actual.append((guard[1], GuardedLine(path.relative_to(ROOT), number + above)))
+    return actual
 
 
 MUTATIONS = [Mutation(**entry) for entry in YAML(typ="safe").load(ROOT / "tests/mutations.yaml")]

@@ -158,13 +158,13 @@ def test_a_name_that_is_no_plain_folder_name_is_refused(name):
 
 
 def test_all_mistakes_are_told_at_once_each_with_its_value(tmp_path):
-    told = mistakes(
+    sentence = mistakes(
         tmp_path,
         "folds: {count: 0, train: [0, x]}\nschedule: {epoch: 1, epochs: 1.5}\nprecision: half\n",
         base="images: {size: 8}\n",
     )
-    assert told.split("\n")[0].endswith("recipe.yaml: 9 mistakes")
-    assert [line.split(":")[0].strip() for line in told.split("\n")[1:]] == [
+    assert sentence.split("\n")[0].endswith("recipe.yaml: 9 mistakes")
+    assert [line.split(":")[0].strip() for line in sentence.split("\n")[1:]] == [
         "name",
         "images.train",
         "images.size",
@@ -175,19 +175,19 @@ def test_all_mistakes_are_told_at_once_each_with_its_value(tmp_path):
         "schedule.epoch",
         "precision",
     ]
-    assert all(f"got {value}" in told for value in ("8", "0", '"x"', "1.5", '"half"'))
+    assert all(f"got {value}" in sentence for value in ("8", "0", '"x"', "1.5", '"half"'))
 
 
 def test_beyond_a_screenful_mistakes_are_counted(tmp_path):
-    told = mistakes(tmp_path, "".join(f"wrong{i}: 1\n" for i in range(MAX_MISTAKES + 7))).split("\n")
-    assert told[0].endswith(f"{MAX_MISTAKES + 7} mistakes")
-    assert (len(told), told[-1]) == (MAX_MISTAKES + 2, "  and 7 more")
+    sentence = mistakes(tmp_path, "".join(f"wrong{i}: 1\n" for i in range(MAX_MISTAKES + 7))).split("\n")
+    assert sentence[0].endswith(f"{MAX_MISTAKES + 7} mistakes")
+    assert (len(sentence), sentence[-1]) == (MAX_MISTAKES + 2, "  and 7 more")
 
 
 def test_a_setting_s_name_cannot_forge_a_line_or_steer_the_terminal(tmp_path):
-    told = mistakes(tmp_path, '"a\\nb\\e[31m": 1\n')
-    assert len(told.split("\n")) == 2
-    assert "a\\x0ab\\x1b[31m: no such setting" in told
+    sentence = mistakes(tmp_path, '"a\\nb\\e[31m": 1\n')
+    assert len(sentence.split("\n")) == 2
+    assert "a\\x0ab\\x1b[31m: no such setting" in sentence
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_an_override_can_give_a_whole_group(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "sentence"),
     [
         ("schedule.epochs", "--set: must look like schedule.epochs=5, got 'schedule.epochs'"),
         ("=5", "--set: must look like schedule.epochs=5, got '=5'"),
@@ -259,8 +259,8 @@ def test_an_override_can_give_a_whole_group(tmp_path):
         ("schedule.epochs=0", "schedule.epochs: input should be greater than or equal to 1, got 0"),
     ],
 )
-def test_a_wrong_override_is_refused(tmp_path, override, told):
-    assert told in mistakes(tmp_path, "optimizer: {lr: 0.1}", override)
+def test_a_wrong_override_is_refused(tmp_path, override, sentence):
+    assert sentence in mistakes(tmp_path, "optimizer: {lr: 0.1}", override)
 
 
 OLDER = (
@@ -309,13 +309,13 @@ def test_an_override_replaces_a_setting_in_whichever_spelling(tmp_path):
 def test_both_spellings_of_a_setting_are_refused_with_both_named(tmp_path, older, key, more):
     line = f"{key}: given twice, also by its older name {older}; remove {older}"
     assert mistakes(tmp_path, more).endswith(f"recipe.yaml: 1 mistake\n  {line}")
-    told = mistakes(tmp_path, f"{more}\nseed: x\n")
-    assert f"2 mistakes\n  {line}\n  seed: input should be a valid integer" in told
+    sentence = mistakes(tmp_path, f"{more}\nseed: x\n")
+    assert f"2 mistakes\n  {line}\n  seed: input should be a valid integer" in sentence
 
 
 def test_both_spellings_within_an_overridden_group_are_refused(tmp_path):
-    told = mistakes(tmp_path, "", "images={train: [x], fit: center, crop_mode: center}")
-    assert "images.crop_mode: given twice, also by its older name images.fit" in told
+    sentence = mistakes(tmp_path, "", "images={train: [x], fit: center, crop_mode: center}")
+    assert "images.crop_mode: given twice, also by its older name images.fit" in sentence
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{NINE.for
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "sentence"),
     [
         ("[" * 100_000, "nested too deeply"),
         ("{a: " * 50_000, "nested too deeply"),
@@ -604,8 +604,8 @@ MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{NINE.for
         ("#" * (MAX_BYTES + 1), "is larger than 1 MiB"),
     ],
 )
-def test_a_hostile_or_broken_file_is_refused_in_one_sentence(tmp_path, text, told):
-    assert told in mistakes(tmp_path, base=text)
+def test_a_hostile_or_broken_file_is_refused_in_one_sentence(tmp_path, text, sentence):
+    assert sentence in mistakes(tmp_path, base=text)
 
 
 def test_a_long_value_is_cut_in_the_message(tmp_path):
@@ -688,7 +688,7 @@ def test_every_setting_s_mistakes_are_told_with_key_rule_and_value_and_without_a
     )
     done = python("-c", code, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    said, heavy = json.loads(done.stdout)
+    message, heavy = json.loads(done.stdout)
     assert heavy == []
-    for (key, value, parts), text in zip(wrong, said, strict=True):
+    for (key, value, parts), text in zip(wrong, message, strict=True):
         assert key in text and all(part in text for part in parts), (key, value, parts, text)

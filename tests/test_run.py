@@ -19,11 +19,11 @@ from helpers.runs import start, weights_hash
 
 
 @pytest.fixture
-def own(run: Path, tmp_path: Path) -> Path:
+def run_copy(run: Path, tmp_path: Path) -> Path:
     """The trained run, to be changed; without what other tests predicted with its ensemble."""
-    shutil.copytree(run, tmp_path / "own")
-    shutil.rmtree(tmp_path / "own/ensemble", ignore_errors=True)
-    return tmp_path / "own"
+    shutil.copytree(run, tmp_path / "run_copy")
+    shutil.rmtree(tmp_path / "run_copy/ensemble", ignore_errors=True)
+    return tmp_path / "run_copy"
 
 
 def result(run: Path) -> dict:
@@ -31,32 +31,32 @@ def result(run: Path) -> dict:
 
 
 @pytest.mark.parametrize("name", ["fold-0-old", "fold-00", "fold-0 (copy)"])
-def test_a_copied_fold_is_left_out_with_a_warning_and_its_rows_count_once(own, capsys, name):
-    shutil.copytree(own / "fold-0", own / name)
-    assert [fold.name for fold in Run(own).folds] == ["fold-0", "fold-1", "fold-2"]
-    assert f"{own / name} is left out" in capsys.readouterr().err
-    assert ensemble.main([str(own)]) == 0
-    assert len(result(own)["members"]) == 3 and result(own)["out_of_fold"]["n"] == 72
-    assert Run(own).out_of_fold.score.n == 72
-    assert report.main([str(own), "--out", str(own / "report")]) == 0
-    with (own / "report/scores.csv").open(newline="") as file:
+def test_a_copied_fold_is_left_out_with_a_warning_and_its_rows_count_once(run_copy, capsys, name):
+    shutil.copytree(run_copy / "fold-0", run_copy / name)
+    assert [fold.name for fold in Run(run_copy).folds] == ["fold-0", "fold-1", "fold-2"]
+    assert f"{run_copy / name} is left out" in capsys.readouterr().err
+    assert ensemble.main([str(run_copy)]) == 0
+    assert len(result(run_copy)["members"]) == 3 and result(run_copy)["out_of_fold"]["n"] == 72
+    assert Run(run_copy).out_of_fold.score.n == 72
+    assert report.main([str(run_copy), "--out", str(run_copy / "report")]) == 0
+    with (run_copy / "report/scores.csv").open(newline="") as file:
         assert {row["n"] for row in csv.DictReader(file) if row["split"] == "held_out"} == {"72"}
 
 
-def test_a_copy_under_another_number_is_refused(own):
-    shutil.copytree(own / "fold-0", own / "fold-3")
+def test_a_copy_under_another_number_is_refused(run_copy):
+    shutil.copytree(run_copy / "fold-0", run_copy / "fold-3")
     with pytest.raises(UserError, match=r"fold-3 holds fold 0, as its result\.json says; a fold counts once"):
-        _ = Run(own).folds
+        _ = Run(run_copy).folds
     with pytest.raises(UserError, match="move the copy out of the run"):
-        ensemble.main([str(own)])
+        ensemble.main([str(run_copy)])
 
 
-def test_a_fold_and_its_copy_are_no_two_members(own):
-    shutil.copytree(own / "fold-0", own / "fold-0-old")
+def test_a_fold_and_its_copy_are_no_two_members(run_copy):
+    shutil.copytree(run_copy / "fold-0", run_copy / "fold-0-old")
     with pytest.raises(UserError, match=r"fold-0 and .*fold-0-old are both fold 0 of their run"):
-        ensemble.main([str(own / "fold-0"), str(own / "fold-0-old")])
+        ensemble.main([str(run_copy / "fold-0"), str(run_copy / "fold-0-old")])
     with pytest.raises(UserError, match="a fold is given twice"):
-        ensemble.main([str(own), str(own / "fold-0")])
+        ensemble.main([str(run_copy), str(run_copy / "fold-0")])
 
 
 def test_a_run_that_is_trained_again_is_read_again(tiny, tmp_path):
@@ -102,17 +102,17 @@ def test_held_out_predictions_of_an_older_version_are_read_as_those_of_now(golde
     assert (fold.score.correct, fold.score.n) == (fold.result.correct, fold.result.n)
 
 
-def test_predictions_of_other_rows_are_refused(own):
-    shutil.copyfile(own / "fold-1/held_out.safetensors", own / "fold-0/held_out.safetensors")
+def test_predictions_of_other_rows_are_refused(run_copy):
+    shutil.copyfile(run_copy / "fold-1/held_out.safetensors", run_copy / "fold-0/held_out.safetensors")
     with pytest.raises(BrokenError, match="its rows are not those that the run's fold table holds out"):
-        _ = Run(own).folds[0].held_out
+        _ = Run(run_copy).folds[0].held_out
 
 
-def test_members_are_found_in_one_order_whatever_the_order_of_the_arguments(own):
-    paths = [own / f"fold-{k}" for k in (2, 0, 1)]
-    assert [fold.folder for fold in find_members(paths)] == [fold.folder for fold in find_members([own])]
+def test_members_are_found_in_one_order_whatever_the_order_of_the_arguments(run_copy):
+    paths = [run_copy / f"fold-{k}" for k in (2, 0, 1)]
+    assert [fold.folder for fold in find_members(paths)] == [fold.folder for fold in find_members([run_copy])]
     with pytest.raises(UserError, match="nothing: no such folder"):
-        predict.main([str(own / "nothing"), "x.jpg"])
+        predict.main([str(run_copy / "nothing"), "x.jpg"])
 
 
 def test_a_run_without_a_finished_fold_has_no_out_of_fold_predictions(tmp_path):
@@ -120,10 +120,10 @@ def test_a_run_without_a_finished_fold_has_no_out_of_fold_predictions(tmp_path):
         _ = Run(tmp_path).out_of_fold
 
 
-def test_a_copied_run_does_not_count_twice(own, tmp_path):
-    shutil.copytree(own, tmp_path / "copy")
-    with pytest.raises(UserError, match=r"copy/fold-0 and .*own/fold-0 have the same weights; a copy counts once"):
-        ensemble.main([str(own), str(tmp_path / "copy")])
+def test_a_copied_run_does_not_count_twice(run_copy, tmp_path):
+    shutil.copytree(run_copy, tmp_path / "copy")
+    with pytest.raises(UserError, match=r"copy/fold-0 and .*run_copy/fold-0 have the same weights; a copy counts once"):
+        ensemble.main([str(run_copy), str(tmp_path / "copy")])
 
 
 def test_a_path_that_is_no_run_is_named(tmp_path):

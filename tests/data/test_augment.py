@@ -175,10 +175,10 @@ def test_a_crop_is_what_the_steps_make_of_the_whole_picture(data, erasing):
     for seed in range(40):
         torch.manual_seed(seed)
         expected = steps(whole).int()
-        found = view(Encoded(data), seed).int()
-        assert (found - expected).abs().float().mean() <= 1
+        actual = view(Encoded(data), seed).int()
+        assert (actual - expected).abs().float().mean() <= 1
         if max(whole.size) < 128:  # nothing is decoded smaller
-            assert (found - expected).abs().max() <= 1
+            assert (actual - expected).abs().max() <= 1
 
 
 def test_a_large_jpeg_is_decoded_in_no_higher_resolution_than_its_crop_needs(monkeypatch):

@@ -47,17 +47,17 @@ def pixels(dataset: Dataset, row: int) -> np.ndarray:
 
 
 def test_class_folders_become_rows_with_their_pictures(tmp_path):
-    found = images(fill(tmp_path / "pets", "cat/1.png", "cat/more/2.png", "dog/1.png"))
-    assert labelled(found) == {"pets/cat/1.png": "cat", "pets/cat/more/2.png": "cat", "pets/dog/1.png": "dog"}
-    assert (set(found["group"]), set(found["source"])) == ({""}, {0})
-    assert [pixels(found, row)[0, 0, 0] for row in range(3)] == [0, 1, 2]
+    actual = images(fill(tmp_path / "pets", "cat/1.png", "cat/more/2.png", "dog/1.png"))
+    assert labelled(actual) == {"pets/cat/1.png": "cat", "pets/cat/more/2.png": "cat", "pets/dog/1.png": "dog"}
+    assert (set(actual["group"]), set(actual["source"])) == ({""}, {0})
+    assert [pixels(actual, row)[0, 0, 0] for row in range(3)] == [0, 1, 2]
 
 
 def test_several_sources_are_pooled_and_numbered(tmp_path):
     one, two = fill(tmp_path / "one", "a/1.png", "b/1.png"), fill(tmp_path / "two", "a/1.png", "b/2.png")
-    found = images(two, one)
-    assert labelled(found) == {"one/a/1.png": "a", "one/b/1.png": "b", "two/a/1.png": "a", "two/b/2.png": "b"}
-    assert list(found["source"]) == [1, 1, 0, 0]
+    actual = images(two, one)
+    assert labelled(actual) == {"one/a/1.png": "a", "one/b/1.png": "b", "two/a/1.png": "a", "two/b/2.png": "b"}
+    assert list(actual["source"]) == [1, 1, 0, 0]
 
 
 def test_classes_are_in_natural_order(tmp_path):
@@ -82,8 +82,8 @@ def test_a_class_that_the_training_data_lacks_is_refused_by_name(tmp_path):
 
 def test_a_class_that_a_source_lacks_is_refused_by_name(tmp_path):
     one, two = fill(tmp_path / "one", "cat/1.png", "dog/1.png"), fill(tmp_path / "two", "cat/1.png")
-    told = refusal(one, two)
-    assert told.startswith(f"images.train: {two} lacks the classes dog; ")
+    message = refusal(one, two)
+    assert message.startswith(f"images.train: {two} lacks the classes dog; ")
 
 
 def test_an_empty_folder_stands_for_a_class_without_pictures(tmp_path):
@@ -92,18 +92,18 @@ def test_an_empty_folder_stands_for_a_class_without_pictures(tmp_path):
 
 
 def test_many_classes_are_cut_in_the_message(tmp_path):
-    told = refusal(fill(tmp_path / "x", *(f"{i}/1.png" for i in range(12)), "new/1.png"), names=["new"])
-    assert told.endswith("0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...")
+    message = refusal(fill(tmp_path / "x", *(f"{i}/1.png" for i in range(12)), "new/1.png"), names=["new"])
+    assert message.endswith("0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...")
 
 
 def test_given_names_keep_their_order(tmp_path):
-    found = images(fill(tmp_path / "x", "a/1.png", "b/1.png"), names=["b", "a"])
-    assert (found.features["label"].names, list(found["label"])) == (["b", "a"], [1, 0])
+    actual = images(fill(tmp_path / "x", "a/1.png", "b/1.png"), names=["b", "a"])
+    assert (actual.features["label"].names, list(actual["label"])) == (["b", "a"], [1, 0])
 
 
 def test_a_picture_beside_class_folders_is_refused_by_name(tmp_path):
-    told = refusal(fill(tmp_path / "x", "cat/1.png", "stray.png"))
-    assert "must hold one folder per class, but stray.png lies beside them (1 such)" in told
+    message = refusal(fill(tmp_path / "x", "cat/1.png", "stray.png"))
+    assert "must hold one folder per class, but stray.png lies beside them (1 such)" in message
 
 
 def test_missing_and_empty_sources_are_refused(tmp_path):
@@ -144,7 +144,7 @@ def test_a_csv_names_an_odd_file_by_its_id(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         ([], "needs a header"),
         (["image"], "needs a header"),
@@ -157,18 +157,18 @@ def test_a_csv_names_an_odd_file_by_its_id(tmp_path):
         (["image,label", "x" * 200_000 + ",cat"], "cannot be read as CSV: field larger"),
     ],
 )
-def test_a_wrong_csv_is_refused_with_the_line(tmp_path, lines, told):
+def test_a_wrong_csv_is_refused_with_the_line(tmp_path, lines, message):
     path = write_csv(tmp_path / "labels.csv", *lines)
     with pytest.raises(UserError) as caught:
         read_labels(path)
     assert str(caught.value).startswith(path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_csv_that_is_no_text_or_not_there_is_refused(tmp_path):
     (tmp_path / "latin.csv").write_bytes(b"image,label\ncaf\xe9,cat\n")
-    for name, told in (("latin.csv", "utf-8"), ("none.csv", "No such file"), (".", "Is a directory")):
-        with pytest.raises(UserError, match=f"cannot be read as CSV: .*{told}"):
+    for name, message in (("latin.csv", "utf-8"), ("none.csv", "No such file"), (".", "Is a directory")):
+        with pytest.raises(UserError, match=f"cannot be read as CSV: .*{message}"):
             read_labels(str(tmp_path / name))
 
 
@@ -203,7 +203,7 @@ def test_groups_come_from_a_pattern_in_the_id(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("group", "told"),
+    ("group", "message"),
     [
         ("patient", "folds.group: 'patient' is a column, and images.train has none"),
         ("(", "folds.group: '(' is no regular expression"),
@@ -212,8 +212,8 @@ def test_groups_come_from_a_pattern_in_the_id(tmp_path):
         (r"(p\d+)?", r"does not match x/cat/other.png (2 such)"),
     ],
 )
-def test_a_group_that_cannot_be_found_is_refused(tmp_path, group, told):
-    assert told in refusal(fill(tmp_path / "x", "cat/other.png", "p1_1.png/p1_2.png"), group=group)
+def test_a_group_that_cannot_be_found_is_refused(tmp_path, group, message):
+    assert message in refusal(fill(tmp_path / "x", "cat/other.png", "p1_1.png/p1_2.png"), group=group)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +234,12 @@ def test_tables_with_embedded_pictures_are_read(tmp_path, kind, label, values, n
     else:
         parquet(tmp_path / "t.parquet", rows)
     before = sorted(os.listdir(tmp_path))
-    found = images(tmp_path / f"t.{kind}")
-    assert list(found["id"]) == [f"t.{kind}/0000000{row}" for row in range(3)]
-    assert found.features["label"].names == names
+    actual = images(tmp_path / f"t.{kind}")
+    assert list(actual["id"]) == [f"t.{kind}/0000000{row}" for row in range(3)]
+    assert actual.features["label"].names == names
     as_text = [label.names[value] for value in values] if isinstance(label, ClassLabel) else [str(v) for v in values]
-    assert list(labelled(found).values()) == as_text
-    assert [pixels(found, row)[0, 0, 0] for row in range(3)] == [0, 1, 2]
+    assert list(labelled(actual).values()) == as_text
+    assert [pixels(actual, row)[0, 0, 0] for row in range(3)] == [0, 1, 2]
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -256,16 +256,21 @@ def test_a_table_may_hold_plain_bytes(tmp_path):
 
 def test_a_table_s_columns_may_have_other_names(tmp_path):
     rows = table(["a", "b"], owner=["p", "q"]).rename_columns({"image": "photo", "label": "kind"})
-    found = images(parquet(tmp_path / "t.parquet", rows), image_column="photo", label_column="kind", group="owner")
-    assert list(labelled(found).values()) == ["a", "b"]
-    assert list(found["group"]) == ["p", "q"]
+    actual = images(parquet(tmp_path / "t.parquet", rows), image_column="photo", label_column="kind", group="owner")
+    assert list(labelled(actual).values()) == ["a", "b"]
+    assert list(actual["group"]) == ["p", "q"]
 
 
 def test_folders_and_tables_are_pooled(tmp_path):
     path = parquet(tmp_path / "t.parquet", table([0, 1], ClassLabel(names=["b", "a"])))
-    found = images(path, fill(tmp_path / "x", "a/1.png", "b/1.png"))
-    assert labelled(found) == {"t.parquet/00000000": "b", "t.parquet/00000001": "a", "x/a/1.png": "a", "x/b/1.png": "b"}
-    assert list(found["source"]) == [0, 0, 1, 1]
+    actual = images(path, fill(tmp_path / "x", "a/1.png", "b/1.png"))
+    assert labelled(actual) == {
+        "t.parquet/00000000": "b",
+        "t.parquet/00000001": "a",
+        "x/a/1.png": "a",
+        "x/b/1.png": "b",
+    }
+    assert list(actual["source"]) == [0, 0, 1, 1]
 
 
 def test_a_table_with_named_classes_must_name_them_all_and_one_without_need_not(tmp_path):
@@ -298,9 +303,9 @@ def test_a_table_that_names_a_file_elsewhere_is_refused(tmp_path, hub_cache, ima
     path = path.format(foreign=foreign, cache=hub_cache, up="/.." * 20)
     as_struct = isinstance(image, ImageFeature)
     named = [EMBEDDED | {"path": "fine.png"}, {"bytes": None, "path": path}] if as_struct else [path, path]
-    told = refusal(parquet(tmp_path / "t.parquet", table(["a", "b"], image=image, images=named)))
-    assert f"row {int(as_struct)} of {tmp_path / 't.parquet'} names the file {path!r}" in told
-    assert "embed the images" in told
+    message = refusal(parquet(tmp_path / "t.parquet", table(["a", "b"], image=image, images=named)))
+    assert f"row {int(as_struct)} of {tmp_path / 't.parquet'} names the file {path!r}" in message
+    assert "embed the images" in message
 
 
 @pytest.mark.parametrize("inside", ["datasets", "hub"])
@@ -311,7 +316,7 @@ def test_a_table_may_name_files_that_the_hub_put_into_its_cache(tmp_path, hub_ca
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (table(["a", None]), "images.train: row 1 of T has no label (1 such)"),
         (table(["a", ""]), "images.train: row 1 of T has no label (1 such)"),
@@ -328,9 +333,9 @@ def test_a_table_may_name_files_that_the_hub_put_into_its_cache(tmp_path, hub_ca
         (table(["a"]).rename_column("label", "b"), "images.label_column: T has no column 'label'; it has image, b"),
     ],
 )
-def test_a_table_without_labels_or_pictures_is_refused(tmp_path, rows, told):
+def test_a_table_without_labels_or_pictures_is_refused(tmp_path, rows, message):
     path = parquet(tmp_path / "t.parquet", rows)
-    assert told in refusal(path).replace(path, "T")
+    assert message in refusal(path).replace(path, "T")
 
 
 def test_a_table_without_the_group_s_column_or_rows_is_refused(tmp_path):
@@ -367,9 +372,9 @@ def test_files_of_other_endings_are_left_out_and_counted(tmp_path, capsys):
 
 def test_many_other_endings_are_cut_in_the_warning(tmp_path, capsys):
     list_images(str(fill(tmp_path / "x", *(f"a.k{i}" for i in range(30)))))
-    told = capsys.readouterr().err
-    assert "30 files" in told
-    assert "and 20 more endings" in told
+    message = capsys.readouterr().err
+    assert "30 files" in message
+    assert "and 20 more endings" in message
 
 
 def test_hidden_files_and_folders_are_ignored(tmp_path, capsys):
@@ -410,9 +415,9 @@ def test_a_link_to_itself_or_to_nothing_is_an_unreadable_picture(tmp_path):
     (folder / "cat/loop.png").symlink_to("loop.png")
     (folder / "cat/gone.png").symlink_to("nowhere.png")
     (folder / "loop").symlink_to("loop")
-    found = images(folder)
-    assert found.features["label"].names == ["cat"]
-    assert {found[row]["id"] for row in check_images(found, frozenset(), "test")[1]} == {
+    actual = images(folder)
+    assert actual.features["label"].names == ["cat"]
+    assert {actual[row]["id"] for row in check_images(actual, frozenset(), "test")[1]} == {
         "x/cat/gone.png",
         "x/cat/loop.png",
     }
@@ -428,13 +433,13 @@ def test_a_link_to_itself_or_to_nothing_is_an_unreadable_picture(tmp_path):
     ],
 )
 def test_names_that_no_text_file_can_hold_are_percent_encoded_and_readable(tmp_path, name, encoded):
-    found = images(fill(tmp_path / "x", "cat/plain.png", f"cat/{name}", f"{name}/1.png"))
-    assert sorted(labelled(found).items()) == sorted([
+    actual = images(fill(tmp_path / "x", "cat/plain.png", f"cat/{name}", f"{name}/1.png"))
+    assert sorted(labelled(actual).items()) == sorted([
         ("x/cat/plain.png", "cat"), (f"x/cat/{encoded}", "cat"), (f"x/{encoded}/1.png", encoded)
     ])  # fmt: skip
-    row = list(found["id"]).index(f"x/cat/{encoded}")
-    assert pixels(found, row)[0, 0, 0] == 1
-    assert check_images(found, frozenset(), "test")[1] == {}
+    row = list(actual["id"]).index(f"x/cat/{encoded}")
+    assert pixels(actual, row)[0, 0, 0] == 1
+    assert check_images(actual, frozenset(), "test")[1] == {}
 
 
 @pytest.mark.parametrize("name", ["plain.png", "über cat (1).png", "100%.png", "[/red].png", "=cmd.png", "猫.png"])
@@ -445,8 +450,8 @@ def test_other_names_are_their_own_ids(name):
 def test_an_odd_name_that_cannot_be_read_keeps_its_row(tmp_path):
     folder = fill(tmp_path / "x", "cat/1.png")
     os.mkfifo(folder / f"cat/{ODD}")
-    found = images(folder)
-    assert list(check_images(found, frozenset(), "test")[1]) == [list(found["id"]).index("x/cat/caf%E9.png")]
+    actual = images(folder)
+    assert list(check_images(actual, frozenset(), "test")[1]) == [list(actual["id"]).index("x/cat/caf%E9.png")]
 
 
 def test_a_plain_name_stays_a_path_and_is_not_read_early():
@@ -464,8 +469,8 @@ def test_ids_do_not_depend_on_the_machine(tmp_path, monkeypatch):
 
 def test_more_of_a_path_is_in_the_id_only_where_two_roots_share_a_name(tmp_path):
     names = ("old/x/train", "new/x/train", "val")
-    found = images(*(fill(tmp_path / name, "cat/1.png") for name in names))
-    assert sorted(found["id"]) == ["new/x/train/cat/1.png", "old/x/train/cat/1.png", "val/cat/1.png"]
+    actual = images(*(fill(tmp_path / name, "cat/1.png") for name in names))
+    assert sorted(actual["id"]) == ["new/x/train/cat/1.png", "old/x/train/cat/1.png", "val/cat/1.png"]
 
 
 def test_the_same_folder_twice_is_refused(tmp_path):
@@ -498,10 +503,10 @@ def test_the_order_of_rows_does_not_depend_on_the_file_system(tmp_path, monkeypa
 def test_rows_of_sources_are_in_the_order_of_ids_even_where_names_interleave(tmp_path):
     fill(tmp_path / "train", "a/1.png", "b/1.png")
     fill(tmp_path / "train-2", "a/1.png", "b/1.png")
-    found = images(tmp_path / "train", tmp_path / "train-2")
-    assert list(found["id"]) == sorted(found["id"])
-    assert list(found["source"]) == [1, 1, 0, 0]
-    assert [pixels(found, row)[0, 0, 0] for row in range(4)] == [0, 1, 0, 1]
+    actual = images(tmp_path / "train", tmp_path / "train-2")
+    assert list(actual["id"]) == sorted(actual["id"])
+    assert list(actual["source"]) == [1, 1, 0, 0]
+    assert [pixels(actual, row)[0, 0, 0] for row in range(4)] == [0, 1, 0, 1]
 
 
 def test_a_folder_that_cannot_be_read_is_refused_with_the_reason(tmp_path, monkeypatch):
@@ -525,16 +530,16 @@ def spoilt(folder: Path, good: int, bad: int) -> Dataset:
 
 
 def test_bad_pictures_are_listed_with_their_reasons(tmp_path):
-    found = spoilt(tmp_path / "x", 3, 3)
-    hashes, bad = check_images(found, frozenset(), "test")
+    actual = spoilt(tmp_path / "x", 3, 3)
+    hashes, bad = check_images(actual, frozenset(), "test")
     assert hashes[:3] == [content_hash(picture(i)) for i in range(3)]
     assert len(set(hashes)) == 6
-    assert [found[row]["id"] for row in bad] == [f"x/cat/000{i}.png" for i in (3, 4, 5)]
+    assert [actual[row]["id"] for row in bad] == [f"x/cat/000{i}.png" for i in (3, 4, 5)]
     assert ["empty file" in bad[3], "known format" in bad[4], len(bad[5]) > 5] == [True] * 3
 
 
 def test_every_picture_is_decoded_once_and_known_ones_never(tmp_path, monkeypatch):
-    found = images(fill(tmp_path / "x", *(f"cat/{i}.png" for i in range(9))))
+    actual = images(fill(tmp_path / "x", *(f"cat/{i}.png" for i in range(9))))
     log = tmp_path / "decoded"  # by processes of their own
 
     decode = scan.decode
@@ -545,10 +550,10 @@ def test_every_picture_is_decoded_once_and_known_ones_never(tmp_path, monkeypatc
         return decode(data)
 
     monkeypatch.setattr(scan, "decode", noted)
-    hashes, bad = check_images(found, frozenset(), "test")
+    hashes, bad = check_images(actual, frozenset(), "test")
     assert (sorted(log.read_text().split()), bad) == (sorted(content_hash(picture(i)) for i in range(9)), {})
     log.unlink()
-    assert check_images(found, frozenset(hashes[:7]), "test") == (hashes, {})
+    assert check_images(actual, frozenset(hashes[:7]), "test") == (hashes, {})
     assert sorted(log.read_text().split()) == sorted(content_hash(picture(i)) for i in (7, 8))
 
 
@@ -567,25 +572,25 @@ LARGE = [(500, 5, None, False), (500, 6, None, True), (500, 5, 4, True)]
 
 @pytest.mark.parametrize(("rows", "bad", "max_bad", "refused"), SMALL + LARGE)
 def test_more_bad_pictures_than_the_limit_are_refused(rows, bad, max_bad, refused, capsys):
-    found = Dataset.from_dict({"id": [f"x/{row}" for row in range(rows)]})
+    actual = Dataset.from_dict({"id": [f"x/{row}" for row in range(rows)]})
     reasons = {row: f"reason {row}" for row in range(bad)}
     if refused:
         with pytest.raises(UserError) as caught:
-            refuse_bad(found, reasons, max_bad, field="images.train")
-        told = str(caught.value)
-        assert f"set images.max_bad={bad}" in told
+            refuse_bad(actual, reasons, max_bad, field="images.train")
+        message = str(caught.value)
+        assert f"set images.max_bad={bad}" in message
     else:
-        refuse_bad(found, reasons, max_bad, field="images.train")
-        told = capsys.readouterr().err
-        assert "they are left out" in told
-    assert f"images.train: {bad} of {rows} images cannot be decoded" in told
-    assert all(f"x/{row}: reason {row}" in told for row in range(bad))
+        refuse_bad(actual, reasons, max_bad, field="images.train")
+        message = capsys.readouterr().err
+        assert "they are left out" in message
+    assert f"images.train: {bad} of {rows} images cannot be decoded" in message
+    assert all(f"x/{row}: reason {row}" in message for row in range(bad))
 
 
 def test_twenty_bad_pictures_are_named_and_the_rest_counted():
-    found = Dataset.from_dict({"id": [f"x/{row}" for row in range(30)]})
+    actual = Dataset.from_dict({"id": [f"x/{row}" for row in range(30)]})
     with pytest.raises(UserError, match=r"and 5 more\nimages\.max_bad allows 3") as caught:
-        refuse_bad(found, {row: "broken" for row in range(25)}, None, field="images.train")
+        refuse_bad(actual, {row: "broken" for row in range(25)}, None, field="images.train")
     assert [f"x/{row}: broken" in str(caught.value) for row in range(25)] == [True] * 20 + [False] * 5
 
 
@@ -637,5 +642,5 @@ def test_rows_hold_next_to_no_memory(tmp_path, kind):
         source = parquet(tmp_path / "t.parquet", table(["a", "b"] * (rows // 2), images=[EMBEDDED] * rows))
     else:
         source = fill(tmp_path / "x", *(f"a/{row}.png" for row in range(rows)))
-    found, held = holding(lambda: images(source))
-    assert len(found) == rows and held <= 5 * rows
+    actual, held = holding(lambda: images(source))
+    assert len(actual) == rows and held <= 5 * rows

@@ -67,8 +67,8 @@ def test_every_exif_orientation_gives_the_upright_picture(kind):
     stored |= {5: side, 6: side[::-1], 7: side[::-1, ::-1], 8: side[:, ::-1], 99: upright}
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else LOSSLESS[kind]
     for orientation, pixels in stored.items():
-        found = decoded(encode(np.ascontiguousarray(pixels), kind, exif=exif(orientation), **options)).astype(int)
-        assert np.abs(found - upright).max() <= (4 if kind == "JPEG" else 0), orientation
+        actual = decoded(encode(np.ascontiguousarray(pixels), kind, exif=exif(orientation), **options)).astype(int)
+        assert np.abs(actual - upright).max() <= (4 if kind == "JPEG" else 0), orientation
 
 
 @pytest.mark.parametrize("broken", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0" + bytes(40), b"x" * 9])
@@ -280,7 +280,7 @@ def main():
     return 0
 run(main) if sys.argv[2] == "script" else main()
 """
-    said = []
+    output = []
     for kind, filters in (("script", "always"), ("script", "error"), ("library", "error"), ("library", "always")):
         run = subprocess.run(
             [sys.executable, "-W", filters, "-c", script, str(tmp_path), kind],
@@ -289,10 +289,10 @@ run(main) if sys.argv[2] == "script" else main()
             text=True,
         )
         assert run.returncode == 0 and bool(run.stderr) == ((kind, filters) == ("library", "always")), run.stderr
-        said.append(sorted(run.stdout.splitlines()))
-    assert len({tuple(lines) for lines in said}) == 1
-    assert said[0][0] == f"bomb.png 13300 x 13300 pixels: more than {MAX_PIXELS}"
-    assert all(re.fullmatch(r".+[.]\w+ [0-9a-f]{64}", line) for line in said[0][1:])
+        output.append(sorted(run.stdout.splitlines()))
+    assert len({tuple(lines) for lines in output}) == 1
+    assert output[0][0] == f"bomb.png 13300 x 13300 pixels: more than {MAX_PIXELS}"
+    assert all(re.fullmatch(r".+[.]\w+ [0-9a-f]{64}", line) for line in output[0][1:])
 
 
 def test_a_host_that_makes_errors_of_warnings_gets_the_same_pixels_and_keeps_its_filters():

@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def message(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert describe.main(list(words)) == 0
     return capsys.readouterr().out
 
@@ -41,7 +41,7 @@ def cells(out: str, first: str) -> list[list[str]]:
 
 
 def test_it_counts_splits_classes_sizes_and_kinds(data, capsys):
-    out = said(capsys, str(data))
+    out = message(capsys, str(data))
     assert cells(out, "train")[0][1:] == ["13", "0", "2", "dog 4", "cat 9", "2.2 : 1"]
     assert cells(out, "val")[0][1:] == ["7", "1", "2", "dog 1", "cat 6", "6.0 : 1"]
     assert cells(out, "test")[0][1:4] == ["2", "0", "no labels"]
@@ -51,7 +51,7 @@ def test_it_counts_splits_classes_sizes_and_kinds(data, capsys):
 
 
 def test_it_finds_bad_files_copies_leaks_and_conflicts(data, capsys):
-    out = said(capsys, str(data))
+    out = message(capsys, str(data))
     assert cells(out, "val/cat/broken.jpg")[0][1].startswith("not an image")
     assert cells(out, "train/cat/3.png")[0][1:] == ["val/cat/copy.png", "the same file", "in two splits"]
     assert cells(out, "train/cat/1.png")[0][1:] == ["test/mirrored.png", "looks the same", "in two splits"]
@@ -62,40 +62,42 @@ def test_it_finds_bad_files_copies_leaks_and_conflicts(data, capsys):
 
 
 def test_it_suggests_folds_that_the_rarest_class_allows(data, tmp_path, capsys):
-    assert "suggested: folds.count=5 over train and val pooled: dog, the rarest class, has 5" in said(capsys, str(data))
+    assert "suggested: folds.count=5 over train and val pooled: dog, the rarest class, has 5" in message(
+        capsys, str(data)
+    )
     for number, name in enumerate("aaabbbbbb"):
         (tmp_path / name).mkdir(exist_ok=True)
         photo(number).save(tmp_path / name / f"{number}.png")
-    assert "suggested: folds.count=3, for a has 3 images" in said(capsys, str(tmp_path))
+    assert "suggested: folds.count=3, for a has 3 images" in message(capsys, str(tmp_path))
     (tmp_path / "a/0.png").unlink()
     (tmp_path / "a/1.png").unlink()
-    assert "suggested: more images of a, which has one" in said(capsys, str(tmp_path))
+    assert "suggested: more images of a, which has one" in message(capsys, str(tmp_path))
     for number in (10, 11, 12, 13):
         (tmp_path / f"a/{number}.jpg").write_bytes(b"no image")
-    assert "suggested: more images of a, which has one" in said(capsys, str(tmp_path))
+    assert "suggested: more images of a, which has one" in message(capsys, str(tmp_path))
     (tmp_path / "a/2.png").unlink()
-    out = said(capsys, str(tmp_path))
+    out = message(capsys, str(tmp_path))
     assert "suggested: more images of a, which has none" in out and "only test has" not in out
 
 
 def test_labels_of_flat_pictures_come_from_a_csv(data, tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("image_name,label\n20,dog\nmirrored,cat\n")
-    out = said(capsys, str(data), "--labels", str(tmp_path / "labels.csv"))
+    out = message(capsys, str(data), "--labels", str(tmp_path / "labels.csv"))
     assert cells(out, "test")[0][3] == "2" and cells(out, "dog")[0][1:] == ["4", "1", "1"]
     assert "without a label" not in out and "only test has" not in out
     (tmp_path / "labels.csv").write_text("image_name,label\n20,dgo\n")
-    out = said(capsys, str(data), "--labels", str(tmp_path / "labels.csv"))
+    out = message(capsys, str(data), "--labels", str(tmp_path / "labels.csv"))
     assert "test has images without a label: 1 of 2" in out and "classes that only test has (1): dgo" in out
 
 
 def test_several_folders_are_splits_of_their_own(data, capsys):
-    out = said(capsys, str(data / "train"), str(data / "val"))
+    out = message(capsys, str(data / "train"), str(data / "val"))
     assert cells(out, "train")[0][1] == "13" and cells(out, "val")[0][1] == "7" and not cells(out, "test")
 
 
 def test_the_figure_is_a_picture(data, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed; pip install -e '.[report]' brings it")
-    assert f"{tmp_path / 'data.png'} shows" in said(capsys, str(data), "--out", str(tmp_path / "data.png")).replace(
+    assert f"{tmp_path / 'data.png'} shows" in message(capsys, str(data), "--out", str(tmp_path / "data.png")).replace(
         "\n", ""
     )
     with Image.open(tmp_path / "data.png") as image:
@@ -125,9 +127,9 @@ def test_folders_of_one_name_are_two_splits(data, tmp_path, capsys):
         (tmp_path / year / "images/cat").mkdir(parents=True)
         for number in (1, 2, 3 if year == "2023" else 4):
             photo(number).save(tmp_path / year / f"images/cat/{number}.png")
-    out = " ".join(said(capsys, *(str(tmp_path / year / "images") for year in ("2023", "2024"))).split())
+    out = " ".join(message(capsys, *(str(tmp_path / year / "images") for year in ("2023", "2024"))).split())
     assert "2024/images has copies of images in 2023/images (2)" in out
-    out = said(capsys, str(data), str(tmp_path / "2023"))
+    out = message(capsys, str(data), str(tmp_path / "2023"))
     assert cells(out, f"{data.name}/train") and cells(out, "2023")
 
 

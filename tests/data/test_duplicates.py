@@ -37,17 +37,17 @@ def planted(originals: int, copies: int) -> tuple[np.ndarray, set[tuple[int, int
     return sketches(images + changed), {(k, originals + k) for k in range(copies)}
 
 
-def judge(found: np.ndarray, pairs: set[tuple[int, int]]) -> tuple[float, float]:
+def judge(actual: np.ndarray, pairs: set[tuple[int, int]]) -> tuple[float, float]:
     """Recall and precision."""
-    told = {(int(first), row) for row, first in enumerate(found) if first != row}
-    return len(told & pairs) / len(pairs), len(told & pairs) / max(1, len(told))
+    pairs_found = {(int(first), row) for row, first in enumerate(actual) if first != row}
+    return len(pairs_found & pairs) / len(pairs), len(pairs_found & pairs) / max(1, len(pairs_found))
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_is_found(change):
     images = [photo(seed) for seed in range(20)]
-    found = near_duplicates(sketches([*images, CHANGES[change](images[7])]))
-    assert found.tolist() == [*range(20), 7]
+    actual = near_duplicates(sketches([*images, CHANGES[change](images[7])]))
+    assert actual.tolist() == [*range(20), 7]
 
 
 def test_planted_copies_are_found_and_nothing_else():
@@ -71,9 +71,9 @@ def test_the_search_finds_what_comparing_all_pairs_finds():
     plain, flipped = levels, levels.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(-1, LENGTH)
     alike = np.maximum(np.corrcoef(plain), np.corrcoef(plain, flipped)[: len(plain), len(plain) :]) >= duplicates.ALIKE
     expected = [int(np.flatnonzero(row).min()) for row in alike]  # no row is alike to two others here
-    found = near_duplicates(levels)
+    actual = near_duplicates(levels)
     assert sum(row != first for row, first in enumerate(expected)) >= 240
-    assert (found == expected).mean() >= 0.99
+    assert (actual == expected).mean() >= 0.99
 
 
 def test_flat_pictures_are_no_copies_of_one_another():
@@ -116,9 +116,9 @@ def test_copies_are_in_one_fold_and_other_labels_are_warned_of(tiny: Path, tmp_p
         folder = f"train/{classes[number % 2]}"
         assert fold[f"{folder}/{number}.png"] == fold[f"{folder}/copy-{number}.png"]
     assert fold["train/cat/wrong.png"] == fold["train/dog/3.png"]
-    said = " ".join(capsys.readouterr().err.split())
+    message = " ".join(capsys.readouterr().err.split())
     # The first of the three is the cat, and the dog and its mirrored copy look like it.
-    assert "2 images look as one with another label does, such as one in cat and dog" in said
+    assert "2 images look as one with another label does, such as one in cat and dog" in message
 
 
 @pytest.mark.parametrize("cache", ["off", "memory"])
@@ -151,9 +151,9 @@ def test_a_holdout_that_looks_like_what_is_trained_on_is_warned_of(tiny: Path, d
             ImageOps.mirror(Image.open(path)).save(held / f"{number}.jpg", quality=80)
     words = ("folds.train=[0]", "schedule.epochs=1")
     start(tiny, tmp_path / "run", f"images.holdout=[{tmp_path / 'held'}]", *words)
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"images.holdout: 3 of its {len(pictures)} images are trained on, too, and will not be scored" in said
-    assert f"images.holdout: {len(pictures) - 3} of its {len(pictures)} images look the same as one" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"images.holdout: 3 of its {len(pictures)} images are trained on, too, and will not be scored" in message
+    assert f"images.holdout: {len(pictures) - 3} of its {len(pictures)} images look the same as one" in message
     with pytest.raises(UserError, match=r"images\.holdout: no such folder"):
         start(tiny, tmp_path / "other", f"images.holdout=[{tmp_path / 'none'}]", *words)
     start(tiny, tmp_path / "clean", *words)

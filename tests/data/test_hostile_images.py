@@ -75,10 +75,10 @@ def test_a_prediction_has_a_row_for_each_and_a_bad_file_changes_no_other(run, wi
     (tmp_path / "hostile/pipe.jpg").symlink_to("nothing")
     member, out = str(run / "fold-0"), tmp_path / "out.csv"
     assert predict.main([member, str(tmp_path / "hostile"), "--out", str(out)]) == BROKEN_IMAGES
-    found = table(out)
-    assert list(found) == sorted(name.removeprefix(f"{FOLDER}/") for name in expected)
+    actual = table(out)
+    assert list(actual) == sorted(name.removeprefix(f"{FOLDER}/") for name in expected)
     for name, reason in expected.items():
-        status, label, *_ = found[name.removeprefix(f"{FOLDER}/")]
+        status, label, *_ = actual[name.removeprefix(f"{FOLDER}/")]
         assert (status == "ok", label != "") == (reason == GOOD, reason == GOOD), (name, status)
     # The same table with images in the place of the bad ones: what was good says the same, to the last digit.
     for path in sorted((tmp_path / "hostile").rglob("*")):
@@ -88,8 +88,8 @@ def test_a_prediction_has_a_row_for_each_and_a_bad_file_changes_no_other(run, wi
             path.write_bytes(JPEG)
     assert predict.main([member, str(tmp_path / "hostile"), "--out", str(out)]) == 0
     whole = table(out)
-    assert list(whole) == list(found)
-    assert all(whole[name] == cells for name, cells in found.items() if cells[0] == "ok")
+    assert list(whole) == list(actual)
+    assert all(whole[name] == cells for name, cells in actual.items() if cells[0] == "ok")
 
 
 DECODE = """

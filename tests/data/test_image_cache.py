@@ -76,8 +76,8 @@ def test_an_evaluation_view_from_the_cache_is_the_file_s_own_bit_by_bit(kind, fi
     wanted = EvalTransform(56, fit, (0.2, 0.5, 0.7))
     rows = [(row, 0) for row in range(5)]
     exact = ImageDataset(table(PICTURES), exact_transform(wanted)).__getitems__(rows)
-    found = CachedImages(opened(kind=kind, wanted=wanted), hashes(), views=True)
-    again = ImageDataset(table(PICTURES).select_columns(["id", "label"]), cached_transform, cached=found).__getitems__(
+    actual = CachedImages(opened(kind=kind, wanted=wanted), hashes(), views=True)
+    again = ImageDataset(table(PICTURES).select_columns(["id", "label"]), cached_transform, cached=actual).__getitems__(
         rows
     )
     assert torch.equal(again.pixels, exact.pixels) and again.ids == exact.ids
@@ -157,8 +157,8 @@ def test_two_that_make_it_at_once_make_it_once(tmp_path, home):
 
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     both = [subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
-    said = sorted(process.communicate()[0].split() for process in both)
-    assert [made for made, _ in said] == ["0", "1"] and said[0][1] == said[1][1]
+    message = sorted(process.communicate()[0].split() for process in both)
+    assert [made for made, _ in message] == ["0", "1"] and message[0][1] == message[1][1]
 
 
 def test_the_caches_used_longest_ago_give_way(home, monkeypatch):
@@ -221,8 +221,8 @@ def test_it_reaches_workers_that_are_spawned_without_its_pixels(kind):
 
 
 def test_a_check_that_only_hashes_finds_no_image_bad(monkeypatch):
-    found, bad = check_images(table([*PICTURES, b"no image"]), frozenset(), "images.train", hash_only=True)
-    assert found == hashes([*PICTURES, b"no image"]) and bad == {}
+    actual, bad = check_images(table([*PICTURES, b"no image"]), frozenset(), "images.train", hash_only=True)
+    assert actual == hashes([*PICTURES, b"no image"]) and bad == {}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -143,9 +143,9 @@ def test_a_batch_has_labels_and_rows_of_its_pictures():
 def test_workers_change_no_bit_and_no_order(workers):
     pictures, items = ImageDataset(TABLE, VIEW, seed=5), order((0, 0))
     with load_batches(pictures, iter(items), workers) as batches:
-        found = list(batches)
-    assert len(found) == len(items)
-    for batch, expected in zip(found, map(pictures.__getitems__, items), strict=True):
+        actual = list(batches)
+    assert len(actual) == len(items)
+    for batch, expected in zip(actual, map(pictures.__getitems__, items), strict=True):
         assert torch.equal(batch.pixels, expected.pixels) and torch.equal(batch.rows, expected.rows)
 
 

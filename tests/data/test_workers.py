@@ -120,11 +120,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "said"),
+    ("end", "code", "message"),
     [("raise KeyError('an error of ours')", 1, "an error of ours"), ("sys.exit(7)", 7, ""), ("pass", 0, "")],
 )
-def test_a_program_ends_by_itself_and_its_own_children_outlive_the_workers(tmp_path, end, code, said):
+def test_a_program_ends_by_itself_and_its_own_children_outlive_the_workers(tmp_path, end, code, message):
     script = tmp_path / "script.py"
     script.write_text(GUEST.format(root=str(ROOT), end=end))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == code and done.stdout == "[0] True\nalive\n" and said in done.stderr, done.stderr
+    assert done.returncode == code and done.stdout == "[0] True\nalive\n" and message in done.stderr, done.stderr

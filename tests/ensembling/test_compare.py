@@ -16,15 +16,15 @@ def test_mcnemar_s_test_is_exact():
     """Of 10 rows that only one has right, 9 go to the first: 2 (1 + 10) / 1024."""
     first = np.array([True] * 9 + [False] + [True] * 30 + [False] * 5)
     second = np.array([False] * 9 + [True] + [True] * 30 + [False] * 5)
-    found = compare_paired(first, second)
-    assert (found.first, found.second, found.n) == (9, 1, 45)
-    assert found.p == pytest.approx(2 * (1 + 10) / 2**10)
-    assert found.difference == pytest.approx(first.mean() - second.mean())
+    actual = compare_paired(first, second)
+    assert (actual.first, actual.second, actual.n) == (9, 1, 45)
+    assert actual.p == pytest.approx(2 * (1 + 10) / 2**10)
+    assert actual.difference == pytest.approx(first.mean() - second.mean())
 
 
 def test_the_exact_test_nears_mcnemar_s_chi_square_for_many_rows():
-    found = compare_paired(np.repeat([True, False], [560, 480]), np.repeat([False, True], [560, 480]))
-    assert found.p == pytest.approx(chi2.sf((560 - 480 - 1) ** 2 / (560 + 480), df=1), rel=0.02)
+    actual = compare_paired(np.repeat([True, False], [560, 480]), np.repeat([False, True], [560, 480]))
+    assert actual.p == pytest.approx(chi2.sf((560 - 480 - 1) ** 2 / (560 + 480), df=1), rel=0.02)
 
 
 def test_models_that_never_differ_are_not_told_apart():
@@ -40,12 +40,12 @@ def test_holm_s_correction():
 @pytest.fixture
 def recorded() -> RecordedPredictions:
     """Ten images of cats; the vote is wrong on one more than the mean of logits, fold-0 on four."""
-    said = {"logits": 9, "softmax": 9, "vote": 8, "fold-0": 6, "fold-1": 10}
+    message = {"logits": 9, "softmax": 9, "vote": 8, "fold-0": 6, "fold-1": 10}
     return RecordedPredictions(
         ids=tuple(f"{row}.jpg" for row in range(10)),
         content_hashes=tuple(f"{row:032x}" for row in range(1, 11)),
         labels=np.zeros(10, dtype=np.int64),
-        predicted={name: (np.arange(10) >= right).astype(np.int64) for name, right in said.items()},
+        predicted={name: (np.arange(10) >= right).astype(np.int64) for name, right in message.items()},
         strategy="logits",
         class_names=NAMES,
     )
@@ -53,17 +53,17 @@ def recorded() -> RecordedPredictions:
 
 def test_deciders_are_scored_on_new_pictures_alone(recorded):
     stands = np.array(["seen"] * 5 + ["unseen"] * 5)
-    found = {row.name: row for row in compare_members(recorded, stands)}
-    assert {name: (row.count.correct, row.count.n) for name, row in found.items()} == {
+    actual = {row.name: row for row in compare_members(recorded, stands)}
+    assert {name: (row.count.correct, row.count.n) for name, row in actual.items()} == {
         "logits": (4, 5),
         "softmax": (4, 5),
         "vote": (3, 5),
         "fold-0": (1, 5),
         "fold-1": (5, 5),
     }
-    assert found["logits"].against is None
-    assert (found["vote"].against.first, found["vote"].against.second) == (0, 1)
-    assert found["fold-0"].p == pytest.approx(min(1.0, 4 * found["fold-0"].against.p))
+    assert actual["logits"].against is None
+    assert (actual["vote"].against.first, actual["vote"].against.second) == (0, 1)
+    assert actual["fold-0"].p == pytest.approx(min(1.0, 4 * actual["fold-0"].against.p))
     assert compare_members(recorded, np.array(["seen"] * 10)) == []
 
 

@@ -48,12 +48,12 @@ def a_run(folder: Path, selected: bool = False) -> list[Fold]:
 def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
     """Images as (content, label, what all deciders say)."""
     index = {name: k for k, name in enumerate(NAMES)} | {"": -1}
-    said = np.array([index[said] for _, _, said in rows])
+    message = np.array([index[message] for _, _, message in rows])
     return RecordedPredictions(
         ids=tuple(f"image {row}" for row in range(len(rows))),
         content_hashes=tuple(CONTENTS.get(content, "") for content, _, _ in rows),
         labels=np.array([index[label] for _, label, _ in rows]),
-        predicted={"logits": said, "softmax": said, "vote": said, "fold-0": said},
+        predicted={"logits": message, "softmax": message, "vote": message, "fold-0": message},
         strategy="logits",
         class_names=NAMES,
     )
@@ -73,16 +73,16 @@ def test_new_pictures_are_scored(tmp_path):
 @pytest.mark.parametrize("content", ["zero", "one", "both"])
 def test_a_picture_that_any_member_was_trained_on_has_no_accuracy(tmp_path, content):
     recorded, members = table((content, "red", "red")), a_run(tmp_path / "run")
-    ((title, said),) = tally(recorded, exposures(recorded, members)).lines("test")
-    assert "1 images" in title and said == "seen"
-    assert not any(character.isdigit() for character in said)
+    ((title, message),) = tally(recorded, exposures(recorded, members)).lines("test")
+    assert "1 images" in title and message == "seen"
+    assert not any(character.isdigit() for character in message)
     assert figures(recorded, members) == {"seen": 1, "unlabelled": 0, "unread": 0}
 
 
 def test_a_picture_that_the_only_member_held_out_is_new_to_it(tmp_path):
     recorded = table(("zero", "red", "red"), ("one", "red", "red"))
-    found = figures(recorded, a_run(tmp_path / "run")[:1])
-    assert found == {"unseen": Count(1, 1).figures(), "seen": 1, "unlabelled": 0, "unread": 0}
+    actual = figures(recorded, a_run(tmp_path / "run")[:1])
+    assert actual == {"unseen": Count(1, 1).figures(), "seen": 1, "unlabelled": 0, "unread": 0}
 
 
 def test_a_picture_that_an_epoch_was_selected_on_is_marked(tmp_path):
@@ -94,16 +94,16 @@ def test_a_picture_that_an_epoch_was_selected_on_is_marked(tmp_path):
 
 def test_a_picture_of_one_run_is_seen_where_another_run_trained_on_it(tmp_path):
     first, second = a_run(tmp_path / "first"), a_run(tmp_path / "second")
-    found = figures(table(("zero", "red", "red")), [first[0], second[1]])
-    assert found["seen"] == 1 and "unseen" not in found
+    actual = figures(table(("zero", "red", "red")), [first[0], second[1]])
+    assert actual["seen"] == 1 and "unseen" not in actual
 
 
 def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_path):
     recorded = table(("new", "", "red"), ("unread", "red", "red"), ("new", "red", "red"))
     stands = exposures(recorded, a_run(tmp_path / "run"))
-    found = tally(recorded, stands)
-    assert found.figures() == {"unseen": Count(1, 1).figures(), "seen": 0, "unlabelled": 1, "unread": 1}
-    assert [said for _, said in found.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
+    actual = tally(recorded, stands)
+    assert actual.figures() == {"unseen": Count(1, 1).figures(), "seen": 0, "unlabelled": 1, "unread": 1}
+    assert [message for _, message in actual.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
 
 
 def test_a_record_holds_what_each_decider_said(tmp_path):
@@ -112,31 +112,31 @@ def test_a_record_holds_what_each_decider_said(tmp_path):
     record = Recorder(a_run(tmp_path / "run"), Blending(np.ones(2), "softmax"))
     batch = LogitsBatch([str(k) for k in range(2)], [CONTENTS["new"], ""], {1: "empty file"}, logits=logits)
     assert list(record.watch([batch])) == [batch]
-    found = record.recorded(("a", "b"), np.array([0, 1]))
-    assert {name: said.tolist() for name, said in found.predicted.items()} == {
+    actual = record.recorded(("a", "b"), np.array([0, 1]))
+    assert {name: message.tolist() for name, message in actual.predicted.items()} == {
         "logits": [0, 1],
         "softmax": [0, 1],
         "vote": [0, 1],
         "fold-0": [0, 0],
         "fold-1": [1, 1],
     }
-    assert found.content_hashes == (CONTENTS["new"], "") and found.strategy == "softmax"
+    assert actual.content_hashes == (CONTENTS["new"], "") and actual.strategy == "softmax"
 
 
 def test_saved_answers_are_read_back(tmp_path):
     recorded = table(("new", "red", "blue"), ("unread", "", "red"))
     save_recorded(tmp_path / "some/images.safetensors", recorded)
-    found = load_recorded(tmp_path / "some/images.safetensors")
-    assert (found.ids, found.content_hashes, found.strategy, found.class_names) == (
+    actual = load_recorded(tmp_path / "some/images.safetensors")
+    assert (actual.ids, actual.content_hashes, actual.strategy, actual.class_names) == (
         recorded.ids,
         recorded.content_hashes,
         recorded.strategy,
         recorded.class_names,
     )
-    assert found.members == ["fold-0"]
-    np.testing.assert_array_equal(found.labels, recorded.labels)
-    for name, said in recorded.predicted.items():
-        np.testing.assert_array_equal(found.predicted[name], said)
+    assert actual.members == ["fold-0"]
+    np.testing.assert_array_equal(actual.labels, recorded.labels)
+    for name, message in recorded.predicted.items():
+        np.testing.assert_array_equal(actual.predicted[name], message)
 
 
 @pytest.mark.parametrize("damage", ["cut", "no metadata", "short column"])

@@ -31,10 +31,10 @@ from helpers.runs import read_csv, read_table, start, weights_hash
 
 
 @pytest.fixture
-def own(run: Path, tmp_path: Path) -> Path:
+def run_copy(run: Path, tmp_path: Path) -> Path:
     """The trained run, to be changed."""
-    shutil.copytree(run, tmp_path / "own")
-    return tmp_path / "own"
+    shutil.copytree(run, tmp_path / "run_copy")
+    return tmp_path / "run_copy"
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +65,8 @@ def words(drawn: Path) -> list[str]:
     return ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv")]
 
 
-def test_a_soup_is_the_mean_of_all_tensors_and_of_equal_ones_each_of_them(run, own):
-    folds = Run(own).folds
+def test_a_soup_is_the_mean_of_all_tensors_and_of_equal_ones_each_of_them(run, run_copy):
+    folds = Run(run_copy).folds
     mean, each = average_weights(folds), [load_file(fold.folder / "model.safetensors") for fold in folds]
     assert mean.keys() == each[0].keys()
     for name, value in mean.items():
@@ -86,8 +86,8 @@ def test_a_greedy_soup_begins_with_the_best_and_keeps_whom_it_is_no_worse_with()
 def test_each_half_is_answered_by_the_soup_that_the_other_half_chose():
     """Member 0 is right on half 0 alone, member 1 on half 1 alone: what a half chooses is wrong on the other."""
     half, labels = np.array([0, 0, 0, 1, 1]), np.ones(5, dtype=np.int64)
-    said = {(0,): 1 - half, (1,): half, (0, 1): np.zeros(5, dtype=np.int64)}
-    choice = choose([0, 1], said.__getitem__, labels=labels, half=half)
+    message = {(0,): 1 - half, (1,): half, (0, 1): np.zeros(5, dtype=np.int64)}
+    choice = choose([0, 1], message.__getitem__, labels=labels, half=half)
     assert (choice.on_all, choice.on_halves) == ((0,), ((0,), (1,)))
     assert not (choice.predicted == labels).any()
 
@@ -133,83 +133,83 @@ def test_a_model_is_accepted_where_the_lower_bound_is_above_minus_a_point():
     assert judged(right=9_000, alone=100, theirs=110, n=10_000).accepted
     few = judged(right=900, alone=10, theirs=11, n=1000)
     assert not few.accepted and few.low < -MARGIN < few.high
-    told = verdict(few, few.count, 500)
-    assert told.startswith("not accepted: it may be a point worse")
-    assert few.count.n < int(re.search(r"some ([\d,]+) labelled", told)[1].replace(",", ""))  # type: ignore[index]
+    sentence = verdict(few, few.count, 500)
+    assert sentence.startswith("not accepted: it may be a point worse")
+    assert few.count.n < int(re.search(r"some ([\d,]+) labelled", sentence)[1].replace(",", ""))  # type: ignore[index]
     worse = judged(right=9_000, alone=100, theirs=400, n=10_000)
     assert not worse.accepted and verdict(worse, worse.count, 500).startswith("not accepted: a point worse")
     chance = judged(right=240, alone=10, theirs=500, n=1000)
     assert "at chance" in verdict(chance, chance.count, 250)
 
 
-def test_a_soup_is_a_folder_that_predicts_and_stands_beside_its_members(own, drawn, capsys):
-    assert ensemble.main([str(own), "--soup", "uniform", *words(drawn)]) == 0
+def test_a_soup_is_a_folder_that_predicts_and_stands_beside_its_members(run_copy, drawn, capsys):
+    assert ensemble.main([str(run_copy), "--soup", "uniform", *words(drawn)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "One model in the ensemble's place" in shown and "uniform soup" in shown and "accepted" in shown
-    said = json.loads((own / "soup/result.json").read_text())
-    assert set(said["scores"]) == {"ensemble of 3", "fold-0", "fold-1", "fold-2", "uniform soup"}
-    assert said["scores"]["uniform soup"]["n"] == 24 and said["accepted"] is False  # 24 images show no point
-    assert [each["chosen"] for each in said["members"]] == [True] * 3
-    tensors = [load_file(own / f"fold-{k}/model.safetensors") for k in range(3)]
-    mean = load_file(own / "soup/model.safetensors")
+    message = json.loads((run_copy / "soup/result.json").read_text())
+    assert set(message["scores"]) == {"ensemble of 3", "fold-0", "fold-1", "fold-2", "uniform soup"}
+    assert message["scores"]["uniform soup"]["n"] == 24 and message["accepted"] is False  # 24 images show no point
+    assert [each["chosen"] for each in message["members"]] == [True] * 3
+    tensors = [load_file(run_copy / f"fold-{k}/model.safetensors") for k in range(3)]
+    mean = load_file(run_copy / "soup/model.safetensors")
     name = next(name for name, value in mean.items() if value.ndim == 4)
     torch.testing.assert_close(mean[name], torch.stack([each[name] for each in tensors]).mean(0))
-    out = own / "p.csv"
-    assert predict.main([str(own / "soup"), str(drawn / "test"), "--out", str(out)]) == 0
+    out = run_copy / "p.csv"
+    assert predict.main([str(run_copy / "soup"), str(drawn / "test"), "--out", str(out)]) == 0
     truth = dict(read_csv(drawn / "test_labels.csv")[1:])
     right = sum(row[2] == truth[Path(row[0]).stem] for row in read_csv(out)[1:])
-    assert right == said["scores"]["uniform soup"]["correct"]
+    assert right == message["scores"]["uniform soup"]["correct"]
 
 
-def test_a_soup_s_batchnorm_is_that_of_its_own_activations_unless_it_was_frozen(own, run, drawn, tiny):
+def test_a_soup_s_batchnorm_is_that_of_its_own_activations_unless_it_was_frozen(run_copy, run, drawn, tiny):
     """In a layer that sees the pixels themselves, the mean over batches of what it sees."""
-    folds = Run(own).folds
+    folds = Run(run_copy).folds
     member = soup.cook(folds, torch.device("cpu"))
     first = batch_norms(member.model)[0]
     seen: list[torch.Tensor] = []
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     member.model.train()
-    with torch.no_grad(), soup.training_batches(Run(own)) as batches:
+    with torch.no_grad(), soup.training_batches(Run(run_copy)) as batches:
         for batch in batches:
             member.model(member.normalize(batch.pixels))
     means = torch.stack([each.mean((0, 2, 3)) for each in seen]).mean(0)
     member = soup.cook(folds, torch.device("cpu"))
     torch.testing.assert_close(batch_norms(member.model)[0].running_mean, means, atol=1e-5, rtol=1e-4)
-    saved = own / "recipe.yaml"
+    saved = run_copy / "recipe.yaml"
     saved.write_text(saved.read_text().replace("freeze_batch_stats: false", "freeze_batch_stats: true"))
-    assert Run(own).recipe.backbone.freeze_batch_stats
-    kept = soup.cook(Run(own).folds, torch.device("cpu")).model.state_dict()
+    assert Run(run_copy).recipe.backbone.freeze_batch_stats
+    kept = soup.cook(Run(run_copy).folds, torch.device("cpu")).model.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in average_weights(folds).items())
 
 
-def test_the_greedy_soup_says_whom_each_half_chose(own, drawn, capsys):
-    assert ensemble.main([str(own), "--soup", *words(drawn)]) == 0
-    said = json.loads((own / "soup/result.json").read_text())
+def test_the_greedy_soup_says_whom_each_half_chose(run_copy, drawn, capsys):
+    assert ensemble.main([str(run_copy), "--soup", *words(drawn)]) == 0
+    message = json.loads((run_copy / "soup/result.json").read_text())
     assert "its score is cross-fitted" in capsys.readouterr().out
-    assert {"uniform soup", "greedy soup"} < set(said["scores"])
-    assert all(len(each["chosen_by_halves"]) == 2 for each in said["members"])
-    chosen = [fold for fold, each in enumerate(said["members"]) if each["chosen"]]
+    assert {"uniform soup", "greedy soup"} < set(message["scores"])
+    assert all(len(each["chosen_by_halves"]) == 2 for each in message["members"])
+    chosen = [fold for fold, each in enumerate(message["members"]) if each["chosen"]]
     if len(chosen) == 1:  # then the soup is that member, bit for bit
-        assert weights_hash(own / "soup") == weights_hash(own / f"fold-{chosen[0]}")
+        assert weights_hash(run_copy / "soup") == weights_hash(run_copy / f"fold-{chosen[0]}")
 
 
-def test_no_model_is_scored_on_pictures_that_a_member_was_trained_on(own, drawn, tmp_path, capsys):
+def test_no_model_is_scored_on_pictures_that_a_member_was_trained_on(run_copy, drawn, tmp_path, capsys):
     seen = drawn / "train/fish"
     labels = tmp_path / "labels.csv"
     labels.write_text("image_name,label\n" + "".join(f"{path.stem},fish\n" for path in seen.iterdir()))
     with pytest.raises(UserError, match="one model is scored on labelled images that no member was trained on"):
-        ensemble.main([str(own), "--soup", "--images", str(seen), "--labels", str(labels)])
+        ensemble.main([str(run_copy), "--soup", "--images", str(seen), "--labels", str(labels)])
     with pytest.raises(UserError, match="scored on labelled images that no fold saw, and there are none"):
-        ensemble.main([str(own), "--soup"])
-    assert not (own / "soup").exists()
-    assert ensemble.main([str(own), "--soup", "uniform"]) == 0  # and without images, no score
-    said = json.loads((own / "soup/result.json").read_text())
-    assert said["scores"] is None and said["accepted"] is None
+        ensemble.main([str(run_copy), "--soup"])
+    assert not (run_copy / "soup").exists()
+    assert ensemble.main([str(run_copy), "--soup", "uniform"]) == 0  # and without images, no score
+    message = json.loads((run_copy / "soup/result.json").read_text())
+    assert message["scores"] is None and message["accepted"] is None
     assert "has no score" in capsys.readouterr().out
 
 
-def test_a_soup_is_of_one_whole_run(own, drawn):
-    for some in ([str(own / "fold-0"), str(own / "fold-1")], [str(own), "--weights", "1"]):
+def test_a_soup_is_of_one_whole_run(run_copy, drawn):
+    for some in ([str(run_copy / "fold-0"), str(run_copy / "fold-1")], [str(run_copy), "--weights", "1"]):
         with pytest.raises(UserError, match="--soup and --distill are of all finished folds of one run"):
             ensemble.main([*some, "--soup", *words(drawn)])
 
@@ -222,13 +222,13 @@ def test_a_target_is_half_the_label_and_half_what_was_said_out_of_fold(run, tiny
     np.testing.assert_allclose(targets.sum(1), 1, atol=1e-5)
     answers = {}
     for k in range(3):
-        said = load_predictions(run / f"fold-{k}/held_out.safetensors")
-        answers |= dict(zip(said.ids, torch.from_numpy(said.logits).softmax(1).numpy(), strict=True))
+        message = load_predictions(run / f"fold-{k}/held_out.safetensors")
+        answers |= dict(zip(message.ids, torch.from_numpy(message.logits).softmax(1).numpy(), strict=True))
     names = {content: name for name, _, _, content in folds_rows(run)}
     for row, content in enumerate(folds.hashes.to_pylist()):
         label = np.eye(len(folds.class_names))[folds.labels[row]]
-        own = label if folds.held_out(0)[row] else (1 - SHARE) * label + SHARE * answers[names[content]]
-        np.testing.assert_allclose(targets[row], own, atol=1e-6)
+        run_copy = label if folds.held_out(0)[row] else (1 - SHARE) * label + SHARE * answers[names[content]]
+        np.testing.assert_allclose(targets[row], run_copy, atol=1e-6)
     plain = tmp_path / "plain"
     start(tiny, plain, *settings[:2], settings[3])
     assert weights_hash(plain / "fold-0") != weights_hash(tmp_path / "s/fold-0")
@@ -245,8 +245,10 @@ def test_targets_that_are_the_labels_train_as_the_labels_do(run, tiny, held, tmp
     assert weights_hash(tmp_path / "mixed/fold-0") == weights_hash(tmp_path / "both/fold-0")
 
 
-def test_a_teacher_that_saw_what_its_student_holds_out_or_other_pictures_is_refused(own, tiny, drawn, held, tmp_path):
-    one = ["folds.count=1", "schedule.epochs=1", f"loss.teacher={own}"]
+def test_a_teacher_that_saw_what_its_student_holds_out_or_other_pictures_is_refused(
+    run_copy, tiny, drawn, held, tmp_path
+):
+    one = ["folds.count=1", "schedule.epochs=1", f"loss.teacher={run_copy}"]
     with pytest.raises(UserError, match=r"loss\.teacher: its members were trained on what each fold would hold out"):
         start(tiny, tmp_path / "a", *one[1:])
     copies = tmp_path / "copies"
@@ -256,25 +258,25 @@ def test_a_teacher_that_saw_what_its_student_holds_out_or_other_pictures_is_refu
     next(copies.glob("fish/*")).unlink()
     with pytest.raises(UserError, match=r"loss\.teacher: .* 1 of its own are not in images\.train"):
         start(tiny, tmp_path / "c", *one, f"images.train=[{copies}]", f"images.validation=[{held}]")
-    shutil.rmtree(own / "fold-1")
+    shutil.rmtree(run_copy / "fold-1")
     with pytest.raises(UserError, match=r"for 24 images .* has no member that never saw them"):
         start(tiny, tmp_path / "d", *one, f"images.validation=[{held}]")
     with pytest.raises(UserError, match=r"loss\.teacher: .* is no run with a finished fold"):
         start(tiny, tmp_path / "e", *one[:2], f"loss.teacher={drawn}", f"images.validation=[{held}]")
 
 
-def test_a_student_does_not_go_on_with_another_teacher_s_answers(own, tiny, held, tmp_path):
-    settings = ["folds.count=1", "schedule.epochs=1", f"loss.teacher={own}", f"images.validation=[{held}]"]
+def test_a_student_does_not_go_on_with_another_teacher_s_answers(run_copy, tiny, held, tmp_path):
+    settings = ["folds.count=1", "schedule.epochs=1", f"loss.teacher={run_copy}", f"images.validation=[{held}]"]
     start(tiny, tmp_path / "s", *settings)
-    path = own / "fold-0/held_out.safetensors"
+    path = run_copy / "fold-0/held_out.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "logits": tensors["logits"] + 1}, path)
     with pytest.raises(UserError, match=r"loss\.teacher: its content"):
         start(tiny, tmp_path / "s", *settings, resume=True)
 
 
-def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, capsys):
-    asked = [str(own), "--soup", "--distill", str(student), *words(drawn)]
+def test_a_student_stands_beside_members_ensemble_and_soup(run_copy, student, drawn, capsys):
+    asked = [str(run_copy), "--soup", "--distill", str(student), *words(drawn)]
     assert ensemble.main(asked) == 0
     out, warned = capsys.readouterr()
     shown = " ".join(out.split())
@@ -282,27 +284,31 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
     assert "nothing is there to go on with" not in out
     for name in ("ensemble of 3", "fold-2", "uniform soup", "greedy soup", "student"):
         assert name in shown.split("One model in the ensemble's place")[1]
-    said = json.loads((own / "student/result.json").read_text())
-    fold = json.loads((own / "student/fold-0/result.json").read_text())
+    message = json.loads((run_copy / "student/result.json").read_text())
+    fold = json.loads((run_copy / "student/fold-0/result.json").read_text())
     assert fold["images_trained"] == 72 and fold["n"] == 24  # all of the run's images; the holdout is held out
-    assert said["scores"]["student"]["correct"] == fold["correct"]  # the same images by another way
-    assert load_recipe(own / "student/recipe.yaml").loss.teacher == str(own)
-    assert report.main([str(own)]) == 0
+    assert message["scores"]["student"]["correct"] == fold["correct"]  # the same images by another way
+    assert load_recipe(run_copy / "student/recipe.yaml").loss.teacher == str(run_copy)
+    assert report.main([str(run_copy)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Table 4. One model in the ensemble's place" in shown
-    rows = {row["who"]: row for row in read_table(own / "report/single.csv")}
+    rows = {row["who"]: row for row in read_table(run_copy / "report/single.csv")}
     assert list(rows) == ["ensemble of 3", "fold-0", "fold-1", "fold-2", "uniform soup", "greedy soup", "student"]
     for name, row in rows.items():
-        kept = json.loads((own / ("student" if name == "student" else "soup") / "result.json").read_text())["scores"]
+        kept = json.loads((run_copy / ("student" if name == "student" else "soup") / "result.json").read_text())[
+            "scores"
+        ]
         assert int(row["correct"]) == kept[name]["correct"] and row["n"] == "24"
     p = holm([float(row["p"]) for row in list(rows.values())[1:]])
     assert [float(row["p_holm"]) for row in list(rows.values())[1:]] == pytest.approx(p)
     assert [row["accepted"] for row in rows.values()][-3:] == ["no"] * 3  # 24 images show no point
-    before = weights_hash(own / "student/fold-0")
-    assert ensemble.main(asked) == 0 and weights_hash(own / "student/fold-0") == before
+    before = weights_hash(run_copy / "student/fold-0")
+    assert ensemble.main(asked) == 0 and weights_hash(run_copy / "student/fold-0") == before
     assert "is finished" in capsys.readouterr().out
-    assert [fold.folder for fold in find_members([own])] == [own / f"fold-{k}" for k in range(3)]  # it is no member
-    path = own / "fold-0/held_out.safetensors"
+    assert [fold.folder for fold in find_members([run_copy])] == [
+        run_copy / f"fold-{k}" for k in range(3)
+    ]  # it is no member
+    path = run_copy / "fold-0/held_out.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "logits": tensors["logits"] + 1}, path, load_metadata(path))
     with pytest.raises(
@@ -311,61 +317,61 @@ def test_a_student_stands_beside_members_ensemble_and_soup(own, student, drawn, 
         ensemble.main(asked)
 
 
-def test_a_report_leaves_out_a_soup_of_other_members(own, drawn, capsys):
-    assert ensemble.main([str(own), "--soup", "uniform", *words(drawn)]) == 0
-    (path := own / "soup/result.json").write_text(path.read_text().replace('"sha256": "', '"sha256": "0', 1))
-    assert report.main([str(own)]) == 0
+def test_a_report_leaves_out_a_soup_of_other_members(run_copy, drawn, capsys):
+    assert ensemble.main([str(run_copy), "--soup", "uniform", *words(drawn)]) == 0
+    (path := run_copy / "soup/result.json").write_text(path.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    assert report.main([str(run_copy)]) == 0
     assert "was made of other members than there are" in " ".join(capsys.readouterr().err.split())
-    assert not (own / "report/single.csv").exists()
+    assert not (run_copy / "report/single.csv").exists()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"members": []}))
-    assert report.main([str(own)]) == 0
+    assert report.main([str(run_copy)]) == 0
     assert "soup was made of other members" in " ".join(capsys.readouterr().err.split())
-    said = {"strategy": "logits", "mirror": False, "images": {"source": "x"}, "scores": {"x": 1}}
-    hashes = [{"sha256": fold.result.sha256.weights} for fold in Run(own).folds]
-    path.write_text(json.dumps({**said, "members": hashes}))
-    assert report.main([str(own)]) == 0
+    message = {"strategy": "logits", "mirror": False, "images": {"source": "x"}, "scores": {"x": 1}}
+    hashes = [{"sha256": fold.result.sha256.weights} for fold in Run(run_copy).folds]
+    path.write_text(json.dumps({**message, "members": hashes}))
+    assert report.main([str(run_copy)]) == 0
     assert re.search(
         r"soup/result\.json cannot be read \(scores\.x: .*make .*soup again", " ".join(capsys.readouterr().err.split())
     )
 
 
-def test_a_soup_says_how_it_was_asked(own, drawn):
-    assert ensemble.main([str(own), "--soup", "uniform", "--strategy", "vote", "--mirror", *words(drawn)]) == 0
-    table = single_table(read_runs([str(own)], None))
-    assert table and {row[-1].text for row in table.rows} == {"own, test_labels.csv by vote, with mirror images"}
+def test_a_soup_says_how_it_was_asked(run_copy, drawn):
+    assert ensemble.main([str(run_copy), "--soup", "uniform", "--strategy", "vote", "--mirror", *words(drawn)]) == 0
+    table = single_table(read_runs([str(run_copy)], None))
+    assert table and {row[-1].text for row in table.rows} == {"run_copy, test_labels.csv by vote, with mirror images"}
 
 
-def test_a_student_without_pictures_to_hold_out_is_refused(own, tiny, student, drawn):
+def test_a_student_without_pictures_to_hold_out_is_refused(run_copy, tiny, student, drawn):
     with pytest.raises(UserError, match=r"--distill: a student holds out images that no fold saw, and neither"):
-        ensemble.main([str(own), "--distill", str(tiny), *words(drawn)])
+        ensemble.main([str(run_copy), "--distill", str(tiny), *words(drawn)])
     student.write_text(json.dumps(json.loads(student.read_text()) | {"checkpoint": {"select": "best"}}))
     with pytest.raises(UserError, match=r"checkpoint\.select in .* must be last"):
-        ensemble.main([str(own), "--distill", str(student), *words(drawn)])
+        ensemble.main([str(run_copy), "--distill", str(student), *words(drawn)])
 
 
-def test_a_student_s_recipe_is_refused_before_anything_is_asked(own, student, drawn, tmp_path, monkeypatch):
+def test_a_student_s_recipe_is_refused_before_anything_is_asked(run_copy, student, drawn, tmp_path, monkeypatch):
     start_of = tmp_path / "start.safetensors"
-    shutil.copyfile(own / "fold-0/model.safetensors", start_of)
-    saved = own / "recipe.yaml"
+    shutil.copyfile(run_copy / "fold-0/model.safetensors", start_of)
+    saved = run_copy / "recipe.yaml"
     saved.write_text(saved.read_text().replace("weights: null", f"weights: {start_of}"))
-    recipe = student_recipe(str(student), Run(own))
+    recipe = student_recipe(str(student), Run(run_copy))
     assert recipe.backbone.weights == str(start_of)  # the run's, for the same backbone
     settings = json.loads(student.read_text())
     student.write_text(json.dumps(settings | {"backbone": settings["backbone"] | {"name": "test_efficientnet"}}))
-    assert student_recipe(str(student), Run(own)).backbone.weights is None
-    (own / "student").mkdir()
-    (own / "student/recipe.yaml").write_text(dump_recipe(recipe))
+    assert student_recipe(str(student), Run(run_copy)).backbone.weights is None
+    (run_copy / "student").mkdir()
+    (run_copy / "student/recipe.yaml").write_text(dump_recipe(recipe))
     monkeypatch.setattr(new_images, "predict", None)
     with pytest.raises(
         UserError, match=r"student is by another recipe; remove it for a new student.*\n.*backbone\.name"
     ):
-        ensemble.main([str(own), "--distill", str(student), *words(drawn)])
+        ensemble.main([str(run_copy), "--distill", str(student), *words(drawn)])
     with pytest.raises(UserError, match=r"--distill: .*none\.yaml is no file"):
-        ensemble.main([str(own), "--distill", str(tmp_path / "none.yaml"), *words(drawn)])
+        ensemble.main([str(run_copy), "--distill", str(tmp_path / "none.yaml"), *words(drawn)])
 
 
-def test_one_fold_makes_no_soup(own, drawn):
+def test_one_fold_makes_no_soup(run_copy, drawn):
     for fold in (1, 2):
-        shutil.rmtree(own / f"fold-{fold}")
+        shutil.rmtree(run_copy / f"fold-{fold}")
     with pytest.raises(UserError, match=r"make one model of several, and .* has one finished fold"):
-        ensemble.main([str(own), "--soup", *words(drawn)])
+        ensemble.main([str(run_copy), "--soup", *words(drawn)])

@@ -63,9 +63,9 @@ def test_weights_are_chosen_shown_and_used(run, rival, drawn, tmp_path, capsys):
 
 def test_weights_on_one_shared_fold_are_marked(run, rival, capsys):
     ensemble.main([str(run / "fold-0"), str(rival), "--weights"])
-    said = capsys.readouterr()
-    assert "the runs share one fold only" in said.err
-    assert re.search(r"these weights .*\(n = 24\) selected", said.out)
+    output = capsys.readouterr()
+    assert "the runs share one fold only" in output.err
+    assert re.search(r"these weights .*\(n = 24\) selected", output.out)
 
 
 def test_a_run_whose_epoch_was_chosen_on_the_rows_is_marked(run, tiny, tmp_path, capsys):

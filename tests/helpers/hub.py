@@ -134,8 +134,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(fault.status, json.dumps({"error": "as it was told"}).encode())
         try:
             for pattern, method in ROUTES:
-                if found := re.fullmatch(pattern, f"{self.command} {self.target}"):
-                    return method(self, *found.groups())
+                if actual := re.fullmatch(pattern, f"{self.command} {self.target}"):
+                    return method(self, *actual.groups())
             raise Refusal(404, f"no such endpoint: {self.command} {self.target}")
         except Refusal as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
@@ -228,8 +228,8 @@ class Handler(BaseHTTPRequestHandler):
         for asked in json.loads(self.body)["files"]:
             path = asked["path"]
             large = bool(LFS.search(path)) or asked["size"] > 10 * 2**20
-            found = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
-            files.append({**found, "oid": oid_of(path, there[path]) if path in there else None})
+            actual = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            files.append({**actual, "oid": oid_of(path, there[path]) if path in there else None})
         self.say({"files": files})
 
     def batch(self, kind: str | None, name: str) -> None:
@@ -289,9 +289,9 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(self.body)["paths"]
         else:
             asked = parse_qs(self.body.decode()).get("paths", [])
-        found = [entry(path, files[path]) for path in asked if path in files]
+        actual = [entry(path, files[path]) for path in asked if path in files]
         folders = [path for path in asked if path not in files and any(p.startswith(f"{path}/") for p in files)]
-        self.say(found + [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders])
+        self.say(actual + [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders])
 
     def resolve(self, kind: str | None, name: str, revision: str, path: str) -> None:
         sha, _, files = self.repo((kind or "models/").rstrip("/"), name).commit(revision)
@@ -314,10 +314,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def entry(path: str, data: bytes) -> dict[str, Any]:
     """A file as listings have it."""
-    found: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": oid_of(path, data)}
+    actual: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": oid_of(path, data)}
     if is_lfs(path, data):
-        found |= {"lfs": {"oid": oid_of(path, data), "size": len(data), "pointerSize": 130}}
-    return found
+        actual |= {"lfs": {"oid": oid_of(path, data), "size": len(data), "pointerSize": 130}}
+    return actual
 
 
 KIND, NAME = r"(models|datasets)", r"([^/]+/[^/]+)"

@@ -78,9 +78,9 @@ def attempt(recipe: str, out: Path, fault: Callable[[], None], moment: float | i
     """Train in a fork, and leave what it said and counted beside its folder; its wait status."""
     if child := os.fork():
         return os.waitpid(child, 0)[1]
-    said = sys.stderr = io.StringIO()
+    message = sys.stderr = io.StringIO()
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    console.console.file, console.errors.file = sys.stdout, said
+    console.console.file, console.errors.file = sys.stdout, message
     code = 1
     try:
         if isinstance(moment, float):
@@ -101,7 +101,7 @@ def attempt(recipe: str, out: Path, fault: Callable[[], None], moment: float | i
     except BaseException:
         traceback.print_exc()
     finally:
-        out.with_suffix(".said").write_text(said.getvalue())
+        out.with_suffix(".said").write_text(message.getvalue())
         os._exit(code)
 
 
@@ -122,10 +122,10 @@ def main() -> None:
         shutil.rmtree(out, ignore_errors=True)
         out.with_suffix(".saved").unlink(missing_ok=True)
         status = attempt(recipe, out, {"kill": die, "full": fill}[fault], moment)
-        said = out.with_suffix(".said").read_text() if fault == "full" else ""
+        message = out.with_suffix(".said").read_text() if fault == "full" else ""
         # What ends the run is one sentence; a lost log does not.
-        if fault == "full" and (os.waitstatus_to_exitcode(status) not in (0, 2) or "Traceback" in said):
-            wrong.append(f"{moment}: {said}")
+        if fault == "full" and (os.waitstatus_to_exitcode(status) not in (0, 2) or "Traceback" in message):
+            wrong.append(f"{moment}: {message}")
         if fault == "full" and (left := [str(path) for path in out.rglob(".*")]):
             wrong.append(f"{moment}: left {left}")
         points = sorted((out / "fold-0/state").glob("step-*[0-9]"))

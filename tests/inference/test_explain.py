@@ -37,11 +37,11 @@ def test_the_places_of_a_map_have_the_logit_for_their_mean(run, name):
     with torch.inference_mode():
         logits = asked.model(asked.normalize(torch.from_numpy(view())[None]))[0].numpy()
     for label in (int(logits.argmax()), int(logits.argmin())):
-        found = activation_map(asked, view(), logits=logits, label=label)
-        assert found.shape[0] > 1
+        actual = activation_map(asked, view(), logits=logits, label=label)
+        assert actual.shape[0] > 1
         bias = model.get_classifier().bias.detach().numpy()  # type: ignore[operator, union-attr]
-        own = logits - bias
-        assert found.mean() == pytest.approx(own[label] - own.mean(), abs=1e-3)
+        run_copy = logits - bias
+        assert actual.mean() == pytest.approx(run_copy[label] - run_copy.mean(), abs=1e-3)
 
 
 def test_what_is_added_to_all_classes_alike_changes_no_map(run):

@@ -86,9 +86,9 @@ def hostile(run: Path, tmp_path: Path) -> Path:
             (fold / name).write_text("open('executed', 'w').close()\n")
         (fold / "setup.cfg").write_text("[x]\n")
     config = folder / "fold-1/config.json"
-    said = json.loads(config.read_text())
-    said |= {"auto_map": {"AutoModel": "modeling.Evil"}, "custom": "!!python/object/apply:os.system ['x']"}
-    config.write_text(json.dumps(said))
+    output = json.loads(config.read_text())
+    output |= {"auto_map": {"AutoModel": "modeling.Evil"}, "custom": "!!python/object/apply:os.system ['x']"}
+    config.write_text(json.dumps(output))
     return folder
 
 
@@ -124,8 +124,8 @@ def test_predict_ensemble_and_resume_execute_nothing_of_a_hostile_folder(hostile
         cwd=tmp_path, env=online, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    seen, said = json.loads(done.stdout.splitlines()[-1])
-    assert seen == [] and said == [0, 0, 0, 0, 0]
+    seen, output = json.loads(done.stdout.splitlines()[-1])
+    assert seen == [] and output == [0, 0, 0, 0, 0]
     assert not list(tmp_path.rglob("unpickled")) and not list(tmp_path.rglob("executed"))
 
 
@@ -280,16 +280,16 @@ def places(value: Any, here: tuple = ()) -> Iterator[tuple]:
 
 def spoilt(text: str, random: np.random.Generator) -> bytes:
     """A JSON text with a value replaced or removed, and now and then some bytes changed."""
-    said = json.loads(text)
-    *parents, last = list(places(said))[random.integers(1, len(list(places(said))))]
-    inner = said
+    output = json.loads(text)
+    *parents, last = list(places(output))[random.integers(1, len(list(places(output))))]
+    inner = output
     for key in parents:
         inner = inner[key]
     if random.random() < 0.2:
         del inner[last]
     else:
         inner[last] = JUNK[random.integers(len(JUNK))]
-    data = bytearray(json.dumps(said).encode())
+    data = bytearray(json.dumps(output).encode())
     for _ in range(random.integers(1, 20) if random.random() < 0.15 else 0):
         data[random.integers(len(data))] = random.integers(256)
     return bytes(data)

@@ -33,8 +33,8 @@ def answers(model: nn.Module, size: int = 64) -> torch.Tensor:
     return model(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1)))
 
 
-def same(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+def same(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 # Those of coatnet and maxvit that stay are pre-activations: what they read is read by a shortcut, too.

@@ -35,9 +35,9 @@ def test_a_blend_is_its_formula(strategy, weights):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_probabilities_sum_to_one_and_none_is_negative(strategy):
-    found = blend(LOGITS, strategy, WEIGHTS)
-    assert found.shape == (N, K) and found.min() >= 0
-    np.testing.assert_allclose(found.sum(1), 1, rtol=0, atol=1e-12)
+    actual = blend(LOGITS, strategy, WEIGHTS)
+    assert actual.shape == (N, K) and actual.min() >= 0
+    np.testing.assert_allclose(actual.sum(1), 1, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -51,8 +51,8 @@ def test_a_large_number_of_classes_still_sums_to_one(strategy):
 def test_the_order_of_members_never_changes_a_bit(strategy, weights):
     expected = blend(LOGITS, strategy, weights)
     for order in map(list, itertools.permutations(range(M))):
-        found = blend(LOGITS[order], strategy, None if weights is None else weights[order])
-        assert found.tobytes() == expected.tobytes(), order
+        actual = blend(LOGITS[order], strategy, None if weights is None else weights[order])
+        assert actual.tobytes() == expected.tobytes(), order
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -98,12 +98,12 @@ def test_weighted_votes_that_tie_but_for_rounding_go_to_the_larger_mean_logit():
 
 
 def test_classes_without_a_vote_are_ordered_by_mean_logit():
-    found = blend(one_row([9, -80, 1, -90], [9, -70, 1, -90]), "vote")
-    assert np.argsort(-found[0]).tolist() == [0, 2, 1, 3]
-    np.testing.assert_allclose(found[0], [1, 0, 0, 0], atol=1e-8)
+    actual = blend(one_row([9, -80, 1, -90], [9, -70, 1, -90]), "vote")
+    assert np.argsort(-actual[0]).tolist() == [0, 2, 1, 3]
+    np.testing.assert_allclose(actual[0], [1, 0, 0, 0], atol=1e-8)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_huge_logits_stay_finite(strategy):
-    found = blend(one_row([3e38, 0.0], [3e38, -3e38]), strategy)
-    np.testing.assert_allclose(found, [[1, 0]], atol=1e-8)
+    actual = blend(one_row([3e38, 0.0], [3e38, -3e38]), strategy)
+    np.testing.assert_allclose(actual, [[1, 0]], atol=1e-8)

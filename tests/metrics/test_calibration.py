@@ -52,8 +52,8 @@ def test_the_temperature_is_found_and_makes_answers_as_sure_as_they_are_right(te
     logits, labels = rows(20_000, 0, temperature)
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
     others, truth = rows(20_000, 1, temperature)
-    found = calibrate(logits, labels)
-    assert calibration_error(found.probabilities(others), truth) < 0.02
+    actual = calibrate(logits, labels)
+    assert calibration_error(actual.probabilities(others), truth) < 0.02
     if temperature != 1:
         assert calibration_error(blend(others[None]), truth) > 0.05
 
@@ -64,9 +64,9 @@ def test_sets_cover_as_often_as_they_say(coverage):
     inside, total = 0, 0
     for seed in range(400):
         logits, labels = rows(20, seed)
-        found = calibrate(logits, labels, coverage)
+        actual = calibrate(logits, labels, coverage)
         others, truth = rows(50, 10_000 + seed)
-        inside += found.label_sets(found.probabilities(others))[np.arange(50), truth].sum()
+        inside += actual.label_sets(actual.probabilities(others))[np.arange(50), truth].sum()
         total += 50
     # The rows of one calibration share its luck, so that a binomial of all rows is too narrow: 400 are independent.
     spread = 3 * np.sqrt(coverage * (1 - coverage) / 20 / 400 + coverage * (1 - coverage) / total)
@@ -85,10 +85,10 @@ def test_answers_are_as_often_right_as_asked_for():
     missed = 0
     for seed in range(100):
         logits, labels = rows(1000, seed)
-        found = calibrate(logits, labels, min_precision=0.75)
+        actual = calibrate(logits, labels, min_precision=0.75)
         others, truth = rows(4000, 1000 + seed)
-        probabilities = found.probabilities(others)
-        sure = found.sure(probabilities)
+        probabilities = actual.probabilities(others)
+        sure = actual.sure(probabilities)
         assert 0.1 < sure.mean() < 1
         missed += (probabilities.argmax(1) == truth)[sure].mean() < 0.75
     assert missed <= binom.ppf(0.999, 100, 0.05)
@@ -110,9 +110,9 @@ def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, mo
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     words = [str(drawn / "test"), str(tmp_path / "broken.jpg"), "--coverage", "0.8", "--min-precision", "0.5", "--out"]
     assert predict.main([fold, *words, str(out)]) == 3
-    found = read_table(out)
-    assert {row["status"] for row in found if "broken" not in row["id"]} == {"ok", "unsure"}
-    for row in found:
+    actual = read_table(out)
+    assert {row["status"] for row in actual if "broken" not in row["id"]} == {"ok", "unsure"}
+    for row in actual:
         if "broken" in row["id"]:
             assert row["set"] == "" and row["label"] == ""
         elif row["status"] == "ok":
@@ -124,7 +124,7 @@ def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, mo
     lines = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
     table = parquet.read_table(out.with_suffix(".parquet")).to_pylist()
     assert [line["set"] for line in lines] == [row["set"] for row in table]
-    assert [json.dumps(line["set"]) if line["set"] else "" for line in lines] == [row["set"] for row in found]
+    assert [json.dumps(line["set"]) if line["set"] else "" for line in lines] == [row["set"] for row in actual]
 
 
 def test_the_terminal_shows_sets(run, drawn, capsys):
@@ -205,30 +205,30 @@ def asked(run: Path, drawn: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture
-def own(run, tmp_path) -> Path:
+def run_copy(run, tmp_path) -> Path:
     """The trained run, to be changed; without what other tests asked its ensemble."""
-    shutil.copytree(run, tmp_path / "own")
-    shutil.rmtree(tmp_path / "own/ensemble", ignore_errors=True)
-    return tmp_path / "own"
+    shutil.copytree(run, tmp_path / "run_copy")
+    shutil.rmtree(tmp_path / "run_copy/ensemble", ignore_errors=True)
+    return tmp_path / "run_copy"
 
 
 @pytest.mark.parametrize("mirror", [[], ["--mirror"]])
-def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn, tmp_path, mirror):
-    assert ensemble.main(asked(own, drawn, *mirror)) == 0
+def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(run_copy, drawn, tmp_path, mirror):
+    assert ensemble.main(asked(run_copy, drawn, *mirror)) == 0
     plain, out = tmp_path / "plain.csv", tmp_path / "sets.csv"
-    words = [str(own), str(drawn / "test"), "--members", "--top", "12", *mirror, "--out"]
+    words = [str(run_copy), str(drawn / "test"), "--members", "--top", "12", *mirror, "--out"]
     assert predict.main([*words, str(plain)]) == 0
     assert predict.main([*words, str(out), "--coverage", "0.8"]) == 0
     truth = dict(read_csv(drawn / "test_labels.csv")[1:])
     names = sorted({label for label in truth.values()})
     given = read_table(plain)
-    said = [
+    output = [
         {row[f"label_{k}" if k > 1 else "label"]: float(row[f"probability_{k}" if k > 1 else "probability"])
          for k in range(1, 13)}
         for row in given
     ]  # fmt: skip
-    names = sorted(said[0])
-    logits = np.log(np.array([[row[name] for name in names] for row in said]))
+    names = sorted(output[0])
+    logits = np.log(np.array([[row[name] for name in names] for row in output]))
     labels = np.array([names.index(truth[Path(row["id"]).stem]) for row in given])
     expected = calibrate(logits, labels, 0.8)
     for row, p in zip(read_table(out), expected.probabilities(logits), strict=True):
@@ -237,43 +237,46 @@ def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(own, drawn
     assert inside in (19, 20)  # of 24, the very images that it was fitted on, of which one is the threshold
 
 
-def test_answers_of_other_members_or_of_another_strategy_are_not_what_is_served(own, drawn):
-    words = [str(own), str(drawn / "test"), "--members", "--coverage", "0.8"]
-    ensemble.main(asked(own, drawn, "--strategy", "softmax"))
+def test_answers_of_other_members_or_of_another_strategy_are_not_what_is_served(run_copy, drawn):
+    words = [str(run_copy), str(drawn / "test"), "--members", "--coverage", "0.8"]
+    ensemble.main(asked(run_copy, drawn, "--strategy", "softmax"))
     with pytest.raises(UserError, match="rest on its predictions of labelled images"):
         predict.main(words)
-    ensemble.main(asked(own, drawn, "--weights", "2"))
+    ensemble.main(asked(run_copy, drawn, "--weights", "2"))
     assert predict.main(words) == 0  # the same for all
-    shutil.rmtree(own / "fold-2")
+    shutil.rmtree(run_copy / "fold-2")
     with pytest.raises(UserError, match="rest on its predictions of labelled images"):
         predict.main(words)
 
 
-def test_pictures_that_a_member_was_trained_on_calibrate_nothing(own, drawn, tmp_path):
+def test_pictures_that_a_member_was_trained_on_calibrate_nothing(run_copy, drawn, tmp_path):
     seen = drawn / "train/fish"
     labels = tmp_path / "labels.csv"
     labels.write_text("image_name,label\n" + "".join(f"{path.stem},fish\n" for path in seen.iterdir()))
-    ensemble.main([str(own), "--images", str(seen), "--labels", str(labels)])
+    ensemble.main([str(run_copy), "--images", str(seen), "--labels", str(labels)])
     with pytest.raises(UserError, match="rest on its predictions of labelled images"):
-        predict.main([str(own), str(drawn / "test"), "--members", "--coverage", "0.8"])
+        predict.main([str(run_copy), str(drawn / "test"), "--members", "--coverage", "0.8"])
 
 
-def test_the_ensemble_s_row_is_cross_fitted_too(own, drawn, capsys):
-    assert calibrate_verb.main([str(own)]) == 0
+def test_the_ensemble_s_row_is_cross_fitted_too(run_copy, drawn, capsys):
+    assert calibrate_verb.main([str(run_copy)]) == 0
     assert "for that of an ensemble, first: creature ensemble" in capsys.readouterr().out
-    ensemble.main(asked(own, drawn))
+    ensemble.main(asked(run_copy, drawn))
     capsys.readouterr()
-    assert calibrate_verb.main([str(own), "--coverage", "0.8"]) == 0
+    assert calibrate_verb.main([str(run_copy), "--coverage", "0.8"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "ensemble of 3, images" in shown and shown.count("(n = 24)") == 4
 
 
-def test_a_published_model_and_ensemble_promise_what_the_run_does(own, drawn, tmp_path):
+def test_a_published_model_and_ensemble_promise_what_the_run_does(run_copy, drawn, tmp_path):
     """The same labels in every set, without the images or their names."""
-    ensemble.main(asked(own, drawn))
-    (read_run,) = read_runs([str(own)], None)
-    branches = export(read_run, own / "export")
-    for folder, model, more in ((branches["main"], own / "fold-0", []), (branches["main"], own, ["--members"])):
+    ensemble.main(asked(run_copy, drawn))
+    (read_run,) = read_runs([str(run_copy)], None)
+    branches = export(read_run, run_copy / "export")
+    for folder, model, more in (
+        (branches["main"], run_copy / "fold-0", []),
+        (branches["main"], run_copy, ["--members"]),
+    ):
         for source, name in ((model, "run.csv"), (folder, "published.csv")):
             words = [str(source), str(drawn / "test"), "--coverage", "0.8", *more, "--out", str(tmp_path / name)]
             assert predict.main(words) == 0

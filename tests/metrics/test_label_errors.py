@@ -30,11 +30,11 @@ def planted(rows: int = 1000, classes: int = 5, share: float = 0.05, skill: floa
 
 def test_planted_errors_come_first_and_right_answers_never():
     probabilities, given, wrong = planted()
-    found = suspects(probabilities, given)
-    assert wrong[found[: wrong.sum()]].mean() > 0.8
-    assert (probabilities[found].argmax(1) != given[found]).all()
-    assert len(found) == (probabilities.argmax(1) != given).sum()
-    assert (np.diff(probabilities[found, given[found]]) >= 0).all()
+    actual = suspects(probabilities, given)
+    assert wrong[actual[: wrong.sum()]].mean() > 0.8
+    assert (probabilities[actual].argmax(1) != given[actual]).all()
+    assert len(actual) == (probabilities.argmax(1) != given).sum()
+    assert (np.diff(probabilities[actual, given[actual]]) >= 0).all()
 
 
 def test_it_is_as_good_as_cleanlab():
@@ -100,15 +100,15 @@ def test_names_steer_neither_terminal_nor_spreadsheet(run: Path, tmp_path, capsy
     rows = read_csv(folder / "labels.csv")[1:]
     assert [row[0] for row in rows] == ["'-cmd|' /C calc'!A0", "\\x1b]0;taken\\x07.jpg", "[bold]x.jpg"]
     assert [row[1] for row in rows] == ["'=1+1", "\\x1b[31mred", "'=1+1"]
-    said = capsys.readouterr().out
-    assert "\x1b" not in said and "[bold]x.jpg" in said
+    message = capsys.readouterr().out
+    assert "\x1b" not in message and "[bold]x.jpg" in message
 
 
 def test_what_a_row_means_and_what_comes_next_is_said(run: Path, tmp_path, capsys):
     folder = made_up(run, tmp_path / "one", ("a", "b"), ["1", "2"], [0, 1], [0, 0], [[0, 3], [0, 3]])
     assert labels.main([str(folder)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "The model is wrong or the label" in said and "correct the wrong labels, and train again" in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "The model is wrong or the label" in message and "correct the wrong labels, and train again" in message
     folder = made_up(run, tmp_path / "none", ("a", "b"), ["1", "2"], [0, 1], [0, 0], [[3, 0], [0, 3]])
     assert labels.main([str(folder)]) == 0
     assert "no label is contradicted" in capsys.readouterr().out
@@ -117,9 +117,9 @@ def test_what_a_row_means_and_what_comes_next_is_said(run: Path, tmp_path, capsy
 def test_images_that_the_one_model_was_trained_on_are_said_not_to_be_judged(run: Path, tmp_path, capsys):
     folder = made_up(run, tmp_path / "one", ("a", "b"), list("1234"), [0, 1, 0, 1], [-1, -1, 0, -1], [[0, 3]])
     assert labels.main([str(folder)]) == 0
-    said = capsys.readouterr()
-    assert "3 images are not judged, for the one model was trained on them" in said.err
-    assert "no finished fold holds" not in said.err and "of 1 images" in said.out
+    message = capsys.readouterr()
+    assert "3 images are not judged, for the one model was trained on them" in message.err
+    assert "no finished fold holds" not in message.err and "of 1 images" in message.out
 
 
 def test_planted_errors_stand_first_in_the_table_and_their_classes_in_the_summary(run: Path, tmp_path, capsys):

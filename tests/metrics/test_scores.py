@@ -55,38 +55,38 @@ def test_correct_rows_are_counted():
 
 
 def test_scores_are_scikit_learn_s():
-    found = score(PREDICTED, LABELS, K)
-    assert (found.n, found.correct) == (200, int((PREDICTED == LABELS).sum()))
-    assert found.accuracy == accuracy_score(LABELS, PREDICTED)
+    actual = score(PREDICTED, LABELS, K)
+    assert (actual.n, actual.correct) == (200, int((PREDICTED == LABELS).sum()))
+    assert actual.accuracy == accuracy_score(LABELS, PREDICTED)
     present = [0, 1, 3, 4]
-    assert found.macro_f1 == pytest.approx(f1_score(LABELS, PREDICTED, labels=present, average="macro"), abs=1e-15)
+    assert actual.macro_f1 == pytest.approx(f1_score(LABELS, PREDICTED, labels=present, average="macro"), abs=1e-15)
     recall = recall_score(LABELS, PREDICTED, labels=present, average=None)  # pyright: ignore[reportArgumentType]
-    assert [found.class_recall[k] for k in present] == pytest.approx(np.asarray(recall).tolist())
-    np.testing.assert_allclose(found.interval, wilson(found.correct, 200))
+    assert [actual.class_recall[k] for k in present] == pytest.approx(np.asarray(recall).tolist())
+    np.testing.assert_allclose(actual.interval, wilson(actual.correct, 200))
 
 
 def test_a_class_without_rows_has_no_recall_and_no_part_in_the_f1():
-    found = score(np.array([0, 2, 1, 1]), np.array([0, 0, 1, 1]), 4)
-    assert found.class_recall == [0.5, 1.0, None, None]
-    assert found.classes_without_rows == [2, 3]
-    assert found.macro_f1 == pytest.approx((2 / 3 + 1) / 2)
+    actual = score(np.array([0, 2, 1, 1]), np.array([0, 0, 1, 1]), 4)
+    assert actual.class_recall == [0.5, 1.0, None, None]
+    assert actual.classes_without_rows == [2, 3]
+    assert actual.macro_f1 == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_a_class_that_is_never_predicted_counts_as_zero():
-    found = score(np.array([0, 0]), np.array([0, 1]), 2)
-    assert found.class_recall == [1.0, 0.0] and found.macro_f1 == pytest.approx((2 / 3) / 2)
+    actual = score(np.array([0, 0]), np.array([0, 1]), 2)
+    assert actual.class_recall == [1.0, 0.0] and actual.macro_f1 == pytest.approx((2 / 3) / 2)
 
 
 def test_scores_are_plain_json():
-    found = asdict(score(PREDICTED, LABELS, K))
-    assert json.loads(json.dumps(found)) == {**found, "interval": list(found["interval"])}
+    actual = asdict(score(PREDICTED, LABELS, K))
+    assert json.loads(json.dumps(actual)) == {**actual, "interval": list(actual["interval"])}
 
 
 def test_the_scores_are_a_metric_of_evaluate(tmp_path):
     assert issubclass(ClassificationScores, evaluate.Metric)
     metric = ClassificationScores(cache_dir=str(tmp_path))
-    found = metric.compute(predictions=[0, 1], references=[0, 1], classes=2)
-    assert found == {"accuracy": 1.0, "macro_f1": 1.0, "class_recall": [1.0, 1.0]}
+    actual = metric.compute(predictions=[0, 1], references=[0, 1], classes=2)
+    assert actual == {"accuracy": 1.0, "macro_f1": 1.0, "class_recall": [1.0, 1.0]}
 
 
 def test_a_cache_that_cannot_be_written_is_not_asked_for(monkeypatch, tmp_path):

@@ -208,7 +208,7 @@ def test_what_only_transformers_stumbles_over_is_refused_too(main):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "actual"),
     [
         ("trained on /home/someone/photos/x.jpg", "a path of this machine: /home/someone/photos/x.jpg"),
         ('"/data/birds/a"', "a path of this machine: /data/birds/a"),
@@ -223,11 +223,11 @@ def test_what_only_transformers_stumbles_over_is_refused_too(main):
     ],
 )
 @pytest.mark.parametrize("name", ["README.md", "recipe.yaml", "history.jsonl", "sub/x.json"])
-def test_places_and_tokens_are_found(tmp_path, text, found, name):
+def test_places_and_tokens_are_found(tmp_path, text, actual, name):
     (tmp_path / "sub").mkdir()
     (tmp_path / name).write_text(f"first line\nsecond: {text}\n")
     (problem,) = scan(tmp_path)
-    assert f"{Path(name).name}, line 2: {found}" in problem
+    assert f"{Path(name).name}, line 2: {actual}" in problem
     assert "a1a1" not in problem
 
 
@@ -266,9 +266,9 @@ def test_the_recipe_keeps_names_and_no_paths(tiny, tmp_path):
 
 def test_the_fold_file_keeps_contents_and_no_names(run):
     folds = read_folds(run)
-    told = anonymous(folds)
-    assert told.hashes == folds.hashes and np.array_equal(told.partitions, folds.partitions)
-    assert len(set(told.ids.to_pylist()) - set(folds.ids.to_pylist())) == len(folds.ids)
+    unnamed = anonymous(folds)
+    assert unnamed.hashes == folds.hashes and np.array_equal(unnamed.partitions, folds.partitions)
+    assert len(set(unnamed.ids.to_pylist()) - set(folds.ids.to_pylist())) == len(folds.ids)
 
 
 def test_the_card_has_every_number_with_n_and_interval(built, run):
@@ -277,15 +277,15 @@ def test_the_card_has_every_number_with_n_and_interval(built, run):
     assert (data["library_name"], data["pipeline_tag"]) == ("timm", "image-classification")
     assert data["license"] == TERMS.license
     assert "base_model" not in data  # from scratch
-    said = {result.metric_name: result.metric_value for result in card.data.eval_results}  # type: ignore[attr-defined]
+    output = {result.metric_name: result.metric_value for result in card.data.eval_results}  # type: ignore[attr-defined]
     right = sum(result["correct"] for result in results)
-    (pooled,) = [name for name in said if "out of fold" in name]
-    assert said[pooled] == round(right / 72, 4) and "(n = 72)" in pooled and "[" in pooled
-    (alone,) = [name for name in said if name.startswith("fold-0 alone, held out")]
-    assert said[alone] == round(results[0]["accuracy"], 4) and "(n = 24)" in alone
+    (pooled,) = [name for name in output if "out of fold" in name]
+    assert output[pooled] == round(right / 72, 4) and "(n = 72)" in pooled and "[" in pooled
+    (alone,) = [name for name in output if name.startswith("fold-0 alone, held out")]
+    assert output[alone] == round(results[0]["accuracy"], 4) and "(n = 24)" in alone
     scored = json.loads((built / "ensemble/result.json").read_text())["ensemble"]
-    (test,) = [name for name in said if name.startswith("ensemble of 3, test")]
-    assert said[test] == round(next(iter(scored.values()))["unseen"]["accuracy"], 4) and "(n = 24)" in test
+    (test,) = [name for name in output if name.startswith("ensemble of 3, test")]
+    assert output[test] == round(next(iter(scored.values()))["unseen"]["accuracy"], 4) and "(n = 24)" in test
 
 
 def test_the_card_shows_classes_figures_and_terms_and_no_markup_of_names(built):
@@ -324,8 +324,8 @@ def test_the_base_model_is_what_training_began_with(tiny, settings, name):
 
 
 def test_an_exported_folder_predicts_and_names_its_members(built):
-    found = find_model(str(built / "export/main"), all_members=True)
-    assert [folder.name for folder in found.folders] == ["fold-0", "fold-1", "fold-2"]
+    actual = find_model(str(built / "export/main"), all_members=True)
+    assert [folder.name for folder in actual.folders] == ["fold-0", "fold-1", "fold-2"]
     assert find_model(str(built / "export/main"), all_members=False).folders == [built / "export/main"]
 
 
@@ -373,17 +373,17 @@ def test_answers_are_asked_for_on_a_terminal_and_kept(built, monkeypatch):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda said: said.update(strategy="mean"),
-        lambda said: said["members"][0].update(name="../../secret"),
-        lambda said: said["members"][0].update(weight=float("nan")),
-        lambda said: [member.update(weight=0) for member in said["members"]],
-        lambda said: said.pop("members"),
+        lambda output: output.update(strategy="mean"),
+        lambda output: output["members"][0].update(name="../../secret"),
+        lambda output: output["members"][0].update(weight=float("nan")),
+        lambda output: [member.update(weight=0) for member in output["members"]],
+        lambda output: output.pop("members"),
     ],
 )
 def test_an_ensemble_that_is_no_ensemble_is_refused(main, spoil):
-    said = json.loads((main / "ensemble.json").read_text())
-    spoil(said)
-    (main / "ensemble.json").write_text(json.dumps(said))
+    output = json.loads((main / "ensemble.json").read_text())
+    spoil(output)
+    (main / "ensemble.json").write_text(json.dumps(output))
     with pytest.raises(UserError, match=r"--members: .* does not say what its ensemble is"):
         find_model(str(main), all_members=True)
 
@@ -407,15 +407,15 @@ def test_a_holdout_of_the_hub_gets_an_eval_result(tiny, drawn, tmp_path):
 
 
 def test_no_score_is_published_of_another_blend_than_what_is(built, tmp_path, drawn, capsys):
-    own = tmp_path / "own"
-    shutil.copytree(built, own)
-    assert as_published(*read_runs([str(own)], None)).recorded.keys() == {"images"}
+    run_copy = tmp_path / "run_copy"
+    shutil.copytree(built, run_copy)
+    assert as_published(*read_runs([str(run_copy)], None)).recorded.keys() == {"images"}
     words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--strategy", "softmax"]
-    ensemble.main([str(own), *words])
-    assert as_published(*read_runs([str(own)], None)).recorded.keys() == {"images"}
-    ensemble.main([str(own)])  # by logits, from now on
+    ensemble.main([str(run_copy), *words])
+    assert as_published(*read_runs([str(run_copy)], None)).recorded.keys() == {"images"}
+    ensemble.main([str(run_copy)])  # by logits, from now on
     capsys.readouterr()
-    assert not as_published(*read_runs([str(own)], None)).recorded
+    assert not as_published(*read_runs([str(run_copy)], None)).recorded
     assert "its score is left out, for it was blended in another way (softmax)" in " ".join(
         capsys.readouterr().err.split()
     )

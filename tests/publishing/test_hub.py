@@ -49,27 +49,27 @@ def client(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def own(run: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_copy(run: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three folds whose ensemble was scored on the test images."""
-    folder = tmp_path_factory.mktemp("own") / "tiny"
+    folder = tmp_path_factory.mktemp("run_copy") / "tiny"
     shutil.copytree(run, folder)
     ensemble.main([str(folder), "--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv")])
     return folder
 
 
 @pytest.fixture(scope="module")
-def built(own: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def built(run_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Its folders, ready to be published."""
     folder = tmp_path_factory.mktemp("built") / "tiny"
-    shutil.copytree(own, folder, ignore=shutil.ignore_patterns("export"))
+    shutil.copytree(run_copy, folder, ignore=shutil.ignore_patterns("export"))
     return publish.build(folder, "me/drawn", find_terms(folder, "apache-2.0", "drawn by a program"))
 
 
 @pytest.fixture
-def published(hub: Hub, own: Path) -> str:
+def published(hub: Hub, run_copy: Path) -> str:
     """The run, published once for all tests."""
     if "models/me/drawn" not in hub.repos:
-        assert publish.main([str(own), "me/drawn", *TERMS]) == 0
+        assert publish.main([str(run_copy), "me/drawn", *TERMS]) == 0
     return "me/drawn"
 
 
@@ -145,7 +145,7 @@ def test_the_pipeline_of_transformers_gives_the_same_labels_and_probabilities(hu
     assert done.stdout.strip() == "same", done.stderr
 
 
-def test_the_repository_holds_what_it_promises(hub, published, own, tmp_path):
+def test_the_repository_holds_what_it_promises(hub, published, run_copy, tmp_path):
     files = hub.files("models/me/drawn")
     config = json.loads(files["config.json"])
     assert isinstance(config["label_names"], list) and "num_classes" not in config.get("model_args", {})
@@ -154,16 +154,16 @@ def test_the_repository_holds_what_it_promises(hub, published, own, tmp_path):
     assert [len(commits) for commits in hub.repos["models/me/drawn"].branches.values()] == [2, 2, 2, 2]
     members = json.loads(files["ensemble.json"])["members"]
     assert [member["sha256"] for member in members] == [
-        file_hash(own / f"fold-{k}/model.safetensors") for k in range(3)
+        file_hash(run_copy / f"fold-{k}/model.safetensors") for k in range(3)
     ]
     (tmp_path / "folds.arrow").write_bytes(files["folds.arrow"])
     folds = folds_rows(tmp_path)
     assert not any("/" in row[0] for row in folds) and len(folds) == 72
-    assert str(own) not in files["recipe.yaml"].decode() and "- train" in files["recipe.yaml"].decode()
+    assert str(run_copy) not in files["recipe.yaml"].decode() and "- train" in files["recipe.yaml"].decode()
 
 
-def test_predictions_of_the_published_model_and_ensemble_are_those_of_the_run(published, own, drawn, tmp_path):
-    for words, local in (([], own / "fold-0"), (["--members"], own)):
+def test_predictions_of_the_published_model_and_ensemble_are_those_of_the_run(published, run_copy, drawn, tmp_path):
+    for words, local in (([], run_copy / "fold-0"), (["--members"], run_copy)):
         out = [tmp_path / f"{name}.csv" for name in ("hub", "here")]
         test = str(drawn / "test")
         assert predict.main([f"hf-hub:{published}", test, *words, "--top", "3", "--out", str(out[0])]) == 0
@@ -171,7 +171,7 @@ def test_predictions_of_the_published_model_and_ensemble_are_those_of_the_run(pu
         assert out[0].read_bytes() == out[1].read_bytes() and len(read_csv(out[0])) == 25
     one = tmp_path / "one.csv"
     predict.main([f"hf-hub:{published}@fold-2", str(drawn / "test"), "--out", str(one)])
-    predict.main([str(own / "fold-2"), str(drawn / "test"), "--out", str(tmp_path / "two.csv")])
+    predict.main([str(run_copy / "fold-2"), str(drawn / "test"), "--out", str(tmp_path / "two.csv")])
     assert one.read_bytes() == (tmp_path / "two.csv").read_bytes()
 
 
@@ -184,10 +184,10 @@ def test_what_was_fetched_once_needs_no_network(published, drawn, tmp_path, monk
         predict.main(["hf-hub:me/other", picture])
 
 
-def test_publishing_again_uploads_nothing(hub, published, own):
+def test_publishing_again_uploads_nothing(hub, published, run_copy):
     before = {branch: list(commits) for branch, commits in hub.repos["models/me/drawn"].branches.items()}
     hub.requests.clear()
-    assert publish.main([str(own), published]) == 0
+    assert publish.main([str(run_copy), published]) == 0
     assert hub.repos["models/me/drawn"].branches == before
     assert not [path for method, path in hub.requests if method == "PUT" or "/commit/" in path]
 
@@ -224,19 +224,19 @@ def test_members_that_are_not_those_of_main_are_refused(hub, built, drawn):
         (WRITER, "me/ref used", "written USER/NAME"),
     ],
 )
-def test_who_may_not_publish_is_told_before_anything_is_built(hub, own, token, repo, message, monkeypatch):
-    shutil.rmtree(own / "export", ignore_errors=True)
+def test_who_may_not_publish_is_told_before_anything_is_built(hub, run_copy, token, repo, message, monkeypatch):
+    shutil.rmtree(run_copy / "export", ignore_errors=True)
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=message):
-        publish.main([str(own), repo, *TERMS])
-    assert not (own / "export").exists() and f"models/{repo}" not in hub.repos
+        publish.main([str(run_copy), repo, *TERMS])
+    assert not (run_copy / "export").exists() and f"models/{repo}" not in hub.repos
 
 
-def test_without_a_token_there_is_a_way_out(own, monkeypatch, tmp_path):
+def test_without_a_token_there_is_a_way_out(run_copy, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="no token for the Hub is here: log in with `hf auth login`, or set HF_TOKEN"):
-        publish.main([str(own), "me/refused", *TERMS])
+        publish.main([str(run_copy), "me/refused", *TERMS])
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_without_a_token_there_is_a_way_out(own, monkeypatch, tmp_path):
         (Fault("POST", "/preupload/", 500, 99), "the Hub failed; nothing is lost, run this again later"),
     ],
 )
-def test_a_failure_is_one_sentence_and_the_next_try_succeeds(hub, own, built, fault, message, monkeypatch):
+def test_a_failure_is_one_sentence_and_the_next_try_succeeds(hub, run_copy, built, fault, message, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
     hub.repos.pop("models/me/failing", None)
     hub.objects.clear()
@@ -260,10 +260,10 @@ def test_a_failure_is_one_sentence_and_the_next_try_succeeds(hub, own, built, fa
     assert refused.value.__cause__
     hub.faults.clear()
     assert sharing.publish("me/failing", built, public=False).endswith("me/failing")
-    assert hub.files("models/me/failing")["model.safetensors"] == (own / "fold-0/model.safetensors").read_bytes()
+    assert hub.files("models/me/failing")["model.safetensors"] == (run_copy / "fold-0/model.safetensors").read_bytes()
 
 
-def test_a_commit_on_an_old_parent_is_refused(hub, published, own, monkeypatch):
+def test_a_commit_on_an_old_parent_is_refused(hub, published, run_copy, monkeypatch):
     """Someone else commits between our look and our commit."""
     repo, build = hub.repos["models/me/drawn"], sharing._published
 
@@ -273,7 +273,7 @@ def test_a_commit_on_an_old_parent_is_refused(hub, published, own, monkeypatch):
 
     monkeypatch.setattr(sharing, "_published", meanwhile)
     with pytest.raises(UserError, match="was changed in between"):
-        publish.main([str(own), published])
+        publish.main([str(run_copy), published])
 
 
 def test_publishing_leaves_the_client_as_the_host_program_set_it(hub, built):
@@ -294,10 +294,10 @@ def test_a_public_repository_is_only_added_to_when_that_is_said(hub, built):
         sharing.publish("me/open", built, public=False)
 
 
-def test_a_license_that_the_hub_does_not_know_is_refused_with_its_words(own):
+def test_a_license_that_the_hub_does_not_know_is_refused_with_its_words(run_copy):
     with pytest.raises(UserError, match=r"me/licensed was not published: Invalid metadata.*license.*known one: free"):
-        publish.main([str(own), "me/licensed", "--license", "free", "--data", "drawn"])
-    find_terms(own, None, None)
+        publish.main([str(run_copy), "me/licensed", "--license", "free", "--data", "drawn"])
+    find_terms(run_copy, None, None)
 
 
 def test_other_repositories_cannot_be_told_from_missing_ones(published, drawn, monkeypatch):

@@ -176,11 +176,11 @@ def test_p_values_are_corrected_for_their_number_and_told_in_the_note(study, mon
     runs = read_runs([str(study / name) for name in ("resnext_1", "focal", "focal_1", "vit")], None)
     runs = [replace(run, recorded={}) for run in runs]
     table = comparing.comparison_table(runs, runs[0])
-    found = [record for record in table.records if record["status"] == "compared"]
-    p = [float(str(record["p"])) for record in found]
-    assert p[1] < 0.05 < holm(p)[1] and [record["p_holm"] for record in found] == holm(p)
+    actual = [record for record in table.records if record["status"] == "compared"]
+    p = [float(str(record["p"])) for record in actual]
+    assert p[1] < 0.05 < holm(p)[1] and [record["p_holm"] for record in actual] == holm(p)
     assert "corrected for the 3 comparisons" in table.note
-    assert f"Below 0.05 after the correction: {found[2]['run']} (held out)." in table.note
+    assert f"Below 0.05 after the correction: {actual[2]['run']} (held out)." in table.note
     assert [row[2].tone for row in table.rows[:3]] == ["", "up", "down sure"]
 
 
@@ -244,8 +244,8 @@ def test_labels_that_come_later_score_saved_predictions(study, drawn, tmp_path, 
     report.main([str(run), "--labels", str(drawn / "test_labels.csv")])
     (row,) = [row for row in records(run / "report", "scores") if row["split"] == "test"]
     truth = dict(read_csv(drawn / "test_labels.csv"))
-    said = read_csv(tmp_path / "p.csv")[1:]
-    assert int(row["correct"]) == sum(truth[name] == label for name, label in said)
+    output = read_csv(tmp_path / "p.csv")[1:]
+    assert int(row["correct"]) == sum(truth[name] == label for name, label in output)
 
 
 def test_figures_and_tables_come_out_byte_identical(study, page, tmp_path):
@@ -313,8 +313,8 @@ def test_an_unfinished_run_is_named_and_a_report_passed_over(study, page, tmp_pa
     shutil.copytree(study / "resnext", begun)
     (begun / "fold-0/result.json").unlink()
     report.main([str(begun), str(study / "focal"), str(page), "--out", str(tmp_path / "report")])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "no finished fold" in said and "holds a report, and no run" in said and "1 of 2 runs" not in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "no finished fold" in output and "holds a report, and no run" in output and "1 of 2 runs" not in output
 
 
 @pytest.mark.parametrize(
@@ -416,8 +416,8 @@ def test_answers_of_other_weights_are_left_out(study, tmp_path, capsys):
     shutil.copytree(study / "resnext", run)
     for name in ("model.safetensors", "result.json", "held_out.safetensors"):
         shutil.copyfile(study / "focal/fold-0" / name, run / "fold-0" / name)
-    (found,) = read_runs([str(run)], None)
-    assert not found.recorded and "has predictions of other weights, which are left out" in capsys.readouterr().err
+    (actual,) = read_runs([str(run)], None)
+    assert not actual.recorded and "has predictions of other weights, which are left out" in capsys.readouterr().err
 
 
 def test_runs_that_were_asked_in_different_ways_are_not_compared(study, drawn, tmp_path):

@@ -190,8 +190,8 @@ def test_times_to_accuracy_are_compared_seed_by_seed(tmp_path: Path, monkeypatch
     ours = [accuracy.Training([1.0, 2.0], 3.0, [last - 0.1, last]) for last in (0.79, 0.80)]
     peers = [accuracy.Training([10.0, 20.0], 25.0, [0.6, last]) for last in (0.69, 0.75)]
     accuracy.compare(ours, peers, "tiny")
-    own, fixed = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert own["ratio"] == pytest.approx((1 / 20 + 2 / 20) / 2) and not own["note"]
+    run_copy, fixed = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert run_copy["ratio"] == pytest.approx((1 / 20 + 2 / 20) / 2) and not run_copy["note"]
     assert fixed["ratio"] == pytest.approx(2 / 25, abs=1e-4) and "2 of 2 seeds" in fixed["note"]
     accuracy.compare([accuracy.Training([1.0], 2.0, [0.5])], peers[:1], "weak")
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2

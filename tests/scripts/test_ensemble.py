@@ -259,15 +259,15 @@ def test_predictions_do_not_read_ahead_of_the_file(run, drawn):
 
 
 def test_strategies_and_members_are_compared(run, drawn, tmp_path, capsys):
-    own = tmp_path / "run"
-    shutil.copytree(run, own)
+    run_copy = tmp_path / "run"
+    shutil.copytree(run, run_copy)
     labels = str(drawn / "test_labels.csv")
-    assert ensemble.main([str(own), "--images", str(drawn / "test"), "--labels", labels, "--compare"]) == 0
+    assert ensemble.main([str(run_copy), "--images", str(drawn / "test"), "--labels", labels, "--compare"]) == 0
     shown = capsys.readouterr().out.partition("Strategies and members on")[2]
     for who in ("logits", "softmax", "vote", "fold-0", "fold-1", "fold-2"):
         assert re.search(rf"│ {who} +│ +\d\.\d{{4}} \[\d\.\d{{4}}, \d\.\d{{4}}\] \(n = 24\)", shown)
     assert re.search(r"\d+ of 24 images are given different classes by the three strategies", shown)
-    rows = read_csv(own / "ensemble/disagreements-images.csv")
+    rows = read_csv(run_copy / "ensemble/disagreements-images.csv")
     assert rows[0][:2] == ["image", "label"] and all(len(set(row[2:])) > 1 for row in rows[1:])
     truth = {f"{name}.jpg": label for name, label in read_csv(drawn / "test_labels.csv")[1:]}
     assert all(truth[row[0]] == row[1] for row in rows[1:])
@@ -279,13 +279,13 @@ def test_a_comparison_needs_pictures(run):
 
 
 def test_some_folds_of_a_run_leave_what_all_of_them_said(run, drawn, tmp_path):
-    own = tmp_path / "run"
-    shutil.copytree(run, own)
+    run_copy = tmp_path / "run"
+    shutil.copytree(run, run_copy)
     words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv")]
-    ensemble.main([str(own), *words])
-    before = {path.name: path.read_bytes() for path in (own / "ensemble").iterdir()}
-    ensemble.main([str(own / "fold-0"), *words])
-    assert {path.name: path.read_bytes() for path in (own / "ensemble").iterdir()} == before
+    ensemble.main([str(run_copy), *words])
+    before = {path.name: path.read_bytes() for path in (run_copy / "ensemble").iterdir()}
+    ensemble.main([str(run_copy / "fold-0"), *words])
+    assert {path.name: path.read_bytes() for path in (run_copy / "ensemble").iterdir()} == before
     assert sorted(before) == ["images.safetensors", "result.json"]
 
 
@@ -313,11 +313,11 @@ def test_mirror_images_count_half_and_are_no_second_decoding(run, drawn, tmp_pat
 
     plain, flipped = logits(plain_predictor, drawn / "test"), logits(plain_predictor, mirrored)
     decoded.clear()
-    found = logits(both, drawn / "test")
+    actual = logits(both, drawn / "test")
     assert len(decoded) == 24
-    np.testing.assert_allclose(found, (plain + flipped) / 2, atol=1e-5)
-    np.testing.assert_allclose(logits(both, mirrored), found, atol=1e-5)
-    assert np.abs(found - plain).max() > 1e-3
+    np.testing.assert_allclose(actual, (plain + flipped) / 2, atol=1e-5)
+    np.testing.assert_allclose(logits(both, mirrored), actual, atol=1e-5)
+    assert np.abs(actual - plain).max() > 1e-3
 
 
 def test_mirror_images_are_named_beside_the_scores(run, drawn, tmp_path):
@@ -356,17 +356,17 @@ def test_predictions_never_replace_the_labels_that_they_are_scored_by(run, drawn
 
 
 def test_answers_with_labels_do_not_go_unsaid(run, drawn, tmp_path, capsys):
-    own = tmp_path / "own"
-    shutil.copytree(run, own)
-    shutil.rmtree(own / "ensemble", ignore_errors=True)
+    run_copy = tmp_path / "run_copy"
+    shutil.copytree(run, run_copy)
+    shutil.rmtree(run_copy / "ensemble", ignore_errors=True)
     test, labels = ["--images", str(drawn / "test")], ["--labels", str(drawn / "test_labels.csv")]
-    ensemble.main([str(own), *test, *labels])
-    ensemble.main([str(own), *test, *labels])
+    ensemble.main([str(run_copy), *test, *labels])
+    ensemble.main([str(run_copy), *test, *labels])
     assert "with a label" not in capsys.readouterr().err
     few = tmp_path / "few.csv"
     few.write_text("".join((drawn / "test_labels.csv").read_text().splitlines(keepends=True)[:6]))
-    ensemble.main([str(own), *test, "--labels", str(few)])
+    ensemble.main([str(run_copy), *test, "--labels", str(few)])
     assert "these predictions, 5 with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())
-    ensemble.main([str(own), *test, *labels])
-    ensemble.main([str(own), *test, "--out", str(tmp_path / "p.csv")])
+    ensemble.main([str(run_copy), *test, *labels])
+    ensemble.main([str(run_copy), *test, "--out", str(tmp_path / "p.csv")])
     assert "these predictions, none with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())

@@ -47,9 +47,9 @@ def test_a_fold_that_an_earlier_version_began_goes_on_to_what_that_version_made_
     words = ["--images", str(golden / "pictures"), "--format", "full", "--out", str(out)]
     assert ensemble.main([str(golden / "run"), *words]) == 0
     with out.open(newline="") as file:
-        found = {row["id"]: (row["label"], float(row["probability"])) for row in csv.DictReader(file)}
-    assert {name: label for name, (label, _) in found.items()} == {
+        actual = {row["id"]: (row["label"], float(row["probability"])) for row in csv.DictReader(file)}
+    assert {name: label for name, (label, _) in actual.items()} == {
         name: label for name, (label, _) in expected["predictions"].items()
     }
-    ours, theirs = ([p for _, p in rows.values()] for rows in (found, expected["predictions"]))
+    ours, theirs = ([p for _, p in rows.values()] for rows in (actual, expected["predictions"]))
     np.testing.assert_allclose(ours, theirs, atol=1e-3)

@@ -63,9 +63,9 @@ def by_name(out: Path) -> dict[str, list[str]]:
 
 def test_patterns_are_spelled_out(fold, drawn, expected, tmp_path):
     assert predict.main([fold, str(drawn / "**" / "000?1.jpg"), "--out", str(tmp_path / "p.csv")]) == 0
-    found = by_name(tmp_path / "p.csv")
-    inside = {name for name in expected if name in found}
-    assert found and {name: found[name] for name in inside} == {name: expected[name] for name in inside}
+    actual = by_name(tmp_path / "p.csv")
+    inside = {name for name in expected if name in actual}
+    assert actual and {name: actual[name] for name in inside} == {name: expected[name] for name in inside}
     with pytest.raises(UserError, match="no file matches this pattern"):
         predict.main([fold, str(drawn / "*.webp")])
 
@@ -94,9 +94,9 @@ def test_urls_are_fetched_when_asked_and_only_then(fold, site, pictures, expecte
     with pytest.raises(UserError, match="a URL is only fetched with --urls"):
         predict.main([fold, url])
     assert predict.main([fold, url, f"{site}/none.jpg", "--urls", "--out", str(out)]) == BROKEN_IMAGES
-    found = {row[0]: row for row in read_csv(out)[1:]}
-    assert found[url][2:] == expected[pictures[0].name]
-    assert found[f"{site}/none.jpg"][1].startswith("cannot be fetched") and found[f"{site}/none.jpg"][2] == ""
+    actual = {row[0]: row for row in read_csv(out)[1:]}
+    assert actual[url][2:] == expected[pictures[0].name]
+    assert actual[f"{site}/none.jpg"][1].startswith("cannot be fetched") and actual[f"{site}/none.jpg"][2] == ""
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x.jpg"])
@@ -160,8 +160,8 @@ def test_a_data_set_of_the_hub_is_streamed_in_parts(fold, table, pictures, expec
         assert predict.main([fold, source, "--out", f"{out}/"]) == BROKEN_IMAGES
         assert len(list(out.glob("part-*.parquet"))) == 2
         rows = parquet.read_table(out).to_pylist()
-        said = [(row["label"], f"{row['probability']:.6f}") for row in sorted(rows, key=lambda row: row["id"])[:24]]
-        assert said == [tuple(expected[p.name]) for p in pictures] and len(rows) == 25
+        message = [(row["label"], f"{row['probability']:.6f}") for row in sorted(rows, key=lambda row: row["id"])[:24]]
+        assert message == [tuple(expected[p.name]) for p in pictures] and len(rows) == 25
         with pytest.raises(UserError, match="hub:me/nothing:test: cannot be streamed"):
             predict.main([fold, "hub:me/nothing:test", "--out", f"{out}/"])
     with pytest.raises(UserError, match="written hub:USER/DATASET:SPLIT"):
@@ -254,8 +254,8 @@ def test_two_processes_write_each_row_once_and_an_interrupted_run_goes_on(fold, 
     assert "4 of 4 shards" in done.stdout + done.stderr, done.stderr
     rows = united(out)
     assert [row["id"] for row in rows] == sorted(path.name for path in many.iterdir())
-    said = {row["id"]: [row["label"], f"{row['probability']:.6f}"] for row in rows if row["status"] == "ok"}
-    assert said == {f"{k:03d}.jpg": expected[pictures[k % 24].name] for k in range(100)}
+    message = {row["id"]: [row["label"], f"{row['probability']:.6f}"] for row in rows if row["status"] == "ok"}
+    assert message == {f"{k:03d}.jpg": expected[pictures[k % 24].name] for k in range(100)}
     parts = sorted(out.glob("part-*.parquet"))
     before = {path.name: path.stat().st_mtime_ns for path in parts}
     parts[1].unlink()

@@ -138,13 +138,13 @@ FACTORS = {
 def test_fair_recipes_change_one_factor_and_share_their_folds():
     folder = ROOT / "recipes/fair"
     baseline = load_recipe(folder / "baseline.yaml")
-    found = {str(path.relative_to(folder))[:-5]: load_recipe(path) for path in folder.rglob("*.yaml")}
-    assert set(found) == {*FACTORS, "baseline"}
+    actual = {str(path.relative_to(folder))[:-5]: load_recipe(path) for path in folder.rglob("*.yaml")}
+    assert set(actual) == {*FACTORS, "baseline"}
     for name, keys in FACTORS.items():
-        changes = [change.partition(":")[0] for change in recipe_changes(baseline, found[name])]
+        changes = [change.partition(":")[0] for change in recipe_changes(baseline, actual[name])]
         assert changes == keys, name
-        assert found[name].images == baseline.images or keys == ["images.normalize"]
-        assert found[name].train_folds == (tuple(range(5)) if name in ("five_fold", "all") else (0,))
+        assert actual[name].images == baseline.images or keys == ["images.normalize"]
+        assert actual[name].train_folds == (tuple(range(5)) if name in ("five_fold", "all") else (0,))
 
 
 def test_the_report_s_tricks_are_what_the_report_s_code_did():

@@ -222,12 +222,12 @@ def twice(trained: tuple[Path, dict[int, set[int]]]) -> Path:
 
 def answers(run: Path) -> dict[str, list[np.ndarray]]:
     """By id, what the members say that held it out."""
-    found: dict[str, list[np.ndarray]] = {}
+    actual: dict[str, list[np.ndarray]] = {}
     for fold in sorted(run.glob("fold-*")):
         held = load_predictions(fold / "held_out.safetensors")
         for name, logits in zip(held.ids, held.logits, strict=True):
-            found.setdefault(name, []).append(logits)
-    return found
+            actual.setdefault(name, []).append(logits)
+    return actual
 
 
 def truth(run: Path) -> dict[str, int]:
@@ -251,12 +251,12 @@ def test_the_ensemble_of_a_row_is_of_the_members_that_no_step_showed_it_to(train
     rows = out_of_fold.unseen_rows(find_members([run]))
     ids = read_folds(run).ids.to_pylist()
     assert sorted(rows.ids) == sorted(ids) and rows.logits.shape == (2, 72, 12)
-    for name, said in zip(rows.ids, rows.logits.transpose(1, 0, 2), strict=True):
+    for name, message in zip(rows.ids, rows.logits.transpose(1, 0, 2), strict=True):
         row = ids.index(name)
         innocent = [fold for fold in range(6) if row not in seen[fold]]
-        for fold, own in zip(innocent, said, strict=True):
+        for fold, run_copy in zip(innocent, message, strict=True):
             held = load_predictions(run / f"fold-{fold}/held_out.safetensors")
-            np.testing.assert_array_equal(held.logits[held.ids.index(ids[row])], own)
+            np.testing.assert_array_equal(held.logits[held.ids.index(ids[row])], run_copy)
 
 
 @pytest.mark.parametrize("strategy", ["logits", "softmax", "vote"])
@@ -265,7 +265,8 @@ def test_the_ensemble_of_repeats_is_scored_beside_each_repeat_and_named(twice, t
     assert ensemble.main([str(tmp_path / "run"), "--strategy", strategy]) == 0
     shown, classes = capsys.readouterr().out, truth(twice)
     right = sum(
-        int(blend(np.stack(said)[:, None], strategy).argmax()) == classes[name] for name, said in answers(twice).items()
+        int(blend(np.stack(message)[:, None], strategy).argmax()) == classes[name]
+        for name, message in answers(twice).items()
     )
     table, sentence = shown.replace("│", " ").split("The ensemble of 2")
     lines = [" ".join(line.split()) for line in table.splitlines()]
@@ -278,17 +279,17 @@ def test_the_ensemble_of_repeats_is_scored_beside_each_repeat_and_named(twice, t
     assert (
         f"(by {strategy}, equal weights) stands in for that of all 6, which is larger and can't be scored" in sentence
     )
-    said = json.loads((tmp_path / "run/ensemble/result.json").read_text())
-    assert said["ensemble_of_repeats"] == {"models": 2, **Count(right, 72).figures()}
-    assert said["out_of_fold"] == Count(sum(each[:3]), 72).figures() and len(said["members"]) == 6
+    message = json.loads((tmp_path / "run/ensemble/result.json").read_text())
+    assert message["ensemble_of_repeats"] == {"models": 2, **Count(right, 72).figures()}
+    assert message["out_of_fold"] == Count(sum(each[:3]), 72).figures() and len(message["members"]) == 6
 
 
 def test_without_repeats_nothing_is_said_of_them(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     ensemble.main([str(tmp_path / "run")])
     report.main([str(tmp_path / "run"), "--out", str(tmp_path / "report")])
-    said = capsys.readouterr().out + (tmp_path / "run/ensemble/result.json").read_text()
-    assert not any(word in said for word in ("repeat 0", "several times", "ensemble of", "ensemble_of", "stands in"))
+    message = capsys.readouterr().out + (tmp_path / "run/ensemble/result.json").read_text()
+    assert not any(word in message for word in ("repeat 0", "several times", "ensemble of", "ensemble_of", "stands in"))
 
 
 def test_predictions_of_a_member_in_the_place_of_another_s_are_refused(twice, tmp_path):
@@ -312,8 +313,8 @@ def test_a_repeat_that_is_not_finished_is_left_out_and_the_lack_is_said(twice, t
     shown = capsys.readouterr().out
     assert "ensemble of" not in shown.partition("an ensemble that never saw an image needs")[0]
     assert "needs finished folds of two repeats" in shown and "repeat 1, 2 folds pooled" in shown
-    (found,) = read_runs([str(part)], None)
-    assert len(found.held.ids) == 72 and found.unseen.models == 1
+    (actual,) = read_runs([str(part)], None)
+    assert len(actual.held.ids) == 72 and actual.unseen.models == 1
     ensemble.main([str(part / "fold-0"), str(part / "fold-3")])  # rows that both held out, and no others
     assert "ensemble of 2 models" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     rows = out_of_fold.unseen_rows(find_members([part / "fold-0", part / "fold-3"]))
@@ -356,7 +357,7 @@ def test_weights_of_runs_are_chosen_on_their_ensembles_of_repeats(twice, tmp_pat
     shown = capsys.readouterr().out.partition("Weights, chosen")[2]
     classes = truth(twice)
     for run in (twice, tmp_path / "other"):
-        right = sum(np.stack(said).mean(0).argmax() == classes[name] for name, said in answers(run).items())
+        right = sum(np.stack(message).mean(0).argmax() == classes[name] for name, message in answers(run).items())
         assert any(str(run) in line and str(Count(int(right), 72)) in line for line in shown.splitlines())
     both = [
         np.mean([*mine, *theirs], axis=0).argmax() == classes[name]
@@ -368,10 +369,10 @@ def test_weights_of_runs_are_chosen_on_their_ensembles_of_repeats(twice, tmp_pat
 def test_report_and_labels_go_by_the_ensemble_of_repeats_and_count_each_row_once(twice, run, tmp_path, capsys):
     shutil.copytree(twice, tmp_path / "twice")
     assert report.main([str(tmp_path / "twice"), str(run), "--out", str(tmp_path / "report")]) == 0
-    (found,) = read_runs([str(tmp_path / "twice")], None)
-    models, rows, probabilities = found.unseen.models, found.unseen.rows, found.unseen.probabilities
-    said = answers(twice)
-    expected = [blend(np.stack(said[name])[:, None])[0] for name in rows.ids]
+    (actual,) = read_runs([str(tmp_path / "twice")], None)
+    models, rows, probabilities = actual.unseen.models, actual.unseen.rows, actual.unseen.probabilities
+    message = answers(twice)
+    expected = [blend(np.stack(message[name])[:, None])[0] for name in rows.ids]
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     with (tmp_path / "report/scores.csv").open(newline="") as file:
         records = {(row["run"], row["split"]): row for row in csv.DictReader(file)}
@@ -392,9 +393,9 @@ def test_a_run_with_repeats_is_published_with_what_can_be_said_of_it(twice, tmp_
     assert publish.main([str(tmp_path / "run"), "me/x", "--dry-run", "--license", "mit", "--data", "drawn"]) == 0
     main = tmp_path / "run/export/main"
     assert sorted(path.name for path in main.parent.iterdir()) == [*(f"fold-{k}" for k in range(6)), "main"]
-    said = json.loads((main / "ensemble.json").read_text())
-    assert [member["name"] for member in said["members"]] == [f"fold-{k}" for k in range(6)]
-    assert said["ensemble_of_repeats"]["models"] == 2 and said["ensemble_of_repeats"]["n"] == 72
+    message = json.loads((main / "ensemble.json").read_text())
+    assert [member["name"] for member in message["members"]] == [f"fold-{k}" for k in range(6)]
+    assert message["ensemble_of_repeats"]["models"] == 2 and message["ensemble_of_repeats"]["n"] == 72
     card, folds = (main / "README.md").read_text(), read_folds(main)
     np.testing.assert_array_equal(folds.partitions, read_folds(twice).partitions)
     assert "| 3 members, each image by the one that never saw it | out of fold |" in card
@@ -409,11 +410,11 @@ def test_what_was_selected_on_the_rows_is_marked_with_the_last_epoch_beside_it(t
         other_answers(fold)
         result = json.loads((fold / "result.json").read_text()) | {"selected": True}
         (fold / "result.json").write_text(json.dumps(result))
-    found = find_members([best])
-    columns, lines = out_of_fold.out_of_fold_table(found, "logits")
+    actual = find_members([best])
+    columns, lines = out_of_fold.out_of_fold_table(actual, "logits")
     assert columns[-1] == "the same at the last epoch" and lines[-1][1].endswith("(n = 72) selected")
     classes = truth(twice)
-    last = sum(np.stack(said).mean(0).argmax() == classes[name] for name, said in answers(twice).items())
+    last = sum(np.stack(message).mean(0).argmax() == classes[name] for name, message in answers(twice).items())
     assert lines[-1][2] == str(Count(int(last), 72)) != lines[-1][1].removesuffix(" selected")
     shutil.rmtree(best / "fold-3/kept")
     assert out_of_fold.out_of_fold_table(find_members([best]), "logits")[1][-1][2] == "not kept"
@@ -471,8 +472,8 @@ def test_promises_of_repeats_are_marked_where_an_epoch_was_selected_and_are_none
         result = json.loads((fold / "result.json").read_text()) | {"selected": True}
         (fold / "result.json").write_text(json.dumps(result))
     for run, selected in ((twice, False), (best, True)):
-        found = find_members([run])
-        equal = Blending(np.ones(len(found)))
-        rows = rows_of_ensemble(Run(run), found, equal)
+        actual = find_members([run])
+        equal = Blending(np.ones(len(actual)))
+        rows = rows_of_ensemble(Run(run), actual, equal)
         assert rows and (rows.selected, len(rows.labels)) == (selected, 72)
-        assert rows_of_ensemble(Run(run), found, replace(equal, strategy="vote")) is None
+        assert rows_of_ensemble(Run(run), actual, replace(equal, strategy="vote")) is None

@@ -29,10 +29,10 @@ def test_a_run_holds_exactly_these_files(run: Path):
         "config.json", "fold.lock", "held_out.safetensors", "history.jsonl", "model.safetensors", "recipe.yaml",
         "result.json",
     }  # fmt: skip
-    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "kept" not in path.parts}
+    actual = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "kept" not in path.parts}
     top = {"folds.arrow", "recipe.yaml", "run.json", "run.lock"}
-    found = {name for name in found if not name.startswith("ensemble/")}
-    assert found == top | {f"fold-{k}/{name}" for k in range(3) for name in fold}
+    actual = {name for name in actual if not name.startswith("ensemble/")}
+    assert actual == top | {f"fold-{k}/{name}" for k in range(3) for name in fold}
     for k in range(3):
         epochs = {path.name for path in (run / f"fold-{k}" / "kept").iterdir()}
         assert "epoch-0002" in epochs and len(epochs) <= 2
@@ -147,9 +147,9 @@ def test_weights_that_are_not_to_be_had_leave_no_run_behind(tiny, tmp_path, monk
 
 def test_a_run_names_its_folder_and_says_where_there_was_nothing_to_resume(tiny, tmp_path, capsys):
     start(tiny, tmp_path / "run", "folds.train=[0]", "schedule.epochs=1", resume=True)
-    said = capsys.readouterr().out
-    assert f"{tmp_path / 'run'}: nothing is there to go on with; a new run begins" in said
-    assert f"{tmp_path / 'run'}: 72 images of 12 classes, 3 folds" in said
+    output = capsys.readouterr().out
+    assert f"{tmp_path / 'run'}: nothing is there to go on with; a new run begins" in output
+    assert f"{tmp_path / 'run'}: 72 images of 12 classes, 3 folds" in output
     start(tiny, tmp_path / "run", "folds.train=[0]", "schedule.epochs=1", resume=True)
     assert "nothing is there" not in capsys.readouterr().out
 
@@ -201,9 +201,9 @@ CHANGES = {
 def test_any_change_of_the_images_is_noticed_before_a_run_goes_on(run, tiny, drawn, tmp_path, kind):
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(drawn / "train", tmp_path / "train")
-    change, said = CHANGES[kind]
+    change, output = CHANGES[kind]
     change(*(sorted((tmp_path / "train" / species).iterdir())[0] for species in ("fish", "bird")))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=output):
         start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'train'}]", resume=True)
 
 
@@ -269,8 +269,10 @@ def test_a_class_rarer_than_the_folds_has_its_place_in_each_and_no_score_where_i
     for picture in sorted(rare.iterdir())[1:]:
         picture.unlink()
     start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'train'}]")
-    told = f"folds.count: classes with fewer images than its 3 folds: 1, such as {rare.name} with 1; correct a label"
-    assert told in capsys.readouterr().err
+    sentence = (
+        f"folds.count: classes with fewer images than its 3 folds: 1, such as {rare.name} with 1; correct a label"
+    )
+    assert sentence in capsys.readouterr().err
     without = []
     for fold in (0, 1, 2):
         held = load_predictions(tmp_path / f"run/fold-{fold}/held_out.safetensors")
@@ -437,8 +439,8 @@ def test_validation_pictures_that_are_trained_on_are_no_score(drawn, tiny, tmp_p
     for test in sorted((drawn / "test").iterdir())[:2]:
         shutil.copyfile(test, held / label / test.name)
     start(tiny, tmp_path / "run", *one, f"images.train=[{flat}]", f"images.validation=[{held}]")
-    said = " ".join(capsys.readouterr().err.split())
-    assert "images.validation: 9 of its images are in images.train, too, and will not be scored" in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert "images.validation: 9 of its images are in images.train, too, and will not be scored" in output
     assert json.loads((tmp_path / "run/fold-0/result.json").read_text())["n"] == 2
 
 

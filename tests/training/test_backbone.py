@@ -126,9 +126,9 @@ def test_cached_weights_need_no_network(cache, monkeypatch, offline):
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
     save_weights(repository / "snapshots" / ("0" * 40) / "model.safetensors", donor)
     model = build_backbone(Backbone(name=TAGGED), 3, 32)
-    own, given = model.state_dict(), donor.state_dict()
-    assert own["fc.weight"].shape == (3, given["fc.weight"].shape[1]) and own["fc.weight"].abs().max() == 0
-    assert all(torch.equal(own[key], given[key]) for key in own if not key.startswith("fc."))
+    run_copy, given = model.state_dict(), donor.state_dict()
+    assert run_copy["fc.weight"].shape == (3, given["fc.weight"].shape[1]) and run_copy["fc.weight"].abs().max() == 0
+    assert all(torch.equal(run_copy[key], given[key]) for key in run_copy if not key.startswith("fc."))
 
 
 # Weights from a file
@@ -155,26 +155,26 @@ def test_a_file_gives_all_weights_but_a_classifier_of_another_width_starts_at_ze
 def test_a_file_without_a_classifier_and_of_half_precision_fits(tmp_path):
     given = {key: tensor.half() for key, tensor in tensors().items() if not key.startswith("fc.")}
     save_file(given, tmp_path / "w.safetensors")
-    own = built(weights=str(tmp_path / "w.safetensors")).state_dict()
-    assert own["conv1.0.weight"].dtype == torch.float32
-    assert torch.equal(own["conv1.0.weight"], given["conv1.0.weight"].float())
+    run_copy = built(weights=str(tmp_path / "w.safetensors")).state_dict()
+    assert run_copy["conv1.0.weight"].dtype == torch.float32
+    assert torch.equal(run_copy["conv1.0.weight"], given["conv1.0.weight"].float())
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda w: w.pop("conv1.0.weight"), "conv1.0.weight: missing in the file"),
         (lambda w: w.update(extra=torch.zeros(1)), "extra: not in the model"),
         (lambda w: w.update({"bn1.bias": torch.zeros(5)}), "bn1.bias: (5,) in the file, ("),
     ],
 )
-def test_any_other_mismatch_lists_the_keys(tmp_path, change, said):
+def test_any_other_mismatch_lists_the_keys(tmp_path, change, message):
     weights = tensors()
     change(weights)
     save_file(weights, tmp_path / "w.safetensors")
     with pytest.raises(UserError) as refused:
         built(weights=str(tmp_path / "w.safetensors"))
-    assert said in str(refused.value) and len(str(refused.value).splitlines()) == 2
+    assert message in str(refused.value) and len(str(refused.value).splitlines()) == 2
 
 
 def test_the_weights_of_another_architecture_list_ten_keys_and_count_the_rest(tmp_path):

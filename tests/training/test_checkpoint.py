@@ -184,8 +184,8 @@ def rotate(folder: Path, sequences: int) -> None:
 
 
 def sound(fold: Path) -> list[Path]:
-    found = sorted(path for path in (fold / "state").glob("step-*") if path.name.removeprefix("step-").isdigit())
-    return [path for path in found if checkpoint.verifies(path)]
+    actual = sorted(path for path in (fold / "state").glob("step-*") if path.name.removeprefix("step-").isdigit())
+    return [path for path in actual if checkpoint.verifies(path)]
 
 
 def test_rotation_keeps_what_a_resume_needs_and_what_is_not_ours(tmp_path):
@@ -232,9 +232,9 @@ def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
 def proportional_set(pid: int) -> int:
     """Bytes of a process and its children, shared pages by their share."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    own = 1024 * int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
+    run_copy = 1024 * int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(proportional_set(int(child)) for child in children)
+    return run_copy + sum(proportional_set(int(child)) for child in children)
 
 
 def growth(tiny: Path, out: Path, epochs: int) -> float:

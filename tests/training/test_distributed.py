@@ -53,19 +53,19 @@ def test_a_step_waits_less_than_anything_else(monkeypatch):
 
     from creature.training import distributed
 
-    said = []
-    monkeypatch.setattr(distributed, "_set_timeout", said.append)
+    message = []
+    monkeypatch.setattr(distributed, "_set_timeout", message.append)
     two: Any = SimpleNamespace(num_processes=2)
     step, fold, other = distributed.WAIT_IN_STEP, distributed.WAIT_IN_FOLD, distributed.WAIT
     with pytest.raises(ZeroDivisionError), distributed.wait_limit(two, step, after=fold):
-        assert said == [step]
+        assert message == [step]
         raise ZeroDivisionError
-    assert said == [step, fold]
+    assert message == [step, fold]
     assert step.total_seconds() < 60 < fold.total_seconds() < other.total_seconds()
 
 
 @pytest.mark.parametrize(
-    ("processes_there", "said", "expected"),
+    ("processes_there", "message", "expected"),
     [
         (
             2,
@@ -77,14 +77,14 @@ def test_a_step_waits_less_than_anything_else(monkeypatch):
         (2, "mat1 and mat2 shapes cannot be multiplied", RuntimeError),
     ],
 )
-def test_the_loss_of_another_process_is_a_sentence_and_other_errors_are_not(processes_there, said, expected):
+def test_the_loss_of_another_process_is_a_sentence_and_other_errors_are_not(processes_there, message, expected):
     from types import SimpleNamespace
 
     from creature.training import distributed
 
     some: Any = SimpleNamespace(num_processes=processes_there)
     with pytest.raises((BrokenError, RuntimeError)) as caught, distributed.naming_lost_process(some):
-        raise RuntimeError(said)
+        raise RuntimeError(message)
     assert type(caught.value) is expected
     if expected is BrokenError:
         assert "gone or hangs" in str(caught.value) and "/x/gloo" not in str(caught.value)
@@ -166,12 +166,12 @@ def test_a_process_that_hangs_is_given_up_by_itself(tiny, tmp_path, where, limit
     began = time.monotonic()
     late = threading.Timer(90, os.kill, (pid, signal.SIGKILL))  # or the test would hang, too
     late.start()
-    said = next((line for line in running.stdout if "is gone or hangs" in line), "")
+    message = next((line for line in running.stdout if "is gone or hangs" in line), "")
     waited, took = late.is_alive(), time.monotonic() - began
     running.communicate(timeout=60)  # the launcher ends the one that hangs
     late.cancel()
     print(f"given up after {took:.1f} s")
-    assert said and waited and running.returncode != 0
+    assert message and waited and running.returncode != 0
 
 
 def ids_of_ranks(launcher: subprocess.Popen[str]) -> list[int]:
@@ -179,8 +179,8 @@ def ids_of_ranks(launcher: subprocess.Popen[str]) -> list[int]:
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     ranks = {}
     for child in children:
-        if found := re.search(rb"(?:^|\0)RANK=(\d+)", Path(f"/proc/{child}/environ").read_bytes()):
-            ranks[int(found[1])] = int(child)
+        if actual := re.search(rb"(?:^|\0)RANK=(\d+)", Path(f"/proc/{child}/environ").read_bytes()):
+            ranks[int(actual[1])] = int(child)
     return [ranks[rank] for rank in sorted(ranks)]
 
 
@@ -232,13 +232,13 @@ def test_each_attempt_of_the_launcher_meets_by_keys_of_its_own(tiny, tmp_path, m
 
     kept = HashStore()  # as the launcher keeps one
     monkeypatch.setattr(distributed, "rendezvous", lambda url, **_: iter([(kept, 0, 1)]))
-    found = []
+    actual = []
     for attempt in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
         ((store, rank, world),) = distributed.rendezvous_of_attempt(f"{distributed.RENDEZVOUS}://")
-        found.append((store.check(["address"]), rank, world))
+        actual.append((store.check(["address"]), rank, world))
         store.set("address", "of a process that will be dead")
-    assert found == [(False, 0, 1), (False, 0, 1)]
+    assert actual == [(False, 0, 1), (False, 0, 1)]
 
     class Started(Exception):
         pass
@@ -315,7 +315,7 @@ def test_two_hosts_stop_when_their_cable_is_cut_and_go_on_together_or_alone(cabl
     )
     both = on_two_hosts(cable, cut, *words(tiny, out, *settings))
     assert both[0].stdout
-    said = next((line for line in both[0].stdout if line.startswith("CUT")), "")
+    message = next((line for line in both[0].stdout if line.startswith("CUT")), "")
     began, shown, took = time.monotonic(), [], []
     for each in both:
         try:
@@ -325,7 +325,7 @@ def test_two_hosts_stop_when_their_cable_is_cut_and_go_on_together_or_alone(cabl
             shown.append("STILL THERE " + each.communicate()[0])
         took.append(round(time.monotonic() - began, 1))
     print(f"left {took} s after the cut")
-    assert said and all("is gone or hangs" in text for text in shown), shown
+    assert message and all("is gone or hangs" in text for text in shown), shown
     assert all(each.returncode != 0 for each in both), shown
     ip("-n", cable[0], "link", "set", "wire", "up")
     shutil.copytree(out, tmp_path / "alone")

@@ -115,8 +115,8 @@ def test_blocks_are_dropped_in_training_and_never_in_evaluation():
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model.eval()(pixels), model(pixels))
-        found = [model.train()(pixels) for _ in range(4)]
-    assert any(not torch.equal(found[0], other) for other in found[1:])
+        actual = [model.train()(pixels) for _ in range(4)]
+    assert any(not torch.equal(actual[0], other) for other in actual[1:])
 
 
 def test_a_backbone_without_blocks_to_drop_says_so():

@@ -195,7 +195,7 @@ def test_a_scaled_loss_gives_the_same_weights(tiny, run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", ["adamw", "sgd"])
 def test_a_first_step_that_is_skipped_leaves_the_optimizer_as_new(method):
-    settings, found = Optimizer(name=method, lr=0.1), []
+    settings, actual = Optimizer(name=method, lr=0.1), []
     for skips in (0, 1):
         model = torch.nn.Linear(3, 3)
         for parameter in model.parameters():
@@ -207,8 +207,8 @@ def test_a_first_step_that_is_skipped_leaves_the_optimizer_as_new(method):
             optimizer.found_inf = torch.tensor(bad)  # type: ignore[attr-defined]
             optimizer.step()
         state = [value for slots in optimizer.state.values() for value in slots.values()]
-        found.append([*(parameter.detach() for parameter in model.parameters()), *state])
-    assert len(found[0]) > 2 and all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        actual.append([*(parameter.detach() for parameter in model.parameters()), *state])
+    assert len(actual[0]) > 2 and all(torch.equal(one, other) for one, other in zip(*actual, strict=True))
 
 
 def test_steps_that_are_read_several_at_once_are_the_same_steps(tiny, tmp_path, monkeypatch):
@@ -451,7 +451,7 @@ def test_what_is_no_resume_point_of_ours_is_stepped_over(tiny, run, tmp_path):
 
 def test_of_twenty_that_start_at_once_one_wins(tmp_path):
     """Each child tries once all are there, says how it went, and the winner holds on until all have tried."""
-    ready, go, said, leave = (os.pipe() for _ in range(4))
+    ready, go, output, leave = (os.pipe() for _ in range(4))
     children = []
     for _ in range(20):
         if child := os.fork():
@@ -461,15 +461,15 @@ def test_of_twenty_that_start_at_once_one_wins(tmp_path):
         os.read(go[0], 1)
         try:
             with run_folder.lock_fold(tmp_path / "fold-0"):
-                os.write(said[1], b"w")
+                os.write(output[1], b"w")
                 os.read(leave[0], 1)
         except UserError as error:
-            os.write(said[1], b"l" if "is being trained by process" in str(error) else b"?")
+            os.write(output[1], b"l" if "is being trained by process" in str(error) else b"?")
         os._exit(0)
     for _ in children:
         os.read(ready[0], 1)
     os.write(go[1], b"." * 20)
-    words = b"".join(os.read(said[0], 1) for _ in children)
+    words = b"".join(os.read(output[0], 1) for _ in children)
     os.write(leave[1], b"." * 20)  # or all would hang where more than one had won
     for child in children:
         os.waitpid(child, 0)

@@ -77,17 +77,17 @@ def test_what_a_frozen_backbone_would_not_use_is_refused(tiny, weights, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("setting", "way_out", "told"),
+    ("setting", "way_out", "message"),
     [
         ("augment.flip=0.1", "augment={}", "remove it, or --set augment={}"),
         ("backbone.freeze_batch_stats=true", "backbone.freeze_batch_stats=false", "set it to false"),
         ("optimizer.layer_decay=0.8", "optimizer.layer_decay=1.0", "set it to 1.0"),
     ],
 )
-def test_what_to_set_instead_is_told_and_taken(tiny, weights, setting, way_out, told):
+def test_what_to_set_instead_is_told_and_taken(tiny, weights, setting, way_out, message):
     with pytest.raises(UserError) as refused:
         load_recipe(tiny, settings(weights, setting))
-    assert f"{told}\n" in f"{refused.value}\n"
+    assert f"{message}\n" in f"{refused.value}\n"
     assert load_recipe(tiny, settings(weights, setting, way_out)).backbone.frozen
 
 

@@ -61,10 +61,10 @@ def test_a_classifier_is_solved_on_features_of_any_scale():
     model = timm.create_model("test_resnet", num_classes=3)
     model.fc = nn.Linear(8, 3)  # type: ignore[assignment]
     solve_classifier(model, features, labels.numpy(), seed=0)
-    found = model.fc(features).softmax(1)  # type: ignore[operator]
+    actual = model.fc(features).softmax(1)  # type: ignore[operator]
     solve_classifier(model, 1000 * features, labels.numpy(), seed=0)
-    torch.testing.assert_close(model.fc(1000 * features).softmax(1), found, atol=1e-3, rtol=0)  # type: ignore[operator]
-    assert (found.argmax(1) == labels).float().mean() > 0.9
+    torch.testing.assert_close(model.fc(1000 * features).softmax(1), actual, atol=1e-3, rtol=0)  # type: ignore[operator]
+    assert (actual.argmax(1) == labels).float().mean() > 0.9
 
 
 def test_a_classifier_that_is_no_linear_layer_is_refused():
@@ -82,12 +82,12 @@ def test_features_are_computed_once_for_all_folds_and_the_score_before_the_first
     assert start(tiny, out, *settings(weights, "optimizer.lr=1e-9")) == 0
     seen = [len(call.args[1]) for call in extracted]
     assert sum(seen[1:]) == 72  # the first is the check of the classifier's place
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for fold in range(3):
         result = json.loads((out / f"fold-{fold}/result.json").read_text())
         # With frozen statistics and next to no steps, what is trained is what was solved.
         assert result["start"]["n"] == result["n"]
-        assert f"starts at a probe of the features: {result['start']['correct'] / result['n']:.4f}" in said
+        assert f"starts at a probe of the features: {result['start']['correct'] / result['n']:.4f}" in message
 
 
 def test_the_first_step_starts_where_the_probe_stands(tiny, weights, tmp_path, capsys):

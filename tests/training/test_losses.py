@@ -17,9 +17,9 @@ EVERY = [(name, balance) for name in ("cross_entropy", "focal") for balance in (
 
 def test_a_loss_is_cross_entropy_of_each_row():
     logits = LOGITS.half()
-    found = make_loss(Loss(), COUNTS)(logits, LABELS)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, -logits.float().log_softmax(1)[range(5), LABELS])
+    actual = make_loss(Loss(), COUNTS)(logits, LABELS)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, -logits.float().log_softmax(1)[range(5), LABELS])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

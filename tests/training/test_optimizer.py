@@ -32,10 +32,10 @@ def built(name: str = "test_vit", size: int = 32) -> nn.Module:
 def decays(model: nn.Module, settings: Optimizer) -> dict[str, float]:
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, settings)
-    found = {names[parameter]: group["weight_decay"] for group in groups for parameter in group["params"]}
-    assert found.keys() == set(names.values()), "a parameter is in no group"
+    actual = {names[parameter]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert actual.keys() == set(names.values()), "a parameter is in no group"
     assert sum(len(group["params"]) for group in groups) == len(names), "a parameter is in two groups"
-    return found
+    return actual
 
 
 def older_positions(model: nn.Module, settings: Optimizer) -> Sequence[torch.Tensor]:
@@ -64,12 +64,12 @@ def older_positions(model: nn.Module, settings: Optimizer) -> Sequence[torch.Ten
 def test_what_timm_exempts_is_never_decayed(name, size, exempt, decay_norms, layer_decay):
     model = built(name, size)
     settings = Optimizer(weight_decay=0.3, decay_norms=decay_norms, layer_decay=layer_decay)
-    found = decays(model, settings)
-    exempted = {key for key in found if exempt & set(key.split("."))}
-    assert exempted and {found[key] for key in exempted} == {0.0}
+    actual = decays(model, settings)
+    exempted = {key for key in actual if exempt & set(key.split("."))}
+    assert exempted and {actual[key] for key in exempted} == {0.0}
     for key, parameter in model.named_parameters():
         if key not in exempted:
-            assert found[key] == (0.3 if decay_norms or parameter.ndim > 1 else 0.0), key
+            assert actual[key] == (0.3 if decay_norms or parameter.ndim > 1 else 0.0), key
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
@@ -77,8 +77,8 @@ def test_what_timm_exempts_is_never_decayed(name, size, exempt, decay_norms, lay
 def test_without_exemptions_the_groups_are_in_the_order_that_older_runs_have(name, layer_decay):
     model, settings = built(name), Optimizer(layer_decay=layer_decay)
     assert not exempt_from_decay(model)
-    found = [parameter for group in parameter_groups(model, settings) for parameter in group["params"]]
-    assert all(one is other for one, other in zip(found, older_positions(model, settings), strict=True))
+    actual = [parameter for group in parameter_groups(model, settings) for parameter in group["params"]]
+    assert all(one is other for one, other in zip(actual, older_positions(model, settings), strict=True))
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
@@ -100,9 +100,9 @@ def test_a_state_is_restored_by_name_and_an_older_one_by_position(name, method, 
     other = built(name)
     restored = build_optimizer(parameter_groups(other, settings), settings)
     load_optimizer_tensors(restored, other, settings, tensors=saved)
-    expected, found = optimizer_tensors(optimizer, model), optimizer_tensors(restored, other)
-    assert found.keys() == expected.keys() and len(found) >= len(names)
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    expected, actual = optimizer_tensors(optimizer, model), optimizer_tensors(restored, other)
+    assert actual.keys() == expected.keys() and len(actual) >= len(names)
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 def test_a_state_of_another_model_is_refused():
