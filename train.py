@@ -147,10 +147,7 @@ def train_fold(
     stop: "Stop",
 ) -> None:
     """Train one fold from where it stands, and leave its finished folder."""
-    import numpy as np
-
     from creature.console import say
-    from creature.run import held_out_predictions
     from creature.training import checkpoint, loop
     from creature.training.finish import finish_fold
     from creature.training.learner import build_learner, start_at_probe
@@ -162,13 +159,12 @@ def train_fold(
         start_at_probe(learner, data)
     learner.model = accelerator.prepare(learner.model)
     state = learner.state
-    held_out = np.flatnonzero(data.folds.held_out(fold)).astype(np.int32)
 
     def save() -> None:
         if accelerator.is_main_process:
             checkpoint.save_state(folder, learner, accelerator)
 
-    say(f"fold {fold}: {sum(learner.batch_sizes)} images to train on, {len(held_out)} held out")
+    say(f"fold {fold}: {sum(learner.batch_sizes)} images to train on, {data.folds.held_out(fold).sum()} held out")
     if resumed:
         say(f"it goes on after step {state.batch} of epoch {state.epoch + 1}")
     if state.start:
@@ -179,15 +175,7 @@ def train_fold(
         title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
         loop.train_epoch(accelerator, learner, batches, stop=stop, save=save, title=title)
         with stop.saving(save):
-            logits = loop.predict(
-                accelerator,
-                learner.eval_model,
-                batches,
-                rows=held_out,
-                batch_size=data.batch_size,
-                normalize=learner.normalize,
-            )
-        predictions = held_out_predictions(data.folds, held_out, logits)
+            predictions = loop.predict_held_out(accelerator, learner, data, batches=batches)
         result = learner.end_epoch(predictions.score)
         say(result)
         if advice := result.advice:

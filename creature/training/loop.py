@@ -23,6 +23,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from creature.console import progress, warn
 from creature.data.loader import Batch, MakeBatches, derive_seed, fold_requests, held_out_order
 from creature.errors import BrokenError, Interrupted, UserError, first_line
+from creature.metrics.predictions import Predictions
+from creature.run import held_out_predictions
 from creature.training import distributed
 from creature.training.learner import Learner
 from creature.training.signals import Stop
@@ -263,6 +265,15 @@ def seed_step(device: torch.device, *parts: object) -> None:
     torch.default_generator.manual_seed(seed)  # guard: step-seed
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
+
+
+def predict_held_out(
+    accelerator: Accelerator, learner: Learner, data: TrainData, *, batches: Iterator[Batch]
+) -> Predictions:
+    """The predictions of a fold's held-out rows, whose batches are the next ones."""
+    rows, model = np.flatnonzero(data.folds.held_out(learner.fold)).astype(np.int32), learner.eval_model
+    logits = predict(accelerator, model, batches, rows=rows, batch_size=data.batch_size, normalize=learner.normalize)
+    return held_out_predictions(data.folds, rows, logits)
 
 
 @torch.inference_mode()
