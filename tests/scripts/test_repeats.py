@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from torchvision.transforms.functional import to_tensor
 
@@ -33,6 +33,7 @@ from creature.recipe_file import check_recipe
 from creature.reporting import labels, report
 from creature.reporting.study import read_runs
 from creature.run import Run, find_members
+from creature.storage import file_hash
 from helpers import faults
 from helpers.fold_files import folds_rows, old_text
 from helpers.memory import holding
@@ -347,6 +348,10 @@ def other_answers(fold: Path) -> None:
         logits[2 * row, classes[name]] += 99
     (fold / "held_out.safetensors").unlink()  # which kept/ has, too
     save_predictions(fold / "held_out.safetensors", replace(held, logits=logits))
+    weights, result = fold / "model.safetensors", json.loads((fold / "result.json").read_text())
+    save_file(load_file(weights), weights, {"format": "pt", "fold": "another one"})  # a copy would be refused
+    result["sha256"]["model.safetensors"] = file_hash(weights)
+    (fold / "result.json").write_text(json.dumps(result))
 
 
 def test_weights_of_runs_are_chosen_on_their_ensembles_of_repeats(twice, tmp_path, capsys):
