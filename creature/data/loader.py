@@ -1,10 +1,8 @@
-"""Batches: which rows a step sees, and their pixels; both are pure functions of the seed, the epoch and the id.
+"""Batches of images and features; an image's pixels are a pure function of the seed, the epoch and its id.
 
-N rows, B batch, K classes, D features. Nothing here depends on the number of workers, so that a run resumes from two
-integers: epoch and batch.
+N rows, B batch, K classes, D features. Nothing here depends on the number of workers.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from torch.utils.data import get_worker_info
 from creature.data import fork_server
 from creature.data.augment import Augmentation
 from creature.data.decode import BLACK, BadImage, Encoded, read
+from creature.data.order import BatchRequest, derive_seed
 from creature.data.shared_buffers import SharedBuffers
 from creature.data.workers import AHEAD, note_decoding, start_workers
 from creature.device import usable_cores
@@ -40,37 +39,6 @@ class Batch(NamedTuple):
     rows: torch.Tensor  # (B,)
     ids: list[str]
     bad: dict[str, str]  # id -> reason
-
-
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from its parts: equal on every machine, unlike Python's own hash."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def epoch_batches(rows: np.ndarray, batch_size: int, *seed: object) -> list[np.ndarray]:
-    """The rows of one epoch, shuffled by the seed and cut into batches; a last batch of one joins the one before it.
-
-    BatchNorm has no statistics of a single image, and dropping it would lose a row.
-    """
-    order = np.random.default_rng(derive_seed(*seed)).permutation(rows)
-    cuts = list(range(batch_size, len(order), batch_size))
-    if cuts and len(order) - cuts[-1] == 1 and batch_size > 1:  # guard: no-batch-of-one
-        cuts.pop()
-    return np.split(order, cuts)
-
-
-def process_share(batch: np.ndarray, process: int, processes: int) -> np.ndarray:
-    """The rows of a batch that one process sees; never none, for every process must take part in a step."""
-    share = batch[process::processes]
-    return share if len(share) else batch[:1]
-
-
-class BatchRequest(NamedTuple):
-    """A batch to be made: of items (row, epoch), in the training view or as held-out images."""
-
-    items: list[tuple[int, int]]
-    held_out: bool = False
 
 
 MakeBatches = Callable[[Iterable[BatchRequest]], Iterator[Batch]]
@@ -217,55 +185,3 @@ class FeatureDataset:
         table = self.dataset[rows]
         labels = torch.tensor(table["label"]) if self.targets is None else self.targets[rows]
         return Batch(self.features[rows], labels, torch.tensor(rows), ids=table["id"], bad={})
-
-
-def training_order(
-    rows: np.ndarray,
-    batch_size: int,
-    seed: tuple[object, ...],
-    *,
-    epochs: int,
-    start: tuple[int, int],
-    process: int = 0,
-    processes: int = 1,
-) -> Iterator[list[tuple[int, int]]]:
-    """Items of one process's share of every batch, from the position `start` (epoch, batch) to the last epoch's end."""
-    first = start[1]
-    for epoch in range(start[0], epochs):
-        for batch in epoch_batches(rows, batch_size, *seed, epoch)[first:]:  # guard: first-batch
-            yield [(int(row), epoch) for row in process_share(batch, process, processes)]  # guard: process-share
-        first = 0
-
-
-def held_out_order(rows: np.ndarray, batch_size: int, *, process: int = 0, processes: int = 1) -> list[np.ndarray]:
-    """Places in `rows` of the held-out images that one process predicts, batch by batch."""
-    mine = np.arange(len(rows))[process::processes]  # guard: rows-of-process
-    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-
-
-def fold_requests(
-    rows: np.ndarray,
-    held_out: np.ndarray,
-    batch_size: int,
-    *,
-    seed: tuple[object, ...],
-    epochs: int,
-    start: tuple[int, int],
-    process: int = 0,
-    processes: int = 1,
-) -> Iterator[BatchRequest]:
-    """All batches of a fold from the position `start` on: each epoch's steps, then its held-out images."""
-    share = {"process": process, "processes": processes}
-    for epoch in range(start[0], epochs):
-        first = start[1] if epoch == start[0] else 0
-        for items in training_order(rows, batch_size, seed, epochs=epoch + 1, start=(epoch, first), **share):
-            yield BatchRequest(items)
-        yield from held_out_requests(held_out, batch_size, **share)
-
-
-def held_out_requests(
-    rows: np.ndarray, batch_size: int, *, process: int = 0, processes: int = 1
-) -> Iterator[BatchRequest]:
-    """The held-out images that one process predicts."""
-    for places in held_out_order(rows, batch_size, process=process, processes=processes):
-        yield BatchRequest([(int(row), 0) for row in rows[places]], held_out=True)

@@ -18,7 +18,8 @@ from creature.console import say
 from creature.data.arrow_tables import arrow_compute
 from creature.data.dataset import column, read_images
 from creature.data.folds import assign_folds
-from creature.data.loader import Batch, ImageDataset, epoch_batches
+from creature.data.loader import Batch, ImageDataset
+from creature.data.order import epoch_batches
 from creature.data.sources import SourceFormat
 from creature.data.workers import load_batches
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record

@@ -18,6 +18,7 @@ from torch import distributed
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from creature.console import console, warn
+from creature.data.order import Share
 from creature.device import device_precision, share_cores
 from creature.errors import BrokenError, UserError, first_line
 from creature.recipe import Recipe
@@ -64,6 +65,11 @@ def _check_trackers(tracking: Sequence[str]) -> None:
             f"there is: {', '.join(sorted(installed)) or 'none'} "
             "(pip install 'creature[tracking]' brings tensorboard)"
         )
+
+
+def share_of(accelerator: Accelerator) -> Share:
+    """The part of every batch that this process takes."""
+    return Share(accelerator.process_index, accelerator.num_processes)
 
 
 def restarts() -> int:

@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from creature.data.loader import FeatureDataset, MakeBatches, held_out_requests
+from creature.data.loader import FeatureDataset, MakeBatches
+from creature.data.order import held_out_requests
 from creature.errors import UserError
 from creature.recipe import Backbone, Images
-from creature.training import loop
+from creature.training import distributed, loop
 from creature.training.backbone import build_backbone, make_normalize
 from creature.training.checkpoint import has_state
 from creature.training.run_folder import fold_state
@@ -55,11 +56,10 @@ def add_features(
     model = build_backbone(backbone, len(data.folds.class_names), images.size)
     extractor = FeatureExtractor(model, backbone, images.size)
     rows = np.arange(len(data.folds.labels))
-    share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
     features = loop.predict(
         accelerator,
         extractor.to(accelerator.device),
-        make_batches(held_out_requests(rows, data.batch_size, **share)),
+        make_batches(held_out_requests(rows, data.batch_size, distributed.share_of(accelerator))),
         rows=rows,
         batch_size=data.batch_size,
         normalize=make_normalize(backbone, images.normalize).to(accelerator.device),

@@ -14,7 +14,7 @@ from torch import nn
 
 from creature.console import warn
 from creature.data.augment import Mix, make_mix
-from creature.data.loader import derive_seed, epoch_batches
+from creature.data.order import derive_seed, epoch_batches
 from creature.metrics.accuracy import Count
 from creature.recipe import Recipe
 from creature.training.backbone import build_backbone, check_size, make_normalize

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from creature.console import progress, warn
-from creature.data.loader import Batch, MakeBatches, derive_seed, fold_requests, held_out_order
+from creature.data.loader import Batch, MakeBatches
+from creature.data.order import derive_seed, fold_requests, held_out_order
 from creature.errors import BrokenError, Interrupted, UserError, first_line
 from creature.metrics.predictions import Predictions
 from creature.run import held_out_predictions
@@ -66,8 +67,7 @@ def fold_batches(
         seed=(learner.seed, learner.fold),
         epochs=learner.epochs,
         start=(learner.state.epoch, learner.state.batch),  # guard: start-in-epoch
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
+        share=distributed.share_of(accelerator),
     )
     return make_batches(requests)
 
@@ -296,8 +296,7 @@ def predict(
     model = accelerator.unwrap_model(model).eval()
     if accelerator.num_processes > 1:
         broadcast(list(model.buffers()))  # BatchNorm's statistics are the main process's, as in the checkpoint
-    process = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-    chunks = held_out_order(rows, batch_size, **process)
+    chunks = held_out_order(rows, batch_size, distributed.share_of(accelerator))
     predicted: list[tuple[np.ndarray, np.ndarray]] = []  # places in `rows`, and their logits
     with progress() as bar:
         task = bar.add_task(title, total=sum(map(len, chunks)), speed="")

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import pickle
 
 import numpy as np
@@ -14,8 +15,10 @@ from PIL import Image as Pillow
 
 from creature.data.augment import exact_transform, training_augmentation
 from creature.data.eval_transform import EvalTransform
-from creature.data.loader import ImageDataset, derive_seed, epoch_batches, process_share, training_order
-from creature.data.workers import load_batches
+from creature.data.loader import ImageDataset, RunImages, start_loader
+from creature.data.order import BatchRequest, Share, derive_seed, epoch_batches, fold_requests, process_share
+from creature.data.shared_buffers import SharedBuffers
+from creature.data.workers import AHEAD, load_batches
 from creature.recipe import Augment
 
 B, N = 4, 11
@@ -83,14 +86,16 @@ def test_seeds_are_the_same_on_every_machine_and_differ_by_every_part():
 @given(size=st.integers(2, 20), processes=st.integers(1, 9))
 def test_shares_part_a_batch_and_an_empty_one_borrows(size, processes):
     batch = np.arange(size) + 10
-    shares = [process_share(batch, process, processes).tolist() for process in range(processes)]
+    shares = [process_share(batch, Share(process, processes)).tolist() for process in range(processes)]
     assert sorted(itertools.chain(*(share for k, share in enumerate(shares) if k < size))) == batch.tolist()
     assert all(share == [10] for share in shares[size:])
     assert max(map(len, shares)) - min(map(len, shares)) <= 1 and min(map(len, shares)) >= 1
 
 
 def order(start: tuple[int, int], process: int = 0, processes: int = 1) -> list[list[tuple[int, int]]]:
-    return list(training_order(np.arange(N), B, (0, 1), epochs=3, start=start, process=process, processes=processes))
+    none, share = np.array([], dtype=int), Share(process, processes)
+    requests = fold_requests(np.arange(N), none, B, seed=(0, 1), epochs=3, start=start, share=share)
+    return [request.items for request in requests]
 
 
 @given(position=st.tuples(st.integers(0, 2), st.integers(0, 3)) | st.just((3, 0)), processes=st.integers(1, 5))
@@ -147,6 +152,32 @@ def test_workers_change_no_bit_and_no_order(workers):
     assert len(actual) == len(items)
     for batch, expected in zip(actual, map(pictures.__getitems__, items), strict=True):
         assert torch.equal(batch.pixels, expected.pixels) and torch.equal(batch.rows, expected.rows)
+
+
+def test_batches_of_workers_lie_in_few_buffers_none_of_which_is_written_to_while_it_may_be_read():
+    images, workers = ImageDataset(TABLE, VIEW, seed=5), 2
+    requests = [BatchRequest([(row % N, row) for row in range(k, k + 3)], held_out=k % 4 == 3) for k in range(30)]
+    ahead, places = AHEAD * workers, []
+    with start_loader(RunImages(images, images), workers, 3 * 3 * 16 * 16, device=torch.device("cpu")) as load:
+        for requested in (requests, requests[::-1]):  # two folds
+            for request, batch in zip(requested, load(requested), strict=True):
+                expected = images.__getitems__(request.items)
+                assert torch.equal(batch.pixels, expected.pixels) and torch.equal(batch.rows, expected.rows)
+                assert torch.equal(batch.labels, expected.labels) and batch.ids == expected.ids
+                places.append(batch.pixels.data_ptr())
+    assert len(set(places)) <= ahead + 3
+    # While a batch is in use, those behind it are being made.
+    assert all(len(set(places[k : k + ahead + 1])) == ahead + 1 for k in range(len(requests) - ahead))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memory files without a name")
+def test_buffers_take_nothing_of_the_shared_memory_that_containers_limit():
+    before = os.statvfs("/dev/shm").f_bavail
+    buffers = SharedBuffers(4, 2**22)
+    buffers.memory.fill_(1)
+    assert os.statvfs("/dev/shm").f_bavail == before
+    assert torch.equal(pickle.loads(pickle.dumps(buffers))[3], buffers[3])
+    buffers.close()
 
 
 @pytest.mark.parametrize("view", [VIEW, exact_transform(EvalTransform(16, "border", (0.5, 0.5, 0.5)))])

@@ -9,7 +9,8 @@ import timm
 from safetensors.torch import save_file
 
 import train
-from creature.data.loader import BatchRequest, start_loader
+from creature.data.loader import start_loader
+from creature.data.order import BatchRequest
 from creature.recipe import recipe_changes
 from creature.recipe_file import load_recipe
 from creature.training import loop

@@ -55,7 +55,9 @@ from torch import nn
 from datasets import Dataset, Image, Features, Value, ClassLabel
 from io import BytesIO
 from PIL import Image as Pillow
-from creature.data.loader import ImageDataset, held_out_requests
+from creature.data.loader import ImageDataset
+from creature.data.order import held_out_requests
+from creature.training.distributed import share_of
 from creature.data.eval_transform import EvalTransform
 from creature.data.augment import exact_transform
 from creature.training.loop import predict
@@ -77,8 +79,7 @@ table = table.cast_column("image", Image(decode=False))
 images = ImageDataset(table, exact_transform(EvalTransform(8, "squash", (0, 0, 0))))
 for n in range(1, 34):
     rows = np.random.default_rng(n).permutation(33)[:n]
-    share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-    batches = map(images.__getitems__, (request.items for request in held_out_requests(rows, 4, **share)))
+    batches = map(images.__getitems__, (request.items for request in held_out_requests(rows, 4, share_of(accelerator))))
     logits = predict(accelerator, Mean(), batches, rows=rows, batch_size=4, normalize=Normalize((0, 0, 0), (1, 1, 1)))
     expected = np.stack([rows * 7, rows, 255 - rows], 1) / 255
     np.testing.assert_allclose(logits, expected, atol=1e-6)
