@@ -11,7 +11,7 @@ creature ensemble runs/all --distill recipes/student.yaml      # of a run with i
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,7 @@ from creature.errors import UserError
 from creature.inference import options
 
 if TYPE_CHECKING:
-    from creature.ensembling.recorded import PredictedImages
-    from creature.recipe import Recipe
-    from creature.run import Fold
+    pass
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,8 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.images and not (args.out or args.labels or args.compare):
         raise UserError("--images needs --out FILE.csv for predictions, or --labels FILE.csv for a score")
 
-    from creature.ensembling import distill
+    from creature.ensembling.distill import student_recipe
     from creature.ensembling.new_images import predict, show_and_keep
+    from creature.ensembling.one_model import make_one
     from creature.ensembling.out_of_fold import show_out_of_fold
     from creature.ensembling.weights import weigh_runs
     from creature.metrics.blend import Blending
@@ -91,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if one_model and len(members) < 2:
         raise UserError(f"--soup and --distill make one model of several, and {run} has one finished fold")
-    student = distill.student_recipe(args.distill, run) if args.distill else None
+    student = student_recipe(args.distill, run) if args.distill else None
     show_out_of_fold(members, args.strategy)
     if args.weights == []:
         weights = weigh_runs(members, args.strategy)
@@ -107,35 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         where, scored = " ".join(args.members), f"{len(members)} member{'s' * (len(members) != 1)} scored"
         say(f"{scored}; next: creature ensemble {where} --images DIR --out FILE.csv")
     return code
-
-
-def make_one(
-    args: argparse.Namespace,
-    student: "Recipe | None",
-    members: "Sequence[Fold]",
-    *,
-    tables: "Mapping[str, PredictedImages]",
-) -> None:
-    """Make one model of the members, or several, and show each beside them and the ensemble."""
-    from creature.ensembling import acceptance
-    from creature.ensembling.distill import make_student
-    from creature.ensembling.soup import make_soup
-    from creature.inference.members import choose_device
-
-    run, table = members[0].run, tables.get("images" if args.labels else "holdout")
-    unseen = acceptance.find_unseen(table, members) if table else None
-    device, batch_size, made = choose_device(args.device), args.batch_size, {}
-    if args.soup:
-        made[run.folder / "soup"] = make_soup(members, args.soup, unseen=unseen, device=device, batch_size=batch_size)
-    if student:
-        assert unseen  # distillation is refused without
-        made[run.folder / "student/fold-0"] = make_student(
-            args.distill, student, run, unseen=unseen, device=device, batch_size=batch_size
-        )
-    if unseen:
-        acceptance.show_scores(unseen, [model for models in made.values() for model in models.models])
-    for folder, models in made.items():
-        acceptance.advise(folder, run.folder, models.accepted)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from creature.console import say, show_table
+from creature.console import say, show_table, warn
 from creature.data.folds import find_folds_file
 from creature.ensembling.out_of_fold import unseen_rows
 from creature.ensembling.recorded import exposures
 from creature.errors import UserError
+from creature.inference.load import find_model
 from creature.inference.options import add_promises
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending, blend, log_probabilities
@@ -75,6 +76,25 @@ def ensemble_calibration(home: Path, folders: Sequence[Path], blending: Blending
             ", or train with images.holdout or folds.repeats, or ask one fold"
         )
     return fit(rows.logits, rows.labels, rows.selected, mirror=blending.mirror)
+
+
+def calibration_of(model: str, all_members: bool, mirror: bool) -> CalibrationData:
+    """The calibration of what predict.py loads as `model`, fitted on rows that it never saw.
+
+    Raises UserError where these rows are not at hand, or were predicted with mirror images and it is to go without.
+    """
+    source = find_model(model, all_members)
+    if len(source.folders) > 1:
+        data = ensemble_calibration(source.home, source.folders, replace(source.blending, mirror=mirror))
+    else:
+        data = member_calibration(source.folders[0])
+    if data.mirror != mirror:
+        raise UserError(
+            f"--mirror: calibration was made {'with' if data.mirror else 'without'} it; predict as that did"
+        )
+    if data.selected:
+        warn(f"{model}: its epoch was chosen on the images that this is fitted on, so it promises a little too much")
+    return data
 
 
 @dataclass(frozen=True)

@@ -108,3 +108,25 @@ def check_options(args: argparse.Namespace, inputs: Iterable[str | None] = ()) -
     if args.top < 1 or args.batch_size < 1:
         raise UserError("--top and --batch-size must be 1 or more")
     return output
+
+
+def check_prediction(args: argparse.Namespace, output: OutputOptions) -> None:
+    """Raises UserError for options of predict.py that do not go together, or that its model has no answer to."""
+    if args.embed and not (output.sharded or (output.path and output.path.suffix in (".jsonl", ".parquet"))):
+        raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
+    if args.explain and (args.members or args.embed or args.mirror):
+        raise UserError("--explain shows what one prediction rests on; leave out --members, --embed and --mirror")
+    if args.model.endswith(".onnx") and (args.members or args.embed or args.explain):
+        raise UserError(
+            f"{args.model} is one model without features; --members, --embed and --explain need the trained folder"
+        )
+    if args.embed and args.members:
+        raise UserError("--embed needs one model, and --members are several; leave one of them out")
+    if not args.coverage and not args.min_precision:
+        return
+    if output.sharded or output.submission:
+        raise UserError(
+            "--coverage and --min-precision are for a full file or the terminal, not for submissions or shards"
+        )
+    if args.model.endswith(".onnx"):
+        raise UserError(f"--coverage and --min-precision need the trained fold, and {args.model} is an ONNX file")

@@ -1,11 +1,12 @@
 """One image's prediction: what people and files get. K classes, D features."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from creature.console import BROKEN_IMAGES, say, show_table
 from creature.inference.predictor import LogitsBatch, Predictor
 from creature.metrics.blend import blend, log_probabilities
 
@@ -78,3 +79,21 @@ def to_predictions(
                 features=None if batch.features is None else batch.features[row],
                 label_set=() if sets is None else tuple(names[k] for k in order[row] if sets[row, k]),
             )
+
+
+def show_predictions(predictions: Sequence[Prediction], title: str, top: int, *, coverage: float | None) -> int:
+    """Predictions as a table in the terminal; the exit code."""
+    heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {coverage:g}"] if coverage else []))
+    show_table(f"{title}: labels and probabilities", heads, (_cells(prediction, top) for prediction in predictions))
+    count = len(predictions)
+    say(f"{count} image{'s' * (count != 1)}; next: --out FILE.csv writes them to a file")
+    return BROKEN_IMAGES if any(prediction.broken for prediction in predictions) else 0
+
+
+def _cells(prediction: Prediction, top: int) -> list[str]:
+    """A row of the terminal's table."""
+    if prediction.broken:
+        return [prediction.id, f"not read: {prediction.status}"]
+    labels = [f"{label} {probability:.3f}" for label, probability in prediction.top(top)] or ["unsure"]
+    label_set = [", ".join(prediction.label_set)] if prediction.label_set else []
+    return [prediction.id, *labels, *[""] * (top - len(labels)), *label_set]

@@ -7,18 +7,29 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from creature.console import BROKEN_IMAGES, say, warn
 from creature.errors import UserError
-from creature.inference.inputs import InputPath
+from creature.inference.inputs import InputPath, Shard, find_shards, list_inputs, read_inputs
 from creature.inference.options import OutputOptions
 from creature.inference.prediction import Prediction
 from creature.storage import write_atomically
 
 FULL_COLUMNS = ("id", "status", "label", "probability")
+
+
+def find_sources(
+    images: Sequence[str], output: OutputOptions, image_column: str, *, urls: bool
+) -> tuple[list[Shard], tuple[str, str]]:
+    """The images to predict, and a submission's columns, whose images are in the order of its template."""
+    if not output.submission:
+        return find_shards(images, image_column, urls), ("", "")
+    listed, columns = order_for_submission(list_inputs(images, urls), output.template)
+    return [Shard("all", len(listed), partial(read_inputs, listed))], columns
 
 
 def order_for_submission(inputs: Sequence[InputPath], template: str | None) -> tuple[list[InputPath], tuple[str, str]]:

@@ -165,9 +165,9 @@ def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path
         predict.main([str(copy / "fold-0"), str(drawn / "test"), "--coverage", "0.8"])
 
 
-def test_each_row_is_judged_by_the_others(run, capsys, monkeypatch):
+def test_each_row_is_judged_by_the_others(run_copy, capsys, monkeypatch):
     calls = [faults.note_calls(monkeypatch, module, "calibrate") for module in (calibrate_verb, calibration)]
-    assert calibrate_verb.main([str(run), "--coverage", "0.8"]) == 0
+    assert calibrate_verb.main([str(run_copy), "--coverage", "0.8"]) == 0
     fitted = [len(call.args[1]) for of_module in calls for call in of_module]
     assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
     shown = capsys.readouterr().out
