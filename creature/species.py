@@ -81,6 +81,7 @@ def arc(start: float, end: float, count: int) -> np.ndarray:
 
 
 def fish(pen: Pen) -> None:
+    """From the side: a deep body, a forked tail, a fin on its back."""
     swing, deep = pen.between(-0.2, 0.2), pen.between(0.36, 0.5)
     pen.shape([[-0.5, 0], [-1, -0.5 + swing], [-0.85, swing], [-1, 0.5 + swing]], pen.trim)
     pen.shape([[-0.35, -0.7 * deep], [-0.2, -deep - 0.25], [0.45, -0.7 * deep]], pen.trim)
@@ -91,6 +92,7 @@ def fish(pen: Pen) -> None:
 
 
 def bird(pen: Pen) -> None:
+    """From the side, on two legs, a wing raised or folded."""
     lift, step = pen.between(-1.1, 0.3), pen.between(-0.2, 0.2)
     pen.limb([-0.1, 0.3], [-0.1, 0.7], [-0.1 + step, 0.95], 0.05, pen.line)
     pen.limb([0.1, 0.3], [0.1, 0.7], [0.1 - step, 0.95], 0.05, pen.line)
@@ -104,6 +106,7 @@ def bird(pen: Pen) -> None:
 
 
 def beetle(pen: Pen) -> None:
+    """From above: six legs, a wide body with a seam."""
     for side in (-1, 1):
         for x in (-0.35, 0.0, 0.3):
             reach = x * 1.6 + pen.between(-0.15, 0.15)
@@ -116,6 +119,7 @@ def beetle(pen: Pen) -> None:
 
 
 def snake(pen: Pen) -> None:
+    """A long body in waves, with a head at its end."""
     x = np.linspace(-1, 0.8, 28)
     y = pen.between(0.2, 0.4) * np.sin(pen.between(4, 7) * x + pen.between(0, 6.3))
     body = np.column_stack([x, y])
@@ -129,6 +133,7 @@ def snake(pen: Pen) -> None:
 
 
 def spider(pen: Pen) -> None:
+    """From above: eight bent legs around two round parts."""
     for side in (-1, 1):
         for angle in (0.45, 1.1, 1.8, 2.5):
             knee, foot = angle + pen.between(-0.12, 0.12), angle + pen.between(-0.25, 0.25)
@@ -142,6 +147,7 @@ def spider(pen: Pen) -> None:
 
 
 def starfish(pen: Pen) -> None:
+    """Five arms that bend, with dots along them."""
     bends, waist = pen.rng.uniform(-0.25, 0.25, 5), pen.between(0.3, 0.42)
     tips = np.arange(5) * 2 * np.pi / 5
     angles = np.column_stack([tips - 0.63, tips - 0.12 + bends, tips + bends, tips + 0.12 + bends]).ravel()
@@ -154,6 +160,7 @@ def starfish(pen: Pen) -> None:
 
 
 def jellyfish(pen: Pen) -> None:
+    """A bell with arms that hang from it."""
     drift = pen.between(-0.4, 0.4)
     for x in np.linspace(-0.5, 0.5, pen.rng.integers(4, 7)):
         y = np.linspace(-0.1, pen.between(0.75, 1), 14)
@@ -165,6 +172,7 @@ def jellyfish(pen: Pen) -> None:
 
 
 def snail(pen: Pen) -> None:
+    """From the side: a coiled shell on a flat foot."""
     rise = pen.between(-0.5, -0.2)
     for x in (0.7, 0.95):
         pen.limb([0.75, rise], [x, rise - 0.2], [x + 0.05, rise - pen.between(0.35, 0.5)], 0.05, pen.line)
@@ -176,6 +184,7 @@ def snail(pen: Pen) -> None:
 
 
 def butterfly(pen: Pen) -> None:
+    """From above: two pairs of wings, more or less folded."""
     fold, sweep = pen.between(0.6, 1), pen.between(-0.15, 0.15)
     fore = np.array([[0.0, 0.05], [0.3, 0.05], [0.85, 0.75], [0.8, 1.0], [0.55, 1.05], [0.15, 0.8]])
     hind = np.array([[0.0, 0.05], [0.1, 0.6], [-0.25, 0.85], [-0.6, 0.8], [-0.75, 0.5], [-0.4, 0.05]])
@@ -189,6 +198,7 @@ def butterfly(pen: Pen) -> None:
 
 
 def crab(pen: Pen) -> None:
+    """From the front: six legs, two raised claws, eyes on stalks."""
     for side in (-1, 1):
         for lean in (-0.25, 0.0, 0.25):
             foot = [1.0 * side, 0.55 + lean + pen.between(-0.1, 0.1)]
@@ -205,6 +215,7 @@ def crab(pen: Pen) -> None:
 
 
 def turtle(pen: Pen) -> None:
+    """From above: a shell with four paddles, a head and a tail."""
     for side in (-1, 1):
         for x, far in ((0.45, 0.85), (-0.5, 0.7)):
             paddle = pen.between(-0.3, 0.3)
@@ -219,6 +230,7 @@ def turtle(pen: Pen) -> None:
 
 
 def rabbit(pen: Pen) -> None:
+    """From the side, sitting, with two long ears."""
     for x in (0.3, 0.5):
         tip = [x - 0.1 + pen.between(-0.35, 0.25), -1.05]
         pen.limb(tip, [x, -0.7], [x, -0.35], 0.05, pen.trim)

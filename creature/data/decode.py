@@ -241,7 +241,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """The transposition that makes the image upright; broken EXIF is ignored, as viewers do."""
     try:
         return TURN_OF.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Warning:  # not broken: _ignoring_warnings reads it again
+    except (Warning, MemoryError):  # not broken EXIF, and without its turn the image would be another one
         raise
-    except Exception:
+    except Exception:  # Pillow raises anything on broken EXIF: struct.error, SyntaxError, TypeError, ...
         return None

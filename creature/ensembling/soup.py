@@ -22,6 +22,7 @@ from creature.data.loader import Batch, ImageDataset
 from creature.data.order import epoch_batches
 from creature.data.sources import SourceFormat
 from creature.data.workers import load_batches
+from creature.device import choose_workers
 from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
 from creature.errors import UserError
 from creature.inference.members import Member, load_member
@@ -100,7 +101,7 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def training_batches(run: Run) -> Iterator[Iterator[Batch]]:
+def training_batches(run: Run, device: torch.device) -> Iterator[Iterator[Batch]]:
     """Augmented batches of up to ROWS of the run's images, the same ones each time, without mixing.
 
     Raises UserError where images are missing, and while iterating where one cannot be read.
@@ -117,7 +118,7 @@ def training_batches(run: Run) -> Iterator[Iterator[Batch]]:
     order = epoch_batches(rows, recipe.batch_size, recipe.seed, "soup")[: -(-ROWS // recipe.batch_size)]
     *_, augmentation = epoch_augmentations(recipe.augment, recipe.images.size, recipe.schedule.epochs)
     images_of_rows = ImageDataset(dataset, augmentation, seed=recipe.seed)
-    workers = 0 if images.workers == "auto" else images.workers
+    workers = choose_workers(images.workers, device)
     with load_batches(images_of_rows, [[(int(row), 0) for row in rows] for rows in order], workers) as batches:
         yield map(_refuse_bad, batches)
 
@@ -134,7 +135,7 @@ def cook(members: Sequence[Fold], device: torch.device) -> Member:
     if len({member.result.sha256.weights for member in members}) > 1:
         soup.model.load_state_dict(average_weights(members))
         if batch_norms(soup.model) and not (backbone.freeze_batch_stats or backbone.frozen):
-            with training_batches(members[0].run) as batches:  # the mean over batches (Izmailov et al. 2018)
+            with training_batches(members[0].run, device) as batches:  # the mean over batches (Izmailov et al. 2018)
                 update_bn((soup.normalize(batch.pixels.to(device)) for batch in batches), soup.model)
     return soup
 

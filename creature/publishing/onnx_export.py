@@ -73,10 +73,10 @@ def export_onnx(folder: Path, out: Path) -> None:
     noise = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with write_atomically(out) as part:
-            _write(model, noise[:2], part)
-            _add_metadata(part, folder, member)
-            if (difference := _largest_difference(model, noise, part)) > TOLERANCE:
+        with write_atomically(out) as unfinished:
+            _write(model, noise[:2], unfinished)
+            _add_metadata(unfinished, folder, member)
+            if (difference := _largest_difference(model, noise, unfinished)) > TOLERANCE:
                 raise UserError(
                     f"{folder}: the ONNX model's probabilities differ by {difference:.2g}, over {TOLERANCE:g}"
                 )

@@ -64,16 +64,16 @@ def quantize(path: Path, images: str) -> Path | None:
     calibration, others = pixels[:CALIBRATION], pixels[CALIBRATION:]
     small = path.with_suffix(".int8.onnx")
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        part = Path(folder) / small.name
-        _write_int8(path, part, calibration)
-        judgement = _judge(original, open_session(str(part)), others)
+        unfinished = Path(folder) / small.name
+        _write_int8(path, unfinished, calibration)
+        judgement = _judge(original, open_session(str(unfinished)), others)
         rows = [
             ("times as fast, one image at once", f"{judgement.speed:.2f}", f"{FASTER}"),
             (f"same label (n = {len(others)})", f"{judgement.agreement:.2%}", f"{AGREEMENT:.1%}"),
         ]
         show_table(f"{small.name} against {path.name}", ("", "measured", "asked for"), rows)
         if judgement.pays:
-            os.replace(part, small)
+            os.replace(unfinished, small)
     say(f"{small} is written" if judgement.pays else f"{small} is not written: it would not pay on this machine")
     return small if judgement.pays else None
 

@@ -78,6 +78,15 @@ def test_broken_exif_is_ignored(broken):
         np.testing.assert_array_equal(decoded(encode(NOISE, kind, exif=broken)), decoded(encode(NOISE, kind)))
 
 
+def test_a_turn_that_memory_is_too_short_for_is_no_upright_image(monkeypatch):
+    def full(_: Image.Image) -> Image.Exif:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "getexif", full)
+    with pytest.raises(MemoryError):
+        decoded(encode(NOISE, "JPEG", exif=exif(6)))
+
+
 RAMP = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
 DEEP = {
     "PNG": lambda: encode(RAMP),

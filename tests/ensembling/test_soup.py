@@ -169,7 +169,7 @@ def test_a_soup_s_batchnorm_is_that_of_its_own_activations_unless_it_was_frozen(
     seen: list[torch.Tensor] = []
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     member.model.train()
-    with torch.no_grad(), soup.training_batches(Run(run_copy)) as batches:
+    with torch.no_grad(), soup.training_batches(Run(run_copy), torch.device("cpu")) as batches:
         for batch in batches:
             member.model(member.normalize(batch.pixels))
     means = torch.stack([each.mean((0, 2, 3)) for each in seen]).mean(0)
