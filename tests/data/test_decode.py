@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin, features
 
-from creature.data import decode as decode_module
 from creature.data import decode as module
 from creature.data.decode import MAX_BYTES, MAX_PIXELS, BadImage, decode, read
 from helpers.images import BOMBS, CLEAR, NOISE, PALETTE, PILLOW_13, ROWS, STRANGERS, encode, exif, png, tiff
@@ -84,7 +83,7 @@ def test_a_turn_that_memory_is_too_short_for_is_no_upright_image(monkeypatch):
         def get(self, *_):
             raise MemoryError
 
-    monkeypatch.setattr(decode_module, "TURN_OF", Full())
+    monkeypatch.setattr(module, "TURN_OF", Full())
     with pytest.raises(MemoryError):
         decoded(encode(NOISE, "JPEG", exif=exif(6)))
 
@@ -276,7 +275,6 @@ def test_a_script_shows_no_warning_and_what_is_decoded_does_not_depend_on_filter
 import hashlib, pathlib, sys, warnings
 from concurrent.futures import ThreadPoolExecutor
 from creature.console import run
-from creature.data import decode as decode_module
 from creature.data.decode import BadImage, decode, read
 def digest(path):
     try:
