@@ -125,3 +125,8 @@ def test_importing_loading_and_predicting_change_nothing_in_the_host_program(run
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.stdout == "unchanged\n", done.stderr[-3000:]
+
+
+def test_settings_from_python_may_be_paths(tmp_path):
+    with pytest.raises(creature.UserError, match="nowhere"):
+        creature.train("quickstart", set={"images.train": [tmp_path / "nowhere"]}, out=tmp_path / "run")

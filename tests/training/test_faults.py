@@ -100,7 +100,7 @@ def test_a_start_that_failed_leaves_no_recipe_behind(tiny, tmp_path):
     assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
 
 
-def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatch):
+def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatch, capsys):
     faults.at_prediction(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="--resume goes on"):
         start(tiny, tmp_path / "run", "folds.train=[0]")
@@ -109,6 +109,7 @@ def test_a_signal_while_predicting_loses_no_step(tiny, run, tmp_path, monkeypatc
     assert (state["epoch"], state["batch"]) == (1, 3)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert start(tiny, tmp_path / "run", "folds.train=[0]", resume=True) == 0
+    assert "it goes on after step 3 of epoch 2" in capsys.readouterr().out
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
 
 

@@ -1,0 +1,28 @@
+"""What a resume point and an epoch's line say of the training."""
+
+import pytest
+
+from creature.metrics.accuracy import Count
+from creature.training.training_state import EpochResult, TrainingState
+
+
+def end_epochs(count: int, waited: float, seconds: float) -> list[EpochResult]:
+    state, results = TrainingState(), []
+    for _ in range(count):
+        state.seconds, state.waited = state.seconds + seconds, state.waited + waited
+        state.end_step(1.0, True, size=4, ids=["a"])
+        results.append(state.end_epoch(Count(1, 2), learning_rate=0.1, images=4))
+    return results
+
+
+def test_an_epoch_says_which_share_of_it_waited_for_images():
+    results = end_epochs(2, waited=3.0, seconds=12.0)
+    assert [result.waiting for result in results] == [0.25, 0.25]
+    assert all("25%" in str(result) and result.tracked(0)["fold-0/waiting"] == 0.25 for result in results)
+
+
+@pytest.mark.parametrize(("waited", "seconds", "advised"), [(30.0, 60.0, True), (5.0, 60.0, False), (2.0, 4.0, False)])
+def test_advice_comes_once_where_waiting_costs_a_tenth_and_seconds(waited, seconds, advised):
+    advice = [result.advice for result in end_epochs(4, waited=waited, seconds=seconds)]
+    assert [bool(line) for line in advice] == [False, advised, False, False]
+    assert not advised or "50% of the epoch waited for images; images.cache=disk or more images.workers" in advice[1]
