@@ -13,14 +13,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from creature.console import run, say
 from creature.errors import UserError
 from creature.inference import options
-
-if TYPE_CHECKING:
-    pass
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

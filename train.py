@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from creature.data.loader import MakeBatches
     from creature.recipe import Recipe
-    from creature.run import FoldResult
+    from creature.results import FoldResult
     from creature.training.signals import Stop
     from creature.training.train_data import TrainData
 
@@ -85,7 +85,7 @@ def train(
     from creature.data.loader import start_loader
     from creature.device import choose_workers, keep_memory
     from creature.recipe import recipe_warnings
-    from creature.run import read_result
+    from creature.run import Fold
     from creature.storage import explain_disk_errors
     from creature.training import distributed, features, loop, run_folder, signals, train_data
     from creature.training.backbone import check_backbone
@@ -131,7 +131,7 @@ def train(
                             accelerator, recipe, data, make_batches=make_batches, fold=fold, folder=folder, stop=stop
                         )
             accelerator.wait_for_everyone()
-            results.append(read_result(folder))
+            results.append(Fold(folder).result)
     accelerator.end_training()
     return results
 

@@ -43,6 +43,7 @@ from creature.inference.predictor import predict_batches
 from creature.metrics.predictions import save_predictions
 from creature.publishing.onnx_export import export_onnx
 from creature.recipe_file import check_recipe
+from creature.results import EpochScore, FoldResult, hash_files, write_result
 from creature.run import held_out_predictions, kept_epoch
 from creature.training.backbone import build_backbone, mean_and_std, timm_config
 from creature.training.finish import write_model_folder
@@ -111,10 +112,21 @@ def write_run(run: Path, architecture: str) -> None:
         save_predictions(kept / "held_out.safetensors", held_out_predictions(folds, held, logits))
         mean, std = mean_and_std(architecture, "imagenet")
         config = timm_config(model, NAMES, EvalTransform(SIZE, recipe.images.crop_mode, mean), std=std)
-        count = {"n": len(held), "correct": 1}
-        result = {"fold": fold, "selected": False, "epoch": 1, **count, "last": count, "seconds": 1.0}
-        counts = {"class_counts": [5] * len(NAMES), "parameters": sum(each.numel() for each in model.parameters())}
-        write_model_folder(folder, recipe, config=config, result=result | counts | {"folds": folds_hash(folds)})
+        write_model_folder(folder, recipe, config=config, epoch=0)
+        result = FoldResult(
+            fold=fold,
+            selected=False,
+            epoch=1,
+            n=len(held),
+            correct=1,
+            last=EpochScore(n=len(held), correct=1),
+            class_counts=[5] * len(NAMES),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            seconds=1.0,
+            folds=folds_hash(folds),
+            sha256=hash_files(folder, ("model.safetensors",)),
+        )
+        write_result(folder / "result.json", result)
 
 
 def write_photos(folder: Path, photos: Path, count: int) -> Path:

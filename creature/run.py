@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from creature.console import warn
 from creature.data.arrow_tables import arrow_compute
@@ -19,78 +18,15 @@ from creature.data.folds import FoldTable, read_folds
 from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.predictions import Predictions, concatenate, load_predictions
+from creature.results import ClassCounts, FoldResult, read_result
 from creature.storage import file_hash
 
 if TYPE_CHECKING:
     from creature.metrics.recorded import RecordedPredictions
     from creature.recipe import Recipe
 
+RESTORE = "restore it, or train the fold again"
 RECORDED = ("holdout", "images")  # tables that ensemble.py keeps in RUN/ensemble
-
-
-class EpochScore(BaseModel):
-    """How many of a fold's held-out rows one epoch has right."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
-    epoch: int = Field(default=1, ge=1)
-    correct: int = Field(ge=0)
-    n: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _no_more_than_all(self) -> Self:
-        if self.correct > self.n:  # guard: possible-score
-            raise ValueError(f"correct is {self.correct}, and n only {self.n}")
-        return self
-
-    @property
-    def count(self) -> Count:
-        """The same, with its interval."""
-        return Count(self.correct, self.n)
-
-
-class FileHashes(BaseModel):
-    """SHA-256 of the files that a result was measured with."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
-    weights: str = Field(alias="model.safetensors")
-
-
-class FoldResult(EpochScore):
-    """The fields of a fold's result.json that are read; the file holds more, and that of older versions less."""
-
-    epoch: int = Field(ge=1)
-    fold: int = Field(ge=0)
-    selected: bool  # the epoch was chosen on the rows that it is scored on
-    last: EpochScore
-    class_counts: list[int]
-    parameters: int
-    seconds: float  # of training steps
-    folds: str  # hash of the fold table
-    sha256: FileHashes
-    images_trained: int = 0
-    device: str = ""
-    versions: dict[str, str] = {}
-
-    @property
-    def shown_score(self) -> str:
-        """The score for people, marked where its epoch was chosen on the rows that it is scored on."""
-        return f"{self.count}{' selected' * self.selected}"
-
-
-def read_result(fold: Path) -> FoldResult:
-    """A finished fold's result.json.
-
-    Raises UserError where there is none, BrokenError for one that says something else.
-    """
-    path = fold / "result.json"
-    try:
-        return FoldResult.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"])) or "numbers"
-        raise BrokenError(f"{path}: {where}: {wrong['msg']}; restore it, or train the fold again") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{fold} is no finished fold: {error}") from error
 
 
 class Fold:
@@ -111,7 +47,7 @@ class Fold:
     @cached_property
     def result(self) -> FoldResult:
         """Its result.json."""
-        return read_result(self.folder)
+        return read_result(self.folder / "result.json", FoldResult, RESTORE)
 
     @property
     def score(self) -> Count:
@@ -359,12 +295,11 @@ def most_frequent_class(folder: Path) -> str:
     Raises BrokenError where the result does not say how many images each class had.
     """
     path = folder / "result.json"
-    try:
-        counts = json.loads(path.read_text(encoding="utf-8"))["class_counts"]
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
-        return str(names[int(np.argmax(np.array(counts, dtype=np.int64)))])
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise BrokenError(f"{path}: its class_counts are no numbers of images, one a class ({error})") from error
+    counts = read_result(path, ClassCounts, RESTORE).class_counts
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
+    if len(counts) != len(names):
+        raise BrokenError(f"{path}: class_counts: {len(counts)} numbers for {len(names)} classes; {RESTORE}")
+    return str(names[max(range(len(counts)), key=counts.__getitem__)])
 
 
 def kept_epoch(fold: Path, epoch: int) -> Path:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from creature.inference.predictor import ImageInput, predict_batches
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending
 from creature.metrics.significance import PairedComparison, compare_paired, difference_interval, holm, shown_p
+from creature.results import ComparedScore, Difference, Ingredient, ScoredImages, StandIn
 from creature.run import Fold, member_names
 
 MARGIN = 0.01  # by how much of accuracy one model may be worse
@@ -98,10 +98,19 @@ class Comparison:
         """Its parameters, for people."""
         return f"{self.model.parameters / 1e6:.1f} M"
 
-    def figures(self) -> dict[str, Any]:
-        """The comparison, for JSON; p is McNemar's, not corrected for other comparisons."""
-        against = {"difference": self.against.difference, "low": self.low, "high": self.high, "p": self.against.p}
-        return {**self.count.figures(), "parameters": self.model.parameters, "against_ensemble": against}
+    @property
+    def result(self) -> ComparedScore:
+        """The comparison, for a result.json."""
+        (low, high), against = self.count.interval, self.against
+        return ComparedScore(
+            n=self.count.n,
+            correct=self.count.correct,
+            accuracy=self.count.accuracy,
+            low=low,
+            high=high,
+            parameters=self.model.parameters,
+            against_ensemble=Difference(difference=against.difference, low=self.low, high=self.high, p=against.p),
+        )
 
 
 def compare_with_ensemble(unseen: UnseenImages, model: Candidate) -> Comparison:
@@ -112,23 +121,22 @@ def compare_with_ensemble(unseen: UnseenImages, model: Candidate) -> Comparison:
     return Comparison(model, count_correct(model.predicted, unseen.labels), against, low=low, high=high)
 
 
-def ingredients(members: Sequence[Fold]) -> list[dict[str, Any]]:
-    """The folds that one model was made of, with the hashes of their weights, for JSON."""
-    return [{"fold": member.name, "sha256": member.result.sha256.weights} for member in members]
-
-
-def score_record(unseen: UnseenImages | None, models: Sequence[Candidate], chosen: str) -> dict[str, Any]:
-    """Scores of ensemble, members and models, and whether the chosen model is accepted, for its result.json."""
+def score_stand_in(
+    unseen: UnseenImages | None, models: Sequence[Candidate], chosen: str, *, members: Sequence[Fold]
+) -> StandIn:
+    """Scores of ensemble, members and models, and whether the chosen model, made of the members, is accepted."""
+    made_of = tuple(Ingredient(fold=member.name, sha256=member.result.sha256.weights) for member in members)
     if unseen is None:
-        return {"scores": None, "accepted": None}
+        return StandIn(members=made_of)
     scores = {model.name: compare_with_ensemble(unseen, model) for model in (unseen.ensemble, *unseen.members, *models)}
-    return {
-        "images": {"source": Path(unseen.title).name, "n": len(unseen.labels)},
-        "strategy": unseen.strategy,
-        "mirror": unseen.mirror,
-        "scores": {name: comparison.figures() for name, comparison in scores.items()},
-        "accepted": scores[chosen].accepted,
-    }
+    return StandIn(
+        members=made_of,
+        images=ScoredImages(source=Path(unseen.title).name, n=len(unseen.labels)),
+        strategy=unseen.strategy,
+        mirror=unseen.mirror,
+        scores={name: comparison.result for name, comparison in scores.items()},
+        accepted=scores[chosen].accepted,
+    )
 
 
 def show_scores(unseen: UnseenImages, models: Sequence[Candidate]) -> None:

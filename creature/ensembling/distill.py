@@ -8,7 +8,7 @@ import torch
 
 from creature.console import say
 from creature.data.folds import FoldTable
-from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
+from creature.ensembling.acceptance import Candidate, UnseenImages, score_stand_in
 from creature.ensembling.out_of_fold import unseen_rows
 from creature.ensembling.soup import MadeModels
 from creature.errors import UserError
@@ -16,9 +16,9 @@ from creature.inference.members import load_member
 from creature.metrics.blend import blend
 from creature.recipe import Recipe, recipe_changes
 from creature.recipe_file import load_recipe
+from creature.results import write_result
 from creature.run import Run, check_members, find_members
 from creature.shipped import find_recipe, load_script
-from creature.storage import write_json
 from creature.training.run_folder import contents_of
 from creature.training.signals import listen
 from creature.training.train_data import hash_contents
@@ -120,6 +120,6 @@ def make_student(
     check_members([fold])
     predicted = unseen.predict(load_member(fold.folder, device, fused=True), batch_size, "student")
     model = Candidate("student", fold.result.parameters, predicted, doubt=DOUBT)
-    score = score_record(unseen, [model], model.name)
-    write_json(student / "result.json", {"members": ingredients(find_members([run.folder])), **score})
-    return MadeModels([model], score["accepted"])
+    result = score_stand_in(unseen, [model], model.name, members=run.folds)
+    write_result(student / "result.json", result)
+    return MadeModels([model], result.accepted)

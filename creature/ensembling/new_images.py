@@ -9,7 +9,7 @@ import numpy as np
 
 from creature.console import BROKEN_IMAGES, show_table
 from creature.ensembling.compare import show_comparison
-from creature.ensembling.out_of_fold import ensemble_summary, read_holdout
+from creature.ensembling.out_of_fold import ensemble_result, read_holdout
 from creature.ensembling.recorded import (
     ImagesAt,
     PredictedImages,
@@ -28,8 +28,8 @@ from creature.inference.prediction_files import order_for_submission, write_pred
 from creature.inference.predictor import predict_batches
 from creature.metrics.blend import Blending
 from creature.metrics.recorded import save_recorded
+from creature.results import write_result
 from creature.run import Fold, is_whole_run, most_frequent_class
-from creature.storage import write_json
 
 
 @dataclass(frozen=True)
@@ -125,4 +125,4 @@ def show_and_keep(
         for kind, table in tables.items():
             warn_of_lost_labels(folder / f"{kind}.safetensors", table.recorded)
             save_recorded(folder / f"{kind}.safetensors", table.recorded)
-        write_json(folder / "result.json", ensemble_summary(members, blending, tallies))
+        write_result(folder / "result.json", ensemble_result(members, blending, tallies))

@@ -5,7 +5,7 @@ N rows, K classes. Where the folds were drawn R times, a row has R members that 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import concatenate
+from creature.results import EnsembleMember, EnsembleResult
 from creature.run import Fold, by_repeat, by_run, full_repeats
 
 if TYPE_CHECKING:
@@ -135,25 +136,25 @@ def read_holdout(members: Sequence[Fold]) -> "Dataset | None":
         return None
 
 
-def ensemble_summary(members: Sequence[Fold], blending: Blending, tallies: Mapping[str, Tally]) -> dict[str, Any]:
-    """The content of ensemble/result.json: members, weights, out-of-fold scores, and those of new images."""
+def ensemble_result(members: Sequence[Fold], blending: Blending, tallies: Mapping[str, Tally]) -> EnsembleResult:
+    """Members, weights, out-of-fold scores, and those of new images."""
     repeats, once = score_of_repeats(members, blending.strategy), full_repeats(members)[0]
     shares = blending.weights / blending.weights.sum()
-    return {
-        "strategy": blending.strategy,
-        "mirror": blending.mirror,
-        "members": [
-            {
-                "fold": member.name,
-                "weight": weight,
-                "out_of_fold": member.score.figures(),
-                "selected": member.result.selected,
-                "sha256": member.result.sha256.weights,
-            }
+    return EnsembleResult(
+        strategy=blending.strategy,
+        mirror=blending.mirror,
+        members=tuple(
+            EnsembleMember(
+                fold=member.name,
+                weight=weight,
+                out_of_fold=member.score.figures(),
+                selected=member.result.selected,
+                sha256=member.result.sha256.weights,
+            )
             for member, weight in zip(members, shares.tolist(), strict=True)
-        ],
-        "out_of_fold": pooled(member.score for member in once).figures(),
-        "out_of_fold_last": pooled(member.last_score for member in once).figures(),
-        **({"ensemble_of_repeats": {"models": repeats[0], **repeats[1].figures()}} if repeats else {}),
-        "ensemble": {name: counts.figures() for name, counts in tallies.items()},
-    }
+        ),
+        out_of_fold=pooled(member.score for member in once).figures(),
+        out_of_fold_last=pooled(member.last_score for member in once).figures(),
+        ensemble_of_repeats={"models": repeats[0], **repeats[1].figures()} if repeats else None,
+        ensemble={name: counts.figures() for name, counts in tallies.items()},
+    )

@@ -16,6 +16,7 @@ from creature.inference.predictor import ImageInput, LogitsBatch
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import STRATEGIES, Blending, blend, log_probabilities
 from creature.metrics.recorded import RecordedPredictions, load_recorded
+from creature.results import Figures
 from creature.run import Fold, exposure, member_names
 
 ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # the images of some rows, each time from the beginning
@@ -131,7 +132,7 @@ class Tally:
             if n
         ]
 
-    def figures(self) -> dict[str, object]:
+    def figures(self) -> dict[str, Figures | int]:
         """The same, for JSON."""
         return {**{kind: count.figures() for kind, count in self.scored.items()}, **self.left_out}
 

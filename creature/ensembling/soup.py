@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,12 @@ from creature.data.order import epoch_batches
 from creature.data.sources import SourceFormat
 from creature.data.workers import load_batches
 from creature.device import choose_workers
-from creature.ensembling.acceptance import Candidate, UnseenImages, ingredients, score_record
+from creature.ensembling.acceptance import Candidate, UnseenImages, score_stand_in
 from creature.errors import UserError
 from creature.inference.members import Member, load_member
+from creature.results import SoupResult, StandIn, hash_files, write_result
 from creature.run import Fold, Run, member_names
-from creature.storage import file_hash, write_atomically, write_json
+from creature.storage import write_atomically
 from creature.training.checkpoint import save_weights
 from creature.training.run_folder import environment
 from creature.training.train_data import epoch_augmentations
@@ -183,16 +183,18 @@ def make_soup(
         alone = ", to which no other is of use" * (len(chosen) == 1)
         say(f"greedy soup: {listed[0]}{alone}; one half of the images chooses {listed[1]}, the other {listed[2]}")
         say("its score is cross-fitted: each half is predicted by the soup that the other half chose", style="dim")
-    chosen_folds = [
-        {**fold, "chosen": member in chosen, "chosen_by_halves": [member in soup for soup in halves]}
-        for member, fold in enumerate(ingredients(members))
+    score = score_stand_in(unseen, models, f"{kind} soup", members=members)
+    chosen_by = [tuple(member in soup for soup in halves) for member in all_members]
+    made_of = [
+        fold.model_copy(update={"chosen": member in chosen, "chosen_by_halves": chosen_by[member]})
+        for member, fold in enumerate(score.members)
     ]
-    score = score_record(unseen, models, f"{kind} soup")
-    write_soup(run.folder / "soup", members[0], of(chosen), facts={"soup": kind, "members": chosen_folds, **score})
-    return MadeModels(models, score["accepted"])
+    score = score.model_copy(update={"members": tuple(made_of)})
+    write_soup(run.folder / "soup", members[0], of(chosen), kind=kind, score=score)
+    return MadeModels(models, score.accepted)
 
 
-def write_soup(folder: Path, fold: Fold, soup: Member, *, facts: dict[str, Any]) -> None:
+def write_soup(folder: Path, fold: Fold, soup: Member, *, kind: str, score: StandIn) -> None:
     """Write a model folder as a fold's is; result.json comes last and says that it is complete."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -200,8 +202,14 @@ def write_soup(folder: Path, fold: Fold, soup: Member, *, facts: dict[str, Any])
         save_weights(temporary, soup.model)
     for name in ("config.json", "recipe.yaml"):
         shutil.copyfile(fold.folder / name, folder / name)
-    result = fold.result.model_dump()
-    shared = {key: result[key] for key in ("class_counts", "parameters", "recipe", "folds")}
-    hashes = {name: file_hash(folder / name) for name in ("model.safetensors", "config.json")}
-    made_on = environment(next(soup.model.parameters()).device, 1)
-    write_json(folder / "result.json", {**facts, **shared, **made_on, "sha256": hashes})
+    result = SoupResult(
+        **dict(score),
+        **dict(environment(next(soup.model.parameters()).device, 1)),
+        soup=kind,
+        class_counts=fold.result.class_counts,
+        parameters=fold.result.parameters,
+        recipe=fold.result.recipe,
+        folds=fold.result.folds,
+        sha256=hash_files(folder, ("model.safetensors", "config.json")),
+    )
+    write_result(folder / "result.json", result)

@@ -27,8 +27,8 @@ class Classifier:
     """A model, or an ensemble of models, that predicts images; several threads may use one at once.
 
     Images are paths of files or folders, encoded bytes, PIL images, or uint8 arrays (H, W, 3) or (H, W): one of them,
-    or any iterable, also mixed and without an end. Nothing is raised for an image that cannot be read: it is a
-    Prediction whose `status` says why.
+    an array of several (N, H, W, 3), or any iterable, also mixed and without an end. Nothing is raised for an image
+    that cannot be read: it is a Prediction whose `status` says why.
     """
 
     def __init__(self, predictor: Predictor, models: "Sequence[Member]" = ()):
@@ -151,6 +151,8 @@ def _check_positive(name: str, value: int) -> None:
 def _inputs(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageInput]:
     """Each image with an id: its path, or image-0, image-1, ... by its position."""
     number = count()
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        images = list(images)
     for image in [images] if isinstance(images, SINGLE) else images:
         if isinstance(image, ImageInput):
             yield image

@@ -1,15 +1,14 @@
 """Where models to predict with are: a fold, all members of a run, an exported folder, a repository of the Hub."""
 
-import json
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from creature.errors import UserError, first_line
-from creature.metrics.blend import STRATEGIES, Blending
+from creature.errors import CreatureError, UserError, first_line
+from creature.metrics.blend import Blending
 from creature.metrics.calibration import ENSEMBLE_CALIBRATION, MODEL_CALIBRATION
+from creature.results import EnsembleResult, read_result
 from creature.run import find_members
 from creature.storage import file_hash
 
@@ -59,19 +58,12 @@ def find_model(model: str, all_members: bool) -> ModelFolders:
 
 def _published_ensemble(model: str, main: Path) -> ModelFolders:
     try:
-        ensemble = json.loads((main / "ensemble.json").read_text(encoding="utf-8"))
-        listed = [(str(m["name"]), float(m["weight"]), str(m["sha256"])) for m in ensemble["members"]]
-        strategy, weights = str(ensemble["strategy"]), np.array([weight for _, weight, _ in listed])
-        if not all(re.fullmatch(r"fold-\d+", name) for name, *_ in listed) or strategy not in STRATEGIES:
-            raise ValueError("a name or the strategy is none of ours")
-        if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
-            raise ValueError("its weights are no shares")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"--members: {model} does not say what its ensemble is ({error}); predict without it"
-        ) from error
+        ensemble = read_result(main / "ensemble.json", EnsembleResult, "predict without it")
+    except CreatureError as error:
+        raise UserError(f"--members: {model} does not say what its ensemble is: {error}") from error
+    names = tuple(member.name for member in ensemble.members)
     folders = []
-    for name, _, digest in listed:
+    for name, digest in [(member.name, member.sha256) for member in ensemble.members]:
         folder = download(f"{model.partition('@')[0]}@{name}") if model.startswith(HUB) else main.parent / name
         if not (folder / "model.safetensors").exists() or file_hash(folder / "model.safetensors") != digest:
             raise UserError(
@@ -79,7 +71,7 @@ def _published_ensemble(model: str, main: Path) -> ModelFolders:
                 "publish the run again, or predict without --members"
             )
         folders.append(folder)
-    return ModelFolders(folders, tuple(name for name, *_ in listed), Blending(weights, strategy), home=main)
+    return ModelFolders(folders, names, replace(ensemble.blending, mirror=False), home=main)
 
 
 def download(model: str) -> Path:

@@ -19,8 +19,8 @@ from creature.console import warn
 from creature.data.folds import FoldTable, write_folds
 from creature.data.sources import short_names
 from creature.ensembling.calibrate import member_calibration, rows_of_ensemble
-from creature.ensembling.out_of_fold import ensemble_summary
-from creature.errors import BrokenError, UserError
+from creature.ensembling.out_of_fold import ensemble_result
+from creature.errors import UserError
 from creature.metrics.blend import Blending
 from creature.metrics.calibration import (
     ENSEMBLE_CALIBRATION,
@@ -33,8 +33,9 @@ from creature.publishing.golden import write_golden
 from creature.recipe import Recipe
 from creature.recipe_file import check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
+from creature.results import EnsembleResult, read_result, write_result
 from creature.run import Fold
-from creature.storage import file_hash, link_or_copy, write_json
+from creature.storage import file_hash, link_or_copy
 
 
 def export(run: StudyRun, out: Path) -> dict[str, Path]:
@@ -51,16 +52,10 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
         (folder / "recipe.yaml").write_text(dump_recipe(portable(run.recipe)), encoding="utf-8")
         write_golden(folder)
     write_folds(out / "main", anonymous(run.run.fold_table))  # guard: anonymous-rows
-    summary = published_ensemble(run)
-    write_json(out / "main" / "ensemble.json", summary)
-    write_calibrations(run, out, branches, blending=blending_of(summary))
+    ensemble = published_ensemble(run)
+    write_result(out / "main" / "ensemble.json", ensemble)
+    write_calibrations(run, out, branches, blending=ensemble.blending)
     return {branch: out / branch for branch in branches}
-
-
-def blending_of(summary: dict[str, Any]) -> Blending:
-    """How the ensemble of a summary is blended; older ones do not say whether mirror images were predicted."""
-    weights = np.array([member["weight"] for member in summary["members"]])
-    return Blending(weights, summary["strategy"], bool(summary.get("mirror", False)))
 
 
 def as_published(run: StudyRun) -> StudyRun:
@@ -70,7 +65,7 @@ def as_published(run: StudyRun) -> StudyRun:
     """
     if not run.folds:
         raise UserError(f"{run.folder} has no finished fold; train one first: creature train --recipe ...")
-    blending, kept = blending_of(published_ensemble(run)), {}
+    blending, kept = published_ensemble(run).blending, {}
     for kind, table in run.recorded.items():
         if len(run.folds) == 1 or table.blended_by(blending):
             kept[kind] = table
@@ -133,25 +128,24 @@ def anonymous(folds: FoldTable) -> FoldTable:
     return replace(folds, ids=pa.chunked_array([list(map(hashed, folds.ids.to_pylist()))]), bad=bad)
 
 
-def published_ensemble(run: StudyRun) -> dict[str, Any]:
+def published_ensemble(run: StudyRun) -> EnsembleResult:
     """The members with the hashes of their weights, how they are blended, and what was measured."""
     path = run.folder / "ensemble" / "result.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise BrokenError(f"{path}: cannot be read: {error}; run creature ensemble {run.folder} again") from error
-    if summary is None or not _is_of_folds(summary, run.folds):
-        summary = ensemble_summary(run.folds, Blending(np.ones(len(run.folds))), tallies={})
-    members = [
-        {**member, "name": fold.name, "sha256": file_hash(fold.folder / "model.safetensors")}
-        for member, fold in zip(summary["members"], run.folds, strict=True)
-    ]
-    scores = {Path(name).name: score for name, score in summary["ensemble"].items()}
-    return {**summary, "members": members, "ensemble": scores}
+    ensemble = None
+    if path.exists():
+        ensemble = read_result(path, EnsembleResult, f"run creature ensemble {run.folder} again")
+    if ensemble is None or not _is_of_folds(ensemble, run.folds):
+        ensemble = ensemble_result(run.folds, Blending(np.ones(len(run.folds))), tallies={})
+    members = tuple(
+        member.model_copy(update={"name": fold.name, "sha256": file_hash(fold.folder / "model.safetensors")})
+        for member, fold in zip(ensemble.members, run.folds, strict=True)
+    )
+    scores = {Path(name).name: score for name, score in ensemble.ensemble.items()}
+    return ensemble.model_copy(update={"members": members, "ensemble": scores})
 
 
-def _is_of_folds(summary: dict[str, Any], folds: Sequence[Fold]) -> bool:
-    """Whether the summary is of exactly these folds and their weights; older ones have no hashes of weights."""
+def _is_of_folds(ensemble: EnsembleResult, folds: Sequence[Fold]) -> bool:
+    """Whether the ensemble is of exactly these folds and their weights; older ones have no hashes of weights."""
     weights = {fold.name: fold.result.sha256.weights for fold in folds}
-    members = [(member["fold"], member.get("sha256", weights.get(member["fold"]))) for member in summary["members"]]
+    members = [(member.fold, member.sha256 or weights.get(member.fold)) for member in ensemble.members]
     return members == list(weights.items())

@@ -23,7 +23,8 @@ from creature.metrics.calibration import cross_fit, enough_to_cross_fit
 from creature.metrics.predictions import Predictions
 from creature.metrics.recorded import RecordedPredictions
 from creature.recipe import Recipe
-from creature.run import Fold, FoldResult, Run, full_repeats
+from creature.results import FoldResult
+from creature.run import Fold, Run, full_repeats
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from creature.metrics.predictions import load_predictions
 from creature.metrics.scores import score
 from creature.recipe import Recipe
 from creature.recipe_file import dump_recipe
+from creature.results import CorrectRows, EpochScore, FoldResult, hash_files, write_result
 from creature.run import kept_epoch, with_labels
-from creature.storage import file_hash, link_or_copy, write_json, write_text
+from creature.storage import link_or_copy, write_json, write_text
 from creature.training.backbone import mean_and_std, timm_config
 from creature.training.checkpoint import prune_epochs
 from creature.training.learner import Learner
@@ -29,38 +30,39 @@ def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, l
         learner.saved_model, folds.class_names, eval_transform(recipe.images, recipe.backbone.name), std=std
     )
     state, by_score, last = learner.state, recipe.checkpoint.select == "best", recipe.schedule.epochs - 1
-    result = {  # creature.run.FoldResult reads it
-        "fold": learner.fold,
-        "selected": by_score,
-        **_score_epoch(folder, state.best_epoch if by_score else last, folds),
-        "last": _score_epoch(folder, last, folds),
-        "start": asdict(state.start) if state.start else None,
-        "epochs": recipe.schedule.epochs,
-        "images_trained": sum(learner.batch_sizes),
-        "class_counts": np.bincount(folds.labels, minlength=len(folds.class_names)).tolist(),
-        "parameters": sum(parameter.numel() for parameter in learner.saved_model.parameters()),
-        "seconds": round(sum(row.seconds for row in state.history), 3),
-        "saving_seconds": round(state.saving_seconds, 3),
-        "recipe": recipe.identity(),
-        "folds": folds_hash(folds),
-        **environment(accelerator.device, accelerator.num_processes),
-    }
-    write_model_folder(folder, recipe, config=config, result=result)
+    epoch = state.best_epoch if by_score else last
+    write_model_folder(folder, recipe, config=config, epoch=epoch)
+    result = FoldResult(
+        **dict(_score_epoch(folder, epoch, folds)),
+        **dict(environment(accelerator.device, accelerator.num_processes)),
+        fold=learner.fold,
+        selected=by_score,
+        last=_score_epoch(folder, last, folds),
+        start=CorrectRows(n=state.start.n, correct=state.start.correct) if state.start else None,
+        epochs=recipe.schedule.epochs,
+        images_trained=sum(learner.batch_sizes),
+        class_counts=np.bincount(folds.labels, minlength=len(folds.class_names)).tolist(),
+        parameters=sum(parameter.numel() for parameter in learner.saved_model.parameters()),
+        seconds=round(sum(row.seconds for row in state.history), 3),
+        saving_seconds=round(state.saving_seconds, 3),
+        recipe=recipe.identity(),
+        folds=folds_hash(folds),
+        sha256=hash_files(folder, ("model.safetensors", "held_out.safetensors", "config.json")),
+    )
+    write_result(folder / "result.json", result)  # guard: result-before-cleanup
+    shutil.rmtree(folder / "state", ignore_errors=True)  # twice the weights' size, and of no further use
     prune_epochs(folder, state, recipe.checkpoint)
 
 
-def _score_epoch(folder: Path, epoch: int, folds: FoldTable) -> dict[str, Any]:
+def _score_epoch(folder: Path, epoch: int, folds: FoldTable) -> EpochScore:
     predictions = with_labels(load_predictions(kept_epoch(folder, epoch) / "held_out.safetensors"), folds)
-    return {"epoch": epoch + 1, **asdict(score(predictions.predicted, predictions.labels, len(folds.class_names)))}
+    scores = score(predictions.predicted, predictions.labels, len(folds.class_names))
+    return EpochScore(epoch=epoch + 1, **asdict(scores))
 
 
-def write_model_folder(folder: Path, recipe: Recipe, *, config: dict[str, Any], result: dict[str, Any]) -> None:
-    """Turn a fold's folder into a timm folder of a kept epoch; result.json comes last and says that all is there."""
-    kept = kept_epoch(folder, result["epoch"] - 1)
+def write_model_folder(folder: Path, recipe: Recipe, *, config: dict[str, Any], epoch: int) -> None:
+    """Turn a fold's folder into a timm folder of a kept epoch; a result.json says later that all is there."""
     for name in ("model.safetensors", "held_out.safetensors"):
-        link_or_copy(kept / name, folder / name)
+        link_or_copy(kept_epoch(folder, epoch) / name, folder / name)
     write_json(folder / "config.json", config)
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
-    hashes = {name: file_hash(folder / name) for name in ("model.safetensors", "held_out.safetensors", "config.json")}
-    write_json(folder / "result.json", result | {"sha256": hashes})  # guard: result-before-cleanup
-    shutil.rmtree(folder / "state", ignore_errors=True)  # twice the weights' size, and of no further use

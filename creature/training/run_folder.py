@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -18,6 +17,7 @@ from creature.data.folds import FoldTable, find_folds_file, read_folds, write_fo
 from creature.errors import BrokenError, UserError
 from creature.recipe import Recipe, recipe_changes
 from creature.recipe_file import dump_recipe, load_recipe
+from creature.results import Environment
 from creature.storage import write_json, write_text
 
 CONTENTS = {"weights": "backbone.weights", "teacher": "loss.teacher"}  # settings whose files run.json has a hash of
@@ -126,17 +126,17 @@ def lock_fold(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
+def environment(device: torch.device, processes: int) -> Environment:
     """What a result was computed with."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    return {
-        "device": f"{device.type} ({name})",
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
-        "commit": _commit(Path(__file__).parents[2] / ".git"),
-    }
+    return Environment(
+        device=f"{device.type} ({name})",
+        processes=processes,
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        versions={package: version(package) for package in PACKAGES},
+        commit=_commit(Path(__file__).parents[2] / ".git"),
+    )
 
 
 def _commit(git: Path) -> str | None:

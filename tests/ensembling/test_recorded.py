@@ -14,6 +14,7 @@ from creature.inference.predictor import LogitsBatch
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import Blending
 from creature.metrics.recorded import RecordedPredictions, load_recorded, save_recorded
+from creature.results import Figures
 from creature.run import Fold, find_members
 
 NAMES = ("red", "green", "blue")
@@ -59,7 +60,7 @@ def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
     )
 
 
-def figures(recorded: RecordedPredictions, members: list[Fold]) -> dict[str, object]:
+def figures(recorded: RecordedPredictions, members: list[Fold]) -> dict[str, Figures | int]:
     return tally(recorded, exposures(recorded, members)).figures()
 
 

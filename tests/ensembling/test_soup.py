@@ -204,7 +204,7 @@ def test_no_model_is_scored_on_pictures_that_a_member_was_trained_on(run_copy, d
     assert not (run_copy / "soup").exists()
     assert ensemble.main([str(run_copy), "--soup", "uniform"]) == 0  # and without images, no score
     message = json.loads((run_copy / "soup/result.json").read_text())
-    assert message["scores"] is None and message["accepted"] is None
+    assert not message["scores"] and "accepted" not in message
     assert "has no score" in capsys.readouterr().out
 
 
@@ -330,9 +330,7 @@ def test_a_report_leaves_out_a_soup_of_other_members(run_copy, drawn, capsys):
     hashes = [{"sha256": fold.result.sha256.weights} for fold in Run(run_copy).folds]
     path.write_text(json.dumps({**message, "members": hashes}))
     assert report.main([str(run_copy)]) == 0
-    assert re.search(
-        r"soup/result\.json cannot be read \(scores\.x: .*make .*soup again", " ".join(capsys.readouterr().err.split())
-    )
+    assert re.search(r"soup/result\.json: scores\.x: .*make .*soup again", " ".join(capsys.readouterr().err.split()))
 
 
 def test_a_soup_says_how_it_was_asked(run_copy, drawn):

@@ -127,10 +127,11 @@ def test_a_palette_with_transparency_is_predicted_where_warnings_are_errors(mode
         assert answers(model.predict(Image.open(io.BytesIO(content)))) == answers(model.predict(content))
 
 
-def test_grey_arrays_are_grey_images_and_other_arrays_have_a_status(model, paths):
+def test_arrays_are_images_or_stacks_of_them_and_others_have_a_status(model, paths):
     grey = np.asarray(Image.open(paths[0]).convert("L"))
     assert answers(model.predict(grey)) == answers(model.predict(np.stack([grey] * 3, axis=2)))
     assert answers(model.predict(grey[::-1])) == answers(model.predict(grey[::-1].copy()))
+    assert answers(model.predict(np.stack([np.stack([grey] * 3, axis=2)] * 2))) == answers(model.predict([grey, grey]))
     odd = [grey / 255.0, grey.astype(int), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((0, 8, 3), np.uint8)]
     for prediction in model.predict(odd):
         assert prediction.broken and prediction.status.startswith("an array"), prediction

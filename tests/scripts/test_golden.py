@@ -12,7 +12,7 @@ import ensemble
 import predict
 import train
 from creature.metrics.predictions import load_predictions
-from creature.run import read_result
+from creature.run import Fold
 from helpers import ROOT
 from helpers.runs import losses
 
@@ -34,7 +34,7 @@ def test_a_finished_fold_of_an_earlier_version_predicts_and_says_how_good_it_is(
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 12
     assert ensemble.main([str(golden / "run/fold-0")]) == 0
     held = load_predictions(golden / "run/fold-0/held_out.safetensors")
-    assert len(held.ids) == read_result(golden / "run/fold-0").n == 6
+    assert len(held.ids) == Fold(golden / "run/fold-0").result.n == 6
 
 
 def test_a_fold_that_an_earlier_version_began_goes_on_to_what_that_version_made_of_it(golden, tmp_path):
