@@ -5,14 +5,14 @@ A field with a default is one that older versions did not write, or that not eve
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from creature.errors import BrokenError, UserError, first_problem
 from creature.metrics.accuracy import Count
-from creature.metrics.blend import Blending
+from creature.metrics.blend import STRATEGIES, Blending
 from creature.storage import file_hash, write_json
 
 Figures = dict[str, float]  # an accuracy as `Count.figures` gives it
@@ -116,7 +116,7 @@ class EnsembleMember(Result):
 class EnsembleResult(Result):
     """RUN/ensemble/result.json, and the ensemble.json of a published run: how members are blended, and their scores."""
 
-    strategy: Literal["logits", "softmax", "vote"]
+    strategy: str = Field(pattern=f"^({'|'.join(STRATEGIES)})$")
     mirror: bool = False
     members: tuple[EnsembleMember, ...] = Field(min_length=1)
     out_of_fold: Figures = {}

@@ -14,6 +14,7 @@ ORDER = (
     ("errors", "console", "storage", "device", "species", "samples", "recipe", "recipe_file", "shipped"),
     ("data",),
     ("metrics",),
+    ("results",),
     ("run",),
     ("training", "inference"),
     ("ensembling",),
