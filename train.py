@@ -83,7 +83,7 @@ def train(
     from creature.console import say, warn
     from creature.data.fork_server import fork_server
     from creature.data.loader import start_loader
-    from creature.device import choose_workers, keep_memory
+    from creature.device import choose_workers, deterministic_algorithms, keep_memory
     from creature.recipe import recipe_warnings
     from creature.run import Fold
     from creature.storage import explain_disk_errors
@@ -100,6 +100,7 @@ def train(
         distributed.naming_lost_process(accelerator),
         explain_disk_errors(out),
         loop.restoring_random_state(accelerator.device),
+        deterministic_algorithms(recipe.deterministic),
         ExitStack() as context,
     ):
         workers = choose_workers(recipe.images.workers, accelerator.device)

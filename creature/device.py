@@ -3,11 +3,14 @@
 import ctypes
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -53,6 +56,33 @@ def share_cores() -> None:
     import torch
 
     torch.set_num_threads(process_cores())
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Within the block torch takes only algorithms that give the same bits each time; before a GPU is first used.
+
+    Other threads of the process are affected, too; the settings are as before after the block.
+    """
+    import torch
+
+    if not wanted:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    options: Any = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), cudnn.benchmark, options.fill_uninitialized_memory
+    workspace = os.environ.get(WORKSPACE)
+    os.environ[WORKSPACE] = workspace or ":4096:8"  # one of the two that cuBLAS's manual names
+    torch.set_deterministic_debug_mode("error")
+    cudnn.benchmark = options.fill_uninitialized_memory = False  # filling only shows mistakes, and takes time
+    try:
+        yield
+    finally:
+        mode, cudnn.benchmark, options.fill_uninitialized_memory = before
+        torch.set_deterministic_debug_mode(mode)
+        if workspace is None:
+            del os.environ[WORKSPACE]
 
 
 def keep_memory(device: "torch.device") -> None:

@@ -237,9 +237,11 @@ class Recipe(_Settings):
     schedule: Schedule = Schedule()
     batch_size: int = Field(default=64, ge=1, le=1_000_000)
     """number of images per optimizer step, over all processes together"""
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """number of micro-batches in which each process computes its share of batch_size, to save memory; the batch size
-    stays the same"""
+    stays the same; auto: 1, or with one process 2, 4, ... from the first step on that does not fit"""
+    deterministic: bool = False
+    """the same bits each time on the same GPU, where training takes longer; on a CPU they are the same anyway"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """floating-point format of the forward and backward pass; weights stay fp32"""
     device: Annotated[Literal["auto", "cpu"], NOT_IN_IDENTITY] = "auto"
@@ -340,12 +342,14 @@ def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[st
         value, extra = getattr(settings, name), field.json_schema_extra
         if isinstance(value, BaseModel):
             yield from _result_settings(value, f"{prefix}{name}.")
+        elif name == "gradient_accumulation_steps" and value == "auto":
+            yield prefix + name, 1  # which it is where memory suffices, and was before there was `auto`
         elif not (isinstance(extra, dict) and extra.get("identity") is False):
             yield prefix + name, value
 
 
 # Settings that came later: where they have this value, a recipe's identity is what it was before them.
-ADDED_KEYS = {"folds.repeats": 1}
+ADDED_KEYS = {"folds.repeats": 1, "deterministic": False}
 
 
 def identity_settings(recipe: Recipe) -> dict[str, Any]:

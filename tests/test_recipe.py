@@ -322,7 +322,7 @@ def test_both_spellings_within_an_overridden_group_are_refused(tmp_path):
     ("more", "line"),
     [
         ("optimizer: {average: 2}", "optimizer.ema_decay: input should be less than 1, got 2"),
-        ("accumulate: 0", "gradient_accumulation_steps: input should be greater than or equal to 1, got 0"),
+        ("accumulate: 0", "gradient_accumulation_steps: input should be greater than or equal to 1, or auto, got 0"),
         ("optimizer: {averag: 0.9}", "optimizer.averag: no such setting; did you mean optimizer.ema_decay?"),
         ("erasing: 0.5", "erasing: no such setting; did you mean augment.random_erasing?"),
     ],
@@ -477,6 +477,7 @@ def result_settings(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterat
         "augment__sizes": [64, 96],
         "optimizer__clip_norm": 1.0,
         "optimizer__ema_decay": 0.9,
+        "gradient_accumulation_steps": 2,
     }
     for name, field in model.model_fields.items():
         key, kind = prefix + name, field.annotation

@@ -17,7 +17,7 @@ from datasets import disable_progress_bars
 from torch import distributed
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-from creature.console import console, warn
+from creature.console import console, say, warn
 from creature.data.order import Share
 from creature.device import device_precision, share_cores
 from creature.errors import BrokenError, UserError, first_line
@@ -52,6 +52,8 @@ def start_accelerator(recipe: Recipe, out: Path, *, own_process: bool = False) -
         disable_progress_bars()
     if reason:
         warn(reason)
+    if recipe.deterministic and accelerator.device.type == "cuda":
+        say("deterministic: the same bits each time; a step takes longer, of ResNeXt-101 on an H200 1.2 times as long")
     if recipe.tracking:
         accelerator.init_trackers("creature")
     return accelerator

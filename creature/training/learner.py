@@ -42,7 +42,7 @@ class Learner:
     epochs: int
     batch_sizes: Sequence[int]  # rows of each global batch of an epoch
     learning_rate: Callable[[float], float]  # after so many epochs
-    micro_batches: int  # in which a process computes its share of a batch
+    gradient_accumulation_steps: int | None  # None: as many as the state says, where one batch did not fit
     clip_norm: float | None
     freeze_batch_stats: bool
     save_minutes: float
@@ -58,6 +58,22 @@ class Learner:
         """What an epoch's checkpoint holds."""
         return self.ema.module if self.ema else self.network
 
+    @property
+    def micro_batches(self) -> int:
+        """In how many parts a process computes its share of a batch."""
+        return self.gradient_accumulation_steps or self.state.micro_batches
+
+    def split_batch(self, rows: int) -> bool:
+        """Compute a share of so many rows in twice as many micro-batches from now on; False where that may not be."""
+        if self.gradient_accumulation_steps or self.state.micro_batches >= most_micro_batches(rows):
+            return False
+        self.state.micro_batches *= 2
+        warn(
+            f"gradient_accumulation_steps: {rows} images at once do not fit into the memory; each step takes "
+            f"{self.state.micro_batches} micro-batches, and BatchNorm's statistics are of each"
+        )
+        return True
+
     def end_epoch(self, score: Count) -> EpochResult:
         """The figures of the epoch that ends, with its score on held-out rows; the state moves to the next one."""
         rate = self.learning_rate(self.state.epoch + 1 - 1 / len(self.batch_sizes))  # of the epoch's last step
@@ -70,13 +86,19 @@ class Learner:
         return [[buffer for buffer in flat if buffer.dtype == kind] for kind in {buffer.dtype for buffer in flat}]
 
 
+def most_micro_batches(rows: int) -> int:
+    """Into how many a share of so many rows may be split: BatchNorm has no statistics of a single image."""
+    return max(1, rows // 2)
+
+
 def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, fold: int) -> Learner:
     """A fold's learner before its first step, drawn from the seed; Accelerate has yet to prepare its model.
 
     Raises UserError for weights and sizes that the backbone cannot take.
     """
     torch.manual_seed(derive_seed(recipe.seed, fold, "weights"))  # guard: weights-seed
-    backbone, optimizer, classes = recipe.backbone, recipe.optimizer, len(data.folds.class_names)  # guard: all-classes
+    backbone, optimizer, steps = recipe.backbone, recipe.optimizer, recipe.gradient_accumulation_steps
+    classes = len(data.folds.class_names)  # guard: all-classes
     network = build_backbone(backbone, classes, recipe.images.size)
     if backbone.sync_batchnorm and accelerator.distributed_type == DistributedType.MULTI_GPU:
         network = convert_sync_batchnorm(network)
@@ -107,7 +129,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
         epochs=recipe.schedule.epochs,
         batch_sizes=[len(batch) for batch in epoch_batches(rows, recipe.batch_size)],
         learning_rate=lambda epochs: optimizer.lr * lr_factor(recipe.schedule, epochs),
-        micro_batches=recipe.gradient_accumulation_steps,
+        gradient_accumulation_steps=None if steps == "auto" else steps,
         clip_norm=optimizer.clip_norm,
         freeze_batch_stats=backbone.freeze_batch_stats,
         save_minutes=recipe.checkpoint.every_minutes,

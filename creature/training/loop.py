@@ -7,6 +7,7 @@ A test that injects a fault replaces `loop.train_step` or `loop.predict`, which 
 function of the same signature: what follows the `*` is always given by name.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,7 @@ from creature.errors import BrokenError, Interrupted, UserError, first_line
 from creature.metrics.predictions import Predictions
 from creature.run import held_out_predictions
 from creature.training import distributed
-from creature.training.learner import Learner
+from creature.training.learner import Learner, most_micro_batches
 from creature.training.signals import Stop
 from creature.training.train_data import TrainData
 
@@ -95,19 +96,10 @@ def train_epoch(
             asked = time.monotonic()
             batch = next(batches)
             state.waited += time.monotonic() - asked
-            seed_step(accelerator.device, learner.seed, learner.fold, state.epoch, number)
             # guard: save-when-due
             due = accelerator.is_main_process and time.monotonic() - saved >= 60 * learner.save_minutes
             with distributed.wait_limit(accelerator, distributed.WAIT_IN_STEP, after=distributed.WAIT_IN_FOLD):
-                result = train_step(
-                    accelerator,
-                    learner,
-                    batch,
-                    size=sizes[number],
-                    lr=learner.learning_rate(state.epoch + number / len(sizes)),
-                    stop=stop.asked,
-                    save=due,
-                )
+                result = train_step(accelerator, learner, batch, number=number, stop=stop.asked, save=due)
                 if learner.ema:
                     learner.ema.update(learner.model, state.epoch * len(sizes) + number + 1)
                 unread.append((result, batch.ids))
@@ -159,12 +151,11 @@ def train_step(
     learner: Learner,
     batch: Batch,
     *,
-    size: int,
-    lr: float,
+    number: int,
     stop: bool = False,
     save: bool = False,
 ) -> torch.Tensor:
-    """One optimizer step on this process's share of a global batch of `size` rows; gives a StepResult's fields (4,).
+    """The epoch's step of this number, on this process's share of its batch; gives a StepResult's fields (4,).
 
     A process without a row of its own gets a borrowed one, which weighs nothing: every process must take part in the
     gradient's exchange. The share is computed in micro-batches, to save memory. All processes decide alike whether the
@@ -172,7 +163,8 @@ def train_step(
     optimizer and BatchNorm's statistics stay as they were. Raises UserError where the device's memory is too small,
     BrokenError for an image that cannot be read any more.
     """
-    optimizer, scaler = learner.optimizer, accelerator.scaler
+    optimizer, scaler, epoch = learner.optimizer, accelerator.scaler, learner.state.epoch
+    size, lr = learner.batch_sizes[number], learner.learning_rate(epoch + number / len(learner.batch_sizes))
     _check_readable(batch)
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # less in early layers, with optimizer.layer_decay
@@ -180,11 +172,19 @@ def train_step(
     shared = torch.zeros(3, device=accelerator.device)  # loss, and how many processes ask to stop and to save
     shared[1].fill_(stop)
     shared[2].fill_(save)
-    optimizer.zero_grad()
-    with _naming_failures(size, learner.micro_batches):
-        shared[0] = _backward(
-            accelerator, learner, batch, weight=0.0 if accelerator.process_index >= size else 1 / size
-        )
+    weight = 0.0 if accelerator.process_index >= size else 1 / size
+    alone = accelerator.num_processes == 1  # others would wait for the gradients of an attempt that failed
+    while True:
+        seed_step(accelerator.device, learner.seed, learner.fold, epoch, number)
+        optimizer.zero_grad()
+        with _naming_failures(size, learner.micro_batches):
+            try:
+                shared[0] = _backward(accelerator, learner, batch, weight=weight)
+                break
+            except RuntimeError as error:
+                if not (alone and _is_out_of_memory(error) and learner.split_batch(len(batch.labels))):
+                    raise
+        _restore_buffers(learner.buffers, buffers, taken=torch.zeros_like(shared[0], dtype=torch.bool))
     if scaler:
         scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -215,33 +215,45 @@ def _naming_failures(size: int, micro_batches: int) -> Iterator[None]:
     """Raise UserError, with the setting to change, where torch cannot compile the model or memory runs out."""
     try:
         yield
-    except RuntimeError as error:  # as torch.OutOfMemoryError is; a CPU's allocator raises it plain
+    except RuntimeError as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise UserError(
                 f"backbone.compile: {first_line(error)}; start another run, with it set to false"
             ) from error
+        if named := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
+            raise UserError(
+                f"deterministic: {named[1]} has no deterministic form on this device; set it to false, or take another "
+                "backbone"
+            ) from error
         # guard: out-of-memory
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not _is_out_of_memory(error):
             raise
+        less = "--set backbone.gradient_checkpointing=true takes less"
+        if micro_batches >= most_micro_batches(size):
+            raise UserError(f"out of memory with 2 images at a time: {less}, as does a smaller images.size") from error
         raise UserError(
             f"out of memory with batch_size {size} in {micro_batches} micro-batch{'es' * (micro_batches > 1)}: "
-            f"--set gradient_accumulation_steps={2 * micro_batches} computes the same step in less, and "
-            "backbone.gradient_checkpointing=true in less still"
+            f"--set gradient_accumulation_steps={2 * micro_batches} computes the same step in less; {less} still"
         ) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device's memory is too small; a CPU's allocator has no type of error for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, *, weight: float) -> torch.Tensor:
     """Gradients of the weighted sum of the rows' losses; gives that sum."""
-    count = min(learner.micro_batches, len(batch.labels))
-    micro_batches = zip(batch.pixels.tensor_split(count), batch.labels.tensor_split(count), strict=True)
+    inputs = learner.normalize(batch.pixels.to(accelerator.device, non_blocking=True))
+    targets = batch.labels.to(accelerator.device, non_blocking=True)
+    if learner.mix:  # the whole share, or its pairs would depend on the number of micro-batches
+        inputs, targets = learner.mix(inputs, targets)
+    count = min(learner.micro_batches, most_micro_batches(len(targets)))
+    micro_batches = zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)
     total = torch.zeros((), device=accelerator.device)
-    for number, (pixels, labels) in enumerate(micro_batches, 1):
-        inputs = learner.normalize(pixels.to(accelerator.device, non_blocking=True))
-        targets = labels.to(accelerator.device, non_blocking=True)
-        if learner.mix:
-            inputs, targets = learner.mix(inputs, targets)
+    for number, (images, labels) in enumerate(micro_batches, 1):
         with nullcontext() if number == count else accelerator.no_sync(learner.model):
-            loss = learner.row_loss(learner.model(inputs), targets).sum() * weight
+            loss = learner.row_loss(learner.model(images), labels).sum() * weight
             # DDP takes the mean of the processes' gradients; the loss is a sum over them.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

@@ -84,6 +84,7 @@ class TrainingState:
     best_epoch: int = Field(default=-1, ge=-1)
     start: Count | None = None  # held-out rows that a linear probe had right before the first step
     history: list[EpochResult] = field(default_factory=list)
+    micro_batches: int = Field(default=1, ge=1)  # in which a step fits into the memory
     threads: NonNegativeInt = 0  # with which the steps were computed
     scaler: dict[str, Any] | None = None  # state of the gradient scaler, with fp16
 

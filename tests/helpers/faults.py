@@ -225,13 +225,17 @@ def skip_steps(patch: pytest.MonkeyPatch) -> list[list[str]]:
     return ids
 
 
-def fail_in_loss(patch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Have the loss of every step raise an error, as a device without memory does."""
-
-    def failing(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        raise error
+def fail_in_loss(patch: pytest.MonkeyPatch, error: BaseException, room: int = 0) -> None:
+    """Have the loss of every step raise an error, as a device does that has room for so many images at once."""
 
     def act(step: Step) -> None:
+        row_loss = step.learner.row_loss
+
+        def failing(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            if len(logits) > room:
+                raise error
+            return row_loss(logits, targets)
+
         step.learner.row_loss = failing
 
     before_steps(patch, act)

@@ -96,7 +96,7 @@ def test_a_recipe_builds_and_takes_one_step(path: Path, drawn: Path, tmp_path: P
     learner.model = accelerator.prepare(learner.model)
     loop.train_mode(learner.model, recipe.backbone.freeze_batch_stats)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    (result,) = loop.StepResult.unpack([loop.train_step(accelerator, learner, batch, size=2, lr=1e-4)])
+    (result,) = loop.StepResult.unpack([loop.train_step(accelerator, learner, batch, number=5)])
     assert result.taken and math.isfinite(result.loss)
     assert any((a != b).any() for a, b in zip(before, learner.model.parameters(), strict=True))
 

@@ -122,7 +122,7 @@ def small_learner(batch_sizes: Sequence[int]) -> Learner:
         epochs=99,
         batch_sizes=batch_sizes,
         learning_rate=lambda _: 0.1,
-        micro_batches=1,
+        gradient_accumulation_steps=1,
         clip_norm=None,
         freeze_batch_stats=False,
         save_minutes=10,

@@ -290,7 +290,23 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
         UserError,
         match="out of memory with batch_size 16 in 1 micro-batch: --set gradient_accumulation_steps=2 computes",
     ):
-        start(tiny, tmp_path / "run", "folds.train=[0]")
+        start(tiny, tmp_path / "run", "folds.train=[0]", "gradient_accumulation_steps=1")
+    with pytest.raises(UserError, match="out of memory with 2 images at a time: --set backbone"):
+        start(tiny, tmp_path / "auto", "folds.train=[0]")
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_micro_batches(tiny, tmp_path, monkeypatch, capsys):
+    settings = ("folds.train=[0]", "augment.mix=mixup", "schedule.epochs=2", "optimizer.ema_decay=0.9")
+    start(tiny, tmp_path / "four", *settings, "gradient_accumulation_steps=4")
+    with monkeypatch.context() as patch:
+        faults.fail_in_loss(patch, torch.OutOfMemoryError("no room"), room=4)
+        faults.ask_at_step(patch, 3, stop=True)
+        with pytest.raises(Interrupted):
+            start(tiny, tmp_path / "auto", *settings)
+    assert "16 images at once do not fit into the memory; each step takes 4 micro-batches" in capsys.readouterr().err
+    start(tiny, tmp_path / "auto", *settings, resume=True)  # it knows, though memory would do now
+    four, auto = (tmp_path / name / "fold-0/model.safetensors" for name in ("four", "auto"))
+    assert auto.read_bytes() == four.read_bytes()
 
 
 # Decoders that kill
