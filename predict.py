@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = options.check_options(args, args.images)
     options.check_prediction(args, output)
 
+    from creature.device import choose_decoders
     from creature.inference import prediction_files, shards
     from creature.inference.classifier import load
     from creature.inference.prediction import show_predictions, to_predictions
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if shards.process()[1] > 1 and not output.sharded:
         raise UserError("several processes write shards into one folder: --out DIR/")
-    calibration = None
+    calibration = device = None
     if args.coverage or args.min_precision:
         from creature.ensembling.calibrate import calibration_of
         from creature.metrics.calibration import choose_thresholds
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.model.endswith(".onnx"):
         from creature.inference.members import use_whole_machine
 
-        use_whole_machine(args.device)
+        device = use_whole_machine(args.device)
     classifier = load(args.model, device=args.device, members=args.members)
     predictor = classifier.feature_predictor if args.embed else classifier.predictor
     predictor = classifier.overlay_predictor if args.explain else predictor
@@ -83,7 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def predict(chosen: "Sequence[Shard]") -> "Iterator[Prediction]":
         total = None if any(shard.size is None for shard in chosen) else sum(shard.size or 0 for shard in chosen)
         images = chain.from_iterable(shard.images() for shard in chosen)
-        batches = predict_batches(predictor, images, args.batch_size, title="predicting", total=total)
+        processes = choose_decoders(device, total) if device else 0
+        batches = predict_batches(
+            predictor, images, args.batch_size, title="predicting", total=total, processes=processes
+        )
         predictions = to_predictions(batches, predictor, top, calibration=calibration)
         return save_overlays(predictions, args.explain) if args.explain else predictions
 

@@ -104,7 +104,8 @@ def train(
         ExitStack() as context,
     ):
         workers = choose_workers(recipe.images.workers, accelerator.device)
-        context.enter_context(fork_server() if workers else nullcontext())  # it gets ready while images are checked
+        if workers:  # the server gets ready while images are checked
+            context.enter_context(fork_server("creature.data.loader", "creature.data.sources"))
         # guard: restart-resumes
         data = train_data.prepare_data(accelerator, recipe, out, resume=resume or distributed.restarts() > 0)
         if own_process:

@@ -48,6 +48,16 @@ def choose_workers(workers: int | str, device: "torch.device") -> int:
     return max(1, process_cores() // 4 if device.type == "cpu" else min(16, process_cores() - 1))
 
 
+def choose_decoders(device: "torch.device", images: int | None) -> int:
+    """How many processes decode images to predict, of which there may be any number (None); 0: threads do.
+
+    Threads of one interpreter decode what a CPU computes, or a few images before processes would have started; a GPU
+    waits for them. (On 16 cores beside an H200, threads decoded 700 photos a second.)
+    """
+    few = images is not None and images < 500
+    return 0 if device.type == "cpu" or few or process_cores() < 4 else min(16, process_cores() - 1)
+
+
 def share_cores() -> None:
     """Let the processes of this host share its cores equally; for a script's start, as it sets torch's threads.
 

@@ -13,10 +13,11 @@ STOPPING = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") i
 
 
 @contextmanager
-def fork_server() -> Iterator[None]:
+def fork_server(*modules: str) -> Iterator[None]:
     """Have a server within the block that forks workers quickly: a process that holds nothing of this one.
 
-    It starts at once and imports what workers need while this process goes on. One that runs already is used instead.
+    It starts at once and imports the modules that workers need while this process goes on. One that runs already is
+    used instead.
     """
     server: Any = forkserver._forkserver
     if START_METHOD != "forkserver" or server._forkserver_pid is not None:
@@ -25,7 +26,7 @@ def fork_server() -> Iterator[None]:
     preload = server._preload_modules
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # which the server and its workers inherit
     try:
-        forkserver.set_forkserver_preload(["creature.data.loader", "creature.data.sources"])
+        forkserver.set_forkserver_preload(list(modules))
         with without_main_module():
             forkserver.ensure_running()
     finally:

@@ -5,12 +5,12 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,18 +19,26 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from creature.data.fork_server import STOPPING, without_main_module
 from creature.errors import BrokenError
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 RequestT = TypeVar("RequestT", contravariant=True)
 BatchT = TypeVar("BatchT", covariant=True)
 ValueT = TypeVar("ValueT")
 
 
-class BatchSource(Protocol[RequestT, BatchT]):
-    """Makes a batch of a request that stands for rows of `dataset`, whose column `id` names their images."""
+class Rows(Protocol):
+    """What names an image by its row: a data set's column `id`."""
 
-    dataset: "Dataset"
+    def __getitem__(self, row: int, /) -> Mapping[str, Any]:
+        """The row's columns."""
+        ...
+
+
+class BatchSource(Protocol[RequestT, BatchT]):
+    """Makes a batch of a request that stands for rows of `dataset`."""
+
+    @property
+    def dataset(self) -> Rows:
+        """The names of the images."""
+        ...
 
     def __getitems__(self, request: RequestT, /) -> BatchT:
         """The batch; for each image that it decodes it calls note_decoding first."""
@@ -38,6 +46,7 @@ class BatchSource(Protocol[RequestT, BatchT]):
 
 
 AHEAD = 2  # batches that a worker prepares ahead
+TRAINING_GOES_ON = "remove or mend the image, or where memory ran out, set a smaller images.workers; --resume goes on"
 
 _current_row: torch.Tensor | None = None  # in a worker process: which row it decodes, in memory shared with its parent
 
@@ -62,13 +71,13 @@ def load_batches(
 
 @contextmanager
 def start_workers(
-    source: BatchSource[RequestT, BatchT], workers: int, *, method: str
+    source: BatchSource[RequestT, BatchT], workers: int, *, method: str, way_out: str = TRAINING_GOES_ON
 ) -> Iterator[Callable[[Iterable[RequestT]], Iterator[BatchT]]]:
     """A function that takes requests and gives what the source makes of each, in order, prepared ahead by workers.
 
     The workers start by `method` (of multiprocessing) at the first call and end with the block; a call ends the one
     before it. Raises BrokenError within the block, at any line, when a worker dies; it names the image that was being
-    decoded.
+    decoded, and the way out.
     """
     rows = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
     stream: _Stream[RequestT] = _Stream()
@@ -103,10 +112,7 @@ def start_workers(
             raise
         fatal = [row for process, row in zip(processes, rows.tolist(), strict=True) if process.pid in dead and row >= 0]
         names = ", ".join(dict.fromkeys(source.dataset[row]["id"] for row in fatal))  # two workers may die of one image
-        raise BrokenError(
-            f"{names or 'images'}: a process that decodes died; remove or "
-            "mend the image, or where memory ran out, set a smaller images.workers; --resume goes on"
-        ) from error
+        raise BrokenError(f"{names or 'images'}: a process that decodes died; {way_out}") from error
     finally:
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             _end_workers(iterator)

@@ -11,7 +11,8 @@ from creature.console import say, show_table
 from creature.ensembling.recorded import PredictedImages
 from creature.errors import UserError
 from creature.inference.members import Member, predictor
-from creature.inference.predictor import ImageInput, predict_batches
+from creature.inference.predictor import predict_batches
+from creature.inference.prepare import ImageInput
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending
 from creature.metrics.significance import PairedComparison, compare_paired, difference_interval, holm, shown_p

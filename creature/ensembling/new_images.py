@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from creature.console import BROKEN_IMAGES, show_table
+from creature.device import choose_decoders
 from creature.ensembling.compare import show_comparison
 from creature.ensembling.out_of_fold import ensemble_result, read_holdout
 from creature.ensembling.recorded import (
@@ -93,7 +94,9 @@ def predict(
         recorder, total = Recorder(members, blending, keep_probabilities=keep), len(source.ids)
         title = "holdout" if kind == "holdout" else "predicting"
         images = source.images(np.arange(total))
-        batches = recorder.watch(predict_batches(ensemble, images, args.batch_size, title=title, total=total))
+        processes = choose_decoders(device, total)
+        batches = predict_batches(ensemble, images, args.batch_size, title=title, total=total, processes=processes)
+        batches = recorder.watch(batches)
         if kind == "images" and output.path:
             top, fallback = min(args.top, len(ensemble.class_names)), most_frequent_class(members[0].folder)
             rows = to_predictions(batches, ensemble, top)

@@ -12,7 +12,8 @@ import numpy as np
 from creature.console import warn
 from creature.data.files import label_of, read_labels
 from creature.errors import UserError
-from creature.inference.predictor import ImageInput, LogitsBatch
+from creature.inference.predictor import LogitsBatch
+from creature.inference.prepare import ImageInput
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import STRATEGIES, Blending, blend, log_probabilities
 from creature.metrics.recorded import RecordedPredictions, load_recorded

@@ -14,7 +14,8 @@ from creature.data.files import file_id, list_images
 from creature.errors import UserError
 from creature.inference.load import find_model
 from creature.inference.prediction import Prediction, to_predictions
-from creature.inference.predictor import ImageInput, LogitsBatch, Predictor, predict_batches, with_mirroring
+from creature.inference.predictor import LogitsBatch, Predictor, predict_batches, with_mirroring
+from creature.inference.prepare import ImageInput
 
 if TYPE_CHECKING:
     from creature.inference.members import Member

@@ -22,7 +22,8 @@ from PIL import Image
 from creature.errors import UserError
 from creature.inference.members import Member, predictor
 from creature.inference.prediction import Prediction
-from creature.inference.predictor import Computed, Pixels, Predictor
+from creature.inference.predictor import Computed, Predictor
+from creature.inference.prepare import Pixels
 from creature.storage import write_atomically
 
 FOR, AGAINST = np.array([[0xD5, 0x5E, 0x00], [0x00, 0x72, 0xB2]], np.float32)  # colour-blind people see both

@@ -16,7 +16,7 @@ from creature import __version__
 from creature.data.decode import MAX_BYTES, BadImage, read
 from creature.data.files import file_id, list_images
 from creature.errors import UserError, first_line
-from creature.inference.predictor import ImageInput
+from creature.inference.prepare import ImageInput
 
 if TYPE_CHECKING:
     from datasets import Dataset

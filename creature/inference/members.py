@@ -19,7 +19,8 @@ from creature.data.normalize import Normalize
 from creature.device import device_precision, keep_memory, share_cores
 from creature.errors import UserError, first_line
 from creature.inference.fuse_batchnorm import fuse
-from creature.inference.predictor import Computed, Pixels, Predictor, with_mirroring
+from creature.inference.predictor import Computed, Predictor, with_mirroring
+from creature.inference.prepare import Pixels
 from creature.metrics.blend import Blending
 from creature.run import most_frequent_class
 
@@ -191,7 +192,7 @@ def _forward_function(members: Sequence[Member], features: bool) -> Callable[[Pi
 
     def forward(member: Member, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.inference_mode(), torch.autocast(device.type, member.dtype, member.dtype != torch.float32):
-            model, inputs = member.model, member.normalize(pixels.to(device))
+            model, inputs = member.model, member.normalize(pixels)
             if not features:
                 return (model(inputs).float().cpu(),)
             maps = model.forward_features(inputs)  # type: ignore[operator]
@@ -209,7 +210,7 @@ def _forward_function(members: Sequence[Member], features: bool) -> Callable[[Pi
                     raise UserError(f"device: {device} has no room for a single image; try cpu") from error
 
     def compute(pixels: Pixels) -> Computed:
-        views = {transform: torch.from_numpy(view) for transform, view in pixels.items()}
+        views = {transform: torch.from_numpy(view).to(device) for transform, view in pixels.items()}
         computed = [forward_in_chunks(member, views[member.transform]) for member in members]
         return Computed(np.stack([logits for logits, *_ in computed]), computed[0][1] if features else None)
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from creature.data.eval_transform import EvalTransform
 from creature.errors import UserError, check_installed, first_line
-from creature.inference.predictor import Computed, Pixels, Predictor
+from creature.inference.predictor import Computed, Predictor
+from creature.inference.prepare import Pixels
 from creature.metrics.blend import Blending
 
 KEY = "creature"  # of the metadata with the evaluation view and the class names

@@ -1,33 +1,25 @@
-"""Predictions of a stream of images, in order: a batch is decoded while the one before it is computed. No torch here.
+"""Predictions of a stream of images, in order: decoded ahead, computed by a thread. No torch here.
 
-M members, B batch, K classes, D features, S side of the evaluation view.
+M members, B batch, K classes, D features.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from creature.console import progress
-from creature.data.decode import BLACK, BadImage, content_hash, decode, upright_rgb
 from creature.data.eval_transform import EvalTransform
 from creature.errors import BrokenError
+from creature.inference.prepare import ImageInput, Pixels, Prepared, PreparedBatch, prepare_in_threads
 from creature.metrics.blend import Blending
 
-Pixels = Mapping[EvalTransform, np.ndarray]  # uint8 (B, 3, S, S) by the view that the members take
-
-
-@dataclass(frozen=True)
-class ImageInput:
-    """An image to predict; `read` gives its encoded bytes, or the decoded image, or raises BadImage."""
-
-    id: str
-    read: Callable[[], bytes | Image.Image]
+AHEAD = 2  # batches that are being prepared and computed while the results of the one before them are used
 
 
 @dataclass(frozen=True)
@@ -76,59 +68,60 @@ def with_mirroring(predictor: Predictor) -> Predictor:
     return replace(predictor, title=title, compute=compute, blending=blending)
 
 
-@dataclass(frozen=True)
-class _PreparedImage:
-    content_hash: str
-    error: str  # why the image could not be decoded
-    views: list[np.ndarray]  # uint8 (3, S, S), one a transform
-
-
-def _prepare(image: ImageInput, transforms: Sequence[EvalTransform]) -> _PreparedImage:
-    """An image's views; black ones, with the reason, where it cannot be decoded."""
-    hashed, reason, decoded = "", "", BLACK.image()
-    try:
-        data = image.read()
-        if isinstance(data, Image.Image):
-            decoded = upright_rgb(data)
-        else:
-            hashed = content_hash(data)
-            decoded = decode(data)
-    except BadImage as error:
-        reason = str(error)
-    return _PreparedImage(hashed, reason, [transform(decoded) for transform in transforms])
-
-
 def predict_batches(
-    predictor: Predictor, images: Iterable[ImageInput], batch_size: int, *, title: str = "", total: int | None = None
+    predictor: Predictor,
+    images: Iterable[ImageInput],
+    batch_size: int,
+    *,
+    title: str = "",
+    total: int | None = None,
+    processes: int = 0,
 ) -> Iterator[LogitsBatch]:
-    """The logits of the images, in order; two batches of them are in memory, however many there are.
+    """The logits of the images, in order; few batches of them are in memory, however many there are.
 
-    An image that cannot be decoded keeps its place in the batch, black, so that it changes no other prediction. A
-    progress bar is shown where there is a `title`. Raises BrokenError for logits that are no finite numbers.
+    Images are decoded ahead by threads or, for a device that is faster than one interpreter's threads, by so many
+    `processes`; a thread computes. An image that cannot be decoded keeps its place in the batch, black, so that it
+    changes no other prediction. A progress bar is shown where there is a `title`. Raises BrokenError for logits that
+    are no finite numbers.
     """
-    transforms, remaining = predictor.transforms, iter(images)
-    with progress(shown=bool(title)) as bar, ThreadPoolExecutor() as pool:
+    with (
+        progress(shown=bool(title)) as bar,
+        _prepare(images, predictor.transforms, batch_size, processes) as prepared,
+        ThreadPoolExecutor(1) as computing,
+    ):
         task = bar.add_task(title, total=total, speed="")
+        computed = (computing.submit(_compute, predictor, batch) for batch in prepared)
+        ahead = deque(islice(computed, AHEAD))
+        try:
+            while ahead and (batch := ahead.popleft().result()):
+                yield batch
+                bar.update(task, advance=len(batch.ids), speed=f"{bar.tasks[task].speed or 0:.0f}")
+                ahead += islice(computed, 1)
+        finally:
+            computing.shutdown(cancel_futures=True)
 
-        def begin(batch: Sequence[ImageInput]) -> tuple[Sequence[ImageInput], list[Future[_PreparedImage]]]:
-            return batch, [pool.submit(_prepare, image, transforms) for image in batch]
 
-        begun = map(begin, iter(lambda: list(islice(remaining, batch_size)), []))
-        ahead = deque(islice(begun, 2))
-        while ahead:
-            batch, futures = ahead.popleft()
-            prepared = [future.result() for future in futures]
-            views = zip(*(image.views for image in prepared), strict=True)
-            pixels = {transform: np.stack(view) for transform, view in zip(transforms, views, strict=True)}
-            computed = predictor.compute(pixels)
-            if not np.isfinite(computed.logits).all():
-                raise BrokenError(f"{predictor.title}: its logits are no finite numbers; its weights are damaged")
-            yield LogitsBatch(
-                ids=[image.id for image in batch],
-                content_hashes=[image.content_hash for image in prepared],
-                broken={row: image.error for row, image in enumerate(prepared) if image.error},  # guard: broken-rows
-                logits=computed.logits,
-                features=computed.features,
-            )
-            bar.update(task, advance=len(batch), speed=f"{bar.tasks[task].speed or 0:.0f}")
-            ahead += islice(begun, 1)
+def _prepare(
+    images: Iterable[ImageInput], transforms: Sequence[EvalTransform], batch_size: int, processes: int
+) -> AbstractContextManager[Prepared]:
+    if not processes:
+        return prepare_in_threads(images, transforms, batch_size)
+    from creature.inference.prepare_in_processes import prepare_in_processes  # which needs torch
+
+    return prepare_in_processes(images, transforms, batch_size, processes=processes)
+
+
+def _compute(predictor: Predictor, prepare: Callable[[], PreparedBatch | None]) -> LogitsBatch | None:
+    """The logits of a batch once it is prepared; None behind the last one."""
+    if (batch := prepare()) is None:
+        return None
+    computed = predictor.compute(batch.pixels)
+    if not np.isfinite(computed.logits).all():
+        raise BrokenError(f"{predictor.title}: its logits are no finite numbers; its weights are damaged")
+    return LogitsBatch(
+        ids=batch.ids,
+        content_hashes=[image.content_hash for image in batch.facts],
+        broken={row: image.error for row, image in enumerate(batch.facts) if image.error},  # guard: broken-rows
+        logits=computed.logits,
+        features=computed.features,
+    )

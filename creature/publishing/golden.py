@@ -50,7 +50,8 @@ def predict_golden(folder: Path, image: str) -> Golden:
     import torch  # here, for reading golden.json needs none
 
     from creature.inference.members import load_member, predictor
-    from creature.inference.predictor import ImageInput, predict_batches
+    from creature.inference.predictor import predict_batches
+    from creature.inference.prepare import ImageInput
 
     path = folder / Path(image).name
     try:

@@ -21,7 +21,8 @@ from creature.console import BROKEN_IMAGES
 from creature.errors import UserError
 from creature.inference import members, predictor
 from creature.inference.inputs import InputPath, list_inputs, read_inputs
-from creature.inference.predictor import ImageInput, predict_batches
+from creature.inference.predictor import predict_batches
+from creature.inference.prepare import ImageInput
 from creature.metrics.blend import blend
 from creature.reporting import report
 from helpers import faults

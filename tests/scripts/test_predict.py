@@ -29,7 +29,8 @@ from creature.errors import UserError
 from creature.inference import members
 from creature.inference.inputs import list_inputs
 from creature.inference.prediction import to_predictions
-from creature.inference.predictor import ImageInput, predict_batches
+from creature.inference.predictor import predict_batches
+from creature.inference.prepare import ImageInput
 from helpers import ROOT
 from helpers.hub import Repo, serve
 from helpers.processes import launch
