@@ -80,7 +80,8 @@ def save_weights(path: Path, model: nn.Module) -> None:
 
     Raises UserError for a value that is no finite number: such weights are of no use, and never replace better ones.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Copies: safetensors takes no tensors that are parts of one, as the learner's statistics are.
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
     # guard: finite-weights
     if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise UserError(

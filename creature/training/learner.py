@@ -36,6 +36,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     normalize: nn.Module  # of pixels; what a frozen backbone made of them needs none
     mix: Mix | None
+    classes: int
     row_loss: RowLoss
     seed: int
     fold: int
@@ -80,10 +81,19 @@ class Learner:
         return self.state.end_epoch(score, learning_rate=rate, images=sum(self.batch_sizes))
 
     @cached_property
-    def buffers(self) -> list[list[torch.Tensor]]:
-        """The model's buffers by type, each flat as it lies in memory: tensors of one type are copied together."""
-        flat = [buffer.as_strided((buffer.numel(),), (1,)) for buffer in self.model.buffers()]
-        return [[buffer for buffer in flat if buffer.dtype == kind] for kind in {buffer.dtype for buffer in flat}]
+    def statistics(self) -> list[torch.Tensor]:
+        """The model's buffers, BatchNorm's statistics, as one flat tensor a type, of which they are parts from now on.
+
+        Thus a step that is not taken gives them back in a few operations, however many they are.
+        """
+        buffers = list(self.model.buffers())
+        flat = []
+        for kind in dict.fromkeys(buffer.dtype for buffer in buffers):
+            alike = [buffer for buffer in buffers if buffer.dtype == kind]
+            flat.append(torch.cat([buffer.flatten() for buffer in alike]))
+            for buffer, part in zip(alike, flat[-1].split([buffer.numel() for buffer in alike]), strict=True):
+                buffer.data = part.view_as(buffer)
+        return flat
 
 
 def most_micro_batches(rows: int) -> int:
@@ -123,6 +133,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
         optimizer=build_optimizer(parameter_groups(model, optimizer), optimizer),
         normalize=normalize,
         mix=make_mix(recipe.augment, classes),
+        classes=classes,
         row_loss=make_loss(recipe.loss, counts.tolist(), accelerator.device),
         seed=recipe.seed,
         fold=fold,

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Self
+from functools import cache
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from creature.metrics.predictions import Predictions
 from creature.run import held_out_predictions
 from creature.training import distributed
 from creature.training.learner import Learner, most_micro_batches
+from creature.training.losses import soft_labels
 from creature.training.signals import Stop
 from creature.training.train_data import TrainData
 
@@ -44,9 +46,9 @@ class StepResult:
 
     @classmethod
     def unpack(cls, packed: Sequence[torch.Tensor]) -> list[Self]:
-        """Results of several steps, of four scalars each, for which the host waits once."""
+        """Results of several steps, as train_step gives them, for which the host waits once."""
         rows = torch.stack(list(packed)).tolist()
-        return [cls(loss, bool(taken), bool(stop), bool(save)) for loss, taken, stop, save in rows]
+        return [cls(loss, not skipped, bool(stop), bool(save)) for loss, skipped, stop, save in rows]
 
 
 @contextmanager
@@ -155,7 +157,7 @@ def train_step(
     stop: bool = False,
     save: bool = False,
 ) -> torch.Tensor:
-    """The epoch's step of this number, on this process's share of its batch; gives a StepResult's fields (4,).
+    """The epoch's step of this number, on this process's share of its batch; gives (4,): loss, skipped, stop, save.
 
     A process without a row of its own gets a borrowed one, which weighs nothing: every process must take part in the
     gradient's exchange. The share is computed in micro-batches, to save memory. All processes decide alike whether the
@@ -163,46 +165,76 @@ def train_step(
     optimizer and BatchNorm's statistics stay as they were. Raises UserError where the device's memory is too small,
     BrokenError for an image that cannot be read any more.
     """
-    optimizer, scaler, epoch = learner.optimizer, accelerator.scaler, learner.state.epoch
-    size, lr = learner.batch_sizes[number], learner.learning_rate(epoch + number / len(learner.batch_sizes))
-    _check_readable(batch)
+    optimizer, scaler = learner.optimizer, accelerator.scaler
+    lr = learner.learning_rate(learner.state.epoch + number / len(learner.batch_sizes))
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # less in early layers, with optimizer.layer_decay
-    buffers = [torch.cat(group) for group in learner.buffers]
-    shared = torch.zeros(3, device=accelerator.device)  # loss, and how many processes ask to stop and to save
-    shared[1].fill_(stop)
-    shared[2].fill_(save)
+    _check_readable(batch)
+    statistics = [flat.clone() for flat in learner.statistics]
+    result: Any = torch.zeros(4, device=accelerator.device)
+    result[0] = _compute_gradients(accelerator, learner, batch, number=number, statistics=statistics)
+    for place, requested in ((2, stop), (3, save)):
+        if requested:
+            result[place] = 1
+    if scaler:
+        scaler.unscale_(optimizer)
+    if accelerator.num_processes > 1:
+        result = accelerator.reduce(result)  # guard: stop-of-any-process
+    not_finite = _clip_gradients(optimizer, learner.clip_norm, loss=result[:1])
+    # guard: skip-step
+    optimizer.found_inf = not_finite  # type: ignore[attr-defined]  # a fused step then changes nothing
+    optimizer.step()
+    skipped = not_finite.bool()
+    for flat, before in zip(learner.statistics, statistics, strict=True):
+        # guard: skip-statistics
+        flat.copy_(torch.where(skipped, before, flat))
+    if scaler:  # an overflow is the scaler's affair, which lowers its factor
+        scaler.update()
+        skipped = ~result[0].isfinite()
+    result[1] = skipped
+    return result  # on the device: the host need not wait
+
+
+def _compute_gradients(
+    accelerator: Accelerator, learner: Learner, batch: Batch, *, number: int, statistics: list[torch.Tensor]
+) -> torch.Tensor:
+    """The loss of this process's share, and its gradients; in more micro-batches each time memory is too small.
+
+    `statistics` are those before the step.
+    """
+    size = learner.batch_sizes[number]
     weight = 0.0 if accelerator.process_index >= size else 1 / size
     alone = accelerator.num_processes == 1  # others would wait for the gradients of an attempt that failed
     while True:
-        seed_step(accelerator.device, learner.seed, learner.fold, epoch, number)
-        optimizer.zero_grad()
+        seed_step(accelerator.device, learner.seed, learner.fold, learner.state.epoch, number)
+        learner.optimizer.zero_grad()
         with _naming_failures(size, learner.micro_batches):
             try:
-                shared[0] = _backward(accelerator, learner, batch, weight=weight)
-                break
+                return _backward(accelerator, learner, batch, weight=weight)
             except RuntimeError as error:
                 if not (alone and _is_out_of_memory(error) and learner.split_batch(len(batch.labels))):
                     raise
-        _restore_buffers(learner.buffers, buffers, taken=torch.zeros_like(shared[0], dtype=torch.bool))
-    if scaler:
-        scaler.unscale_(optimizer)
+        for flat, before in zip(learner.statistics, statistics, strict=True):
+            flat.copy_(before)
+
+
+@cache
+def _one(device: torch.device) -> torch.Tensor:
+    return torch.ones((), device=device)
+
+
+def _clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float | None, *, loss: torch.Tensor) -> torch.Tensor:
+    """Limit the gradient's norm where that is asked for; gives 1 where a gradient or the loss is not finite, else 0."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if learner.clip_norm is not None:
-        clip_grads_with_norm_(parameters, learner.clip_norm, norm)
-    if accelerator.num_processes > 1:
-        shared = accelerator.reduce(shared)  # guard: stop-of-any-process
-    loss, stops, saves = shared.unbind()  # type: ignore[union-attr]
-    taken = loss.isfinite() & norm.isfinite()
-    # guard: skip-step
-    optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]  # a fused step then changes nothing
-    optimizer.step()
-    _restore_buffers(learner.buffers, buffers, taken)
-    if scaler:  # an overflow is the scaler's affair, which lowers its factor
-        scaler.update()
-        taken = loss.isfinite()
-    return torch.stack([loss, taken, stops, saves])  # on the device: the host need not wait
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    not_finite = torch.zeros((), device=loss.device)
+    # GradScaler's check, by a factor of one: few operations, however many gradients there are.
+    torch._amp_foreach_non_finite_check_and_unscale_([*gradients, loss], not_finite, _one(loss.device))  # pyright: ignore[reportPrivateImportUsage]
+    if clip_norm is not None:
+        norm = get_total_norm(gradients)
+        clip_grads_with_norm_(parameters, clip_norm, norm)
+        not_finite = torch.maximum(not_finite, (~norm.isfinite()).float())  # squares of finite ones may be too large
+    return not_finite
 
 
 def _check_readable(batch: Batch) -> None:
@@ -247,25 +279,20 @@ def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, *, weigh
     inputs = learner.normalize(batch.pixels.to(accelerator.device, non_blocking=True))
     targets = batch.labels.to(accelerator.device, non_blocking=True)
     if learner.mix:  # the whole share, or its pairs would depend on the number of micro-batches
+        targets = targets if targets.ndim == 2 else soft_labels(targets, learner.classes)
         inputs, targets = learner.mix(inputs, targets)
     count = min(learner.micro_batches, most_micro_batches(len(targets)))
-    micro_batches = zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)
-    total = torch.zeros((), device=accelerator.device)
+    micro_batches = [(inputs, targets)]
+    if count > 1:
+        micro_batches = list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+    losses = []
     for number, (images, labels) in enumerate(micro_batches, 1):
         with nullcontext() if number == count else accelerator.no_sync(learner.model):
             loss = learner.row_loss(learner.model(images), labels).sum() * weight
             # DDP takes the mean of the processes' gradients; the loss is a sum over them.
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
-    return total
-
-
-def _restore_buffers(buffers: list[list[torch.Tensor]], before: list[torch.Tensor], taken: torch.Tensor) -> None:
-    """Give the buffers what they held before, unless the step was taken; a few operations however many they are."""
-    for group, values in zip(buffers, before, strict=True):
-        # guard: skip-statistics
-        kept = torch.where(taken, torch.cat(group), values).split([len(buffer) for buffer in group])
-        torch._foreach_copy_(group, kept)  # pyright: ignore[reportPrivateImportUsage]
+            accelerator.backward(loss if accelerator.num_processes == 1 else loss * accelerator.num_processes)
+        losses.append(loss.detach())
+    return sum(losses[1:], losses[0])
 
 
 def seed_step(device: torch.device, *parts: object) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import log_softmax, one_hot
+from torch.nn.functional import cross_entropy, log_softmax
 
 from creature.recipe import Loss
 
@@ -23,21 +23,33 @@ def make_loss(loss: Loss, counts: Sequence[int], device: torch.device | None = N
     """
     gamma = loss.gamma if loss.name == "focal" else 0.0
     rows = np.maximum(np.asarray(counts, dtype=np.float64), 1)  # a class may have no row in this fold
-    prior = np.log(rows / rows.sum()) if loss.balance == "logit_adjust" else np.zeros(len(rows))
     weight = torch.tensor(class_weights(loss.balance, rows), dtype=torch.float32, device=device)
-    offset = torch.tensor(prior, dtype=torch.float32, device=device)
+    offset = torch.tensor(np.log(rows / rows.sum()), dtype=torch.float32, device=device)
+    plain = not gamma and not loss.smoothing and loss.balance == "none"
 
     def row_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         classes = logits.shape[-1]
-        soft = targets if targets.ndim == 2 else one_hot(targets, classes)
-        soft = soft * (1 - loss.smoothing) + loss.smoothing / classes
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        log_p = log_softmax(logits + offset, dim=-1)
-        # 1 - p without cancellation; not quite 0, where the slope of a power below 1 has no end.
-        miss = (-torch.expm1(log_p)).clamp_min(1e-12) ** gamma if gamma else 1.0
-        return -(soft * weight * miss * log_p).sum(-1)
+        if logits.dtype.itemsize < 4:
+            logits = logits.float()
+        if plain and targets.ndim == 1:  # the same, in fewer operations
+            return cross_entropy(logits, targets, reduction="none")
+        shares = targets if targets.ndim == 2 else soft_labels(targets, classes)
+        if loss.smoothing:
+            shares = shares * (1 - loss.smoothing) + loss.smoothing / classes
+        if loss.balance in ("sqrt", "inverse"):
+            shares = shares * weight
+        log_p = log_softmax(logits + offset if loss.balance == "logit_adjust" else logits, dim=-1)
+        if gamma:
+            # 1 - p without cancellation; not quite 0, where the slope of a power below 1 has no end.
+            shares = shares * (-torch.expm1(log_p)).clamp_min(1e-12) ** gamma
+        return -(shares * log_p).sum(-1)
 
     return row_loss
+
+
+def soft_labels(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Labels (B,) as shares of the classes (B, K); torch's one_hot looks at their values, so a GPU is awaited."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
 def class_weights(balance: str, rows: np.ndarray) -> np.ndarray:

@@ -116,6 +116,7 @@ def small_learner(batch_sizes: Sequence[int]) -> Learner:
         optimizer=build_optimizer(parameter_groups(model, SGD), SGD),
         normalize=nn.Identity(),
         mix=None,
+        classes=2,
         row_loss=lambda logits, _: logits.sum(1),
         seed=0,
         fold=0,
