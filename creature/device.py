@@ -95,12 +95,20 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
             del os.environ[WORKSPACE]
 
 
+def keep_image_memory() -> None:
+    """Let Pillow keep the memory of up to 1 GiB of images in this process; large ones are decoded sooner then."""
+    from PIL import Image
+
+    Image.core.set_blocks_max(64)  # of 16 MiB
+
+
 def keep_memory(device: "torch.device") -> None:
-    """Let this process keep the memory that it frees, if it computes on a CPU and its C library is glibc.
+    """Let this process keep the memory that it frees: of images, and of batches on a CPU where the C library is glibc.
 
     Each batch asks for the gigabytes that the last one freed. By default the kernel takes large blocks back in between
     and clears all their pages again, which took as long as the network. For scripts, as it is the process's setting.
     """
+    keep_image_memory()
     if device.type == "cpu" and sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.malloc_trim(0)  # what was freed until now is not of a batch
         libc.mallopt(M_MMAP_MAX, 0)

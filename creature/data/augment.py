@@ -118,10 +118,11 @@ def _crop(image: Encoded | Decoded, box: Box, size: int) -> torch.Tensor:
         return _crop_decoded(image, box, size)
     side = min(box.right - box.left, box.bottom - box.top)
     shrink = max(by for by in (1, 2, 4, 8) if by == 1 or side >= by * size)
-    decoded, scale = image.smaller(shrink)
+    pixels, scale = image.pixels(shrink)
     if scale == 1:
-        return _resize(np.array(decoded.crop(box)), size)  # type: ignore[arg-type]
-    return _resize_within(decoded, box.scaled(scale, scale), size)
+        left, top, right, bottom = map(int, box)
+        return _resize(pixels[top:bottom, left:right].copy(), size)
+    return _resize_within(Image.fromarray(pixels), box.scaled(scale, scale), size)
 
 
 def _crop_decoded(image: Decoded, box: Box, size: int) -> torch.Tensor:

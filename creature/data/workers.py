@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from creature.data.fork_server import STOPPING, without_main_module
+from creature.device import keep_image_memory
 from creature.errors import BrokenError
 
 RequestT = TypeVar("RequestT", contravariant=True)
@@ -164,6 +165,7 @@ def _prepare_worker(rows: torch.Tensor, worker: int) -> None:
         # The server's workers are not this program's children, and would outlive it.
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    keep_image_memory()
 
 
 def _pids_in(error: RuntimeError) -> set[int]:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin, features
 
 from creature.data import decode as module
-from creature.data.decode import MAX_BYTES, MAX_PIXELS, BadImage, decode, read
+from creature.data.decode import MAX_BYTES, MAX_PIXELS, BadImage, Encoded, decode, read
+from helpers import faults
 from helpers.images import BOMBS, CLEAR, NOISE, PALETTE, PILLOW_13, ROWS, STRANGERS, encode, exif, png, tiff
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}, "PPM": {}}
@@ -411,3 +412,34 @@ def test_read_follows_a_link_to_a_file(tmp_path):
     (tmp_path / "real.jpg").write_bytes(b"real")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "real.jpg")
     assert read({"bytes": None, "path": str(tmp_path / "link.jpg")}) == b"real"
+
+
+@given(
+    width=st.integers(1, 70),
+    height=st.integers(1, 70),
+    shrink=st.integers(1, 8),
+    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+    progressive=st.booleans(),
+    turn=st.integers(1, 8),
+    mode=st.sampled_from(["RGB", "RGB", "L", "CMYK"]),
+)
+def test_pixels_of_a_jpeg_are_pillows_bit_for_bit(width, height, shrink, subsampling, progressive, turn, mode):
+    shrink = min(shrink, width, height)  # no side becomes less than a pixel
+    noise = np.random.default_rng(width * 71 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    data = encode(image, "JPEG", quality=60, subsampling=subsampling, progressive=progressive, exif=exif(turn))
+    pixels, scale = Encoded(data).pixels(shrink)
+    expected, expected_scale = Encoded(data).smaller(shrink)
+    assert scale == expected_scale
+    np.testing.assert_array_equal(pixels, np.asarray(expected))
+
+
+def test_a_plain_jpeg_is_decoded_without_pillow_and_an_odd_one_as_pillow_does(monkeypatch):
+    calls = faults.note_calls(monkeypatch, Encoded, "smaller")
+    sound = encode(NOISE, "JPEG")
+    Encoded(sound).pixels(2)
+    assert not calls
+    with pytest.raises(BadImage, match="truncated"):
+        Encoded(sound[: len(sound) // 2]).pixels(2)
+    monkeypatch.setattr(module, "decode_jpeg", lambda *_, **__: np.zeros((1, 1, 3), np.uint8))  # of another size
+    np.testing.assert_array_equal(Encoded(sound).pixels(1)[0], decoded(sound))
