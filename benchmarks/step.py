@@ -39,7 +39,7 @@ CASES = (("tf_efficientnet_lite0", 32, 2, 20), ("test_resnet", 64, 32, 20), ("tf
 Loop = tuple[nn.Module, Callable[[], None]]  # a model, and some steps of its training
 
 
-def make_recipe(name: str, size: int, batch_size: int) -> Recipe:
+def make_recipe(name: str, size: int, batch_size: int, **settings: str) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "step",
@@ -49,23 +49,22 @@ def make_recipe(name: str, size: int, batch_size: int) -> Recipe:
             "schedule": {"name": "constant"},
             "batch_size": batch_size,
             "device": "cpu",
+            **settings,
         }
     )
 
 
-def ready_batches(size: int, rows: int, steps: int, seed: int = 0) -> list[Batch]:
-    """Noise, for which a network takes as long as for images."""
+def ready_batches(size: int, rows: int, steps: int, seed: int = 0, pinned: bool = False) -> list[Batch]:
+    """Noise, for which a network takes as long as for images; `pinned` for a GPU."""
     random = torch.Generator().manual_seed(seed)
-    return [
-        Batch(
-            torch.randint(256, (rows, 3, size, size), dtype=torch.uint8, generator=random),
-            torch.randint(CLASSES, (rows,), generator=random),
-            torch.arange(rows),
-            ids=[str(row) for row in range(rows)],
-            bad={},
-        )
-        for _ in range(steps)
-    ]
+    batches = []
+    for _ in range(steps):
+        pixels = torch.randint(256, (rows, 3, size, size), dtype=torch.uint8, generator=random)
+        labels = torch.randint(CLASSES, (rows,), generator=random)
+        if pinned:
+            pixels, labels = pixels.contiguous(memory_format=torch.channels_last).pin_memory(), labels.pin_memory()
+        batches.append(Batch(pixels, labels, torch.arange(rows), ids=[str(row) for row in range(rows)], bad={}))
+    return batches
 
 
 def new_learner(recipe: Recipe, steps: int) -> tuple[Accelerator, Learner]:
@@ -114,8 +113,11 @@ def bare_loop(
     def steps() -> None:
         model.train()
         for batch in batches:
+            pixels, labels = (tensor.to(accelerator.device, non_blocking=True) for tensor in batch[:2])
             optimizer.zero_grad()
-            cross_entropy(model(learner.normalize(batch.pixels)), batch.labels).backward()
+            with accelerator.autocast():
+                logits = model(learner.normalize(pixels))
+            cross_entropy(logits.float(), labels).backward()
             optimizer.step()
 
     return model, steps

@@ -27,7 +27,7 @@ GOALS = {
     "P9": "two processes",
     "P10": "time to accuracy",
     "P11": "checkpoints",
-    "P12": "compiled",
+    "P12": "GPU, compiled",
     "P13": "beside other programs",
     "R4": "resumed start",
 }

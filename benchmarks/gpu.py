@@ -1,0 +1,165 @@
+"""P12: the main job on this machine's GPU, each part beside what the card can do alone, in one table.
+
+python benchmarks/gpu.py PHOTOS [--photos 6144]
+
+Steps of four networks on batches that are ready, and with deterministic algorithms; recipes/all.yaml on copies of the
+photos (JPEG files of any folder), three epochs with its settings as they are; predict.py on the same photos and on
+one. Some five minutes. `--rehearsal` runs tiny cases on a CPU, to see that all of it works; nothing is recorded then.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from pictures import jpegs, lay_out
+from sides import ROOT, Ratio, in_turns, ratio, record  # first, for it puts this checkout first
+from step import bare_loop, make_recipe, our_loop, ready_batches
+
+from creature.console import run, say, show_table
+from creature.device import deterministic_algorithms, usable_cores
+from creature.errors import UserError
+
+# Network, pixels, rows of a batch.
+NETWORKS = (
+    ("resnext101_64x4d", 224, 64),
+    ("seresnextaa101d_32x8d", 224, 32),
+    ("resnet18", 224, 64),
+    ("tf_efficientnet_lite0", 112, 32),
+)
+REHEARSAL = (("test_resnet", 32, 4),)
+STEPS, ROUNDS = 20, 5
+
+Row = tuple[str, str, str, str]
+
+
+def waited(work: Callable[[], None]) -> Callable[[], None]:
+    """The work, with what the GPU still has to do of it."""
+
+    def timed() -> None:
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return timed
+
+
+def line(case: str, found: Ratio, limit: float | None, shown: str, recorded: bool) -> Row:
+    """A row of the table, which is recorded, too."""
+    if recorded:
+        record("P12", case, limit, found, device=torch.cuda.get_device_name())
+    met = "" if limit is None else f"{limit:.2f} {'met' if found.low <= limit else 'missed'}"
+    return case, shown, str(found), met
+
+
+def measure_steps(networks: tuple[tuple[str, int, int], ...], recorded: bool) -> tuple[list[Row], dict[str, float]]:
+    """Rows of each network's step, and the bare rates in images a second by network."""
+    rows, rates = [], {}
+    for name, size, batch in networks:
+        recipe = make_recipe(name, size, batch, device="auto", precision="bf16")
+        batches = ready_batches(size, batch, STEPS, pinned=torch.cuda.is_available())
+        with torch.random.fork_rng():
+            ours, bare = waited(our_loop(recipe, batches)[1]), waited(bare_loop(recipe, batches)[1])
+        seconds = in_turns({"ours": ours, "bare": bare}, ROUNDS)
+        images = STEPS * batch
+        rates[name] = images / statistics.median(seconds["bare"])
+        shown = f"{images / statistics.median(seconds['ours']):,.0f}, bare {rates[name]:,.0f} images/s"
+        found = ratio(seconds["ours"], seconds["bare"])
+        rows.append(line(f"a step of {name}, {size} px, batch {batch}: ours over bare", found, 1.03, shown, recorded))
+        with deterministic_algorithms(True):
+            exact = in_turns({"exact": ours}, ROUNDS)["exact"]
+        found = ratio(exact, seconds["ours"])
+        rows.append(line(f"a step of {name}: deterministic over not", found, None, "", recorded))
+        del ours, bare
+        torch.cuda.empty_cache()
+    return rows, rates
+
+
+def script(*words: str) -> float:
+    """Seconds of a whole program."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def measure_run(work: Path, recipe: str, bare: float, settings: list[str], recorded: bool) -> list[Row]:
+    """Rows of a training: its third epoch beside the bare rate, the whole beside its steps, and the same bits twice."""
+    words = [word for setting in settings for word in ("--set", setting)]
+    seconds = script("train.py", "--recipe", recipe, "--out", str(work / "run"), *words)
+    history = [json.loads(text) for text in (work / "run/fold-0/history.jsonl").read_text().splitlines()]
+    rate, steps = history[-1]["images_per_second"], sum(row["seconds"] for row in history)
+    share, whole = bare / rate, (seconds - 15) / steps
+    waiting = f"{rate:,.0f} images/s, waiting {history[-1]['waiting']:.0%}"
+    return [
+        line(
+            "the recipe's last epoch: time over bare steps", Ratio(share, share, share, 1), 1 / 0.97, waiting, recorded
+        ),
+        line(
+            "three epochs, whole program less 15 s: over its steps",
+            Ratio(whole, whole, whole, 1),
+            1.15,
+            f"{seconds:.0f} s, steps {steps:.0f} s",
+            recorded,
+        ),
+    ]
+
+
+def check_bits(work: Path, recipe: str, settings: list[str]) -> Row:
+    """Whether two deterministic trainings give the same weights."""
+    words = [word for setting in (*settings, "deterministic=true", "schedule.epochs=1") for word in ("--set", setting)]
+    for name in ("one", "two"):
+        script("train.py", "--recipe", recipe, "--out", str(work / name), *words)
+    one, two = ((work / name / "fold-0/model.safetensors").read_bytes() for name in ("one", "two"))
+    return "two deterministic trainings", "the same bits" if one == two else "OTHER BITS", "", ""
+
+
+def measure_predictions(work: Path, photos: Path, count: int) -> list[Row]:
+    """Rows of predict.py: photos a second past the start, and the first answer."""
+    fold, first = work / "run/fold-0", next(photos.rglob("*.jpg"))
+    alone = min(script("predict.py", str(fold), str(first)) for _ in range(2))
+    all_of_them = script("predict.py", str(fold), str(photos), "--batch-size", "128", "--out", str(work / "p.csv"))
+    rate = count / max(all_of_them - alone, 1e-9)
+    return [
+        ("predict.py: photos a second past its start", f"{rate:,.0f} (goal 3,000 on 16 cores)", "", ""),
+        ("predict.py: one photo, whole program", f"{alone:.1f} s (goal 6)", "", ""),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="PHOTOS", help="a folder of JPEG photos, also in subfolders")
+    parser.add_argument("--photos", type=int, default=6144, help="how many copies of them (%(default)s)")
+    parser.add_argument("--rehearsal", action="store_true", help="tiny cases, on a CPU, too")
+    args = parser.parse_args()
+    if not torch.cuda.is_available() and not args.rehearsal:
+        raise UserError("no GPU is here that torch can use; --rehearsal tries the program on a CPU")
+    networks, recipe, recorded = (REHEARSAL if args.rehearsal else NETWORKS), "recipes/all.yaml", not args.rehearsal
+    settings = ["folds.train=[0]", "schedule.epochs=3", "backbone.pretrained=false"]
+    if args.rehearsal:
+        settings += ["backbone.name=test_resnet", "images.size=32", "batch_size=16", "folds.count=2"]
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    rows, rates = measure_steps(networks, recorded)
+    with TemporaryDirectory() as name:
+        work = Path(name)
+        lay_out(jpegs(args.source), work / "photos", args.photos)
+        settings.append(f"images.train=[{work / 'photos'}]")
+        rows += measure_run(work, recipe, rates[networks[0][0]], settings, recorded)
+        rows.append(check_bits(work, recipe, settings))
+        rows += measure_predictions(work, work / "photos", args.photos)
+    peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_available() else "no GPU"
+    rows.append(("peak memory of the steps, both loops in one process", peak, "", ""))
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU"
+    title = f"P12 on {card}, {usable_cores()} cores, {args.photos} photos"
+    show_table(title, ("case", "figure", "ratio [95 %]", "at most"), rows)
+    say(f"torch {torch.__version__}; warm-up, then {ROUNDS} rounds of {STEPS} steps")
+
+
+if __name__ == "__main__":
+    run(main)
