@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from creature.inference.prediction import Prediction
     from creature.metrics.predictions import Predictions
     from creature.recipe import Recipe
-    from creature.recipe_file import load_recipe
     from creature.run import Fold, Run
-    from creature.train_api import train
+    from creature.train_api import load_recipe, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,7 +56,7 @@ _HOMES = {
     "Run": "creature.run",
     "UserError": "creature.errors",
     "load": "creature.inference.classifier",
-    "load_recipe": "creature.recipe_file",
+    "load_recipe": "creature.train_api",
     "train": "creature.train_api",
 }
 

@@ -44,6 +44,9 @@ class Fold:
     def __str__(self) -> str:
         return str(self.folder)
 
+    def __repr__(self) -> str:
+        return f"Fold({str(self.folder)!r})"
+
     @cached_property
     def result(self) -> FoldResult:
         """Its result.json."""

@@ -2,14 +2,23 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from creature import recipe_file
 from creature.recipe import Recipe
-from creature.recipe_file import load_recipe, override_recipe
+from creature.recipe_file import override_recipe
 from creature.run import Run
 from creature.shipped import find_recipe, load_script
+
+
+def load_recipe(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of a YAML file, or one that comes with creature, by its name (`laptop`); `overrides` as `key=value`.
+
+    Raises UserError with all that is wrong in it.
+    """
+    return recipe_file.load_recipe(find_recipe(os.fspath(recipe)), overrides)
 
 
 def train(
@@ -27,10 +36,7 @@ def train(
     all that is wrong, and BrokenError for what breaks on the way.
     """
     overrides = [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in (set or {}).items()]
-    if isinstance(recipe, Recipe):
-        settings = override_recipe(recipe, overrides)
-    else:
-        settings = load_recipe(find_recipe(os.fspath(recipe)), overrides)
+    settings = override_recipe(recipe, overrides) if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else Path("runs") / settings.name
     load_script("train").train(settings, folder, resume=resume)
     return Run(folder)

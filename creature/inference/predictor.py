@@ -86,7 +86,7 @@ def predict_batches(
     """
     with (
         progress(shown=bool(title)) as bar,
-        _prepare(images, predictor.transforms, batch_size, processes) as prepared,
+        _prepare(images, predictor.transforms, batch_size, processes=processes) as prepared,
         ThreadPoolExecutor(1) as computing,
     ):
         task = bar.add_task(title, total=total, speed="")
@@ -102,7 +102,7 @@ def predict_batches(
 
 
 def _prepare(
-    images: Iterable[ImageInput], transforms: Sequence[EvalTransform], batch_size: int, processes: int
+    images: Iterable[ImageInput], transforms: Sequence[EvalTransform], batch_size: int, *, processes: int
 ) -> AbstractContextManager[Prepared]:
     if not processes:
         return prepare_in_threads(images, transforms, batch_size)

@@ -28,6 +28,9 @@ class Predictions:
     logits: np.ndarray  # float32 (N, K)
     class_names: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"<Predictions of {len(self.ids)} images, {len(self.class_names)} classes>"
+
     def __post_init__(self) -> None:
         rows = len(self.ids)
         if self.logits.shape != (rows, len(self.class_names)):

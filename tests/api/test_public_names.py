@@ -57,6 +57,7 @@ def test_training_from_python_gives_the_run_and_resumes(drawn: Path, tmp_path: P
     assert run.folds[0].score.correct == run.folds[0].result.correct
     with pytest.raises(creature.UserError, match="exists and is never overwritten"):
         creature.train(recipe, set=settings, out=tmp_path / "run")
+    assert creature.load_recipe("quickstart").name == "quickstart"
     loaded = creature.load_recipe(recipe, ["seed=3"])
     again = creature.train(loaded, set={**settings, "seed": 0, "folds.train": [1]}, out=tmp_path / "run", resume=True)
     assert [fold.name for fold in again.folds] == ["fold-0", "fold-1"]
