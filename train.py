@@ -81,6 +81,7 @@ def train(
     `own_process`: the process does nothing else, so its threads, memory and progress bars may be set for the training.
     """
     from creature.console import say, warn
+    from creature.data.device_images import DeviceImages
     from creature.data.fork_server import fork_server
     from creature.data.loader import start_loader
     from creature.device import choose_workers, deterministic_algorithms, keep_memory
@@ -103,7 +104,8 @@ def train(
         deterministic_algorithms(recipe.deterministic),
         ExitStack() as context,
     ):
-        workers = choose_workers(recipe.images.workers, accelerator.device)
+        on_device = recipe.images.cache == "device"
+        workers = 0 if on_device else choose_workers(recipe.images.workers, accelerator.device)
         if workers:  # the server gets ready while images are checked
             context.enter_context(fork_server("creature.data.loader", "creature.data.sources"))
         # guard: restart-resumes
@@ -115,8 +117,10 @@ def train(
             from creature.ensembling.distill import soft_targets
 
             data.images.training.targets = soft_targets(Path(recipe.loss.teacher), data.folds)
-        make_batches = context.enter_context(
-            start_loader(data.images, workers, data.buffer_bytes, device=accelerator.device)
+        make_batches = (
+            DeviceImages(data.images, accelerator.device).batches
+            if on_device
+            else context.enter_context(start_loader(data.images, workers, data.buffer_bytes, device=accelerator.device))
         )
         if features.needs_features(recipe.backbone, list(folders.values())):
             data, make_batches = features.add_features(

@@ -65,9 +65,10 @@ class Images(_Settings):
     backbone those of its pretraining"""
     max_bad: Annotated[int | None, NOT_IN_IDENTITY] = Field(default=None, ge=0)
     """number of unreadable images above which the run stops; null: the larger of 3 and 1 % of all"""
-    cache: Literal["off", "auto", "memory", "disk"] = "off"
+    cache: Literal["off", "auto", "memory", "disk", "device"] = "off"
     """keep decoded images for all folds, epochs and runs, at 8/7 of the input size, which slightly blurs the smallest
-    random crops; evaluation is not affected; auto: disk if it takes at most 16 GiB, else off"""
+    random crops; evaluation is not affected; auto: disk if it takes at most 16 GiB, else off; device: on disk and in
+    the GPU's memory, where crops are cut, flipped and rotated without workers"""
     workers: Annotated[Annotated[int, Field(ge=0, le=128)] | Literal["auto"], NOT_IN_IDENTITY] = "auto"
     """number of worker processes that decode and augment; 0: in the main process; auto: as many as the device needs and
     the cores allow"""
@@ -305,6 +306,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield (
             f"loss.teacher: its members were trained on what each fold would hold out, got folds.count {folds.count}; "
             "set folds.count to 1, with images.validation, or loss.teacher to null"
+        )
+    if recipe.images.cache == "device" and recipe.augment.policy != "none":
+        yield (
+            f"images.cache: device crops, flips and rotates alone, got augment.policy {recipe.augment.policy}; set it "
+            "to disk, from which workers augment, or augment.policy to none"
         )
     if recipe.backbone.frozen:
         yield from _useless_if_frozen(recipe)

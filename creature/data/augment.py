@@ -70,16 +70,17 @@ def training_augmentation(size: int, augment: Augment) -> Augmentation:
     Where no step needs more than the crop, an image is decoded in no higher resolution than the crop needs.
     """
     policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
-    flip, crop = v2.RandomHorizontalFlip(augment.flip), v2.RandomResizedCrop(size, scale=augment.crop_scale)
+    crop = v2.RandomResizedCrop(size, scale=augment.crop_scale)
     erasing = v2.RandomErasing(augment.random_erasing)
-    if not augment.rotation and augment.policy == "none":
-        return CropAugmentation(size, augment.flip, crop=crop, erasing=erasing)
-    steps: list[Any] = [flip]
+    steps: list[Any] = [v2.RandomHorizontalFlip(augment.flip)]
     if augment.rotation:
         steps.append(v2.RandomRotation(augment.rotation))  # type: ignore[arg-type]
     if augment.policy != "none":
         steps.append(policies[augment.policy]())
-    return partial(_augment_in_full, v2.Compose([*steps, crop, v2.PILToTensor(), erasing]))
+    whole = v2.Compose([*steps, crop, v2.PILToTensor(), erasing])
+    if augment.policy != "none":
+        return partial(_augment_in_full, whole)
+    return AffineAugmentation(size, augment.flip, augment.rotation, crop=crop, erasing=erasing, whole=whole)
 
 
 def _augment_in_full(steps: v2.Compose, image: Encoded | Decoded, seed: int) -> torch.Tensor:
@@ -89,27 +90,67 @@ def _augment_in_full(steps: v2.Compose, image: Encoded | Decoded, seed: int) -> 
 
 
 @dataclass(frozen=True)
-class CropAugmentation:
-    """Random flip, crop and erasing: what v2.Compose gives, but all randomness is drawn before anything is decoded."""
+class View:
+    """A random view of an image (width, height): it is mirrored, then rotated, then cropped, then partly erased."""
+
+    size: tuple[int, int]
+    mirrored: bool
+    angle: float  # in degrees, counter-clockwise
+    crop: Box
+    erased: dict[str, Any] | None  # parameters of v2.RandomErasing
+
+    @property
+    def box(self) -> Box:
+        """The crop's edges in the image as it is, where it is not rotated."""
+        left, top, right, bottom = self.crop
+        return Box(self.size[0] - right, top, self.size[0] - left, bottom) if self.mirrored else self.crop
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Where a place of the view lies in the image, both from -1 to 1: (2, 3), as affine_grid takes it."""
+        (width, height), (left, top, right, bottom) = self.size, self.crop
+        to_crop = [
+            [(right - left) / 2, 0, (left + right - width) / 2],
+            [0, (bottom - top) / 2, (top + bottom - height) / 2],
+        ]
+        cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        mirror = -1 if self.mirrored else 1
+        from_center = np.array([[mirror * cos, -mirror * sin], [sin, cos]])
+        return np.diag([2 / width, 2 / height]) @ from_center @ np.array(to_crop)
+
+
+@dataclass(frozen=True)
+class AffineAugmentation:
+    """Random flip, rotation, crop and erasing: all randomness is drawn before anything is decoded."""
 
     size: int
     flip: float  # probability
+    rotation: float  # at most, in degrees
     crop: v2.RandomResizedCrop
     erasing: v2.RandomErasing
+    whole: v2.Compose  # the same as steps on the whole image
 
-    def __call__(self, image: Encoded | Decoded, seed: int) -> torch.Tensor:
-        """The crop (3, size, size)."""
-        width, height = image.size
+    def draw(self, width: int, height: int, seed: int) -> View:
+        """What the seed makes of an image of this size."""
         with _seeded(seed):
             mirrored = bool(torch.rand(1) < self.flip)
+            angle = float(torch.empty(1).uniform_(-self.rotation, self.rotation)) if self.rotation else 0.0
             crop = self.crop.make_params([torch.empty(1, height, width, device="meta")])
             erased = None
             if self.erasing.p and torch.rand(1) < self.erasing.p:
                 erased = self.erasing.make_params([torch.empty(3, self.size, self.size, device="meta")])
-        left = width - crop["left"] - crop["width"] if mirrored else crop["left"]
-        pixels = _crop(image, Box(left, crop["top"], left + crop["width"], crop["top"] + crop["height"]), self.size)
-        pixels = pixels.flip(2) if mirrored else pixels
-        return pixels if erased is None else self.erasing.transform(pixels, erased)
+        left, top = crop["left"], crop["top"]
+        box = Box(left, top, left + crop["width"], top + crop["height"])
+        return View((width, height), mirrored, angle, crop=box, erased=erased)
+
+    def __call__(self, image: Encoded | Decoded, seed: int) -> torch.Tensor:
+        """The view (3, size, size)."""
+        if self.rotation:
+            return _augment_in_full(self.whole, image, seed)
+        view = self.draw(*image.size, seed)
+        pixels = _crop(image, view.box, self.size)
+        pixels = pixels.flip(2) if view.mirrored else pixels
+        return pixels if view.erased is None else self.erasing.transform(pixels, view.erased)
 
 
 def _crop(image: Encoded | Decoded, box: Box, size: int) -> torch.Tensor:

@@ -107,7 +107,7 @@ class CachedImages:
 
 def should_cache(kind: str, transform: EvalTransform, count: int) -> bool:
     """Whether so many images are to be cached."""
-    return kind in ("memory", "disk") or (kind == "auto" and estimate_bytes(transform, count) <= AUTO_BYTES)
+    return kind in ("memory", "disk", "device") or (kind == "auto" and estimate_bytes(transform, count) <= AUTO_BYTES)
 
 
 def open_cache(

@@ -58,6 +58,10 @@ class ImageDataset:
     ):
         self.dataset, self.augmentations, self.seed, self.cached = dataset, augmentations, seed, cached
 
+    def augmentation_of(self, epoch: int) -> Augmentation:
+        """How images of an epoch are seen."""
+        return self.augmentations[min(epoch, len(self.augmentations) - 1)]
+
     def __getitems__(self, items: Sequence[tuple[int, int]], buffer: torch.Tensor | None = None) -> Batch:
         """The batch; its pixels lie in `buffer`, if there is one."""
         rows = [row for row, _ in items]
@@ -85,7 +89,7 @@ class ImageDataset:
         row, epoch = item
         note_decoding(row)  # guard: name-in-loader
         seed = derive_seed(self.seed, epoch, name)
-        augmentation = self.augmentations[min(epoch, len(self.augmentations) - 1)]
+        augmentation = self.augmentation_of(epoch)
         if self.cached is not None:
             return augmentation(self.cached[row], seed), ""
         try:

@@ -1,0 +1,102 @@
+"""A run's images in the device's memory: its training views are cut out of square copies there, without any worker.
+
+Crop, flip and rotation are one affine map, drawn on the host from the same seeds as by the other loaders, and done for
+a batch in one resampling. N rows, B batch, C side of the copies, S side of a view.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import affine_grid, grid_sample, interpolate
+
+from creature.console import say
+from creature.data.augment import AffineAugmentation, View
+from creature.data.image_cache import MARGIN
+from creature.data.loader import Batch, ImageDataset, RunImages
+from creature.data.order import BatchRequest, derive_seed
+
+SHARE = 0.5  # of the free memory that copies and views may take
+
+
+class DeviceImages:
+    """All images of a run as square copies (N, 3, C, C), and as the exact views of held-out rows (N, 3, S, S).
+
+    They lie in the device's memory where they take at most half of what is free, else in the host's, from where each
+    batch is copied.
+    """
+
+    def __init__(self, images: RunImages, device: torch.device):
+        assert images.held_out.cached is not None
+        size = images.held_out.cached.cache.index.size
+        self.images, self.device = images, device
+        self.sizes, self.copies = _load(images.training, round(size * MARGIN), device)
+        _, self.views = _load(images.held_out, size, device)
+        gigabytes = (self.copies.nbytes + self.views.nbytes) / 2**30
+        say(f"images.cache: {gigabytes:.1f} GiB of copies and views, copies on {self.copies.device}; no workers start")
+
+    def batches(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
+        """The batches of requests, in order."""
+        return map(self._batch, requests)
+
+    def _batch(self, request: BatchRequest) -> Batch:
+        images = self.images.held_out if request.held_out else self.images.training
+        rows = torch.tensor([row for row, _ in request.items])
+        table = images.dataset[rows.tolist()]
+        if request.held_out:
+            pixels = self.views[rows.to(self.views.device)].to(self.device)
+        else:
+            pixels = self._training_views(images, request.items, table["id"])
+        labels = torch.tensor(table["label"]) if images.targets is None else images.targets[rows]
+        return Batch(pixels, labels, rows, ids=table["id"], bad={})
+
+    def _training_views(
+        self, images: ImageDataset, items: Sequence[tuple[int, int]], ids: Sequence[str]
+    ) -> torch.Tensor:
+        """The random views (B, 3, S, S) of items (row, epoch)."""
+        augmentation = images.augmentation_of(items[0][1])
+        assert isinstance(augmentation, AffineAugmentation)
+        views = [
+            augmentation.draw(*self.sizes[row], derive_seed(images.seed, epoch, name))
+            for (row, epoch), name in zip(items, ids, strict=True)
+        ]
+        rows = torch.tensor([row for row, _ in items], device=self.copies.device)
+        return cut_views(self.copies[rows].to(self.device), views, augmentation)
+
+
+def cut_views(copies: torch.Tensor, views: Sequence[View], augmentation: AffineAugmentation) -> torch.Tensor:
+    """The views (B, 3, S, S) of copies (B, 3, C, C), by one bilinear resampling; black where there is no image."""
+    count, size = len(views), augmentation.size
+    maps = torch.tensor(np.stack([view.matrix for view in views]), dtype=torch.float32).to(copies.device)
+    grid = affine_grid(maps, [count, 3, size, size], align_corners=False)
+    padding = "zeros" if augmentation.rotation else "border"
+    pixels = grid_sample(copies.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    pixels = pixels.round().to(torch.uint8)
+    for place, view in zip(pixels, views, strict=True):
+        if view.erased is not None:
+            place.copy_(augmentation.erasing.transform(place, view.erased))
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def _load(images: ImageDataset, side: int, device: torch.device) -> tuple[list[tuple[int, int]], torch.Tensor]:
+    """Sizes of the images, and what the cache holds of them as (N, 3, side, side), in the memory that has room."""
+    assert images.cached is not None
+    count, sizes = len(images.dataset), []
+    home = device if count * 3 * side**2 <= SHARE * free_memory(device) else torch.device("cpu")
+    pixels = torch.empty((count, 3, side, side), dtype=torch.uint8, device=home)
+    for row in range(count):
+        image = images.cached[row]
+        array = torch.from_numpy(image.array.copy()).permute(2, 0, 1)
+        if array.shape[1:] != (side, side):
+            array = interpolate(array[None], (side, side), mode="bilinear", antialias=True)[0]
+        pixels[row] = array
+        sizes.append(image.size)
+    return sizes, pixels
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free in the device's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
