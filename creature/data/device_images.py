@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from creature.console import say
-from creature.data.augment import AffineAugmentation, View
+from creature.data.augment import AffineAugmentation, Augmentation, View
 from creature.data.image_cache import MARGIN
 from creature.data.loader import Batch, ImageDataset, RunImages
 from creature.data.order import BatchRequest, derive_seed
@@ -31,7 +31,8 @@ class DeviceImages:
         assert images.held_out.cached is not None
         size = images.held_out.cached.cache.index.size
         self.images, self.device = images, device
-        self.sizes, self.copies = _load(images.training, round(size * MARGIN), device)
+        largest = max(affine(augmentation).size for augmentation in images.training.augmentations)
+        self.sizes, self.copies = _load(images.training, round(largest * MARGIN), device)
         _, self.views = _load(images.held_out, size, device)
         gigabytes = (self.copies.nbytes + self.views.nbytes) / 2**30
         say(f"images.cache: {gigabytes:.1f} GiB of copies and views, copies on {self.copies.device}; no workers start")
@@ -55,14 +56,19 @@ class DeviceImages:
         self, images: ImageDataset, items: Sequence[tuple[int, int]], ids: Sequence[str]
     ) -> torch.Tensor:
         """The random views (B, 3, S, S) of items (row, epoch)."""
-        augmentation = images.augmentation_of(items[0][1])
-        assert isinstance(augmentation, AffineAugmentation)
+        augmentation = affine(images.augmentation_of(items[0][1]))
         views = [
             augmentation.draw(*self.sizes[row], derive_seed(images.seed, epoch, name))
             for (row, epoch), name in zip(items, ids, strict=True)
         ]
         rows = torch.tensor([row for row, _ in items], device=self.copies.device)
         return cut_views(self.copies[rows].to(self.device), views, augmentation)
+
+
+def affine(augmentation: Augmentation) -> AffineAugmentation:
+    """The augmentation, which a recipe with images.cache: device makes of affine maps alone."""
+    assert isinstance(augmentation, AffineAugmentation)
+    return augmentation
 
 
 def cut_views(copies: torch.Tensor, views: Sequence[View], augmentation: AffineAugmentation) -> torch.Tensor:
