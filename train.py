@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,15 +81,13 @@ def train(
     `own_process`: the process does nothing else, so its threads, memory and progress bars may be set for the training.
     """
     from creature.console import say, warn
-    from creature.data.device_images import DeviceImages
-    from creature.data.fork_server import fork_server
-    from creature.data.loader import start_loader
-    from creature.device import choose_workers, deterministic_algorithms, keep_memory
+    from creature.device import deterministic_algorithms, keep_memory
     from creature.recipe import recipe_warnings
     from creature.run import Fold
     from creature.storage import explain_disk_errors
     from creature.training import distributed, features, loop, run_folder, signals, train_data
     from creature.training.backbone import check_backbone
+    from creature.training.batches import open_batches
 
     stop = stop or signals.Stop()
     check_backbone(recipe.backbone)
@@ -102,12 +100,8 @@ def train(
         explain_disk_errors(out),
         loop.restoring_random_state(accelerator.device),
         deterministic_algorithms(recipe.deterministic),
-        ExitStack() as context,
+        open_batches(recipe.images, accelerator.device) as start_batches,
     ):
-        on_device = recipe.images.cache == "device"
-        workers = 0 if on_device else choose_workers(recipe.images.workers, accelerator.device)
-        if workers:  # the server gets ready while images are checked
-            context.enter_context(fork_server("creature.data.loader", "creature.data.sources"))
         # guard: restart-resumes
         data = train_data.prepare_data(accelerator, recipe, out, resume=resume or distributed.restarts() > 0)
         if own_process:
@@ -117,11 +111,7 @@ def train(
             from creature.ensembling.distill import soft_targets
 
             data.images.training.targets = soft_targets(Path(recipe.loss.teacher), data.folds)
-        make_batches = (
-            DeviceImages(data.images, accelerator.device).batches
-            if on_device
-            else context.enter_context(start_loader(data.images, workers, data.buffer_bytes, device=accelerator.device))
-        )
+        make_batches = start_batches(data.images, data.buffer_bytes)
         if features.needs_features(recipe.backbone, list(folders.values())):
             data, make_batches = features.add_features(
                 accelerator, data, make_batches, backbone=recipe.backbone, images=recipe.images

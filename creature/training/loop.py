@@ -215,7 +215,7 @@ def _compute_gradients(
                 if not (alone and _is_out_of_memory(error) and learner.split_batch(len(batch.labels))):
                     raise
         for flat, before in zip(learner.statistics, statistics, strict=True):
-            flat.copy_(before)
+            flat.copy_(before)  # guard: retry-statistics
 
 
 @cache
