@@ -172,10 +172,14 @@ def test_batches_of_workers_lie_in_few_buffers_none_of_which_is_written_to_while
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memory files without a name")
 def test_buffers_take_nothing_of_the_shared_memory_that_containers_limit():
-    before = os.statvfs("/dev/shm").f_bavail
+    def free() -> int:
+        memory = os.statvfs("/dev/shm")
+        return memory.f_bavail * memory.f_frsize
+
+    before = free()
     buffers = SharedBuffers(4, 2**22)
     buffers.memory.fill_(1)
-    assert os.statvfs("/dev/shm").f_bavail == before
+    assert before - free() < 2**22  # less than one of them: other programs share it
     assert torch.equal(pickle.loads(pickle.dumps(buffers))[3], buffers[3])
     buffers.close()
 

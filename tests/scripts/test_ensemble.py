@@ -19,7 +19,7 @@ import predict
 import train
 from creature.console import BROKEN_IMAGES
 from creature.errors import UserError
-from creature.inference import members, predictor
+from creature.inference import members, predictor, prepare
 from creature.inference.inputs import InputPath, list_inputs, read_inputs
 from creature.inference.predictor import predict_batches
 from creature.inference.prepare import ImageInput
@@ -303,7 +303,7 @@ def test_mirror_images_count_half_and_are_no_second_decoding(run, drawn, tmp_pat
     mirrored.mkdir()
     for path in (drawn / "test").iterdir():
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored / f"{path.stem}.png")
-    decoded = faults.note_calls(monkeypatch, predictor, "decode")
+    decoded = faults.note_calls(monkeypatch, prepare, "decode")
     loaded = [members.load_member(run / f"fold-{k}", torch.device("cpu")) for k in range(3)]
     plain_predictor = members.predictor(loaded)
     both = predictor.with_mirroring(plain_predictor)
