@@ -4,7 +4,6 @@ Crop, flip and rotation are one affine map, drawn on the host from the same seed
 a batch in one resampling. N rows, B batch, C side of the copies, S side of a view.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -17,13 +16,13 @@ from creature.data.image_cache import MARGIN
 from creature.data.loader import Batch, ImageDataset, RunImages
 from creature.data.order import BatchRequest, derive_seed
 
-SHARE = 0.5  # of the free memory that copies and views may take
+SHARE = 0.5  # of a GPU's free memory that copies, and then views, may take
 
 
 class DeviceImages:
     """All images of a run as square copies (N, 3, C, C), and as the exact views of held-out rows (N, 3, S, S).
 
-    They lie in the device's memory where they take at most half of what is free, else in the host's, from where each
+    Either lie in the device's memory where they take at most half of what is free, else in the host's, from where each
     batch is copied.
     """
 
@@ -89,7 +88,9 @@ def _load(images: ImageDataset, side: int, device: torch.device) -> tuple[list[t
     """Sizes of the images, and what the cache holds of them as (N, 3, side, side), in the memory that has room."""
     assert images.cached is not None
     count, sizes = len(images.dataset), []
-    home = device if count * 3 * side**2 <= SHARE * free_memory(device) else torch.device("cpu")
+    # Only a GPU's memory is another one than the host's.
+    fits = device.type != "cuda" or count * 3 * side**2 <= SHARE * torch.cuda.mem_get_info(device)[0]
+    home = device if fits else torch.device("cpu")
     pixels = torch.empty((count, 3, side, side), dtype=torch.uint8, device=home)
     for row in range(count):
         image = images.cached[row]
@@ -99,10 +100,3 @@ def _load(images: ImageDataset, side: int, device: torch.device) -> tuple[list[t
         pixels[row] = array
         sizes.append(image.size)
     return sizes, pixels
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free in the device's memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
