@@ -15,8 +15,6 @@ from creature.metrics.accuracy import Count
 from creature.metrics.blend import STRATEGIES, Blending
 from creature.storage import file_hash, write_json
 
-Figures = dict[str, float]  # an accuracy as `Count.figures` gives it
-
 
 class Result(BaseModel):
     """A part of a result; a newer version may write more."""
@@ -43,6 +41,21 @@ class CorrectRows(Result):
     def count(self) -> Count:
         """The same, with its interval."""
         return Count(self.correct, self.n)
+
+
+class Accuracy(CorrectRows):
+    """An accuracy with its 95 % interval."""
+
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    models: int | None = None  # that predicted together, of the small ensembles of repeats
+
+    @classmethod
+    def of(cls, count: Count, models: int | None = None) -> Self:
+        """That of a count."""
+        (low, high), more = count.interval, {} if models is None else {"models": models}
+        return cls(n=count.n, correct=count.correct, accuracy=count.accuracy, low=low, high=high, **more)
 
 
 class EpochScore(CorrectRows):
@@ -107,7 +120,7 @@ class EnsembleMember(Result):
 
     fold: str
     weight: float = Field(ge=0, allow_inf_nan=False)
-    out_of_fold: Figures = {}
+    out_of_fold: Accuracy | None = None
     selected: bool = False
     sha256: str = ""  # of its weights
     name: str = Field(default="", pattern=r"^(fold-\d+)?$")  # of its branch, where it is published
@@ -119,10 +132,10 @@ class EnsembleResult(Result):
     strategy: str = Field(pattern=f"^({'|'.join(STRATEGIES)})$")
     mirror: bool = False
     members: tuple[EnsembleMember, ...] = Field(min_length=1)
-    out_of_fold: Figures = {}
-    out_of_fold_last: Figures = {}
-    ensemble_of_repeats: Figures | None = None  # and how many models; where the folds were drawn several times
-    ensemble: dict[str, dict[str, Figures | int]] = {}  # tallies by the name of the images
+    out_of_fold: Accuracy | None = None
+    out_of_fold_last: Accuracy | None = None
+    ensemble_of_repeats: Accuracy | None = None  # where the folds were drawn several times
+    ensemble: dict[str, dict[str, Accuracy | int]] = {}  # tallies by the name of the images
 
     @property
     def blending(self) -> Blending:
@@ -154,13 +167,10 @@ class Difference(Result):
     p: float
 
 
-class ComparedScore(CorrectRows):
+class ComparedScore(Accuracy):
     """A model's score beside the ensemble's."""
 
     parameters: int
-    accuracy: float | None = None
-    low: float | None = None
-    high: float | None = None
     against_ensemble: Difference
 
 

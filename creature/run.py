@@ -3,7 +3,6 @@
 What has been read is kept with the object: make a new `Run` to see what has changed on disk since. N rows, K classes.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -292,17 +291,19 @@ def check_members(members: Sequence[Fold]) -> None:
             )
 
 
-def most_frequent_class(folder: Path) -> str:
+def most_frequent_class(folder: Path, class_names: Sequence[str]) -> str:
     """The class with the most images in training: what a submission says of an image that cannot be read.
 
-    Raises BrokenError where the result does not say how many images each class had.
+    Empty for a folder without a result. Raises BrokenError for a result that does not say how many images each class
+    had.
     """
     path = folder / "result.json"
+    if not path.exists():
+        return ""
     counts = read_result(path, ClassCounts, RESTORE).class_counts
-    names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
-    if len(counts) != len(names):
-        raise BrokenError(f"{path}: class_counts: {len(counts)} numbers for {len(names)} classes; {RESTORE}")
-    return str(names[max(range(len(counts)), key=counts.__getitem__)])
+    if len(counts) != len(class_names):
+        raise BrokenError(f"{path}: class_counts: {len(counts)} numbers for {len(class_names)} classes; {RESTORE}")
+    return class_names[max(range(len(counts)), key=counts.__getitem__)]
 
 
 def kept_epoch(fold: Path, epoch: int) -> Path:

@@ -16,7 +16,7 @@ from creature.inference.prepare import ImageInput
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending
 from creature.metrics.significance import PairedComparison, compare_paired, difference_interval, holm, shown_p
-from creature.results import ComparedScore, Difference, Ingredient, ScoredImages, StandIn
+from creature.results import Accuracy, ComparedScore, Difference, Ingredient, ScoredImages, StandIn
 from creature.run import Fold, member_names
 
 MARGIN = 0.01  # by how much of accuracy one model may be worse
@@ -102,13 +102,9 @@ class Comparison:
     @property
     def result(self) -> ComparedScore:
         """The comparison, for a result.json."""
-        (low, high), against = self.count.interval, self.against
+        against = self.against
         return ComparedScore(
-            n=self.count.n,
-            correct=self.count.correct,
-            accuracy=self.count.accuracy,
-            low=low,
-            high=high,
+            **dict(Accuracy.of(self.count)),
             parameters=self.model.parameters,
             against_ensemble=Difference(difference=against.difference, low=self.low, high=self.high, p=against.p),
         )

@@ -30,7 +30,7 @@ from creature.inference.predictor import predict_batches
 from creature.metrics.blend import Blending
 from creature.metrics.recorded import save_recorded
 from creature.results import write_result
-from creature.run import Fold, is_whole_run, most_frequent_class
+from creature.run import Fold, is_whole_run
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,12 @@ def predict(
         batches = predict_batches(ensemble, images, args.batch_size, title=title, total=total, processes=processes)
         batches = recorder.watch(batches)
         if kind == "images" and output.path:
-            top, fallback = min(args.top, len(ensemble.class_names)), most_frequent_class(members[0].folder)
+            top, fallback = (
+                min(args.top, len(ensemble.class_names)),
+                most_frequent_class(members[0].folder, ensemble.class_names),
+            )
             rows = to_predictions(batches, ensemble, top)
-            code = write_predictions(output, source.columns, rows, top=top, fallback=fallback)
+            code = write_predictions(output, source.columns, rows, top=top, fallback=ensemble.fallback)
         else:
             deque(batches, maxlen=0)
             code = BROKEN_IMAGES if kind == "images" and "" in recorder.content_hashes else 0

@@ -17,7 +17,7 @@ from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import concatenate
-from creature.results import EnsembleMember, EnsembleResult
+from creature.results import Accuracy, EnsembleMember, EnsembleResult
 from creature.run import Fold, by_repeat, by_run, full_repeats
 
 if TYPE_CHECKING:
@@ -147,14 +147,14 @@ def ensemble_result(members: Sequence[Fold], blending: Blending, tallies: Mappin
             EnsembleMember(
                 fold=member.name,
                 weight=weight,
-                out_of_fold=member.score.figures(),
+                out_of_fold=Accuracy.of(member.score),
                 selected=member.result.selected,
                 sha256=member.result.sha256.weights,
             )
             for member, weight in zip(members, shares.tolist(), strict=True)
         ),
-        out_of_fold=pooled(member.score for member in once).figures(),
-        out_of_fold_last=pooled(member.last_score for member in once).figures(),
-        ensemble_of_repeats={"models": repeats[0], **repeats[1].figures()} if repeats else None,
-        ensemble={name: counts.figures() for name, counts in tallies.items()},
+        out_of_fold=Accuracy.of(pooled(member.score for member in once)),
+        out_of_fold_last=Accuracy.of(pooled(member.last_score for member in once)),
+        ensemble_of_repeats=Accuracy.of(repeats[1], models=repeats[0]) if repeats else None,
+        ensemble={name: counts.result for name, counts in tallies.items()},
     )

@@ -17,7 +17,7 @@ from creature.inference.prepare import ImageInput
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import STRATEGIES, Blending, blend, log_probabilities
 from creature.metrics.recorded import RecordedPredictions, load_recorded
-from creature.results import Figures
+from creature.results import Accuracy
 from creature.run import Fold, exposure, member_names
 
 ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # the images of some rows, each time from the beginning
@@ -133,9 +133,10 @@ class Tally:
             if n
         ]
 
-    def figures(self) -> dict[str, Figures | int]:
-        """The same, for JSON."""
-        return {**{kind: count.figures() for kind, count in self.scored.items()}, **self.left_out}
+    @property
+    def result(self) -> dict[str, Accuracy | int]:
+        """The same, for a result.json."""
+        return {**{kind: Accuracy.of(count) for kind, count in self.scored.items()}, **self.left_out}
 
 
 def tally(recorded: RecordedPredictions, exposed: np.ndarray, by: str | None = None) -> Tally:

@@ -123,7 +123,7 @@ def _add_metadata(path: Path, folder: Path, member: "Member") -> None:
         "size": member.transform.size,
         "fit": member.transform.crop_mode,
         "mean": member.transform.mean,
-        "fallback": most_frequent_class(folder) if (folder / "result.json").exists() else "",
+        "fallback": most_frequent_class(folder, member.class_names),
     }
     model = onnx.load(path)
     _remove_source_places(model)

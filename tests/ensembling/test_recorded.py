@@ -14,7 +14,7 @@ from creature.inference.predictor import LogitsBatch
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import Blending
 from creature.metrics.recorded import RecordedPredictions, load_recorded, save_recorded
-from creature.results import Figures
+from creature.results import Accuracy
 from creature.run import Fold, find_members
 
 NAMES = ("red", "green", "blue")
@@ -60,15 +60,15 @@ def table(*rows: tuple[str, str, str]) -> RecordedPredictions:
     )
 
 
-def figures(recorded: RecordedPredictions, members: list[Fold]) -> dict[str, Figures | int]:
-    return tally(recorded, exposures(recorded, members)).figures()
+def scores(recorded: RecordedPredictions, members: list[Fold]) -> dict[str, Accuracy | int]:
+    return tally(recorded, exposures(recorded, members)).result
 
 
 def test_new_pictures_are_scored(tmp_path):
     recorded = table(("new", "red", "red"), ("new", "blue", "red"), ("new", "blue", "blue"))
     members = a_run(tmp_path / "run")
     assert tally(recorded, exposures(recorded, members)).lines("test") == [("test", str(Count(2, 3)))]
-    assert figures(recorded, members) == {"unseen": Count(2, 3).figures(), "seen": 0, "unlabelled": 0, "unread": 0}
+    assert scores(recorded, members) == {"unseen": Accuracy.of(Count(2, 3)), "seen": 0, "unlabelled": 0, "unread": 0}
 
 
 @pytest.mark.parametrize("content", ["zero", "one", "both"])
@@ -77,13 +77,13 @@ def test_a_picture_that_any_member_was_trained_on_has_no_accuracy(tmp_path, cont
     ((title, message),) = tally(recorded, exposures(recorded, members)).lines("test")
     assert "1 images" in title and message == "seen"
     assert not any(character.isdigit() for character in message)
-    assert figures(recorded, members) == {"seen": 1, "unlabelled": 0, "unread": 0}
+    assert scores(recorded, members) == {"seen": 1, "unlabelled": 0, "unread": 0}
 
 
 def test_a_picture_that_the_only_member_held_out_is_new_to_it(tmp_path):
     recorded = table(("zero", "red", "red"), ("one", "red", "red"))
-    actual = figures(recorded, a_run(tmp_path / "run")[:1])
-    assert actual == {"unseen": Count(1, 1).figures(), "seen": 1, "unlabelled": 0, "unread": 0}
+    actual = scores(recorded, a_run(tmp_path / "run")[:1])
+    assert actual == {"unseen": Accuracy.of(Count(1, 1)), "seen": 1, "unlabelled": 0, "unread": 0}
 
 
 def test_a_picture_that_an_epoch_was_selected_on_is_marked(tmp_path):
@@ -95,7 +95,7 @@ def test_a_picture_that_an_epoch_was_selected_on_is_marked(tmp_path):
 
 def test_a_picture_of_one_run_is_seen_where_another_run_trained_on_it(tmp_path):
     first, second = a_run(tmp_path / "first"), a_run(tmp_path / "second")
-    actual = figures(table(("zero", "red", "red")), [first[0], second[1]])
+    actual = scores(table(("zero", "red", "red")), [first[0], second[1]])
     assert actual["seen"] == 1 and "unseen" not in actual
 
 
@@ -103,7 +103,7 @@ def test_pictures_without_a_label_or_that_cannot_be_read_are_counted_apart(tmp_p
     recorded = table(("new", "", "red"), ("unread", "red", "red"), ("new", "red", "red"))
     stands = exposures(recorded, a_run(tmp_path / "run"))
     actual = tally(recorded, stands)
-    assert actual.figures() == {"unseen": Count(1, 1).figures(), "seen": 0, "unlabelled": 1, "unread": 1}
+    assert actual.result == {"unseen": Accuracy.of(Count(1, 1)), "seen": 0, "unlabelled": 1, "unread": 1}
     assert [message for _, message in actual.lines("test")] == [str(Count(1, 1)), "not scored", "not scored"]
 
 

@@ -283,6 +283,7 @@ def test_the_ensemble_of_repeats_is_scored_beside_each_repeat_and_named(twice, t
     message = json.loads((tmp_path / "run/ensemble/result.json").read_text())
     assert message["ensemble_of_repeats"] == {"models": 2, **Count(right, 72).figures()}
     assert message["out_of_fold"] == Count(sum(each[:3]), 72).figures() and len(message["members"]) == 6
+    assert type(message["out_of_fold"]["n"]) is type(message["ensemble_of_repeats"]["correct"]) is int
 
 
 def test_without_repeats_nothing_is_said_of_them(run, tmp_path, capsys):
