@@ -98,10 +98,7 @@ def predict(
         batches = predict_batches(ensemble, images, args.batch_size, title=title, total=total, processes=processes)
         batches = recorder.watch(batches)
         if kind == "images" and output.path:
-            top, fallback = (
-                min(args.top, len(ensemble.class_names)),
-                most_frequent_class(members[0].folder, ensemble.class_names),
-            )
+            top = min(args.top, len(ensemble.class_names))
             rows = to_predictions(batches, ensemble, top)
             code = write_predictions(output, source.columns, rows, top=top, fallback=ensemble.fallback)
         else:

@@ -180,9 +180,7 @@ def predictor(
         compute=_forward_function(members, features),
         blending=blending,
         features=int(first.model.head_hidden_size) if features else None,  # type: ignore[arg-type]
-        fallback=most_frequent_class(first.folder, first.class_names)
-        if (first.folder / "result.json").exists()
-        else "",
+        fallback=most_frequent_class(first.folder, first.class_names),
         files=tuple(member.folder / "model.safetensors" for member in members),
     )
     return with_mirroring(combined) if blending.mirror else combined
