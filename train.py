@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,10 @@ from creature.console import run
 from creature.publishing.terms import add_terms
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from creature.data.loader import MakeBatches
     from creature.recipe import Recipe
     from creature.results import FoldResult
     from creature.training.signals import Stop
-    from creature.training.train_data import TrainData
+    from creature.training.start import Training
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,68 +78,33 @@ def train(
 
     `own_process`: the process does nothing else, so its threads, memory and progress bars may be set for the training.
     """
-    from creature.console import say, warn
-    from creature.device import deterministic_algorithms, keep_memory
-    from creature.recipe import recipe_warnings
+    from creature.console import say
     from creature.run import Fold
-    from creature.storage import explain_disk_errors
-    from creature.training import distributed, features, loop, run_folder, signals, train_data
-    from creature.training.backbone import check_backbone
-    from creature.training.batches import open_batches
+    from creature.training import distributed, run_folder, signals
+    from creature.training.start import open_training
 
-    stop = stop or signals.Stop()
-    check_backbone(recipe.backbone)
-    accelerator = distributed.start_accelerator(recipe, out, own_process=own_process)
-    for warning in recipe_warnings(recipe):
-        warn(warning)
-    results = []
-    with (
-        distributed.naming_lost_process(accelerator),
-        explain_disk_errors(out),
-        loop.restoring_random_state(accelerator.device),
-        deterministic_algorithms(recipe.deterministic),
-        open_batches(recipe.images, accelerator.device) as start_batches,
-    ):
-        # guard: restart-resumes
-        data = train_data.prepare_data(accelerator, recipe, out, resume=resume or distributed.restarts() > 0)
-        if own_process:
-            keep_memory(accelerator.device)
-        folders = {fold: out / f"fold-{fold}" for fold in recipe.train_folds}
-        if recipe.loss.teacher:
-            from creature.ensembling.distill import soft_targets
+    stop, results, targets = stop or signals.Stop(), [], None
+    if recipe.loss.teacher:
+        from creature.ensembling.distill import soft_targets
 
-            data.images.training.targets = soft_targets(Path(recipe.loss.teacher), data.folds)
-        make_batches = start_batches(data.images, data.buffer_bytes)
-        if features.needs_features(recipe.backbone, list(folders.values())):
-            data, make_batches = features.add_features(
-                accelerator, data, make_batches, backbone=recipe.backbone, images=recipe.images
-            )
-        for fold, folder in folders.items():
+        targets = partial(soft_targets, Path(recipe.loss.teacher))
+    with open_training(recipe, out, resume=resume, own_process=own_process, make_targets=targets) as training:
+        accelerator = training.accelerator
+        for fold in recipe.train_folds:
+            folder = out / f"fold-{fold}"
             if run_folder.fold_state(folder) == "finished":  # guard: finished-fold
                 say(f"{folder} is finished")
             else:
                 with run_folder.lock_fold(folder) if accelerator.is_main_process else nullcontext():
                     stop.leave_at_once()
                     with distributed.wait_limit(accelerator, distributed.WAIT_IN_FOLD, after=distributed.WAIT):
-                        train_fold(
-                            accelerator, recipe, data, make_batches=make_batches, fold=fold, folder=folder, stop=stop
-                        )
+                        train_fold(training, recipe, fold=fold, folder=folder, stop=stop)
             accelerator.wait_for_everyone()
             results.append(Fold(folder).result)
-    accelerator.end_training()
     return results
 
 
-def train_fold(
-    accelerator: "Accelerator",
-    recipe: "Recipe",
-    data: "TrainData",
-    *,
-    make_batches: "MakeBatches",
-    fold: int,
-    folder: Path,
-    stop: "Stop",
-) -> None:
+def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Path, stop: "Stop") -> None:
     """Train one fold from where it stands, and leave its finished folder."""
     from creature.console import say
     from creature.training import checkpoint, loop
@@ -149,6 +112,7 @@ def train_fold(
     from creature.training.learner import build_learner, start_at_probe
     from creature.training.training_state import TABLE_HEADER
 
+    accelerator, data = training.accelerator, training.data
     learner = build_learner(accelerator, recipe, data, fold=fold)
     resumed = checkpoint.load_state(folder, learner, accelerator, settings=recipe.optimizer)
     if recipe.backbone.head_start == "probe" and not resumed:
@@ -166,7 +130,7 @@ def train_fold(
     if state.start:
         say(f"the classifier starts at a probe of the features: {state.start} held out")
     say(TABLE_HEADER)
-    batches = loop.fold_batches(accelerator, learner, data, make_batches=make_batches)
+    batches = loop.fold_batches(accelerator, learner, data, make_batches=training.make_batches)
     while state.epoch < learner.epochs:
         title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
         loop.train_epoch(accelerator, learner, batches, stop=stop, save=save, title=title)

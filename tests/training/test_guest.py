@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import train
-from creature import device
 from creature.device import choose_workers
 from creature.errors import Interrupted
 from creature.recipe_file import load_recipe
+from creature.training import start
 from creature.training.signals import Stop
 from helpers.runs import weights_hash
 
@@ -32,7 +32,7 @@ def progress_bars():
 
 
 def test_a_training_within_a_program_leaves_its_process_as_it_was(tiny, run, tmp_path, monkeypatch, progress_bars):
-    monkeypatch.setattr(device, "keep_memory", lambda _: pytest.fail("malloc's settings are the host's"))
+    monkeypatch.setattr(start, "keep_memory", lambda _: pytest.fail("malloc's settings are the host's"))
     torch.manual_seed(5)
     before = process_state()
     (result,) = train.train(load_recipe(tiny, ["folds.train=[1]"]), tmp_path / "run")
