@@ -11,7 +11,6 @@ accelerate launch -m creature predict runs/all --members archive.parquet --out p
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,13 +34,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         help="images, folders, patterns, - for a list on the standard input, .parquet files, hub:USER/DATASET:SPLIT",
     )
-    parser.add_argument(
-        "--members", action="store_true", help="predict with every member of the run or repository, as an ensemble"
-    )
+    parser.add_argument("--members", action="store_true", help="predict with every member of the run or repository")
     parser.add_argument("--embed", action="store_true", help="add the features before the classifier to --out")
-    parser.add_argument(
-        "--explain", type=Path, metavar="DIR", help="draw into DIR what in each image speaks for its label"
-    )
+    parser.add_argument("--explain", type=Path, metavar="DIR", help="draw into DIR what speaks for each image's label")
     parser.add_argument("--urls", action="store_true", help="fetch images that are given as http(s)://")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables (%(default)s)")
     options.add_promises(parser)
@@ -52,63 +47,50 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, and show or write the predictions."""
     args = parse(argv)
-    output = options.check_options(args, args.images)
-    options.check_prediction(args, output)
+    output = options.check_prediction(args)
 
     from creature.device import choose_decoders
     from creature.inference import prediction_files, shards
     from creature.inference.classifier import load
     from creature.inference.prediction import show_predictions, to_predictions
-    from creature.inference.predictor import predict_batches, with_mirroring
+    from creature.inference.predictor import predict_batches
 
     if shards.process()[1] > 1 and not output.sharded:
         raise UserError("several processes write shards into one folder: --out DIR/")
     calibration = device = None
     if args.coverage or args.min_precision:
         from creature.ensembling.calibrate import calibration_of
-        from creature.metrics.calibration import choose_thresholds
 
-        data = calibration_of(args.model, args.members, args.mirror)
-        calibration = choose_thresholds(data, args.coverage, args.min_precision)
+        promised = {"coverage": args.coverage, "min_precision": args.min_precision}
+        calibration = calibration_of(args.model, args.members, args.mirror, **promised)
     if not args.model.endswith(".onnx"):
         from creature.inference.members import use_whole_machine
 
         device = use_whole_machine(args.device)
     classifier = load(args.model, device=args.device, members=args.members)
-    predictor = classifier.feature_predictor if args.embed else classifier.predictor
-    predictor = classifier.overlay_predictor if args.explain else predictor
-    predictor = with_mirroring(predictor) if args.mirror else predictor
+    predictor = classifier.choose_predictor(features=args.embed, overlays=args.explain, tta=args.mirror)
     sources, columns = prediction_files.find_sources(args.images, output, args.image_column, urls=args.urls)
     top = min(args.top, len(classifier.class_names))
 
     def predict(chosen: "Sequence[Shard]") -> "Iterator[Prediction]":
-        total = None if any(shard.size is None for shard in chosen) else sum(shard.size or 0 for shard in chosen)
-        images = chain.from_iterable(shard.images() for shard in chosen)
-        processes = choose_decoders(device, total) if device else 0
-        batches = predict_batches(
-            predictor, images, args.batch_size, title="predicting", total=total, processes=processes
-        )
+        images, total = shards.images_of(chosen)
+        decoders = choose_decoders(device, total) if device else 0
+        size, title = args.batch_size, "predicting"
+        batches = predict_batches(predictor, images, size, total=total, processes=decoders, title=title)
         predictions = to_predictions(batches, predictor, top, calibration=calibration)
-        return save_overlays(predictions, args.explain) if args.explain else predictions
+        if args.explain:
+            from creature.inference.explain import save_overlays
 
-    if args.explain:
-        from creature.inference.explain import save_overlays
+            return save_overlays(predictions, args.explain)
+        return predictions
 
-        say(f"{args.explain} gets each image: what speaks for its first label in orange, against it in blue")
     if output.path and output.sharded:
         broken = shards.write_shards(output.path, sources, predict, predictor=predictor, top=top)
         return BROKEN_IMAGES if broken else 0
     if output.path:
-        code = prediction_files.write_predictions(
-            output,
-            columns,
-            predict(sources),
-            top=top,
-            fallback=predictor.fallback,
-            features=predictor.features,
-            sets=bool(args.coverage),
-        )
-        model = f"{args.model} --members" if args.members else args.model
+        rows, sets = predict(sources), bool(args.coverage)
+        code = prediction_files.write_predictions(output, columns, rows, predictor=predictor, top=top, sets=sets)
+        model = args.model + " --members" * args.members
         say(f"the predictions are in {output.path}; next: creature predict {model} PHOTO --top 5")
         return code
     return show_predictions(list(predict(sources)), predictor.title, top, coverage=args.coverage)

@@ -29,13 +29,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=Path(sys.argv[0]).name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--recipe", required=True, help="a YAML file, or a name of `creature recipes`")
     parser.add_argument(
-        "--recipe",
-        required=True,
-        help="YAML file, or a name of `creature recipes`; `creature schema` explains all settings",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of `creature schema`"
     )
     parser.add_argument("--out", type=Path, help="the run's folder; runs/NAME if not given")
     parser.add_argument("--resume", action="store_true", help="go on with folds that exist")

@@ -29,9 +29,11 @@ from creature.metrics.calibration import (
     FEWEST,
     MODEL_CALIBRATION,
     SPLITS,
+    Calibration,
     CalibrationData,
     calibrate,
     calibration_error,
+    choose_thresholds,
     cross_fit,
     enough_to_cross_fit,
     fit,
@@ -78,10 +80,13 @@ def ensemble_calibration(home: Path, folders: Sequence[Path], blending: Blending
     return fit(rows.logits, rows.labels, rows.selected, mirror=blending.mirror)
 
 
-def calibration_of(model: str, all_members: bool, mirror: bool) -> CalibrationData:
-    """The calibration of what predict.py loads as `model`, fitted on rows that it never saw.
+def calibration_of(
+    model: str, all_members: bool, mirror: bool, *, coverage: float | None, min_precision: float | None
+) -> Calibration:
+    """The calibration of what predict.py loads as `model`, on rows that it never saw, with what it is to promise.
 
-    Raises UserError where these rows are not at hand, or were predicted with mirror images and it is to go without.
+    Raises UserError where these rows are not at hand, too few, or were predicted with mirror images and it is to go
+    without.
     """
     source = find_model(model, all_members)
     if len(source.folders) > 1:
@@ -94,7 +99,7 @@ def calibration_of(model: str, all_members: bool, mirror: bool) -> CalibrationDa
         )
     if data.selected:
         warn(f"{model}: its epoch was chosen on the images that this is fitted on, so it promises a little too much")
-    return data
+    return choose_thresholds(data, coverage, min_precision)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def predict(
         if kind == "images" and output.path:
             top = min(args.top, len(ensemble.class_names))
             rows = to_predictions(batches, ensemble, top)
-            code = write_predictions(output, source.columns, rows, top=top, fallback=ensemble.fallback)
+            code = write_predictions(output, source.columns, rows, predictor=ensemble, top=top)
         else:
             deque(batches, maxlen=0)
             code = BROKEN_IMAGES if kind == "images" and "" in recorder.content_hashes else 0

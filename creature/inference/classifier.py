@@ -64,6 +64,11 @@ class Classifier:
 
         return with_overlays(self.predictor, self._one_model("activation maps"))
 
+    def choose_predictor(self, *, features: bool = False, overlays: bool = False, tta: bool = False) -> Predictor:
+        """How images are predicted: with features or overlays, or with mirror images as test-time augmentation."""
+        predictor = self.feature_predictor if features else self.overlay_predictor if overlays else self.predictor
+        return with_mirroring(predictor) if tta else predictor
+
     def _one_model(self, what: str) -> "Member":
         if len(self._models) != 1:
             kind = f"an ensemble of {len(self._models)}" if self._models else "an ONNX file"
@@ -115,7 +120,7 @@ class Classifier:
         total: int | None = None,
     ) -> Iterator[LogitsBatch]:
         """The images' logits by member, a batch at a time; with a `title`, a terminal shows a progress bar."""
-        predictor = with_mirroring(self.predictor) if tta else self.predictor
+        predictor = self.choose_predictor(tta=tta)
         _check_positive("batch_size", batch_size)
         return predict_batches(predictor, _inputs(images), batch_size, title=title, total=total)
 

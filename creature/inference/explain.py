@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from creature.console import say
 from creature.errors import UserError
 from creature.inference.members import Member, predictor
 from creature.inference.prediction import Prediction
@@ -98,6 +99,7 @@ def save_overlays(rows: Iterable[Prediction], folder: Path) -> Iterator[Predicti
 
     Raises UserError where it cannot be written.
     """
+    say(f"{folder} gets each image: what speaks for its first label in orange, against it in blue")
     for row in rows:
         if row.features is not None:
             path = folder / file_name(row.id)

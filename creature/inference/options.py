@@ -110,8 +110,12 @@ def check_options(args: argparse.Namespace, inputs: Iterable[str | None] = ()) -
     return output
 
 
-def check_prediction(args: argparse.Namespace, output: OutputOptions) -> None:
-    """Raises UserError for options of predict.py that do not go together, or that its model has no answer to."""
+def check_prediction(args: argparse.Namespace) -> OutputOptions:
+    """The output of predict.py.
+
+    Raises UserError for options that do not go together, or that its model has no answer to.
+    """
+    output = check_options(args, args.images)
     if args.embed and not (output.sharded or (output.path and output.path.suffix in (".jsonl", ".parquet"))):
         raise UserError("--embed needs --out FILE.parquet, FILE.jsonl or DIR/")
     if args.explain and (args.members or args.embed or args.mirror):
@@ -122,11 +126,11 @@ def check_prediction(args: argparse.Namespace, output: OutputOptions) -> None:
         )
     if args.embed and args.members:
         raise UserError("--embed needs one model, and --members are several; leave one of them out")
-    if not args.coverage and not args.min_precision:
-        return
-    if output.sharded or output.submission:
+    promised = args.coverage or args.min_precision
+    if promised and (output.sharded or output.submission):
         raise UserError(
             "--coverage and --min-precision are for a full file or the terminal, not for submissions or shards"
         )
-    if args.model.endswith(".onnx"):
+    if promised and args.model.endswith(".onnx"):
         raise UserError(f"--coverage and --min-precision need the trained fold, and {args.model} is an ONNX file")
+    return output

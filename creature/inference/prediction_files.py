@@ -17,6 +17,7 @@ from creature.errors import UserError
 from creature.inference.inputs import InputPath, Shard, find_shards, list_inputs, read_inputs
 from creature.inference.options import OutputOptions
 from creature.inference.prediction import Prediction
+from creature.inference.predictor import Predictor
 from creature.storage import write_atomically
 
 FULL_COLUMNS = ("id", "status", "label", "probability")
@@ -150,9 +151,8 @@ def write_predictions(
     columns: tuple[str, str],
     rows: Iterable[Prediction],
     *,
+    predictor: Predictor,
     top: int,
-    fallback: str,
-    features: int | None = None,
     sets: bool = False,
 ) -> int:
     """Write the rows as they come; the exit code tells of images that could not be read."""
@@ -166,13 +166,13 @@ def write_predictions(
             yield row
 
     if output.submission:
-        write_submission(output.path, columns, note_broken(), fallback=fallback)
+        write_submission(output.path, columns, note_broken(), fallback=predictor.fallback)
         if output.zip:
             say(f"{write_zip(output.path)} holds exactly prediction.csv")
     else:
-        write_full(output.path, note_broken(), top, features=features, sets=sets)
+        write_full(output.path, note_broken(), top, features=predictor.features, sets=sets)
     if broken:
-        warn_of_broken(broken, fallback if output.submission else "")
+        warn_of_broken(broken, predictor.fallback if output.submission else "")
     return BROKEN_IMAGES if broken else 0
 
 

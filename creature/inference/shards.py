@@ -9,6 +9,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from creature.console import say, warn
@@ -17,12 +18,20 @@ from creature.inference.inputs import Shard
 from creature.inference.prediction import Prediction
 from creature.inference.prediction_files import write_full
 from creature.inference.predictor import Predictor
+from creature.inference.prepare import ImageInput
 from creature.storage import file_hash
 
 
 def process() -> tuple[int, int]:
     """This process's rank and the number of processes, as `accelerate launch` and torchrun set them."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def images_of(shards: Sequence[Shard]) -> tuple[Iterator[ImageInput], int | None]:
+    """The images of shards, one after another, and how many they are; None where that is not known."""
+    sizes = [shard.size for shard in shards]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    return chain.from_iterable(shard.images() for shard in shards), total
 
 
 def write_shards(

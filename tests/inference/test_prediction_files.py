@@ -5,6 +5,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,9 @@ def predicted(paths: list[str], *argv: str) -> int:
     inputs, columns = list_inputs(paths), ("", "")
     if output.submission:
         inputs, columns = order_for_submission(inputs, output.template)
+    one, top = replace(predictor([member()]), fallback="green"), min(args.top, 3)
     rows = answers([member()], inputs, args.top, args.batch_size)
-    return write_predictions(output, columns, rows, top=min(args.top, 3), fallback="green")
+    return write_predictions(output, columns, rows, predictor=one, top=top)
 
 
 def ids(inputs: list[InputPath]) -> list[str]:
