@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.ensembling.one_model import make_one
     from creature.ensembling.out_of_fold import show_out_of_fold
     from creature.ensembling.weights import weigh_runs
+    from creature.member_folds import check_members, is_whole_run, weigh_members
     from creature.metrics.blend import Blending
-    from creature.run import check_members, is_whole_run, weigh_members
 
     members, weights = weigh_members(args.members, args.weights or None)
     check_members(members)

@@ -16,6 +16,7 @@ ORDER = (
     ("metrics",),
     ("results",),
     ("run",),
+    ("member_folds",),
     ("training", "inference"),
     ("ensembling",),
     ("reporting",),

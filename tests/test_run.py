@@ -11,9 +11,10 @@ import pytest
 import ensemble
 import predict
 from creature.errors import BrokenError, UserError
+from creature.member_folds import find_members
 from creature.metrics.predictions import load_predictions
 from creature.reporting import report
-from creature.run import Run, find_members
+from creature.run import Run
 from helpers import ROOT
 from helpers.runs import start, weights_hash
 

@@ -13,11 +13,12 @@ from creature.errors import UserError
 from creature.inference.members import Member, predictor
 from creature.inference.predictor import predict_batches
 from creature.inference.prepare import ImageInput
+from creature.member_folds import member_names
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending
 from creature.metrics.significance import PairedComparison, compare_paired, difference_interval, holm, shown_p
 from creature.results import Accuracy, ComparedScore, Difference, Ingredient, ScoredImages, StandIn
-from creature.run import Fold, member_names
+from creature.run import Fold
 
 MARGIN = 0.01  # by how much of accuracy one model may be worse
 

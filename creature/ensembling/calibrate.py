@@ -22,6 +22,7 @@ from creature.ensembling.recorded import exposures
 from creature.errors import UserError
 from creature.inference.load import find_model
 from creature.inference.options import add_promises
+from creature.member_folds import by_run, check_members, find_members, is_whole_run
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending, blend, log_probabilities
 from creature.metrics.calibration import (
@@ -39,7 +40,7 @@ from creature.metrics.calibration import (
     fit,
     load_calibration,
 )
-from creature.run import Fold, Run, by_run, check_members, find_members, full_repeats, is_whole_run
+from creature.run import Fold, Run, full_repeats
 
 
 def member_calibration(folder: Path) -> CalibrationData:

@@ -13,11 +13,12 @@ from creature.ensembling.out_of_fold import unseen_rows
 from creature.ensembling.soup import MadeModels
 from creature.errors import UserError
 from creature.inference.members import load_member
+from creature.member_folds import check_members, find_members
 from creature.metrics.blend import blend
 from creature.recipe import Recipe, recipe_changes
 from creature.recipe_file import load_recipe
 from creature.results import write_result
-from creature.run import Run, check_members, find_members
+from creature.run import Run
 from creature.shipped import find_recipe, load_script
 from creature.training.run_folder import contents_of
 from creature.training.signals import listen

@@ -27,10 +27,11 @@ from creature.inference.options import OutputOptions
 from creature.inference.prediction import to_predictions
 from creature.inference.prediction_files import order_for_submission, write_predictions
 from creature.inference.predictor import predict_batches
+from creature.member_folds import is_whole_run
 from creature.metrics.blend import Blending
 from creature.metrics.recorded import save_recorded
 from creature.results import write_result
-from creature.run import Fold, is_whole_run
+from creature.run import Fold
 
 
 @dataclass(frozen=True)

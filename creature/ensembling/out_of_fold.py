@@ -14,11 +14,12 @@ from creature.data.dataset import read_images
 from creature.data.sources import SourceFormat
 from creature.ensembling.recorded import Tally
 from creature.errors import BrokenError, UserError
+from creature.member_folds import by_run
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import concatenate
 from creature.results import Accuracy, EnsembleMember, EnsembleResult
-from creature.run import Fold, by_repeat, by_run, full_repeats
+from creature.run import Fold, by_repeat, full_repeats
 
 if TYPE_CHECKING:
     from datasets import Dataset

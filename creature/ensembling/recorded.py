@@ -14,11 +14,12 @@ from creature.data.files import label_of, read_labels
 from creature.errors import UserError
 from creature.inference.predictor import LogitsBatch
 from creature.inference.prepare import ImageInput
+from creature.member_folds import exposure, member_names
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import STRATEGIES, Blending, blend, log_probabilities
 from creature.metrics.recorded import RecordedPredictions, load_recorded
 from creature.results import Accuracy
-from creature.run import Fold, exposure, member_names
+from creature.run import Fold
 
 ImagesAt = Callable[[np.ndarray], Iterable[ImageInput]]  # the images of some rows, each time from the beginning
 

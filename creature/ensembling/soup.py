@@ -25,8 +25,9 @@ from creature.device import choose_workers
 from creature.ensembling.acceptance import Candidate, UnseenImages, score_stand_in
 from creature.errors import UserError
 from creature.inference.members import Member, load_member
+from creature.member_folds import member_names
 from creature.results import SoupResult, StandIn, hash_files, write_result
-from creature.run import Fold, Run, member_names
+from creature.run import Fold, Run
 from creature.storage import write_atomically
 from creature.training.checkpoint import save_weights
 from creature.training.run_folder import environment

@@ -12,10 +12,11 @@ from creature.console import show_table, warn
 from creature.data.arrow_tables import arrow_compute
 from creature.ensembling.out_of_fold import unseen_rows
 from creature.errors import UserError
+from creature.member_folds import by_run
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
 from creature.metrics.significance import compare_paired, shown_p
-from creature.run import Fold, Run, by_run
+from creature.run import Fold, Run
 
 ROUNDS = 50  # weights are multiples of 1 / ROUNDS or coarser
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from creature.errors import CreatureError, UserError, first_line
+from creature.member_folds import find_members
 from creature.metrics.blend import Blending
 from creature.metrics.calibration import ENSEMBLE_CALIBRATION, MODEL_CALIBRATION
 from creature.results import EnsembleResult, read_result
-from creature.run import find_members
 from creature.storage import file_hash
 
 HUB = "hf-hub:"

@@ -175,7 +175,9 @@ def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, *, weigh
         with nullcontext() if number == count else accelerator.no_sync(learner.model):
             loss = learner.row_loss(learner.model(images), labels).sum() * weight
             # DDP takes the mean of the processes' gradients; the loss is a sum over them.
-            accelerator.backward(loss if accelerator.num_processes == 1 else loss * accelerator.num_processes)
+            share = loss if accelerator.num_processes == 1 else loss * accelerator.num_processes
+            # Accelerator.backward does the same after a division by one, which costs two kernels.
+            (accelerator.scaler.scale(share) if accelerator.scaler else share).backward()
         losses.append(loss.detach())
     return sum(losses[1:], losses[0])
 

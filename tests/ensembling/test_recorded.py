@@ -11,11 +11,12 @@ from creature.data.folds import FoldTable, write_folds
 from creature.ensembling.recorded import Recorder, exposures, read_truth, tally
 from creature.errors import BrokenError, UserError
 from creature.inference.predictor import LogitsBatch
+from creature.member_folds import find_members
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import Blending
 from creature.metrics.recorded import RecordedPredictions, load_recorded, save_recorded
 from creature.results import Accuracy
-from creature.run import Fold, find_members
+from creature.run import Fold
 
 NAMES = ("red", "green", "blue")
 CONTENTS = {"zero": "0" * 32, "one": "1" * 32, "both": "2" * 32, "new": "f" * 32}

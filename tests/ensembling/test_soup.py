@@ -19,13 +19,14 @@ from creature.ensembling.acceptance import MARGIN, Candidate, Comparison, compar
 from creature.ensembling.distill import SHARE, soft_targets, student_recipe
 from creature.ensembling.soup import average_weights, batch_norms, choose, choose_greedily
 from creature.errors import UserError
+from creature.member_folds import find_members
 from creature.metrics.predictions import load_predictions
 from creature.metrics.significance import difference_interval, holm
 from creature.recipe_file import dump_recipe, load_recipe
 from creature.reporting import report
 from creature.reporting.single_table import single_table
 from creature.reporting.study import read_runs
-from creature.run import Run, find_members
+from creature.run import Run
 from helpers.fold_files import folds_rows
 from helpers.runs import read_csv, read_table, start, weights_hash
 

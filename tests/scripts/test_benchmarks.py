@@ -14,7 +14,7 @@ from pyarrow import parquet
 from creature.data.decode import decode
 from creature.errors import UserError
 from creature.inference.classifier import load
-from creature.run import check_members, find_members
+from creature.member_folds import check_members, find_members
 from helpers import ROOT
 
 FOLDER = ROOT / "benchmarks"

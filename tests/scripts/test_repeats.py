@@ -24,6 +24,7 @@ from creature.data.folds import FoldTable, assign_folds, folds_hash, read_folds,
 from creature.ensembling import out_of_fold
 from creature.ensembling.calibrate import rows_of_ensemble
 from creature.errors import BrokenError, Interrupted, UserError
+from creature.member_folds import find_members
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import load_predictions, save_predictions
@@ -32,7 +33,7 @@ from creature.publishing import publish
 from creature.recipe_file import check_recipe
 from creature.reporting import labels, report
 from creature.reporting.study import read_runs
-from creature.run import Run, find_members
+from creature.run import Run
 from creature.storage import file_hash
 from helpers import faults
 from helpers.fold_files import folds_rows, old_text
