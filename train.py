@@ -106,6 +106,7 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
     from creature.training import checkpoint, loop
     from creature.training.finish import finish_fold
     from creature.training.learner import build_learner, start_at_probe
+    from creature.training.saver import Saver
     from creature.training.training_state import TABLE_HEADER
 
     accelerator, data = training.accelerator, training.data
@@ -116,10 +117,6 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
     learner.model = accelerator.prepare(learner.model)
     state = learner.state
 
-    def save() -> None:
-        if accelerator.is_main_process:
-            checkpoint.save_state(folder, learner, accelerator)
-
     say(f"fold {fold}: {sum(learner.batch_sizes)} images to train on, {data.folds.held_out(fold).sum()} held out")
     if resumed:
         say(f"it goes on after step {state.batch} of epoch {state.epoch + 1}")
@@ -127,20 +124,18 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
         say(f"the classifier starts at a probe of the features: {state.start} held out")
     say(TABLE_HEADER)
     batches = loop.fold_batches(accelerator, learner, data, make_batches=training.make_batches)
-    while state.epoch < learner.epochs:
-        title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
-        loop.train_epoch(accelerator, learner, batches, stop=stop, save=save, title=title)
-        with stop.saving(save):
-            predictions = loop.predict_held_out(accelerator, learner, data, batches=batches)
-        result = learner.end_epoch(predictions.score)
-        say(result)
-        if advice := result.advice:
-            say(advice)
-        accelerator.log(result.tracked(fold), step=state.epoch)
-        if accelerator.is_main_process:
-            checkpoint.keep_epoch(folder, learner, predictions, settings=recipe.checkpoint)
-            save()
-            checkpoint.prune_epochs(folder, state, recipe.checkpoint)
+    with Saver(accelerator, learner, folder, recipe.checkpoint) as saver:
+        while state.epoch < learner.epochs:
+            title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
+            loop.train_epoch(accelerator, learner, batches, stop=stop, save=saver.save, title=title)
+            with stop.saving(saver.save):
+                predictions = loop.predict_held_out(accelerator, learner, data, batches=batches)
+            result = learner.end_epoch(predictions.score)
+            say(result)
+            if advice := result.advice:
+                say(advice)
+            accelerator.log(result.tracked(fold), step=state.epoch)
+            saver.save_epoch(predictions)
     if accelerator.is_main_process:
         finish_fold(accelerator, recipe, data.folds, learner=learner, folder=folder)
 

@@ -4,7 +4,8 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +47,23 @@ def choose_workers(workers: int | str, device: "torch.device") -> int:
     if workers != "auto":
         return int(workers)
     return max(1, process_cores() // 4 if device.type == "cpu" else min(16, process_cores() - 1))
+
+
+def copy_to(device: "torch.device", tensor: "torch.Tensor") -> "torch.Tensor":
+    """The tensor on the device; a GPU takes it out of pinned memory, and the host goes on meanwhile."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def start_gpu(device: "torch.device") -> None:
+    """Have a GPU get ready while the host does something else: its first use takes seconds."""
+    import torch
+
+    def use() -> None:
+        with suppress(RuntimeError):  # which whoever needs the device gets, too
+            torch.zeros(1, device=device)
+
+    if device.type == "cuda":
+        Thread(target=use, daemon=True).start()
 
 
 def choose_decoders(device: "torch.device", images: int | None) -> int:

@@ -104,7 +104,7 @@ class FoldResult(EpochScore, ClassCounts, Environment):
     images_trained: int = 0
     parameters: int
     seconds: float  # of training steps
-    saving_seconds: float = 0
+    saving_seconds: float = 0  # for which it waited for checkpoints
     recipe: str = ""  # hash of the settings that make the weights
     folds: str  # hash of the fold table
     sha256: FileHashes

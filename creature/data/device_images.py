@@ -15,6 +15,7 @@ from creature.data.augment import AffineAugmentation, Augmentation, View
 from creature.data.image_cache import MARGIN
 from creature.data.loader import Batch, ImageDataset, RunImages
 from creature.data.order import BatchRequest, derive_seed
+from creature.device import copy_to
 
 SHARE = 0.5  # of a GPU's free memory that copies, and then views, may take
 
@@ -23,7 +24,7 @@ class DeviceImages:
     """All images of a run as square copies (N, 3, C, C), and as the exact views of held-out rows (N, 3, S, S).
 
     Either lie in the device's memory where they take at most half of what is free, else in the host's, from where each
-    batch is copied.
+    batch is copied through pinned memory.
     """
 
     def __init__(self, images: RunImages, device: torch.device):
@@ -45,7 +46,7 @@ class DeviceImages:
         rows = torch.tensor([row for row, _ in request.items])
         table = images.dataset[rows.tolist()]
         if request.held_out:
-            pixels = self.views[rows.to(self.views.device)].to(self.device)
+            pixels = self._rows_of(self.views, rows)
         else:
             pixels = self._training_views(images, request.items, table["id"])
         labels = torch.tensor(table["label"]) if images.targets is None else images.targets[rows]
@@ -60,8 +61,13 @@ class DeviceImages:
             augmentation.draw(*self.sizes[row], derive_seed(images.seed, epoch, name))
             for (row, epoch), name in zip(items, ids, strict=True)
         ]
-        rows = torch.tensor([row for row, _ in items], device=self.copies.device)
-        return cut_views(self.copies[rows].to(self.device), views, augmentation)
+        copies = self._rows_of(self.copies, torch.tensor([row for row, _ in items]))
+        return cut_views(copies, views, augmentation)
+
+    def _rows_of(self, images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Some images (N, 3, C, C), on the device."""
+        batch = images[rows.to(images.device)]
+        return batch if batch.device == self.device else copy_to(self.device, batch)
 
 
 def affine(augmentation: Augmentation) -> AffineAugmentation:

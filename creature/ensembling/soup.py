@@ -29,7 +29,7 @@ from creature.member_folds import member_names
 from creature.results import SoupResult, StandIn, hash_files, write_result
 from creature.run import Fold, Run
 from creature.storage import write_atomically
-from creature.training.checkpoint import save_weights
+from creature.training.checkpoint import host_weights, save_weights
 from creature.training.run_folder import environment
 from creature.training.train_data import epoch_augmentations
 
@@ -200,7 +200,7 @@ def write_soup(folder: Path, fold: Fold, soup: Member, *, kind: str, score: Stan
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with write_atomically(folder / "model.safetensors") as temporary:
-        save_weights(temporary, soup.model)
+        save_weights(temporary, host_weights(soup.model))
     for name in ("config.json", "recipe.yaml"):
         shutil.copyfile(fold.folder / name, folder / name)
     result = SoupResult(

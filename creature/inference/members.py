@@ -16,7 +16,7 @@ from torch import nn
 
 from creature.data.eval_transform import CROP_MODES, EvalTransform
 from creature.data.normalize import Normalize
-from creature.device import device_precision, keep_memory, share_cores
+from creature.device import copy_to, device_precision, keep_memory, share_cores, start_gpu
 from creature.errors import UserError, first_line
 from creature.inference.fuse_batchnorm import fuse
 from creature.inference.predictor import Computed, Predictor, with_mirroring
@@ -137,12 +137,14 @@ def _dtype(folder: Path, device: torch.device) -> torch.dtype:
 
 
 def choose_device(name: str) -> torch.device:
-    """The named device, or for auto the best that is there: CUDA, MPS, CPU."""
+    """The named device, or for auto the best that is there: CUDA, MPS, CPU; a GPU gets ready from now on."""
     if name == "auto":
         best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         # Several processes on a host share its GPUs.
         index = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
-        return torch.device("cuda", index) if best.type == "cuda" else best
+        device = torch.device("cuda", index) if best.type == "cuda" else best
+        start_gpu(device)
+        return device
     try:
         torch.empty(1, device=name)
         return torch.device(name)
@@ -210,7 +212,7 @@ def _forward_function(members: Sequence[Member], features: bool) -> Callable[[Pi
                     raise UserError(f"device: {device} has no room for a single image; try cpu") from error
 
     def compute(pixels: Pixels) -> Computed:
-        views = {transform: torch.from_numpy(view).to(device) for transform, view in pixels.items()}
+        views = {transform: copy_to(device, torch.from_numpy(view)) for transform, view in pixels.items()}
         computed = [forward_in_chunks(member, views[member.transform]) for member in members]
         return Computed(np.stack([logits for logits, *_ in computed]), computed[0][1] if features else None)
 

@@ -11,10 +11,9 @@ import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,11 +36,33 @@ from creature.training.training_state import LOWER_RATE, EpochResult, TrainingSt
 EMA_FILE = "average.safetensors"  # of a resume point
 
 
-@contextmanager
-def _timed(state: TrainingState) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    state.saving_seconds += time.monotonic() - began
+@dataclass(frozen=True)
+class Snapshot:
+    """A learner at one moment, in the host's memory: it is written while the training goes on."""
+
+    step: int  # of the fold; an epoch's end is a step, too
+    state: TrainingState
+    model: Mapping[str, torch.Tensor]  # what learns
+    ema: Mapping[str, torch.Tensor] | None
+    saved: Mapping[str, torch.Tensor]  # what an epoch's checkpoint holds
+    optimizer: Mapping[str, torch.Tensor]
+    last: bool  # all epochs are over
+
+
+def take_snapshot(learner: Learner, accelerator: Accelerator) -> Snapshot:
+    """Copy what checkpoints hold; raises UserError for weights that are not finite."""
+    state, model = learner.state, accelerator.unwrap_model(learner.model)
+    weights = {module: host_weights(module) for module in (model, learner.saved_model)}
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+    return Snapshot(
+        step=state.epoch * (len(learner.batch_sizes) + 1) + state.batch,
+        state=replace(state, history=list(state.history), threads=torch.get_num_threads(), scaler=scaler),
+        model=weights[model],
+        ema=weights[learner.ema.module] if learner.ema else None,
+        saved=weights[learner.saved_model],
+        optimizer=optimizer_tensors(learner.optimizer, model),
+        last=state.epoch == learner.epochs,
+    )
 
 
 @contextmanager
@@ -75,12 +96,11 @@ def verifies(folder: Path) -> bool:
     return not manifest_differences(folder)
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's tensors, contiguous and with the metadata that transformers asks for.
+def host_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of a model's tensors in the host's memory, contiguous and independent, as safetensors asks for.
 
     Raises UserError for a value that is no finite number: such weights are of no use, and never replace better ones.
     """
-    # Copies: safetensors takes no tensors that are parts of one, as the learner's statistics are.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
     # guard: finite-weights
     if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
@@ -88,26 +108,28 @@ def save_weights(path: Path, model: nn.Module) -> None:
             f"{len(broken)} tensors of the model, such as {broken[0]}, hold values that are no finite number; nothing "
             f"of it is saved; {LOWER_RATE}"
         )
-    save_file(tensors, path, metadata={"format": "pt"})
+    return tensors
 
 
-def save_state(folder: Path, learner: Learner, accelerator: Accelerator) -> None:
-    """Write a resume point of the learner to a fold's folder, and then delete all older ones but one.
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors of a model, with the metadata that transformers asks for."""
+    save_file(dict(weights), path, metadata={"format": "pt"})
 
-    Raises BrokenError where the disk is full, UserError for weights that are not finite.
+
+def save_state(folder: Path, snapshot: Snapshot) -> None:
+    """Write a resume point to a fold's folder, and then delete all older ones but one.
+
+    Raises BrokenError where the disk is full.
     """
-    state, model = learner.state, accelerator.unwrap_model(learner.model)
-    step = state.epoch * (len(learner.batch_sizes) + 1) + state.batch  # an epoch's end is a step, too
-    state.threads = torch.get_num_threads()
-    state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+    state, step = snapshot.state, snapshot.step
     point = folder / "state" / f"step-{step:08d}"
     # A step has one state: where it is saved already, replacing it would only risk it.
     if not verifies(point):  # guard: saved-point
-        with _timed(state), write_folder_atomically(point) as temporary:
-            save_weights(temporary / "model.safetensors", model)
-            if learner.ema:
-                save_weights(temporary / EMA_FILE, learner.ema.module)
-            save_file(optimizer_tensors(learner.optimizer, model), temporary / "optimizer.safetensors")
+        with write_folder_atomically(point) as temporary:
+            save_weights(temporary / "model.safetensors", snapshot.model)
+            if snapshot.ema:
+                save_weights(temporary / EMA_FILE, snapshot.ema)
+            save_file(dict(snapshot.optimizer), temporary / "optimizer.safetensors")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
     try:
         write_history(folder, state.history)
@@ -190,15 +212,14 @@ def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
     return {int(match[1]): path for path, match in matches.items() if match and path.is_dir()}
 
 
-def keep_epoch(folder: Path, learner: Learner, predictions: Predictions, *, settings: Checkpoint) -> None:
+def keep_epoch(folder: Path, snapshot: Snapshot, predictions: Predictions, *, settings: Checkpoint) -> None:
     """Write weights and held-out predictions of the epoch just ended, if it is the best, the last or asked for."""
-    state = learner.state
+    state = snapshot.state
     epoch, every = state.epoch - 1, settings.every_epochs  # guard: nothing-kept
-    last = state.epoch == learner.epochs
-    if not (last or epoch == state.best_epoch or (every and state.epoch % every == 0)):
+    if not (snapshot.last or epoch == state.best_epoch or (every and state.epoch % every == 0)):
         return
-    with _timed(state), write_folder_atomically(kept_epoch(folder, epoch)) as temporary:
-        save_weights(temporary / "model.safetensors", learner.saved_model)
+    with write_folder_atomically(kept_epoch(folder, epoch)) as temporary:
+        save_weights(temporary / "model.safetensors", snapshot.saved)
         save_predictions(temporary / "held_out.safetensors", predictions)
 
 

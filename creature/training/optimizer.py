@@ -59,10 +59,10 @@ def build_optimizer(groups: Iterable[dict[str, Any]], settings: Optimizer) -> to
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The optimizer's state as PARAMETER.SLOT: names stay where a parameter's place in the groups may change."""
+    """Copies of the optimizer's state as PARAMETER.SLOT: a parameter's place in the groups may change, its name not."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}.{slot}": value.detach().cpu().contiguous()
+        f"{names[parameter]}.{slot}": value.detach().to("cpu", copy=True).contiguous()
         for parameter, slots in optimizer.state.items()
         for slot, value in slots.items()
         if value is not None

@@ -80,7 +80,7 @@ class TrainingState:
     in_a_row: NonNegativeInt = 0  # skipped steps since the last one that was taken
     seconds: float = 0.0  # of this epoch
     waited: float = 0.0  # of these, for images
-    saving_seconds: float = 0.0  # since the fold began
+    saving_seconds: float = 0.0  # for which the fold has waited for checkpoints
     best_epoch: int = Field(default=-1, ge=-1)
     start: Count | None = None  # held-out rows that a linear probe had right before the first step
     history: list[EpochResult] = field(default_factory=list)

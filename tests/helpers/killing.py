@@ -20,7 +20,6 @@ from pathlib import Path
 import datasets  # noqa: F401 - imported before the forks, which then cost nothing
 import evaluate  # noqa: F401
 import sklearn.metrics  # noqa: F401
-from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -29,7 +28,6 @@ from creature import console
 from creature.data import augment, dataset, folds, loader, scan, sources  # noqa: F401
 from creature.metrics import scores  # noqa: F401
 from creature.training import checkpoint, train_data  # noqa: F401
-from creature.training.learner import Learner
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
 SETTINGS = ("folds.train=[0]", "checkpoint.every_minutes=0")
@@ -87,8 +85,8 @@ def attempt(recipe: str, out: Path, fault: Callable[[], None], moment: float | i
             threading.Timer(moment, fault).start()
         save_state = checkpoint.save_state
 
-        def saved(folder: Path, learner: Learner, accelerator: Accelerator) -> None:
-            save_state(folder, learner, accelerator)
+        def saved(folder: Path, snapshot: checkpoint.Snapshot) -> None:
+            save_state(folder, snapshot)
             out.with_suffix(".saved").touch()
 
         checkpoint.save_state = saved

@@ -24,7 +24,7 @@ from creature.training.backbone import (
     mean_and_std,
     timm_config,
 )
-from creature.training.checkpoint import save_weights
+from creature.training.checkpoint import host_weights, save_weights
 from creature.training.loop import train_mode
 from creature.training.optimizer import build_optimizer, parameter_groups
 
@@ -124,7 +124,7 @@ def test_cached_weights_need_no_network(cache, monkeypatch, offline):
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    save_weights(repository / "snapshots" / ("0" * 40) / "model.safetensors", donor)
+    save_weights(repository / "snapshots" / ("0" * 40) / "model.safetensors", host_weights(donor))
     model = build_backbone(Backbone(name=TAGGED), 3, 32)
     run_copy, given = model.state_dict(), donor.state_dict()
     assert run_copy["fc.weight"].shape == (3, given["fc.weight"].shape[1]) and run_copy["fc.weight"].abs().max() == 0
@@ -144,7 +144,7 @@ def test_a_file_gives_all_weights_but_a_classifier_of_another_width_starts_at_ze
     torch.manual_seed(1)
     size: dict[str, Any] = {"img_size": 32} if name == "test_vit" else {}
     donor = timm.create_model(name, num_classes=classes, **size)
-    save_weights(tmp_path / "w.safetensors", donor)
+    save_weights(tmp_path / "w.safetensors", host_weights(donor))
     given = donor.state_dict()
     model = built(name, weights=str(tmp_path / "w.safetensors"))
     for key, tensor in model.state_dict().items():
@@ -178,7 +178,7 @@ def test_any_other_mismatch_lists_the_keys(tmp_path, change, message):
 
 
 def test_the_weights_of_another_architecture_list_ten_keys_and_count_the_rest(tmp_path):
-    save_weights(tmp_path / "w.safetensors", timm.create_model("test_vit"))
+    save_weights(tmp_path / "w.safetensors", host_weights(timm.create_model("test_vit")))
     with pytest.raises(UserError, match=r"and \d+ more") as refused:
         built(weights=str(tmp_path / "w.safetensors"))
     assert len(str(refused.value).splitlines()) == 12
@@ -315,7 +315,7 @@ def test_timm_loads_the_folder_and_gives_the_same_logits(tmp_path, name, size):
     model = built(name, size).eval()
     config = timm_config(model, NAMES, EvalTransform(size, "border", (0.1, 0.2, 0.3)), std=(0.4, 0.5, 0.6))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_weights(tmp_path / "model.safetensors", model)
+    save_weights(tmp_path / "model.safetensors", host_weights(model))
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     loaded = loaded.to(memory_format=torch.channels_last)  # as the model is: one thread adds up in another order else
     assert torch.equal(loaded(noise(size)), model(noise(size)))
@@ -336,7 +336,7 @@ def test_the_config_names_what_the_weights_are_and_no_class_count_among_the_argu
 
 def test_saved_weights_hold_every_tensor_as_it_is(tmp_path):
     model = built()
-    save_weights(tmp_path / "w.safetensors", model)
+    save_weights(tmp_path / "w.safetensors", host_weights(model))
     saved = load_file(tmp_path / "w.safetensors")
     assert {key: tensor.shape for key, tensor in saved.items()} == {k: t.shape for k, t in model.state_dict().items()}
     assert all(torch.equal(saved[key], tensor) for key, tensor in model.state_dict().items())

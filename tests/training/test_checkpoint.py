@@ -158,12 +158,13 @@ def rotate(folder: Path, sequences: int) -> None:
                     held = Predictions(
                         ("a",), ("",), np.zeros(1, int), logits=np.zeros((1, 2), np.float32), class_names=("x", "y")
                     )
-                    checkpoint.keep_epoch(fold, learner, held, settings=keep)
-                    checkpoint.save_state(fold, learner, ALONE)
-                    checkpoint.prune_epochs(fold, learner.state, keep)
+                    snapshot = checkpoint.take_snapshot(learner, ALONE)
+                    checkpoint.keep_epoch(fold, snapshot, held, settings=keep)
+                    checkpoint.save_state(fold, snapshot)
+                    checkpoint.prune_epochs(fold, snapshot.state, keep)
                     saved = (learner.state.epoch, learner.state.batch)
             elif action == "save":
-                checkpoint.save_state(fold, learner, ALONE)
+                checkpoint.save_state(fold, checkpoint.take_snapshot(learner, ALONE))
                 saved = (learner.state.epoch, learner.state.batch)
             elif action == "kill":
                 learner = small_learner(batch_sizes=(4, 4))
@@ -202,12 +203,12 @@ def test_a_resume_from_the_one_before_a_rotten_point_saves_beside_it(tmp_path):
     learner = small_learner(batch_sizes=[4] * 99)
     for batch in (10, 20, 30):
         learner.state.batch = batch
-        checkpoint.save_state(tmp_path, learner, ALONE)
+        checkpoint.save_state(tmp_path, checkpoint.take_snapshot(learner, ALONE))
     (tmp_path / "state/step-00000030/state.json").write_text("{}")
     assert checkpoint.load_state(tmp_path, learner, ALONE, settings=SGD)
     assert learner.state.batch == 20
     learner.state.batch = 25
-    checkpoint.save_state(tmp_path, learner, ALONE)
+    checkpoint.save_state(tmp_path, checkpoint.take_snapshot(learner, ALONE))
     assert [path.name for path in sound(tmp_path)] == ["step-00000020", "step-00000025"]
     learner = small_learner(batch_sizes=[4] * 99)
     assert checkpoint.load_state(tmp_path, learner, ALONE, settings=SGD)
@@ -220,10 +221,10 @@ def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
     for _ in range(3):
         learner.state.end_step(1.0, True, 4, ids=[])
     for _ in range(2):
-        checkpoint.save_state(tmp_path, learner, ALONE)
+        checkpoint.save_state(tmp_path, checkpoint.take_snapshot(learner, ALONE))
     end_epoch(learner, correct=1)
     for _ in range(2):
-        checkpoint.save_state(tmp_path, learner, ALONE)
+        checkpoint.save_state(tmp_path, checkpoint.take_snapshot(learner, ALONE))
     assert [call.args[0].name for call in written] == ["step-00000003", "step-00000004"]
 
 

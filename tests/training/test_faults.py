@@ -224,9 +224,9 @@ def test_steps_that_are_read_several_at_once_are_the_same_steps(tiny, tmp_path, 
             epoch(*args, **options)
         reads.append(sum(map(len, calls)))
 
-    def saved(folder, learner, accelerator):
-        saves.append(learner.state.batch)
-        save_state(folder, learner, accelerator)
+    def saved(folder, snapshot):
+        saves.append(snapshot.state.batch)
+        save_state(folder, snapshot)
 
     with pytest.MonkeyPatch.context() as patch:
         faults.spoil_loss_at_step(patch, 3)
@@ -271,13 +271,12 @@ def test_ten_skipped_steps_in_a_row_end_the_run_and_name_pictures(tiny, tmp_path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
+def test_weights_that_are_not_finite_are_never_saved(value):
     model = torch.nn.Linear(2, 2)
     with torch.no_grad():
         model.weight[0, 0] = value
     with pytest.raises(UserError, match="1 tensors of the model, such as weight, hold values that are no"):
-        checkpoint.save_weights(tmp_path / "m.safetensors", model)
-    assert not (tmp_path / "m.safetensors").exists()
+        checkpoint.host_weights(model)
 
 
 @pytest.mark.parametrize(
