@@ -33,9 +33,9 @@ def trained(recipe: dict[str, Any], folds: list[int], work: Path) -> float:
         path = Path(name) / "recipe.yaml"
         path.write_text(json.dumps(recipe | {"folds": {"count": K, "train": folds}}))
         env = os.environ | {"XDG_CACHE_HOME": f"{name}/cache", "HF_DATASETS_CACHE": f"{name}/datasets"}
-        words = [sys.executable, "train.py", "--recipe", str(path), "--out", f"{name}/run"]
+        command = [sys.executable, "train.py", "--recipe", str(path), "--out", f"{name}/run"]
         began = time.perf_counter()
-        subprocess.run(words, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - began
 
 

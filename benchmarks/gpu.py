@@ -51,12 +51,12 @@ def waited(work: Callable[[], None]) -> Callable[[], None]:
     return timed
 
 
-def line(case: str, found: Ratio, limit: float | None, shown: str, recorded: bool) -> Row:
+def line(case: str, measured: Ratio, limit: float | None, shown: str, recorded: bool) -> Row:
     """A row of the table, which is recorded, too."""
     if recorded:
-        record("P12", case, limit, found, device=torch.cuda.get_device_name())
-    met = "" if limit is None else f"{limit:.2f} {'met' if found.low <= limit else 'missed'}"
-    return case, shown, str(found), met
+        record("P12", case, limit, measured, device=torch.cuda.get_device_name())
+    met = "" if limit is None else f"{limit:.2f} {'met' if measured.low <= limit else 'missed'}"
+    return case, shown, str(measured), met
 
 
 def measure_steps(networks: tuple[tuple[str, int, int], ...], recorded: bool) -> tuple[list[Row], dict[str, float]]:
@@ -71,12 +71,14 @@ def measure_steps(networks: tuple[tuple[str, int, int], ...], recorded: bool) ->
         images = STEPS * batch
         rates[name] = images / statistics.median(seconds["bare"])
         shown = f"{images / statistics.median(seconds['ours']):,.0f}, bare {rates[name]:,.0f} images/s"
-        found = ratio(seconds["ours"], seconds["bare"])
-        rows.append(line(f"a step of {name}, {size} px, batch {batch}: ours over bare", found, 1.03, shown, recorded))
+        measured = ratio(seconds["ours"], seconds["bare"])
+        rows.append(
+            line(f"a step of {name}, {size} px, batch {batch}: ours over bare", measured, 1.03, shown, recorded)
+        )
         with deterministic_algorithms(True):
             exact = in_turns({"exact": ours}, ROUNDS)["exact"]
-        found = ratio(exact, seconds["ours"])
-        rows.append(line(f"a step of {name}: deterministic over not", found, None, "", recorded))
+        measured = ratio(exact, seconds["ours"])
+        rows.append(line(f"a step of {name}: deterministic over not", measured, None, "", recorded))
         del ours, bare
         torch.cuda.empty_cache()
     return rows, rates

@@ -42,8 +42,8 @@ def train(drawn: Path, waiting: dict[str, str]) -> tuple[float, str]:
     env = {name: value for name, value in os.environ.items() if name not in WAITING} | waiting
     with tempfile.TemporaryDirectory() as name:
         settings = [f"images.train=[{drawn / 'train'}]", *SETTINGS]
-        words = [word for setting in settings for word in ("--set", setting)]
-        command = [sys.executable, "train.py", "--recipe", "recipes/quickstart.yaml", "--out", f"{name}/run", *words]
+        options = [word for setting in settings for word in ("--set", setting)]
+        command = [sys.executable, "train.py", "--recipe", "recipes/quickstart.yaml", "--out", f"{name}/run", *options]
         subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
         fold = Path(name) / "run/fold-0"
         seconds = [json.loads(line)["seconds"] for line in (fold / "history.jsonl").read_text().splitlines()]

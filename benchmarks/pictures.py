@@ -30,10 +30,10 @@ def write_table(path: Path, rows: int) -> None:
 
 def jpegs(folder: Path) -> list[Path]:
     """The JPEG files below a folder; raises UserError where there are none."""
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
-    if not found:
+    photos = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+    if not photos:
         raise UserError(f"{folder}: no JPEG is there; name a folder of photos")
-    return found
+    return photos
 
 
 def lay_out(photos: Sequence[Path], out: Path, count: int) -> Path:

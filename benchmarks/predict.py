@@ -26,7 +26,6 @@ import numpy as np
 import pyarrow as pa
 import timm
 import torch
-from safetensors.torch import save_file
 from sides import ROOT, in_turns, judge, ratio, record
 from timm.data import create_dataset, create_loader
 from timm.data.config import resolve_data_config
@@ -42,10 +41,12 @@ from creature.inference.prediction import to_predictions
 from creature.inference.predictor import predict_batches
 from creature.metrics.predictions import save_predictions
 from creature.publishing.onnx_export import export_onnx
+from creature.recipe import Recipe
 from creature.recipe_file import check_recipe
 from creature.results import EpochScore, FoldResult, hash_files, write_result
 from creature.run import held_out_predictions, kept_epoch
 from creature.training.backbone import build_backbone, mean_and_std, timm_config
+from creature.training.checkpoint import host_weights, save_weights
 from creature.training.finish import write_model_folder
 from creature.training.run_folder import open_run, share_folds
 
@@ -102,31 +103,35 @@ def write_run(run: Path, architecture: str) -> None:
             ):
                 nn.init.normal_(module.running_mean, 0, 0.1)
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
-        folder = run / f"fold-{fold}"
-        kept = kept_epoch(folder, 0)
-        kept.mkdir(parents=True)
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, kept / "model.safetensors", metadata={"format": "pt"})
-        held = np.flatnonzero(folds.held_out(fold))
-        logits = np.zeros((len(held), len(NAMES)), dtype=np.float32)
-        save_predictions(kept / "held_out.safetensors", held_out_predictions(folds, held, logits))
-        mean, std = mean_and_std(architecture, "imagenet")
-        config = timm_config(model, NAMES, EvalTransform(SIZE, recipe.images.crop_mode, mean), std=std)
-        write_model_folder(folder, recipe, config=config, epoch=0)
-        result = FoldResult(
-            fold=fold,
-            selected=False,
-            epoch=1,
-            n=len(held),
-            correct=1,
-            last=EpochScore(n=len(held), correct=1),
-            class_counts=[5] * len(NAMES),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            seconds=1.0,
-            folds=folds_hash(folds),
-            sha256=hash_files(folder, ("model.safetensors",)),
-        )
-        write_result(folder / "result.json", result)
+        write_fold(run, recipe, folds, fold=fold, model=model)
+
+
+def write_fold(run: Path, recipe: Recipe, folds: FoldTable, *, fold: int, model: nn.Module) -> None:
+    """The folder of a finished fold, which held-out predictions say nothing of."""
+    folder = run / f"fold-{fold}"
+    kept = kept_epoch(folder, 0)
+    kept.mkdir(parents=True)
+    save_weights(kept / "model.safetensors", host_weights(model))
+    held = np.flatnonzero(folds.held_out(fold))
+    logits = np.zeros((len(held), len(NAMES)), dtype=np.float32)
+    save_predictions(kept / "held_out.safetensors", held_out_predictions(folds, held, logits))
+    mean, std = mean_and_std(recipe.backbone.name, "imagenet")
+    config = timm_config(model, NAMES, EvalTransform(SIZE, recipe.images.crop_mode, mean), std=std)
+    write_model_folder(folder, recipe, config=config, epoch=0)
+    result = FoldResult(
+        fold=fold,
+        selected=False,
+        epoch=1,
+        n=len(held),
+        correct=1,
+        last=EpochScore(n=len(held), correct=1),
+        class_counts=[5] * len(NAMES),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        seconds=1.0,
+        folds=folds_hash(folds),
+        sha256=hash_files(folder, ("model.safetensors",)),
+    )
+    write_result(folder / "result.json", result)
 
 
 def write_photos(folder: Path, photos: Path, count: int) -> Path:

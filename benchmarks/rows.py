@@ -56,7 +56,7 @@ def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
     from creature.metrics import scores  # noqa: F401, imported before the clock starts
     from creature.training import learner, loop, train_data
 
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     ended: dict[str, tuple[float, float]] = {}
     most, done = [0], threading.Event()
 
@@ -70,13 +70,13 @@ def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
     def timed(name: str) -> Any:
         inner = getattr(learner if name == "build_learner" else train_data, name)
 
-        def outer(*words: Any, **named: Any) -> Any:
+        def outer(*args: Any, **options: Any) -> Any:
             began = now()
             try:
-                return inner(*words, **named)
+                return inner(*args, **options)
             finally:
                 ended[name] = now()
-                found[name], found[f"clock {name}"] = (b - a for a, b in zip(began, ended[name], strict=True))
+                figures[name], figures[f"clock {name}"] = (b - a for a, b in zip(began, ended[name], strict=True))
 
         return outer
 
@@ -92,13 +92,13 @@ def measure(recipe: str, out: str, resume: bool) -> dict[str, float]:
     try:
         train.main(["--recipe", recipe, "--out", out, *(["--resume"] if resume else [])])
     except FirstStep as _:  # it keeps the frames, and so all that the step has at hand
-        found["first batch"], waited = (b - a for a, b in zip(ended["build_learner"], now(), strict=True))
-        found["whole"] = found["prepare_data"] + found["first batch"]
-        found["clock"] = found["clock prepare_data"] + waited
+        figures["first batch"], waited = (b - a for a, b in zip(ended["build_learner"], now(), strict=True))
+        figures["whole"] = figures["prepare_data"] + figures["first batch"]
+        figures["clock"] = figures["clock prepare_data"] + waited
         done.set()
-        found["memory"] = private() - before
-        found["peak"] = max(most[0], private()) - before
-    return found
+        figures["memory"] = private() - before
+        figures["peak"] = max(most[0], private()) - before
+    return figures
 
 
 def private() -> int:
@@ -131,17 +131,17 @@ def medians(starts: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.median([start[name] for start in starts if name in start])) for name in starts[0]}
 
 
-def compare(kind: str, rows: int, base: dict[str, dict[str, float]], found: dict[str, dict[str, float]]) -> None:
+def compare(kind: str, rows: int, base: dict[str, dict[str, float]], figures: dict[str, dict[str, float]]) -> None:
     """Show what a row costs beyond those of the base, and keep what the goal names."""
 
     def a_row(start: str, what: str) -> float:
-        return (found[start].get(what, 0) - base[start].get(what, 0)) / (rows - BASE)
+        return (figures[start].get(what, 0) - base[start].get(what, 0)) / (rows - BASE)
 
     parts = (*PARTS, "prepare_data", "first batch", "whole", "clock")
-    lines = [(f"us: {name}", *(f"{1e6 * a_row(start, name):.2f}" for start in found)) for name in parts]
-    lines += [(f"bytes: {name}", *(f"{a_row(start, name):.1f}" for start in found)) for name in ("memory", "peak")]
-    show_table(f"P8 {kind}, {rows} rows: a row", ("", *found), lines)
-    for start in found:
+    lines = [(f"us: {name}", *(f"{1e6 * a_row(start, name):.2f}" for start in figures)) for name in parts]
+    lines += [(f"bytes: {name}", *(f"{a_row(start, name):.1f}" for start in figures)) for name in ("memory", "peak")]
+    show_table(f"P8 {kind}, {rows} rows: a row", ("", *figures), lines)
+    for start in figures:
         bytes_, us = a_row(start, "memory"), 1e6 * a_row(start, "whole")
         record(
             "P8", f"{kind}, {rows} rows, {start}: private memory", 60, Ratio(bytes_, bytes_, bytes_, 1), "bytes a row"

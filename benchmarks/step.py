@@ -151,8 +151,8 @@ def main() -> None:
         seconds = in_turns({"ours": processor_time(ours), "bare": processor_time(bare)}, rounds)
         title = f"{steps} steps of {name} at {size} px, batch {rows}"
         judge("P3", title, "ours", seconds, {"bare": 1.02} if rows == 32 else {})
-        found, step = ratio(seconds["ours"], seconds["bare"]), 1000 * float(np.median(seconds["bare"])) / steps
-        more = Ratio(*(step * (value - 1) for value in found[:3]), found.pairs)
+        measured, step = ratio(seconds["ours"], seconds["bare"]), 1000 * float(np.median(seconds["bare"])) / steps
+        more = Ratio(*(step * (value - 1) for value in measured[:3]), measured.pairs)
         record("P3", f"{title}: ours more than bare", 1.0, more, unit="ms a step", weights_differ_by=far)
         say(f"ours takes {more} ms a step more (at most 1.00); after {steps} steps weights differ by {far:.1e} at most")
 

@@ -77,10 +77,10 @@ def training_augmentation(size: int, augment: Augment) -> Augmentation:
         steps.append(v2.RandomRotation(augment.rotation))  # type: ignore[arg-type]
     if augment.policy != "none":
         steps.append(policies[augment.policy]())
-    whole = v2.Compose([*steps, crop, v2.PILToTensor(), erasing])
+    exact = v2.Compose([*steps, crop, v2.PILToTensor(), erasing])
     if augment.policy != "none":
-        return partial(_augment_in_full, whole)
-    return AffineAugmentation(size, augment.flip, augment.rotation, crop=crop, erasing=erasing, whole=whole)
+        return partial(_augment_in_full, exact)
+    return AffineAugmentation(size, augment.flip, augment.rotation, crop=crop, erasing=erasing, exact=exact)
 
 
 def _augment_in_full(steps: v2.Compose, image: Encoded | Decoded, seed: int) -> torch.Tensor:
@@ -128,7 +128,7 @@ class AffineAugmentation:
     rotation: float  # at most, in degrees
     crop: v2.RandomResizedCrop
     erasing: v2.RandomErasing
-    whole: v2.Compose  # the same as steps on the whole image
+    exact: v2.Compose  # the same as steps on the whole image
 
     def draw(self, width: int, height: int, seed: int) -> View:
         """What the seed makes of an image of this size."""
@@ -146,7 +146,7 @@ class AffineAugmentation:
     def __call__(self, image: Encoded | Decoded, seed: int) -> torch.Tensor:
         """The view (3, size, size)."""
         if self.rotation:
-            return _augment_in_full(self.whole, image, seed)
+            return _augment_in_full(self.exact, image, seed)
         view = self.draw(*image.size, seed)
         pixels = _crop(image, view.box, self.size)
         pixels = pixels.flip(2) if view.mirrored else pixels

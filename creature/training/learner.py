@@ -91,8 +91,8 @@ class Learner:
         for kind in dict.fromkeys(buffer.dtype for buffer in buffers):
             alike = [buffer for buffer in buffers if buffer.dtype == kind]
             flat.append(torch.cat([buffer.flatten() for buffer in alike]))
-            for buffer, part in zip(alike, flat[-1].split([buffer.numel() for buffer in alike]), strict=True):
-                buffer.data = part.view_as(buffer)
+            for buffer, values in zip(alike, flat[-1].split([buffer.numel() for buffer in alike]), strict=True):
+                buffer.data = values.view_as(buffer)
         return flat
 
 
