@@ -124,7 +124,7 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
         say(f"the classifier starts at a probe of the features: {state.start} held out")
     say(TABLE_HEADER)
     batches = loop.fold_batches(accelerator, learner, data, make_batches=training.make_batches)
-    with Saver(accelerator, learner, folder, recipe.checkpoint) as saver:
+    with Saver(accelerator, learner, folder, settings=recipe.checkpoint) as saver:
         while state.epoch < learner.epochs:
             title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
             loop.train_epoch(accelerator, learner, batches, stop=stop, save=saver.save, title=title)

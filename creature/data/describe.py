@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from creature.console import progress, say, show_table
+from creature.data.class_folders import folders_in, one_class_error, split_of, split_rank
 from creature.data.decode import BadImage, Encoded, content_hash, read
 from creature.data.describe_figure import draw_figure
 from creature.data.describe_tables import (
@@ -31,8 +32,8 @@ from creature.data.describe_tables import (
     splits_table,
 )
 from creature.data.duplicates import LENGTH, near_duplicates, sketch
-from creature.data.files import file_id, label_of, list_images, read_labels
-from creature.data.sources import SPLITS, short_names
+from creature.data.files import file_id, labels_of, list_images, name_in, read_labels
+from creature.data.sources import short_names
 from creature.device import usable_cores
 from creature.errors import UserError, check_installed
 
@@ -53,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     labels = read_labels(args.labels) if args.labels else {}
     names = [""] if len(args.folders) == 1 else short_names(args.folders, "folders")
-    listed = [image for folder, name in zip(args.folders, names, strict=True) for image in find(folder, labels, name)]
-    if labels and not any(label_of(labels, os.path.basename(image.path)) for image in listed):
+    listed = [
+        image for folder, name in zip(args.folders, names, strict=True) for image in find(folder, name, labels=labels)
+    ]
+    if labels and not any(name_in(labels, os.path.basename(image.path)) for image in listed):
         raise UserError(f"--labels: {args.labels} names none of the images; its first is {next(iter(labels))}")
     if args.out and any(os.path.realpath(image.path) == os.path.realpath(args.out) for image in listed):
         raise UserError(f"--out: {args.out} is one of the images, and would be replaced; name another file")
@@ -66,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         draw_figure(images, args.out)
         say(f"{args.out} shows classes and sizes")
+    if len(classes := {image.label for image in images if image.label}) == 1:
+        say(str(one_class_error(args.folders, classes.pop(), "folders")))
     for line in advice(images, copies):
         say(line)
     return 0
@@ -85,23 +90,24 @@ def show_tables(images: Sequence[ScannedImage], copies: Sequence[CopiedImage]) -
         show_table(f"Copies: {len(copies)}{of_shown(copies)}", ("image", "the same as", "how", ""), rows[:SHOWN])
 
 
-def find(folder: str, labels: dict[str, str], name: str) -> Iterator[ScannedImage]:
+def find(folder: str, name: str, *, labels: dict[str, str]) -> Iterator[ScannedImage]:
     """The images of a folder, by split, with the label that their class folder or the CSV gives them.
 
     `name` tells the splits of several folders apart; without one, an image's id is its path within the folder. Raises
-    UserError for a folder that is not there, or holds no image.
+    UserError for a folder that is not there, or holds no image, and for a line of the CSV that fits several images.
     """
-    inside = [name for name in SPLITS if os.path.isdir(os.path.join(folder, name))]
+    inside = sorted(filter(split_of, folders_in(folder) if os.path.isdir(folder) else []), key=split_rank)
     roots = [os.path.join(folder, name) for name in inside] or [folder]
     for root in roots:
         base = os.path.basename(os.path.normpath(root))
         split = base if not name else f"{name}/{base}" if inside else name
         if not (paths := list_images(root)):
             raise UserError(f"{root}: holds no images")
+        named = labels_of(labels, (within for path in paths if os.sep not in (within := os.path.relpath(path, root))))
         for path in sorted(paths):
             within = os.path.relpath(path, root)
             top, separator, _ = within.partition(os.sep)
-            label = top if separator else label_of(labels, within) or ""
+            label = top if separator else named.get(within, "")
             yield ScannedImage(
                 file_id(path if name else os.path.relpath(path, folder)), path, split, label=file_id(label)
             )

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -128,8 +128,30 @@ def _label_index(path: str, header: list[str], label_column: str) -> int:
     return 1
 
 
-def label_of(labels: dict[str, str], path: str) -> str | None:
-    """The label of an image whose CSV names it by relative path or by file name, with or without the ending."""
-    pure = PurePosixPath(path.replace(os.sep, "/"))
-    names = (str(pure), str(pure.with_suffix("")), pure.name, pure.stem)
-    return next((labels[name] for name in names if name in labels), None)
+def labels_of(labels: dict[str, str], paths: Iterable[str]) -> dict[str, str]:
+    """The label of each image that the CSV names, by relative path or by file name, with or without the ending.
+
+    Raises UserError for a line that fits several images.
+    """
+    names = {path: name for path in paths if (name := name_in(labels, path)) is not None}
+    fits: dict[str, list[str]] = {}
+    for path, name in names.items():
+        fits.setdefault(name, []).append(path)
+    for name, images in fits.items():
+        if len(images) > 1:
+            shown = ", ".join(images[:5]) + ", ..." * (len(images) > 5)
+            raise UserError(
+                f"labels: the line of {name} fits {len(images)} images: {shown}; name each with its folder and ending, "
+                "as in a/b.jpg"
+            )
+    return {path: labels[name] for path, name in names.items()}
+
+
+def name_in(labels: dict[str, str], path: str) -> str | None:
+    """What the CSV calls an image, if it names it."""
+    for spelling in dict.fromkeys((path.replace(os.sep, "/"), file_id(path))):
+        pure = PurePosixPath(spelling)
+        for name in (str(pure), str(pure.with_suffix("")), pure.name, pure.stem):
+            if name in labels:
+                return name
+    return None

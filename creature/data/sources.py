@@ -1,5 +1,6 @@
 """Sources of labelled images: class folders, flat folders with a CSV, Parquet and Arrow files, data sets of the Hub."""
 
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -10,14 +11,22 @@ import numpy as np
 import pyarrow as pa
 
 from creature.data.arrow_tables import arrow_compute, store_table
-from creature.data.files import ENDINGS, file_id, file_image, is_folder, label_of, list_images, natural_key, read_labels
+from creature.data.class_folders import folders_in, split_of
+from creature.data.files import (
+    ENDINGS,
+    file_id,
+    file_image,
+    labels_of,
+    list_images,
+    natural_key,
+    read_labels,
+)
 from creature.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 TABLES = (".parquet", ".arrow")
-SPLITS = ("train", "val", "valid", "validation", "test")  # what folders of splits are called
 
 
 @dataclass(frozen=True)
@@ -107,12 +116,13 @@ def _read_class_folders(spec: SourceSpec, paths: list[str]) -> SourceRows:
             f"{field}: {source} must hold one folder per class, but {beside[0]} lies beside them "
             f"({len(beside)} such); move it into its class, or name a CSV in images.labels"
         )
-    classes = {file_id(entry.name) for entry in os.scandir(source) if is_folder(entry) and entry.name[0] != "."}
-    if "train" in classes and len(classes) > 1 and classes <= set(SPLITS):
-        named = ", ".join(os.path.join(source, name) for name in SPLITS if name in classes and name != "test")
+    classes = set(map(file_id, folders_in(source)))
+    splits = {name: split_of(name) for name in sorted(classes)}
+    if len(classes) > 1 and all(splits.values()) and "train" in splits.values():
+        named = ", ".join(os.path.join(source, name) for name, split in splits.items() if split != "test")
         raise UserError(
-            f"{field}: {source} holds {', '.join(sorted(classes))}, which are splits, not classes; name those to train "
-            f"on, such as [{named}]"
+            f"{field}: {source} holds {', '.join(splits)}, which are splits, not classes; name those to train on, such "
+            f"as [{named}]"
         )
     labels = {path: file_id(path.split(os.sep)[0]) for path in paths}
     return _file_rows(spec, labels, {}, classes=classes, complete=True)
@@ -123,8 +133,7 @@ def _read_flat_folder(spec: SourceSpec, paths: list[str]) -> SourceRows:
     labels_csv = str(spec.format.labels_csv)
 
     def read_column(name: str) -> dict[str, str]:
-        table = read_labels(labels_csv, name)
-        return {path: label_of(table, path) or label_of(table, file_id(path)) or "" for path in paths}
+        return dict.fromkeys(paths, "") | labels_of(read_labels(labels_csv, name), paths)
 
     labels = read_column(spec.format.label_column)
     if missing := [path for path, label in labels.items() if not label]:
@@ -246,7 +255,7 @@ def _load_table(source: str, field: str) -> "Dataset":
             return load_dataset(name, split=split, keep_in_memory=False)  # type: ignore[return-value]
         if source.endswith(".arrow"):
             return Dataset.from_file(source)
-        return Dataset.from_parquet(source, keep_in_memory=False)  # type: ignore[return-value]
+        return Dataset.from_parquet(glob.escape(source), keep_in_memory=False)  # type: ignore[return-value]
     except Exception as error:  # whatever the reader, the file system or the Hub raises: the user needs the reason
         raise UserError(f"{field}: cannot load {source}: {first_line(error)}") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from creature.console import warn
-from creature.data.files import label_of, read_labels
+from creature.data.files import labels_of, read_labels
 from creature.errors import UserError
 from creature.inference.predictor import LogitsBatch
 from creature.inference.prepare import ImageInput
@@ -101,7 +101,8 @@ def read_truth(path: str, ids: Sequence[str], class_names: Sequence[str]) -> np.
     if unknown := sorted(set(table.values()) - set(class_names)):
         shown = ", ".join(label or "an empty one" for label in unknown[:10])
         raise UserError(f"--labels: {path} has labels that are no class of the model: {shown}")
-    labels = np.array([index.get(label_of(table, name) or "", -1) for name in ids], dtype=np.int64)
+    named = labels_of(table, ids)
+    labels = np.array([index.get(named.get(name, ""), -1) for name in ids], dtype=np.int64)
     if (labels < 0).all():
         raise UserError(f"--labels: {path} names none of the images; its first is {next(iter(table), 'missing')}")
     return labels

@@ -23,7 +23,7 @@ class Saver:
     What goes wrong in a write is raised at the next one, or at the end.
     """
 
-    def __init__(self, accelerator: Accelerator, learner: Learner, folder: Path, settings: Checkpoint):
+    def __init__(self, accelerator: Accelerator, learner: Learner, folder: Path, *, settings: Checkpoint):
         self.accelerator, self.learner, self.folder, self.settings = accelerator, learner, folder, settings
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._written: Future[None] | None = None

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from creature.console import say, warn
 from creature.data.augment import Augmentation, cached_transform, exact_transform, training_augmentation
+from creature.data.class_folders import one_class_error
 from creature.data.dataset import read_images
 from creature.data.eval_transform import EvalTransform
 from creature.data.folds import FoldTable, find_folds_file, read_folds
@@ -54,7 +55,10 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
     hashes = _check_run(recipe, out, resume) if accelerator.is_main_process else {}
     images = recipe.images
     columns = SourceFormat(images.image_column, images.label_column, images.labels, group=recipe.folds.group)
-    dataset = read_images([*images.train, *images.validation], columns, _field(images))
+    sources = [*images.train, *images.validation]
+    dataset = read_images(sources, columns, _field(images))
+    if len(names := dataset.features["label"].names) == 1:
+        raise one_class_error(sources, names[0], _field(images))
     transform = eval_transform(images, recipe.backbone.name)
     shared: list[Any] = [None, None, None]
     if accelerator.is_main_process:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from creature.data import files, scan
 from creature.data.dataset import fingerprint
 from creature.data.decode import content_hash, decode, read
-from creature.data.files import file_id, file_image, label_of, list_images, natural_key, read_labels, walk_files
+from creature.data.files import file_id, file_image, labels_of, list_images, natural_key, read_labels, walk_files
 from creature.data.scan import check_images, refuse_bad
 from creature.errors import UserError
 from helpers.memory import holding
@@ -185,10 +186,26 @@ def test_another_column_than_the_label_is_never_taken_for_it(tmp_path):
 
 def test_a_relative_path_goes_before_a_file_name():
     labels = {"1": "by stem", "1.png": "by name", "a/1": "by path"}
-    assert label_of(labels, "a/1.png") == "by path"
-    assert label_of(labels, "b/1.png") == "by name"
-    assert label_of(labels, "b/1.jpg") == "by stem"
-    assert label_of(labels, "b/2.jpg") is None
+    by_path = {"a/1.png": "by path", "b/1.png": "by name", "b/1.jpg": "by stem"}
+    assert labels_of(labels, [*by_path, "b/2.jpg"]) == by_path
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [("scan.png", ("p1/scan.png", "p2/scan.png")), ("scan", ("p1/scan.png", "scan.png")), ("3", ("3.png", "3.jpg"))],
+)
+def test_a_line_that_fits_several_pictures_labels_none_of_them(tmp_path, line, files):
+    folder = fill(tmp_path / "flat", *files)
+    path = write_csv(tmp_path / "labels.csv", "image,label", f"{line},cat", "dog.png,dog")
+    message = f"the line of {line} fits 2 images: .*{files[0]}.*; name each with its folder"
+    assert re.search(message, refusal(folder, labels_csv=path))
+
+
+def test_a_table_s_path_is_no_pattern(tmp_path):
+    parquet(tmp_path / "photos1.parquet", table(["b", "c"]))
+    parquet(tmp_path / "photos[1].parquet", table(["a", "d"]))
+    actual = images(tmp_path / "photos[1].parquet")
+    assert labelled(actual) == {"photos[1].parquet/00000000": "a", "photos[1].parquet/00000001": "d"}
 
 
 def test_groups_come_from_a_column_of_the_csv(tmp_path):

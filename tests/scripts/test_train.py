@@ -15,6 +15,7 @@ from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
+from creature.data import describe
 from creature.data.folds import read_folds
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
@@ -456,11 +457,31 @@ def test_a_class_of_which_nothing_is_trained_on_is_refused(drawn, tiny, tmp_path
         start(tiny, tmp_path / "run", *words)
 
 
-def test_splits_are_no_classes(drawn, tiny, tmp_path):
-    for split in ("train", "val"):
+@pytest.mark.parametrize(
+    "splits", [("train", "val"), ("Test", "Train"), ("Testing", "Training"), ("seg_test", "seg_train")]
+)
+def test_splits_are_no_classes(drawn, tiny, tmp_path, splits):
+    for split in splits:
         shutil.copytree(drawn / "train/fish", tmp_path / "data" / split / "fish")
-    with pytest.raises(UserError, match=r"images\.train: .*data holds train, val, which are splits, not classes; name"):
+    message = rf"images\.train: .*data holds {', '.join(splits)}, which are splits, not classes; name those to train on"
+    with pytest.raises(UserError, match=message):
         start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'data'}]")
+
+
+@pytest.mark.parametrize("level", ["all", "train", "archive/images"])
+def test_one_class_alone_is_refused_and_the_folder_that_was_meant_is_named(drawn, tiny, tmp_path, capsys, level):
+    for name in ("fish", "bird"):
+        shutil.copytree(drawn / "train" / name, tmp_path / "nested" / level / name)
+    meant = tmp_path / "nested" / level
+    message = rf"holds one class alone, {meant.name}; the folders in it \(bird, fish\) look like classes: give {meant}$"
+    with pytest.raises(UserError, match=message):
+        start(tiny, tmp_path / "run", f"images.train=[{meant.parent}]")
+    if level != "train":  # which inspect takes for a split, and looks into
+        describe.main([str(meant.parent)])
+        assert f"look like classes: give {meant}" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(UserError, match="holds one class alone, fish; give a folder with a folder for each class"):
+        shutil.rmtree(meant / "bird")
+        start(tiny, tmp_path / "run", f"images.train=[{meant}]")
 
 
 def test_a_run_that_was_begun_by_mistake_may_be_removed(drawn, tiny, tmp_path):
