@@ -1,5 +1,6 @@
 """The terminal: messages, tables, progress bars, and errors in one sentence."""
 
+import errno
 import io
 import logging
 import os
@@ -108,6 +109,10 @@ def wait_patiently() -> None:
         os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
+# What the user mends: rights, and room on the disk.
+DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main function and exit with its code, or for a CreatureError with its message and a code.
 
@@ -133,6 +138,11 @@ def run(main: Callable[[], int]) -> NoReturn:
         rank = os.environ.get("RANK", "0")
         process = f"[process {rank}] " if rank != "0" else ""
         errors.print(Text(f"{process}error: {_printable_lines(error)}", style="red"), soft_wrap=True)
+        code = 2
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or not error.filename or os.environ.get("CREATURE_DEBUG"):
+            raise
+        errors.print(Text(f"error: {printable(error.filename)}: {error.strerror}", style="red"), soft_wrap=True)
         code = 2
     except Interrupted as stopped:
         errors.print(Text(printable(stopped), style="yellow"), soft_wrap=True)

@@ -26,6 +26,15 @@ def write_atomically(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def readable_by_umask(path: Path) -> Iterator[None]:
+    """Give a file that the block writes the mode of any new file; safetensors lets nobody but its owner read it."""
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text so that a reader sees all of it or what was there before."""
     with write_atomically(path) as temporary:

@@ -1,5 +1,6 @@
 """The terminal: exit codes, one message, and text that steers no terminal."""
 
+import errno
 import io
 import logging
 import os
@@ -84,6 +85,12 @@ def test_what_main_returns_is_the_exit_code(code, capsys):
     with pytest.raises(SystemExit) as left:
         run(lambda: code)
     assert left.value.code == code and capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
+def test_what_may_not_be_read_or_written_is_one_sentence(number, capsys):
+    assert fails(OSError(number, os.strerror(number), "runs/all/model.safetensors")) == 2
+    assert capsys.readouterr().err == f"error: runs/all/model.safetensors: {os.strerror(number)}\n"
 
 
 def test_a_bug_is_not_hidden():

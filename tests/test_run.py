@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -131,3 +132,17 @@ def test_a_path_that_is_no_run_is_named(tmp_path):
     for read in (lambda run: run.folds, lambda run: run.recipe, lambda run: run.classes):
         with pytest.raises(UserError, match="nowhere: no such folder"):
             read(Run(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_the_umask_holds_for_every_file(drawn, tiny, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        start(tiny, tmp_path / "run", "folds.train=[0]", "schedule.epochs=1", "checkpoint.every_epochs=1")
+        images, labels = str(drawn / "test"), str(drawn / "test_labels.csv")
+        ensemble.main([str(tmp_path / "run"), "--images", images, "--labels", labels, "--out", str(tmp_path / "p.csv")])
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum(path.suffix == ".safetensors" for path in files) > 4
+    assert {str(path): path.stat().st_mode & 0o777 for path in files} == {str(path): mode for path in files}

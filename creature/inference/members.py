@@ -97,6 +97,7 @@ def load_member(folder: Path, device: torch.device, fused: bool = False) -> Memb
         classes = len(config.class_names)
         with torch.random.fork_rng(devices=[]):  # timm draws weights, which those of the file replace
             model = timm.create_model(config.architecture, pretrained=False, num_classes=classes, **size)
+        (folder / "model.safetensors").open("rb").close()  # safetensors says of a file that may not be read: not there
         model.load_state_dict(load_file(folder / "model.safetensors"))  # guard: safetensors-only
         model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if fused:  # here and not on the device, whose arithmetic may be coarser; small images show the same pairs

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from creature.errors import BrokenError, UserError
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import blend
+from creature.storage import readable_by_umask
 
 MODEL_CALIBRATION = "calibration.safetensors"  # of a published model
 ENSEMBLE_CALIBRATION = "ensemble_calibration.safetensors"  # of a published ensemble
@@ -174,7 +175,8 @@ def save_calibration(path: Path, data: CalibrationData) -> None:
     """Write it as safetensors; it names no image."""
     metadata = {name: getattr(data, name) for name in ("temperature", "selected", "mirror")}
     tensors = {"of_label": data.label_probability, "sure": data.top_probability, "right": data.correct}
-    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in metadata.items()})
+    with readable_by_umask(path):
+        save_file(tensors, path, metadata={key: json.dumps(value) for key, value in metadata.items()})
 
 
 def load_calibration(path: Path) -> CalibrationData:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from creature.errors import BrokenError
 from creature.metrics.accuracy import Count, count_correct
+from creature.storage import readable_by_umask
 
 HASH_BYTES = 16  # of a content hash
 
@@ -90,7 +91,8 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
         "labels": predictions.labels.astype(np.int64),
         "content_hashes": hashes_to_bytes(predictions.content_hashes),
     }
-    save_file(tensors, path, metadata={"names": json.dumps(predictions.class_names)})
+    with readable_by_umask(path):
+        save_file(tensors, path, metadata={"names": json.dumps(predictions.class_names)})
 
 
 def load_predictions(path: Path) -> Predictions:

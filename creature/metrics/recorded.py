@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from creature.errors import BrokenError
 from creature.metrics.blend import STRATEGIES, Blending
 from creature.metrics.predictions import bytes_to_hashes, hashes_to_bytes
+from creature.storage import readable_by_umask
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def save_recorded(path: Path, recorded: RecordedPredictions) -> None:
         "weights": recorded.weights,
     }
     path.parent.mkdir(exist_ok=True)
-    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in metadata.items()})
+    with readable_by_umask(path):
+        save_file(tensors, path, metadata={key: json.dumps(value) for key, value in metadata.items()})
 
 
 def load_recorded(path: Path) -> RecordedPredictions:

@@ -28,7 +28,7 @@ from creature.errors import BrokenError, UserError, first_line
 from creature.metrics.predictions import Predictions, save_predictions
 from creature.recipe import Checkpoint, Optimizer
 from creature.run import kept_epoch
-from creature.storage import manifest_differences, sync, write_manifest, write_text
+from creature.storage import manifest_differences, readable_by_umask, sync, write_manifest, write_text
 from creature.training.learner import Learner
 from creature.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from creature.training.training_state import LOWER_RATE, EpochResult, TrainingState
@@ -113,7 +113,8 @@ def host_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write tensors of a model, with the metadata that transformers asks for."""
-    save_file(dict(weights), path, metadata={"format": "pt"})
+    with readable_by_umask(path):
+        save_file(dict(weights), path, metadata={"format": "pt"})
 
 
 def save_state(folder: Path, snapshot: Snapshot) -> None:
@@ -129,7 +130,7 @@ def save_state(folder: Path, snapshot: Snapshot) -> None:
             save_weights(temporary / "model.safetensors", snapshot.model)
             if snapshot.ema:
                 save_weights(temporary / EMA_FILE, snapshot.ema)
-            save_file(dict(snapshot.optimizer), temporary / "optimizer.safetensors")
+            save_weights(temporary / "optimizer.safetensors", snapshot.optimizer)
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
     try:
         write_history(folder, state.history)
