@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # type: ignore[attr-defined]
+from timm.models import get_deprecated_models  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.data.eval_transform import EvalTransform
@@ -29,6 +30,10 @@ def check_backbone(backbone: Backbone) -> None:
         hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() names all"
         raise UserError(f"backbone.name: timm has no model {backbone.name!r}{hint}")
     tags = timm.list_pretrained(f"{architecture}.*")
+    if (name := get_deprecated_models().get(architecture)) and backbone.pretrained and not backbone.weights:
+        if name not in timm.list_pretrained():  # timm maps some to weights that it no longer has
+            name = name.partition(".")[0]
+        raise UserError(f"backbone.name: timm calls the model {backbone.name} {name} now; give that name")
     if "." in backbone.name and backbone.name not in tags:
         raise UserError(
             f"backbone.name: {architecture} has no weights {backbone.name!r}; there are: {', '.join(tags) or 'none'}"

@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_model_data_config
+from timm.models import get_deprecated_models  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.data.eval_transform import EvalTransform
@@ -81,6 +82,15 @@ def test_a_model_without_pretrained_weights_starts_from_scratch_or_a_file(tmp_pa
     check_backbone(scratch(name))
     (tmp_path / "w.safetensors").write_bytes(b"")
     check_backbone(Backbone(name=name, weights=str(tmp_path / "w.safetensors")))
+
+
+def test_a_model_s_earlier_name_leads_to_its_present_one():
+    names = get_deprecated_models()
+    assert len(names) > 100 and names["tf_efficientnet_b0_ns"] == "tf_efficientnet_b0.ns_jft_in1k"
+    for name in names:
+        with pytest.raises(UserError, match=rf"timm calls the model {name} \S+ now; give that name") as caught:
+            check_backbone(Backbone(name=name))
+        check_backbone(Backbone(name=str(caught.value).split()[-5]))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", TAGGED])
