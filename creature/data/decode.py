@@ -24,6 +24,7 @@ MAX_PIXELS = 64 * 2**20
 MAX_ASPECT = 200
 # MPO, what phones write, is opened by the JPEG plugin.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + ("AVIF",) * bool(features.check("avif"))
+PNG = b"\x89PNG\r\n\x1a\n"
 TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 TURN_OF = {orientation: Image.Transpose[name] for orientation, name in enumerate(TURNS, start=2)}
 # Pillow reads pixels and EXIF of an opened image when they are first asked for, which two threads must not do at once.
@@ -70,7 +71,12 @@ class Encoded:
 
     def __init__(self, data: bytes):
         with _as_bad_image():
-            _ignoring_warnings(lambda: self._open(data))
+            try:
+                _ignoring_warnings(lambda: self._open(data))
+            except ValueError:  # of a PNG's texts or profile, whose size Pillow limits, and which no pixel depends on
+                if not data.startswith(PNG):
+                    raise
+                _ignoring_warnings(lambda: self._open(_without_texts(data)))
 
     def _open(self, data: bytes) -> None:
         self._data = data
@@ -236,6 +242,18 @@ def _load_png(image: Image.Image, data: bytes) -> None:
         again.im = Image.frombytes(image.mode, image.size, (~np.frombuffer(pixels, np.uint8)).tobytes()).im
         if again.tobytes() != pixels:
             raise BadImage("truncated image: its data ends before its last row")
+
+
+def _without_texts(png: bytes) -> bytes:
+    """A PNG without its texts and its color profile."""
+    kept, place = [PNG], len(PNG)
+    while place < len(png):
+        length, kind = int.from_bytes(png[place : place + 4]), png[place + 4 : place + 8]
+        end = place + 12 + length  # with length, kind and checksum
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[place:end])
+        place = end
+    return b"".join(kept)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -155,6 +155,23 @@ def test_formats_beyond_the_list_are_refused(kind):
     assert "not an image in a known format (JPEG, PNG, " in reason(STRANGERS[kind])
 
 
+def texts() -> PngImagePlugin.PngInfo:
+    """Two texts of a PNG that are larger than Pillow reads."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", "a" * 3_000_000, zip=True)
+    info.add_itxt("XML:com.adobe.xmp", "a" * 3_000_000, zip=True)
+    return info
+
+
+@pytest.mark.parametrize("extra", [{"icc_profile": bytes(2_000_000)}, {"pnginfo": texts()}])
+@pytest.mark.parametrize("mode", ["RGB", "P", "I;16"])
+def test_a_png_with_a_large_profile_or_text_is_read(extra, mode):
+    deep = Image.fromarray(np.arange(960, dtype=np.uint16).reshape(24, 40) * 60)
+    image = deep if mode == "I;16" else Image.fromarray(NOISE).convert(mode)
+    assert np.array_equal(decoded(encode(image, "PNG", **extra)), decoded(encode(image, "PNG")))
+    assert "truncated" in reason(encode(image, "PNG", **extra)[:-60])
+
+
 @pytest.mark.parametrize("kind", BOMBS)
 @pytest.mark.parametrize("filters", ["error", "ignore"])
 def test_bombs_are_refused_before_any_pixel_is_decoded(kind, filters, monkeypatch):
