@@ -28,6 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     visible.add_argument("--public", action="store_true", help="everyone sees a new repository")
     parser.add_argument("--dry-run", action="store_true", help="build and verify the folders, and upload nothing")
     parser.add_argument("--onnx", action="store_true", help="add model.onnx (pip install 'creature[export]')")
+    parser.add_argument("--reviewed", action="store_true", help="you have looked at the places that the check names")
     add_terms(parser)
     return parser.parse_args(argv)
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (args.run / "recipe.yaml").exists():
         raise UserError(f"{args.run} is no run; give a folder that train.py made, such as runs/all")
     terms = prepare_push(args.repo, args.run, args.license, data=args.data, upload=not args.dry_run)
-    branches = build(args.run, args.repo, terms, onnx=args.onnx)
+    branches = build(args.run, args.repo, terms, onnx=args.onnx, reviewed=args.reviewed)
     if args.dry_run:
         say(f"nothing was uploaded; read {branches['main'] / 'README.md'}, the page that others would see")
         say(f"next: creature publish {args.run} {args.repo} --private")
@@ -58,7 +59,7 @@ def prepare_push(repo: str, folder: Path, license: str | None, *, data: str | No
     return terms
 
 
-def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False) -> dict[str, Path]:
+def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False, reviewed: bool = False) -> dict[str, Path]:
     """Write and verify the folder of each branch, and say what is in them."""
     from creature.publishing.card import write_cards
     from creature.publishing.export import as_published, export
@@ -74,7 +75,7 @@ def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False) -> dict[
         export_onnx(branches["main"], branches["main"] / "model.onnx")
     write_cards(run, branches, repo, terms=terms, onnx=onnx)
     public = [repo, terms.license, terms.data, *run.held.class_names]
-    checks = {branch: verify(path, public) for branch, path in branches.items()}
+    checks = {branch: verify(path, public, reviewed=reviewed) for branch, path in branches.items()}
     for path in branches.values():
         write_manifest(path)
     show_table(f"{folder}, verified: {', '.join(branches)}", ("check", "outcome"), checks["main"])

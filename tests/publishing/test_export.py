@@ -1,7 +1,7 @@
 """What is published: folders that prove themselves, tell nothing of the machine, and a card of measured numbers."""
 
-import getpass
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -241,13 +241,30 @@ def test_addresses_and_fractions_are_no_places(tmp_path, text):
     assert list(scan(tmp_path)) == []
 
 
-def test_names_of_person_and_host_are_found_but_where_they_are_published_anyway(tmp_path, monkeypatch):
-    monkeypatch.setattr(getpass, "getuser", lambda: "robin")
-    monkeypatch.setattr(socket, "gethostname", lambda: "lab-7")
-    (tmp_path / "README.md").write_text("By Robin on LAB-7; robins are birds.\n")
-    assert [problem.rpartition(": ")[2] for problem in scan(tmp_path)] == ["Robin"]
-    assert [problem.rpartition(": ")[2] for problem in scan(tmp_path, ["robin/birds"])] == ["LAB-7"]
-    assert list(scan(tmp_path, ["robin", "lab", "7"])) == []
+@pytest.mark.parametrize(
+    ("host", "text", "actual"),
+    [
+        ("lab-7", "trained on LAB-7", ["LAB-7"]),
+        ("gpu01.example.org", "by robin@gpu01.example.org", ["robin@gpu01.example.org"]),
+        ("laptop", "by max@laptop", ["max@laptop"]),
+        ("laptop", "minutes on a laptop, by max, of probabilities.max()", []),
+        ("localhost", "http://localhost:8000", []),
+    ],
+)
+def test_a_host_is_found_where_it_can_be_nothing_else(tmp_path, monkeypatch, host, text, actual):
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    (tmp_path / "README.md").write_text(f"{text}\n")
+    assert [re.search(r"of this machine: (.*);", problem)[1] for problem in scan(tmp_path)] == actual  # type: ignore[index]
+    assert list(scan(tmp_path, [host])) == list(scan(tmp_path, reviewed=True)) == []
+
+
+def test_class_names_that_look_like_paths_are_published_and_tokens_never(tmp_path):
+    (tmp_path / "config.json").write_text('["/m/01yrx", "/m/068hy"]')
+    assert list(scan(tmp_path)) == []
+    (tmp_path / "config.json").write_text('["/m/01yrx", "/home/robin/x"]')
+    assert len(list(scan(tmp_path))) == 1 and list(scan(tmp_path, reviewed=True)) == []
+    (tmp_path / "config.json").write_text("hf_" + "a1" * 15)
+    assert len(list(scan(tmp_path, reviewed=True))) == 1
 
 
 def test_the_recipe_keeps_names_and_no_paths(tiny, tmp_path):
