@@ -174,13 +174,9 @@ def scan(folder: Path, public: Collection[str] = (), *, reviewed: bool = False) 
     """
     allowed = {word.lower() for text in public for word in re.findall(r"\w+", text)}
     host = socket.gethostname()
-    private = (
-        []
-        if host == "localhost" or set(re.findall(r"\w+", host.lower())) <= allowed
-        else [rf"[\w.-]+@{re.escape(host)}"]
-    )
-    if private and re.search(r"[\d.-]", host):
-        private.append(re.escape(host))
+    private = []
+    if host != "localhost" and not set(re.findall(r"\w+", host.lower())) <= allowed:
+        private = [rf"[\w.-]+@{re.escape(host)}"] + [re.escape(host)] * bool(re.search(r"[\d.-]", host))
     named = re.compile("|".join(rf"(?<!\w){name}(?!\w)" for name in private) or r"(?!)", re.IGNORECASE)
     kinds = [("a token", TOKEN)]
     if not reviewed:
