@@ -147,11 +147,11 @@ def test_every_number_of_images_trains_and_one_alone_is_refused(tiny, drawn, tmp
         assert start(tiny, tmp_path / f"run-{n}", *settings, "batch_size=4", "augment.mix=mixup") == 0
         history = [json.loads(line) for line in (tmp_path / f"run-{n}/fold-0/history.jsonl").read_text().splitlines()]
         assert len(history) == 2 and all(np.isfinite(row["loss"]) for row in history)
-    one = tmp_path / "one/train/fish"
-    one.mkdir(parents=True)
-    shutil.copyfile(pictures[0][0], one / "1.jpg")
-    hold_out(one / "1.jpg", tmp_path / "one/validation/fish")
-    alone = (f"images.train=[{one.parent}]", f"images.validation=[{tmp_path / 'one/validation'}]", "folds.count=1")
+    for species in ("fish", "bird"):
+        (tmp_path / "two" / species).mkdir(parents=True)
+    shutil.copyfile(pictures[0][0], tmp_path / "two/fish/1.jpg")
+    shutil.copyfile(pictures[1][0], tmp_path / "two/bird/1.jpg")
+    alone = (f"images.train=[{tmp_path / 'two'}]", "folds.count=2")
     with pytest.raises(UserError, match="fewer than 2 to train on; add images"):
         start(tiny, tmp_path / "run-1", *alone)
 
