@@ -127,7 +127,7 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
     with Saver(accelerator, learner, folder, settings=recipe.checkpoint) as saver:
         while state.epoch < learner.epochs:
             title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
-            loop.train_epoch(accelerator, learner, batches, stop=stop, save=saver.save, title=title)
+            loop.train_epoch(accelerator, learner, batches, stop=stop, saver=saver, title=title)
             with stop.saving(saver.save):
                 predictions = loop.predict_held_out(accelerator, learner, data, batches=batches)
             result = learner.end_epoch(predictions.score)

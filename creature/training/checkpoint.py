@@ -56,7 +56,7 @@ def take_snapshot(learner: Learner, accelerator: Accelerator) -> Snapshot:
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
     return Snapshot(
         step=state.epoch * (len(learner.batch_sizes) + 1) + state.batch,
-        state=replace(state, history=list(state.history), threads=torch.get_num_threads(), scaler=scaler),
+        state=replace(state, threads=torch.get_num_threads(), scaler=scaler),
         model=weights[model],
         ema=weights[learner.ema.module] if learner.ema else None,
         saved=weights[learner.saved_model],

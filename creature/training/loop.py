@@ -5,7 +5,7 @@ function of the same signature: what follows the `*` is always given by name.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,6 +22,7 @@ from creature.metrics.predictions import Predictions
 from creature.run import held_out_predictions
 from creature.training import distributed
 from creature.training.learner import Learner
+from creature.training.saver import Saver
 from creature.training.signals import Stop
 from creature.training.step import StepResult, check_readable, train_step
 from creature.training.train_data import TrainData
@@ -57,7 +58,7 @@ def train_epoch(
     batches: Iterator[Batch],
     *,
     stop: Stop,
-    save: Callable[[], None],
+    saver: Saver,
     title: str,
 ) -> None:
     """The steps of an epoch that are left; saves every few minutes, and before it raises Interrupted if asked to."""
@@ -67,7 +68,7 @@ def train_epoch(
     unread: list[tuple[torch.Tensor, list[str]]] = []
     train_mode(learner.model, learner.freeze_batch_stats)
     stop.at_once = False
-    accelerator.wait_for_everyone()  # the main process may still be writing
+    accelerator.wait_for_everyone()  # the main process may still be copying what it saves
     with progress() as bar:
         task = bar.add_task(title, total=sum(sizes), speed="")
         for number in range(state.batch, len(sizes)):
@@ -88,9 +89,10 @@ def train_epoch(
                 results = read_steps(learner, unread)
             state.seconds = time.monotonic() - began
             bar.update(task, completed=sum(sizes[: state.batch]), speed=f"{bar.tasks[task].speed or 0:.0f}")
+            saver.check()
             stops = any(result.stop for result in results)
             if stops or any(result.save for result in results):
-                save()
+                saver.save()
                 accelerator.wait_for_everyone()
                 saved = time.monotonic()
             if stops:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,12 +21,14 @@ from creature.training.learner import Learner
 class Saver:
     """Writes checkpoints one after another, on the main process; left as a context, all of them are on disk.
 
-    What goes wrong in a write is raised at the next one, or at the end.
+    A write that fails is tried once more, for there may be room by then; if that fails, too, its error is raised by
+    whichever of the methods comes next.
     """
 
     def __init__(self, accelerator: Accelerator, learner: Learner, folder: Path, *, settings: Checkpoint):
         self.accelerator, self.learner, self.folder, self.settings = accelerator, learner, folder, settings
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._write: Callable[[], None] | None = None  # the last one, until it is known to have ended well
         self._written: Future[None] | None = None
 
     def __enter__(self) -> Self:
@@ -36,6 +39,11 @@ class Saver:
     ) -> None:
         with self._thread, self._timed():
             self._wait()  # guard: all-written
+
+    def check(self) -> None:
+        """See whether the last write has failed, without waiting for one that goes on."""
+        if self._written and self._written.done():
+            self._wait()
 
     def save(self) -> None:
         """Write a resume point of the learner as it is now."""
@@ -55,16 +63,19 @@ class Saver:
         if self.accelerator.is_main_process:
             with self._timed():
                 self._wait()  # so that one copy of the training lies in memory
-                self._written = self._thread.submit(write, checkpoint.take_snapshot(self.learner, self.accelerator))
+                self._write = partial(write, checkpoint.take_snapshot(self.learner, self.accelerator))
+                self._written = self._thread.submit(self._write)
 
     def _wait(self) -> None:
-        written, self._written = self._written, None
-        if written:
-            written.result()
+        written, write, self._written, self._write = self._written, self._write, None, None
+        if written and write and written.exception():
+            write()  # guard: write-again
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
         """Count the seconds for which the steps wait."""
         began = time.monotonic()
-        yield
-        self.learner.state.saving_seconds += time.monotonic() - began
+        try:
+            yield
+        finally:
+            self.learner.state.saving_seconds += time.monotonic() - began

@@ -15,6 +15,7 @@ from creature.training import loop
 from creature.training.distributed import start_accelerator
 from creature.training.learner import Learner, build_learner
 from creature.training.optimizer import parameter_groups
+from creature.training.saver import Saver
 from creature.training.signals import Stop
 from creature.training.train_data import prepare_data
 
@@ -46,9 +47,11 @@ def our_steps(recipe: Recipe, out: Path) -> tuple[Learner, list[Batch], Callable
     rows = torch.arange(4)
     batches = [Batch(*pair, rows, list("abcd"), bad={}) for pair in zip(pixels, labels, strict=True)]
 
+    saver = Saver(accelerator, learner, out, settings=recipe.checkpoint)
+
     def steps() -> None:
         learner.state.batch = 0
-        loop.train_epoch(accelerator, learner, iter(batches), stop=Stop(), save=lambda: None, title="epoch")
+        loop.train_epoch(accelerator, learner, iter(batches), stop=Stop(), saver=saver, title="epoch")
 
     return learner, batches, steps
 
