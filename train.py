@@ -128,7 +128,7 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
         while state.epoch < learner.epochs:
             title = f"fold {fold} epoch {state.epoch + 1}/{learner.epochs}"
             loop.train_epoch(accelerator, learner, batches, stop=stop, saver=saver, title=title)
-            with stop.saving(saver.save):
+            with stop.saving(saver.save_now):
                 predictions = loop.predict_held_out(accelerator, learner, data, batches=batches)
             result = learner.end_epoch(predictions.score)
             say(result)

@@ -92,8 +92,8 @@ def train_epoch(
             saver.check()
             stops = any(result.stop for result in results)
             if stops or any(result.save for result in results):
-                saver.save()
-                accelerator.wait_for_everyone()
+                saver.save_now() if stops else saver.save()
+                accelerator.wait_for_everyone()  # a launcher ends all processes when the first leaves
                 saved = time.monotonic()
             if stops:
                 where = f"step {state.batch} of epoch {state.epoch + 1} of fold {learner.fold}"

@@ -49,6 +49,12 @@ class Saver:
         """Write a resume point of the learner as it is now."""
         self._start(lambda snapshot: checkpoint.save_state(self.folder, snapshot))
 
+    def save_now(self) -> None:
+        """Write a resume point, and return when it is on disk: what leaves afterwards may end the other processes."""
+        self.save()
+        with self._timed():
+            self._wait()  # guard: saved-before-leaving
+
     def save_epoch(self, predictions: Predictions) -> None:
         """Keep the epoch just ended, with its predictions of held-out rows, if it is asked for, and a resume point."""
 

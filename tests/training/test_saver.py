@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from threading import Event
 
 import pytest
+from accelerate import Accelerator
 
 from creature.errors import BrokenError, Interrupted, UserError
 from creature.training import checkpoint
@@ -102,6 +103,28 @@ def test_a_point_that_was_written_while_steps_went_on_is_of_its_own_epoch(tiny, 
     assert json.loads((first / "state.json").read_text())["epoch"] == 1
     assert start(tiny, out, *settings, resume=True) == 0
     assert weights_hash(out / "fold-0") == weights_hash(tmp_path / "whole/fold-0")
+
+
+def test_no_process_leaves_at_a_stop_before_all_is_on_disk(tiny, tmp_path, monkeypatch):
+    point, met, save_state, saved = tmp_path / "run/fold-0/state/step-00000002", Event(), checkpoint.save_state, []
+
+    def slow(folder, snapshot):
+        met.wait(1)  # a process that does not wait for the write is at the meeting point long before
+        save_state(folder, snapshot)
+
+    def meet(_):
+        if steps:
+            met.set()
+            saved.append(checkpoint.verifies(point))
+
+    steps = []
+    monkeypatch.setattr(checkpoint, "save_state", slow)
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", meet)
+    faults.before_steps(monkeypatch, steps.append)
+    faults.stop_after_steps(monkeypatch, 2)
+    with pytest.raises(Interrupted, match="and saved"):
+        start(tiny, tmp_path / "run", "folds.train=[0]")
+    assert saved and all(saved)
 
 
 def test_a_stop_leaves_when_all_is_on_disk_or_says_that_it_is_not(tiny, run, tmp_path):
