@@ -513,8 +513,9 @@ def test_the_order_of_rows_does_not_depend_on_the_file_system(tmp_path, monkeypa
         random.Random(len(entries)).shuffle(entries)
         return entries
 
-    monkeypatch.setattr(files.os, "scandir", shuffled)
-    assert list(images(folder)["id"]) == expected
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "scandir", shuffled)
+        assert list(images(folder)["id"]) == expected
 
 
 def test_rows_of_sources_are_in_the_order_of_ids_even_where_names_interleave(tmp_path):
@@ -535,8 +536,9 @@ def test_a_folder_that_cannot_be_read_is_refused_with_the_reason(tmp_path, monke
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(files.os, "scandir", denied)
-    assert f"{folder / 'cat'}: cannot be read: Permission denied" in refusal(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "scandir", denied)
+        assert f"{folder / 'cat'}: cannot be read: Permission denied" in refusal(folder)
 
 
 def spoilt(folder: Path, good: int, bad: int) -> Dataset:
