@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import train
+from creature.data.fork_server import fork_server
 from creature.samples import write_drawings
 from helpers.runs import TINY
 
@@ -30,6 +31,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # a tmp_path may hold the files of all examples
 )
 settings.load_profile("same")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_server() -> Iterator[None]:
+    """One server of worker processes for all tests, which each would start their own."""
+    with fork_server("creature.data.loader", "datasets"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from creature.data.fork_server import STOPPING, without_main_module
+from creature.data.fork_server import START_METHOD, STOPPING, fork_server, without_main_module
 from creature.device import keep_image_memory
 from creature.errors import BrokenError
 
@@ -66,7 +66,8 @@ def load_batches(
 
     Raises what start_workers does.
     """
-    with start_workers(source, workers, method="fork" if hasattr(os, "fork") else "spawn") as load:
+    server = fork_server(type(source).__module__, "datasets") if workers else nullcontext()
+    with server, start_workers(source, workers, method=START_METHOD) as load:
         yield load(requests)
 
 

@@ -81,7 +81,7 @@ def open_batches(settings: Images, device: torch.device) -> Iterator[Callable[[R
     workers = 0 if on_device else choose_workers(settings.workers, device)
     with ExitStack() as context:
         if workers:
-            context.enter_context(fork_server("creature.data.loader", "creature.data.sources"))
+            context.enter_context(fork_server("creature.data.loader", "datasets"))
 
         def start(images: RunImages, buffer_bytes: int) -> MakeBatches:
             if on_device:

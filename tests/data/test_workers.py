@@ -108,12 +108,10 @@ if __name__ == "__main__":
     child.start()
     before = list(warnings.filters)
     from creature.data.workers import load_batches
-    class Numbers:
-        def __getitems__(self, rows):
-            return rows
+    from rows import Rows
     import atexit
     atexit.register(lambda: print("alive" if child.is_alive() else "dead", flush=True))
-    with load_batches(Numbers(), [[k] for k in range(1000)], 2) as batches:
+    with load_batches(Rows(), [[k] for k in range(1000)], 2) as batches:
         print(next(batches), child.is_alive())
         {end}
 """
@@ -125,6 +123,7 @@ if __name__ == "__main__":
 )
 def test_a_program_ends_by_itself_and_its_own_children_outlive_the_workers(tmp_path, end, code, message):
     script = tmp_path / "script.py"
+    (tmp_path / "rows.py").write_text("class Rows:\n    def __getitems__(self, rows):\n        return rows\n")
     script.write_text(GUEST.format(root=str(ROOT), end=end))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == code and done.stdout == "[0] True\nalive\n" and message in done.stderr, done.stderr
