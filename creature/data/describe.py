@@ -11,13 +11,15 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from creature.console import progress, say, show_table
+from creature.data.candidates import LENGTH, sketch
 from creature.data.class_folders import folders_in, one_class_error, split_of, split_rank
-from creature.data.decode import BadImage, Encoded, content_hash, read
+from creature.data.decode import BadImage, Encoded, content_hash, decode, read
 from creature.data.describe_figure import draw_figure
 from creature.data.describe_tables import (
     SHOWN,
@@ -31,11 +33,12 @@ from creature.data.describe_tables import (
     splits_of,
     splits_table,
 )
-from creature.data.duplicates import LENGTH, near_duplicates, sketch
+from creature.data.duplicates import near_duplicates
 from creature.data.files import file_id, labels_of, list_images, name_in, read_labels
+from creature.data.likeness import SIDE, detail
 from creature.data.sources import short_names
 from creature.device import usable_cores
-from creature.errors import UserError, check_installed
+from creature.errors import BrokenError, UserError, check_installed
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("folders", nargs="+", help="folders of class folders, or of images")
     parser.add_argument("--labels", metavar="FILE.csv", help="labels (image, label) of images in no class folder")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw classes and sizes, too")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw classes, sizes and what may be copies")
     return parser.parse_args(argv)
 
 
@@ -67,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     copies = find_copies(images)
     show_tables(images, copies)
     if args.out:
-        draw_figure(images, args.out)
-        say(f"{args.out} shows classes and sizes")
+        alike = [copy for copy in copies if copy.likeness is not None]
+        draw_figure(images, alike, args.out)
+        say(f"{args.out} shows classes and sizes{', and images that may be copies' if alike else ''}")
     if len(classes := {image.label for image in images if image.label}) == 1:
         say(str(one_class_error(args.folders, classes.pop(), "folders")))
     for line in advice(images, copies):
@@ -87,7 +91,7 @@ def show_tables(images: Sequence[ScannedImage], copies: Sequence[CopiedImage]) -
         show_table(f"Bad files: {len(bad)}{of_shown(bad)}", ("image", "why it cannot be decoded"), bad[:SHOWN])
     if copies:
         rows = [(copy.first.id, copy.other.id, copy.how, copy.remark) for copy in copies]
-        show_table(f"Copies: {len(copies)}{of_shown(copies)}", ("image", "the same as", "how", ""), rows[:SHOWN])
+        show_table(f"Copies: {len(copies)}{of_shown(copies)}", ("image", "and", "how", ""), rows[:SHOWN])
 
 
 def find(folder: str, name: str, *, labels: dict[str, str]) -> Iterator[ScannedImage]:
@@ -133,15 +137,32 @@ def _scan(image: ScannedImage) -> ScannedImage:
 
 
 def find_copies(images: Sequence[ScannedImage]) -> list[CopiedImage]:
-    """Images that are there more than once; those in two splits come first."""
-    sketches = b"".join(image.sketch or bytes(LENGTH) for image in images)
-    alike = near_duplicates(np.frombuffer(sketches, np.uint8).reshape(-1, LENGTH))
+    """Images that are there more than once, then those that look the same; of both, those in two splits come first."""
     first: dict[str, int] = {}
-    copies = []
-    for row, image in enumerate(images):
-        same = first.setdefault(image.content, row) if image.content else row
-        if same != row:
-            copies.append(CopiedImage(images[same], image, "the same file"))
-        elif alike[row] != row:
-            copies.append(CopiedImage(images[alike[row]], image, "looks the same"))
-    return sorted(copies, key=lambda copy: (copy.first.split == copy.other.split, copy.first.label == copy.other.label))
+    firsts = [first.setdefault(image.content, row) if image.content else row for row, image in enumerate(images)]
+    same = [CopiedImage(images[one], images[row]) for row, one in enumerate(firsts) if one != row]
+    sketches = np.frombuffer(b"".join(image.sketch or bytes(LENGTH) for image in images), np.uint8).reshape(-1, LENGTH)
+    found = near_duplicates(sketches, partial(_details, images), np.array(firsts) == np.arange(len(images)))
+    alike = [
+        CopiedImage(images[one], images[other], likeness)
+        for (one, other), likeness in zip(found.pairs.tolist(), found.likeness.tolist(), strict=True)
+    ]
+    return [
+        *sorted(same, key=lambda copy: (copy.first.split == copy.other.split, not copy.conflicts)),
+        *sorted(alike, key=lambda copy: (copy.first.split == copy.other.split, not copy.conflicts, -copy.likeness)),
+    ]
+
+
+def _details(images: Sequence[ScannedImage], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Levels of grey (n, 64, 64) and sides (n,) of some images (likeness.Details)."""
+
+    def read_again(row: int) -> tuple[bytes, int]:
+        try:
+            return detail(decode(read({"path": images[row].path})))
+        except BadImage as reason:
+            raise BrokenError(f"{images[row].path}: changed while it was read ({reason}); start again") from reason
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        found = list(pool.map(read_again, rows.tolist()))
+    levels = np.frombuffer(b"".join(image for image, _ in found), np.uint8).reshape(-1, SIDE, SIDE)
+    return levels, np.array([side for _, side in found], np.int64)

@@ -8,25 +8,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from creature.console import printable
-from creature.data.describe_tables import ScannedImage, splits_of
+from creature.data.decode import BadImage, decode, read
+from creature.data.describe_tables import CopiedImage, ScannedImage, splits_of
 from creature.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 NAMED = 40  # classes, at most, that are named
+PAIRS, PAIRS_ABREAST = 24, 3
 
 
-def draw_figure(images: Sequence[ScannedImage], path: Path) -> None:
-    """Draw the images of each class, by split, and their shorter sides; the file's ending says the format.
+def draw_figure(images: Sequence[ScannedImage], alike: Sequence[CopiedImage], path: Path) -> None:
+    """Draw the images of each class, shorter sides, and pairs that look the same; the file's ending says the format.
 
     Raises UserError where the file cannot be written.
     """
     from matplotlib.figure import Figure
 
     classes = len({image.label for image in images if image.label})
-    figure = Figure(figsize=(8, max(3.2, 1.2 + 0.17 * min(classes, NAMED))), layout="constrained", dpi=160)
-    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    shown = alike[:PAIRS]
+    heights = [max(3.2, 1.2 + 0.17 * min(classes, NAMED)), *[1.7 * -(-len(shown) // PAIRS_ABREAST)] * bool(shown)]
+    figure = Figure(figsize=(8, sum(heights)), layout="constrained", dpi=160)
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    left, right = parts[0].subplots(1, 2, width_ratios=(2, 1))
+    if shown:
+        _draw_pairs(parts[1], shown, len(alike))
     _draw_classes(left, images)
     _draw_sides(right, images)
     for axes in (left, right):
@@ -65,3 +73,30 @@ def _draw_sides(axes: "Axes", images: Sequence[ScannedImage]) -> None:
     sides = [np.array([min(image.size) for image in images if image.split == s and image.kind]) for s in splits]
     axes.hist(sides, bins=20, stacked=True, label=splits)
     axes.set_title("Shorter side, pixels", loc="left", fontsize=10)
+
+
+def _draw_pairs(figure: "SubFigure", alike: Sequence[CopiedImage], count: int) -> None:
+    """Two images side by side for each pair, with their likeness and labels."""
+    figure.suptitle(f"May be copies: {len(alike)} of {count} pairs", x=0.01, ha="left", fontsize=10)
+    rows = -(-len(alike) // PAIRS_ABREAST)
+    for axes in (places := figure.subplots(rows, 2 * PAIRS_ABREAST, squeeze=False).ravel()):
+        axes.set_axis_off()
+    for number, copy in enumerate(alike):
+        for axes, image in zip(places[2 * number :], (copy.first, copy.other), strict=False):
+            try:
+                pixels = decode(read({"path": image.path}))
+            except BadImage:  # gone since it was looked at
+                continue
+            pixels.thumbnail((200, 200))
+            axes.imshow(pixels)
+            name = printable(image.label or image.split)
+            axes.set_title(name if len(name) <= 18 else f"{name[:17]}…", fontsize=7, parse_math=False)
+        places[2 * number].text(
+            1.05,
+            -0.05,
+            f"{copy.likeness:.2f}",
+            transform=places[2 * number].transAxes,
+            fontsize=7,
+            ha="center",
+            va="top",
+        )

@@ -1,5 +1,6 @@
 """Scanned images in tables, and what to do about them. N images."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -27,11 +28,16 @@ class ScannedImage(NamedTuple):
 
 
 class CopiedImage(NamedTuple):
-    """An image that is there more than once, with the first one that it is a copy of."""
+    """Two images that are the same file, or may be copies."""
 
     first: ScannedImage
     other: ScannedImage
-    how: str  # it is the same
+    likeness: float | None = None  # up to 1; None for the same file
+
+    @property
+    def how(self) -> str:
+        """How sure it is that one is a copy of the other."""
+        return "the same file" if self.likeness is None else f"may be a copy ({self.likeness:.2f})"
 
     @property
     def conflicts(self) -> bool:
@@ -100,10 +106,15 @@ def advice(images: Sequence[ScannedImage], copies: Sequence[CopiedImage]) -> Ite
     """What to do about it, and the folds that the images allow."""
     splits = splits_of(images)
     for one, other in combinations(splits, 2):
-        if n := sum({copy.first.split, copy.other.split} == {one, other} for copy in copies):
+        between = [copy for copy in copies if {copy.first.split, copy.other.split} == {one, other}]
+        if n := sum(copy.likeness is None for copy in between):
             yield f"{other} has copies of images in {one} ({n}): its score would flatter; remove them there"
-    if n := sum(copy.conflicts for copy in copies):
+        if n := len(between) - n:
+            yield f"{other} may have copies of images in {one} ({n}); look at them (--out FILE.png)"
+    if n := sum(copy.conflicts for copy in copies if copy.likeness is None):
         yield f"copies with another label than their first: {n}; correct the labels"
+    if n := sum(copy.conflicts for copy in copies if copy.likeness is not None):
+        yield f"images that may be copies, with two labels: {n}; look at them (--out FILE.png)"
     if n := sum(bool(image.bad) for image in images):
         yield f"files that cannot be decoded: {n}; mend or remove them, or images.max_bad says how many may be left out"
     for split in splits:
@@ -113,6 +124,29 @@ def advice(images: Sequence[ScannedImage], copies: Sequence[CopiedImage]) -> Ite
     yield from _advice_on_folds(images)
     if copies and any(map(_is_trainable, images)):
         yield "copies are kept in one fold by themselves; folds.group does the same for series of one animal or place"
+        yield from _advice_on_series(images, [copy for copy in copies if copy.likeness is not None])
+
+
+SERIES = {  # what images of a series share in their ids, and the pattern of folds.group for it
+    "folder": r"(.*)/",
+    "camera": r"([^/]*\D)\d+\.\w+$",
+    "minute": r"(\d{8}[-_T ]?\d{4})",
+}
+MANY = 10  # likenesses that may be a series
+
+
+def _advice_on_series(images: Sequence[ScannedImage], alike: Sequence[CopiedImage]) -> Iterator[str]:
+    """Suggest folds.group where many images look like others of their folder, camera or minute, as their names say."""
+    classes = len({(image.split, image.label) for image in images})
+    for kind, pattern in SERIES.items():
+        keys = {image.id: found[1] for image in images if (found := re.search(pattern, image.id))}
+        shared = [copy for copy in alike if keys.get(copy.first.id, "") == keys.get(copy.other.id)]
+        if len(shared) >= MANY and 2 * len(shared) >= len(alike) and len(set(keys.values())) > classes:
+            yield (
+                f"suggested: folds.group='{pattern}', for {len(shared)} of {len(alike)} pairs that look the same share "
+                f"a {kind}, such as {keys[shared[0].first.id]}"
+            )
+            return
 
 
 def _is_trainable(image: ScannedImage) -> bool:

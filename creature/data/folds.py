@@ -91,14 +91,21 @@ def assign_folds(
 
 
 def group_copies(
-    groups: Any, hashes: Any, labels: Any, *, class_names: Sequence[str], alike: np.ndarray | None = None
+    groups: Any,
+    hashes: Any,
+    labels: Any,
+    *,
+    class_names: Sequence[str],
+    alike: np.ndarray | None = None,
+    largest: int | None = None,
 ) -> np.ndarray:
     """Groups (N,) in which copies are together, too: a copy in another fold would be seen in training.
 
-    Copies are identical files, and near-duplicates: `alike` (N,) has the first row of those that look the same.
+    Copies are identical files, and near-duplicates: `alike` (N,) has the first row of those that look the same. These
+    join groups as long as no more than `largest` rows are together; warns of those that do not, and of larger groups.
     """
-    labels, rows, copied = np.asarray(labels), np.arange(len(hashes)), _first_equal(hashes)
-    grouped = np.where(arrow_compute().equal(groups, ""), rows, _first_equal(groups))
+    labels, rows, copied = np.asarray(labels), np.arange(len(hashes)), first_equal(hashes)
+    grouped = np.where(arrow_compute().equal(groups, ""), rows, first_equal(groups))
     alike = rows if alike is None else alike
     _warn_of_labels(labels, copied, alike, class_names=class_names)
     parent = rows.tolist()  # union-find
@@ -109,9 +116,29 @@ def group_copies(
             row = parent[row]
         return row
 
-    for row in np.flatnonzero((copied != rows) | (grouped != rows) | (alike != rows)).tolist():
-        for first in (int(copied[row]), int(grouped[row]), int(alike[row])):
+    for row in np.flatnonzero((copied != rows) | (grouped != rows)).tolist():
+        for first in (int(copied[row]), int(grouped[row])):
             parent[root(row)] = root(first)
+    sizes, apart = np.bincount([root(row) for row in rows.tolist()], minlength=len(rows)), 0
+    if largest is not None and sizes.max(initial=0) > largest:
+        warn(
+            f"folds: one group of images or of identical files has {sizes.max()} of {len(rows)} images, and a fold "
+            f"{largest}; folds will differ in size, unless folds.group names smaller groups"
+        )
+    for row in np.flatnonzero(alike != rows).tolist():
+        one, other = root(row), root(int(alike[row]))
+        if one == other:
+            continue
+        if largest is not None and sizes[one] + sizes[other] > largest:  # guard: no-group-above-a-fold
+            apart += 1
+            continue
+        parent[one] = other
+        sizes[other] += sizes[one]
+    if apart:
+        warn(
+            f"folds: {apart} images may be in another fold than one that looks the same, for all that look the same "
+            f"would be more than a fold's {largest}; folds.group keeps a series or a place together"
+        )
     return np.array([root(row) for row in rows.tolist()]).astype(str)
 
 
@@ -125,10 +152,10 @@ def _warn_of_labels(labels: np.ndarray, copied: np.ndarray, alike: np.ndarray, *
     if (differ := labels[copied] != labels).any():
         warn(f"images.train: {differ.sum()} files are copies of one with another label, {example(differ, copied)}")
     if (differ := (labels[alike] != labels) & (labels[copied] == labels)).any():
-        warn(f"images.train: {differ.sum()} images look as one with another label does, {example(differ, alike)}")
+        warn(f"images.train: {differ.sum()} images may be copies of one with another label, {example(differ, alike)}")
 
 
-def _first_equal(values: Any) -> np.ndarray:
+def first_equal(values: Any) -> np.ndarray:
     """For each row (N,) the first row that has the same value."""
     pc = arrow_compute()
     _, first, same = np.unique(pc.index_in(values, pc.unique(values)), return_index=True, return_inverse=True)

@@ -17,13 +17,14 @@ import pyarrow as pa
 
 from creature.console import progress, warn
 from creature.data.arrow_tables import arrow_compute, store_table, stored_table
+from creature.data.candidates import LENGTH, sketch
 from creature.data.decode import BadImage, content_hash, decode, read
-from creature.data.duplicates import LENGTH, sketch
 from creature.data.eval_transform import EvalTransform
 from creature.data.image_cache import CachedImages, ImageCache, open_cache, should_cache
+from creature.data.likeness import SIDE, detail
 from creature.data.workers import load_batches, note_decoding
 from creature.device import usable_cores
-from creature.errors import UserError
+from creature.errors import BrokenError, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,6 +112,33 @@ def state_of_files(dataset: "Dataset") -> str:
     except (OSError, ValueError):  # a ValueError is a NUL in the path
         return ""
     return digest.hexdigest()
+
+
+class Details:
+    """Images of a data set, read once more for a close look (likeness.Details)."""
+
+    def __init__(self, dataset: "Dataset"):
+        self.dataset = dataset
+
+    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Levels of grey (n, 64, 64) and sides (n,) of some rows; raises BrokenError for one that has changed."""
+        batches = [rows[start : start + ROWS_AT_ONCE].tolist() for start in range(0, len(rows), ROWS_AT_ONCE)]
+        levels, sides = np.empty((len(rows), SIDE * SIDE), np.uint8), np.empty(len(rows), np.int64)
+        with load_batches(self, batches, min(usable_cores(), len(batches) // 8)) as loaded:
+            for place, (image, side) in enumerate(chain.from_iterable(loaded)):
+                levels[place], sides[place] = np.frombuffer(image, np.uint8), side
+        return levels.reshape(-1, SIDE, SIDE), sides
+
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[bytes, int]]:
+        return [self._detail(row) for row in rows]
+
+    def _detail(self, row: int) -> tuple[bytes, int]:
+        note_decoding(row)
+        try:
+            return detail(decode(read(self.dataset[row]["image"])))
+        except BadImage as reason:
+            name = self.dataset[row]["id"]
+            raise BrokenError(f"{name}: changed while it was read ({reason}); start again") from reason
 
 
 class CheckedImage(NamedTuple):

@@ -9,8 +9,8 @@ from creature.console import warn
 from creature.data.dataset import column, fingerprint, read_images
 from creature.data.duplicates import near_duplicates
 from creature.data.eval_transform import EvalTransform
-from creature.data.folds import FoldTable, assign_folds, group_copies
-from creature.data.scan import scan_images, sketches_of
+from creature.data.folds import FoldTable, assign_folds, first_equal, group_copies
+from creature.data.scan import Details, scan_images, sketches_of
 from creature.data.sources import SourceFormat
 from creature.errors import UserError
 from creature.recipe import Folds, Images, Recipe
@@ -33,14 +33,18 @@ def make_folds(recipe: Recipe, dataset: Any, checked: pa.Table, *, bad: dict[str
     """
     ids, labels, names = column(dataset, "id"), column(dataset, "label").to_numpy(), dataset.features["label"].names
     hashes = checked["hash"]
-    alike = near_duplicates(sketches_of(checked)) if "sketch" in checked.column_names else np.arange(len(ids))
+    alike = np.arange(len(ids))
+    if "sketch" in checked.column_names:
+        alike = near_duplicates(sketches_of(checked), Details(dataset), first_equal(hashes) == alike).first
     if recipe.folds.count == 1:
         in_validation = column(dataset, "source").to_numpy() >= len(recipe.images.train)
         partitions = (_validation_fold(in_validation, hashes.to_numpy(), alike),)
         trained = labels[partitions[0] < 0]
     else:
-        groups = group_copies(column(dataset, "group"), hashes, labels, class_names=names, alike=alike)
         count, seed = recipe.folds.count, recipe.folds.seed
+        groups = group_copies(
+            column(dataset, "group"), hashes, labels, class_names=names, alike=alike, largest=-(-len(ids) // count)
+        )
         partitions = tuple(
             assign_folds(labels, groups, count, seed=seed, repeat=repeat) for repeat in range(recipe.folds.repeats)
         )
@@ -94,16 +98,25 @@ def _warn_of_rare_classes(folds: Folds, labels: np.ndarray, names: list[str]) ->
         )
 
 
-def warn_of_holdout_copies(images: Images, folds: FoldTable, checked: pa.Table, *, transform: EvalTransform) -> None:
+def warn_of_holdout_copies(
+    images: Images, folds: FoldTable, dataset: Any, *, checked: pa.Table, transform: EvalTransform
+) -> None:
     """Warn of images of images.holdout that are trained on, or look like one that is: they are no fair score."""
     if not images.holdout or "sketch" not in checked.column_names:
         return
+    from datasets import concatenate_datasets
+
     columns = SourceFormat(images.image_column, images.label_column, images.labels)
     holdout = read_images(images.holdout, columns, "images.holdout", class_names=folds.class_names)
     held = scan_images(holdout, None, "images.holdout", kind="off", transform=transform).table
-    checked = checked.filter(folds.partitions[0] < 0) if folds.count == 1 else checked
+    trained = np.flatnonzero(folds.partitions[0] < 0) if folds.count == 1 else np.arange(len(checked))
+    checked, trained_on = checked.take(trained), dataset.select(trained)
     same = np.isin(held["hash"].to_numpy(), checked["hash"].to_numpy())
-    first_alike = near_duplicates(np.concatenate([sketches_of(checked), sketches_of(held)]))[len(checked) :]
+    sketches = np.concatenate([sketches_of(checked), sketches_of(held)])
+    details = Details(concatenate_datasets([part.select_columns(["id", "image"]) for part in (trained_on, holdout)]))
+    contents = pa.chunked_array([*checked["hash"].chunks, *held["hash"].chunks])
+    once = first_equal(contents) == np.arange(len(sketches))
+    first_alike = near_duplicates(sketches, details, once).first[len(checked) :]
     if same.any():
         warn(f"images.holdout: {same.sum()} of its {len(held)} images are trained on, too, and will not be scored")
     if n := int((~same & (first_alike < len(checked))).sum()):

@@ -126,7 +126,7 @@ def _check_images(
         folds = saved
     else:
         folds = make_folds(recipe, kept, table, bad={dataset[row]["id"]: reason for row, reason in scan.bad.items()})
-        warn_of_holdout_copies(images, folds, table, transform=transform)
+        warn_of_holdout_copies(images, folds, kept, checked=table, transform=transform)
     open_run(out, recipe, hashes)  # not before: what cannot be trained with must not stay as the run's recipe
     return good, share_folds(out, folds), scan.cache
 

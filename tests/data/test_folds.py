@@ -163,6 +163,17 @@ def test_no_copy_of_a_file_is_in_another_fold():
     assert len(set(zip(hashes, fold.tolist(), strict=True))) == len(set(hashes))
 
 
+def test_look_alikes_make_no_group_above_a_fold_and_a_declared_one_is_said(capsys):
+    alone, labels = [""] * 90, [0] * 90
+    hashes = [f"{row}" for row in range(90)]
+    groups = group_copies(alone, hashes, labels, class_names=["a"], alike=np.zeros(90, int), largest=30)
+    assert max(np.unique(groups, return_counts=True)[1]) == 30
+    assert "60 images may be in another fold than one that looks the same" in " ".join(capsys.readouterr().err.split())
+    assert np.ptp(np.bincount(assign_folds(np.array(labels), groups, 3, seed=0))) == 0
+    group_copies(["one"] * 60 + [""] * 30, hashes, labels, class_names=["a"], largest=30)
+    assert "has 60 of 90 images, and a fold 30" in " ".join(capsys.readouterr().err.split())
+
+
 def test_copies_with_another_label_are_counted_and_named(capsys):
     group_copies([""] * 4, ["1", "1", "1", "2"], [0, 1, 1, 1], class_names=["cat", "dog"])
     assert "2 files are copies of one with another label, such as one in cat and dog" in capsys.readouterr().err
