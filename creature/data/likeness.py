@@ -21,7 +21,7 @@ COPIES = 0.6  # candidates that are mostly so alike are copies, and share more t
 LEAST = {
     16: (0.92, 0.97),
     32: (0.5, 0.9),
-    64: (0.45, 0.7),
+    64: (0.5, 0.75),
 }  # by side: without a scene, and with one that hides all else
 NOISE = 12.0  # squared levels of grey: what encoding leaves in a window without any contrast
 WINDOW, WORST = 5, 0.005  # pixels; the share of windows that may be worse
@@ -61,7 +61,7 @@ def are_alike(pairs: np.ndarray, mirrored: np.ndarray, details: Details) -> np.n
     finer = np.flatnonzero((alike >= ALIKE) & (finest > side))
     alike[finer] = compare(finer, finest[finer])
     low, high = np.array([LEAST[level] for level in finest.tolist()]).reshape(-1, 2).T
-    return np.where(alike >= np.minimum(low + scene / 2, high), alike, 0)
+    return np.where(alike >= np.minimum(low + scene, high), alike, 0)
 
 
 def _scene_likeness(place: np.ndarray, alike: np.ndarray) -> np.ndarray:
