@@ -65,7 +65,7 @@ def _fitting(sketches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nda
     for band in range(BANDS):
         order = np.argsort(keys[:, band], kind="stable")
         in_order = keys[order, band]
-        crowded = _spread_crowds(order, in_order, sketches, rows, band=band)
+        crowded = _spread_crowds(order, in_order, sketches, rows=rows, band=band)
         compared = 0
         for step in range(1, CROWD + 1):
             near = step <= NEIGHBOURS or ~crowded[step:]
@@ -141,7 +141,7 @@ def _keys(sketches: np.ndarray, rows: np.ndarray, mirrored: bool) -> np.ndarray:
 
 
 def _spread_crowds(
-    order: np.ndarray, in_order: np.ndarray, sketches: np.ndarray, rows: np.ndarray, *, band: int
+    order: np.ndarray, in_order: np.ndarray, sketches: np.ndarray, *, rows: np.ndarray, band: int
 ) -> np.ndarray:
     """Put places of one key that are many beside those that they are like without their scene; gives which those are.
 

@@ -76,6 +76,7 @@ def _scene_likeness(place: np.ndarray, alike: np.ndarray) -> np.ndarray:
 def likeness(one: np.ndarray, other: np.ndarray, side: int) -> np.ndarray:
     """How alike the images (P, 64, 64) of each pair are, compared at a side: 1 where they are equal everywhere."""
     place = np.zeros((len(one), 4), np.float32)
+    a, b = one, other
     for level, steps in zip(LEVELS[: LEVELS.index(side) + 1], STEPS, strict=False):
         a, b = (_smaller(images, level) for images in (one, other))
         place = _register(a, b, place, steps=steps)
@@ -147,7 +148,7 @@ def _difference(one: np.ndarray, other: np.ndarray, place: np.ndarray) -> np.nda
     seen = _toned(seen, other, inside)
 
     def window(values: np.ndarray) -> np.ndarray:
-        return uniform_filter(values, (0, WINDOW, WINDOW), mode="constant")
+        return uniform_filter(values, WINDOW, mode="constant", axes=(1, 2))
 
     share = np.maximum(window(inside.astype(np.float32)), 1e-6)
 
