@@ -107,10 +107,11 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
     from creature.training.finish import finish_fold
     from creature.training.learner import build_learner, start_at_probe
     from creature.training.saver import Saver
-    from creature.training.training_state import TABLE_HEADER
+    from creature.training.training_state import TABLE_HEADER, advice_on_waiting
 
     accelerator, data = training.accelerator, training.data
     learner = build_learner(accelerator, recipe, data, fold=fold)
+    learner.state.micro_batches = training.micro_batches
     resumed = checkpoint.load_state(folder, learner, accelerator, settings=recipe.optimizer)
     if recipe.backbone.head_start == "probe" and not resumed:
         start_at_probe(learner, data)
@@ -132,10 +133,11 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
                 predictions = loop.predict_held_out(accelerator, learner, data, batches=batches)
             result = learner.end_epoch(predictions.score)
             say(result)
-            if advice := result.advice:
+            if advice := advice_on_waiting(state.history, recipe.images.cache):
                 say(advice)
             accelerator.log(result.tracked(fold), step=state.epoch)
             saver.save_epoch(predictions)
+    training.micro_batches = state.micro_batches
     if accelerator.is_main_process:
         finish_fold(accelerator, recipe, data.folds, learner=learner, folder=folder)
 

@@ -51,7 +51,8 @@ def choose_workers(workers: int | str, device: "torch.device") -> int:
 
 def copy_to(device: "torch.device", tensor: "torch.Tensor") -> "torch.Tensor":
     """The tensor on the device; a GPU takes it out of pinned memory, and the host goes on meanwhile."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def start_gpu(device: "torch.device") -> None:

@@ -97,7 +97,7 @@ class View:
     mirrored: bool
     angle: float  # in degrees, counter-clockwise
     crop: Box
-    erased: dict[str, Any] | None  # parameters of v2.RandomErasing
+    erased: Box | None  # in pixels of the view, whose size is the same for all
 
     @property
     def box(self) -> Box:
@@ -138,7 +138,9 @@ class AffineAugmentation:
             crop = self.crop.make_params([torch.empty(1, height, width, device="meta")])
             erased = None
             if self.erasing.p and torch.rand(1) < self.erasing.p:
-                erased = self.erasing.make_params([torch.empty(3, self.size, self.size, device="meta")])
+                drawn = self.erasing.make_params([torch.empty(3, self.size, self.size, device="meta")])
+                if drawn["v"] is not None:
+                    erased = Box(drawn["j"], drawn["i"], drawn["j"] + drawn["w"], drawn["i"] + drawn["h"])
         left, top = crop["left"], crop["top"]
         box = Box(left, top, left + crop["width"], top + crop["height"])
         return View((width, height), mirrored, angle, crop=box, erased=erased)
@@ -150,7 +152,10 @@ class AffineAugmentation:
         view = self.draw(*image.size, seed)
         pixels = _crop(image, view.box, self.size)
         pixels = pixels.flip(2) if view.mirrored else pixels
-        return pixels if view.erased is None else self.erasing.transform(pixels, view.erased)
+        if view.erased is not None:
+            left, top, right, bottom = map(int, view.erased)
+            pixels[:, top:bottom, left:right] = 0
+        return pixels
 
 
 def _crop(image: Encoded | Decoded, box: Box, size: int) -> torch.Tensor:

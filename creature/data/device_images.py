@@ -34,8 +34,11 @@ class DeviceImages:
         largest = max(affine(augmentation).size for augmentation in images.training.augmentations)
         self.sizes, self.copies = _load(images.training, round(largest * MARGIN), device)
         _, self.views = _load(images.held_out, size, device)
-        gigabytes = (self.copies.nbytes + self.views.nbytes) / 2**30
-        say(f"images.cache: {gigabytes:.1f} GiB of copies and views, copies on {self.copies.device}; no workers start")
+        places = [
+            f"{pixels.nbytes / 1e6:,.0f} MB of {name} in the memory of {pixels.device}"
+            for name, pixels in (("copies", self.copies), ("held-out views", self.views))
+        ]
+        say(f"images.cache: {' and '.join(places)}; no workers start")
 
     def batches(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
         """The batches of requests, in order."""
@@ -66,8 +69,10 @@ class DeviceImages:
 
     def _rows_of(self, images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Some images (N, 3, C, C), on the device."""
-        batch = images[rows.to(images.device)]
-        return batch if batch.device == self.device else copy_to(self.device, batch)
+        if images.device == self.device:
+            return images[copy_to(self.device, rows)]
+        batch = torch.empty((len(rows), *images.shape[1:]), dtype=images.dtype, pin_memory=True)
+        return copy_to(self.device, torch.index_select(images, 0, rows, out=batch))
 
 
 def affine(augmentation: Augmentation) -> AffineAugmentation:
@@ -79,14 +84,17 @@ def affine(augmentation: Augmentation) -> AffineAugmentation:
 def cut_views(copies: torch.Tensor, views: Sequence[View], augmentation: AffineAugmentation) -> torch.Tensor:
     """The views (B, 3, S, S) of copies (B, 3, C, C), by one bilinear resampling; black where there is no image."""
     count, size = len(views), augmentation.size
-    maps = torch.tensor(np.stack([view.matrix for view in views]), dtype=torch.float32).to(copies.device)
+    maps = copy_to(copies.device, torch.tensor(np.stack([view.matrix for view in views]), dtype=torch.float32))
     grid = affine_grid(maps, [count, 3, size, size], align_corners=False)
     padding = "zeros" if augmentation.rotation else "border"
     pixels = grid_sample(copies.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False)
     pixels = pixels.round().to(torch.uint8)
-    for place, view in zip(pixels, views, strict=True):
-        if view.erased is not None:
-            place.copy_(augmentation.erasing.transform(place, view.erased))
+    if augmentation.erasing.p:
+        edges = copy_to(copies.device, torch.tensor([view.erased or (0, 0, 0, 0) for view in views]))
+        left, top, right, bottom = edges[:, :, None].unbind(1)
+        places = torch.arange(size, device=copies.device)
+        rows, columns = (top <= places) & (places < bottom), (left <= places) & (places < right)
+        pixels.masked_fill_((rows[:, :, None] & columns[:, None])[:, None], 0)
     return pixels.contiguous(memory_format=torch.channels_last)
 
 

@@ -160,12 +160,16 @@ def start_loader(
 
 
 def _on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches from pinned memory in a GPU's, copied while the host goes on."""
+    """Batches from pinned memory in a GPU's, copied while the host and the GPU's computing go on."""
     copies: deque[torch.cuda.Event] = deque()
+    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     for batch in batches:
-        pixels = batch.pixels.to(device, non_blocking=True)
-        copies.append(torch.cuda.Event())
-        copies[-1].record()
+        with torch.cuda.stream(copying):
+            pixels = batch.pixels.to(device, non_blocking=True)
+            copies.append(torch.cuda.Event())
+            copies[-1].record()
+        computing.wait_event(copies[-1])
+        pixels.record_stream(computing)
         if len(copies) > COPYING:  # its buffer is written to next
             copies.popleft().synchronize()
         yield batch._replace(pixels=pixels)

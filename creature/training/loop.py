@@ -17,6 +17,7 @@ from torch import nn
 from creature.console import progress, warn
 from creature.data.loader import Batch, MakeBatches
 from creature.data.order import fold_requests, held_out_order
+from creature.device import copy_to
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import Predictions
 from creature.run import held_out_predictions
@@ -163,7 +164,7 @@ def predict(
             batch = next(batches)
             check_readable(batch)
             assert np.array_equal(batch.rows, rows[chunk]), "batches of other rows"
-            pixels = normalize(batch.pixels.to(accelerator.device, non_blocking=True))
+            pixels = normalize(copy_to(accelerator.device, batch.pixels))
             # Not the compiled call, but what predict.py computes; and a last batch may be of any size.
             predicted.append((chunk, model.forward(pixels).float().cpu().numpy()))
             bar.update(task, advance=len(chunk), speed=f"{bar.tasks[task].speed or 0:.0f}")

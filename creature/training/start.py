@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from creature.console import warn
+from creature.console import say, warn
 from creature.data.device_images import DeviceImages
 from creature.data.folds import FoldTable
 from creature.data.fork_server import fork_server
 from creature.data.loader import MakeBatches, RunImages, start_loader
-from creature.device import choose_workers, deterministic_algorithms, keep_memory
+from creature.device import choose_workers, deterministic_algorithms, keep_memory, process_cores
 from creature.recipe import Images, Recipe, recipe_warnings
 from creature.storage import explain_disk_errors
 from creature.training import distributed, features, loop, train_data
@@ -21,13 +21,14 @@ from creature.training.backbone import check_backbone
 from creature.training.train_data import TrainData
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
     """What all folds of a run are trained with."""
 
     accelerator: Accelerator
     data: TrainData
     make_batches: MakeBatches
+    micro_batches: int = 1  # in which a step of the fold before fitted into the memory
 
 
 @contextmanager
@@ -86,6 +87,8 @@ def open_batches(settings: Images, device: torch.device) -> Iterator[Callable[[R
         def start(images: RunImages, buffer_bytes: int) -> MakeBatches:
             if on_device:
                 return DeviceImages(images, device).batches
+            if settings.workers == "auto":
+                say(f"images.workers: auto, {workers} of {process_cores()} cores prepare images")
             return context.enter_context(start_loader(images, workers, buffer_bytes, device=device))
 
         yield start

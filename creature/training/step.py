@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from creature.data.loader import Batch
 from creature.data.order import derive_seed
+from creature.device import copy_to
 from creature.errors import BrokenError, UserError, first_line
 from creature.training.learner import Learner, most_micro_batches
 from creature.training.losses import soft_labels
@@ -161,8 +162,8 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, *, weight: float) -> torch.Tensor:
     """Gradients of the weighted sum of the rows' losses; gives that sum."""
-    inputs = learner.normalize(batch.pixels.to(accelerator.device, non_blocking=True))
-    targets = batch.labels.to(accelerator.device, non_blocking=True)
+    inputs = learner.normalize(copy_to(accelerator.device, batch.pixels))
+    targets = copy_to(accelerator.device, batch.labels)
     if learner.mix:  # the whole share, or its pairs would depend on the number of micro-batches
         targets = targets if targets.ndim == 2 else soft_labels(targets, learner.classes)
         inputs, targets = learner.mix(inputs, targets)

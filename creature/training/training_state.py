@@ -45,13 +45,6 @@ class EpochResult:
         figures = f"{self.loss:.4f}", f"{self.learning_rate:.1e}", f"{self.seconds:.1f}", f"{self.waiting:.0%}"
         return _ROW.format(self.epoch, *figures, self.score)
 
-    @property
-    def advice(self) -> str:
-        """How to wait less for images, after the second epoch, for workers start in the first; or nothing."""
-        if self.epoch != 2 or self.waiting <= 0.1 or self.waiting * self.seconds < 5:
-            return ""
-        return f"{self.waiting:.0%} of the epoch waited for images; images.cache=disk or more images.workers shorten it"
-
     def tracked(self, fold: int) -> dict[str, float]:
         """What trackers show, by name."""
         figures = {
@@ -66,6 +59,19 @@ class EpochResult:
             "held_out_accuracy_high": self.high,
         }
         return {f"fold-{fold}/{name}": value for name, value in figures.items()}
+
+
+def advice_on_waiting(history: Sequence[EpochResult], cache: str) -> str:
+    """How to wait less for images, where the last epoch is the first that lost a tenth and a second to it; or nothing.
+
+    The first epoch of all does not count, for workers start in it. `cache` is images.cache; of `device`, whose views
+    are made in the meantime, nothing is to be had sooner.
+    """
+    waited = [result for result in history[1:] if result.waiting > 0.1 and result.waiting * result.seconds > 1]
+    if len(waited) != 1 or waited[0] is not history[-1] or cache == "device":
+        return ""
+    way_out = "images.cache=disk or more images.workers" if cache == "off" else "more images.workers"
+    return f"{waited[0].waiting:.0%} of the epoch waited for images; {way_out} shorten it"
 
 
 @dataclass(config=_EXACT)

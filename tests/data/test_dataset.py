@@ -14,7 +14,6 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, List, Value
 from datasets import Image as ImageFeature
-from PIL import Image
 
 from creature.data import files, scan
 from creature.data.dataset import fingerprint
@@ -22,6 +21,7 @@ from creature.data.decode import content_hash, decode, read
 from creature.data.files import file_id, file_image, labels_of, list_images, natural_key, read_labels, walk_files
 from creature.data.scan import check_images, refuse_bad
 from creature.errors import UserError
+from helpers import faults
 from helpers.memory import holding
 from helpers.tables import fill, images, parquet, picture, table, write_csv
 
@@ -559,21 +559,14 @@ def test_bad_pictures_are_listed_with_their_reasons(tmp_path):
 
 def test_every_picture_is_decoded_once_and_known_ones_never(tmp_path, monkeypatch):
     actual = images(fill(tmp_path / "x", *(f"cat/{i}.png" for i in range(9))))
-    log = tmp_path / "decoded"  # by processes of their own
-
-    decode = scan.decode
-
-    def noted(data: bytes) -> Image.Image:
-        with log.open("a") as file:
-            file.write(content_hash(data) + "\n")
-        return decode(data)
-
-    monkeypatch.setattr(scan, "decode", noted)
+    monkeypatch.setattr(scan, "usable_cores", lambda: 0)  # no workers, which would not be noticed
+    decoded = faults.note_calls(monkeypatch, scan, "decode")
     hashes, bad = check_images(actual, frozenset(), "test")
-    assert (sorted(log.read_text().split()), bad) == (sorted(content_hash(picture(i)) for i in range(9)), {})
-    log.unlink()
+    assert [content_hash(call.args[0]) for call in decoded] == hashes
+    assert (sorted(hashes), bad) == (sorted(content_hash(picture(i)) for i in range(9)), {})
+    decoded.clear()
     assert check_images(actual, frozenset(hashes[:7]), "test") == (hashes, {})
-    assert sorted(log.read_text().split()) == sorted(content_hash(picture(i)) for i in (7, 8))
+    assert [content_hash(call.args[0]) for call in decoded] == hashes[7:]
 
 
 def test_more_pictures_than_one_slice_are_checked_in_order(tmp_path):

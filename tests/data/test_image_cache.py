@@ -113,7 +113,7 @@ def test_another_size_or_view_is_another_cache(home, wanted):
 
 def test_a_cache_that_is_there_is_used_and_nothing_is_decoded(monkeypatch):
     opened()
-    monkeypatch.setattr(module, "decode", None)
+    monkeypatch.setattr(module, "load_batches", None)
     assert len(opened().places) == 5
 
 

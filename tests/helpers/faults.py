@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
+from creature.data import scan
 from creature.data.augment import Augmentation
 from creature.data.decode import Decoded, Encoded
 from creature.data.loader import Batch
@@ -64,16 +67,28 @@ def forbid(patch: pytest.MonkeyPatch, owner: object, name: str) -> None:
     patch.setattr(owner, name, lambda *_, **__: pytest.fail(f"{name} is called"))
 
 
-def kill_at_content(patch: pytest.MonkeyPatch, owner: object, name: str, content: bytes) -> None:
-    """Have a decoder crash its process at one image's bytes."""
-    decode = getattr(owner, name)
+@dataclass(frozen=True)
+class DeadlyTable:
+    """Crashes a worker at one image; it reaches workers that share nothing with the test."""
 
-    def deadly(data: bytes) -> Any:
-        if data == content:
+    dataset: Dataset
+    id: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        if parent_process() and self.dataset[row]["id"] == self.id:
             os.kill(os.getpid(), signal.SIGSEGV)
-        return decode(data)
+        return self.dataset[row]
 
-    patch.setattr(owner, name, deadly)
+
+def kill_at_check(patch: pytest.MonkeyPatch, id: str) -> None:
+    """Have the check of an image crash its process."""
+    check = scan.check_images
+    patch.setattr(
+        scan, "check_images", lambda dataset, *rest, **kwargs: check(DeadlyTable(dataset, id), *rest, **kwargs)
+    )
 
 
 @dataclass(frozen=True)

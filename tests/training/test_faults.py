@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from creature.data import fork_server, scan
+from creature.data import fork_server
 from creature.errors import BrokenError, Interrupted, UserError
 from creature.recipe import Optimizer
 from creature.training import checkpoint, distributed, loop, run_folder, signals
@@ -308,6 +308,12 @@ def test_a_batch_that_does_not_fit_is_computed_in_micro_batches(tiny, tmp_path, 
     assert auto.read_bytes() == four.read_bytes()
 
 
+def test_how_many_micro_batches_fit_is_found_once_for_all_folds(tiny, tmp_path, monkeypatch, capsys):
+    faults.fail_in_loss(monkeypatch, torch.OutOfMemoryError("no room"), room=8)
+    start(tiny, tmp_path / "run", "folds.train=[0,1]", "schedule.epochs=1")
+    assert capsys.readouterr().err.count("do not fit into the memory") == 1
+
+
 # Decoders that kill
 
 
@@ -318,7 +324,7 @@ def test_a_picture_that_kills_its_worker_is_named(tiny, drawn, tmp_path, monkeyp
     settings = ("images.workers=2", f"images.train=[{tmp_path / 'train'}]")
     message = rf"^train/fish/{victim.name}: a process that decodes died; remove or"
     with monkeypatch.context() as patch, pytest.raises(BrokenError, match=message):
-        faults.kill_at_content(patch, scan, "decode", victim.read_bytes())
+        faults.kill_at_check(patch, f"train/fish/{victim.name}")
         start(tiny, tmp_path / "scan", *settings)
     faults.kill_at_size(monkeypatch, (40, 33))
     with pytest.raises(BrokenError, match=message):

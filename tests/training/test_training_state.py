@@ -3,7 +3,7 @@
 import pytest
 
 from creature.metrics.accuracy import Count
-from creature.training.training_state import EpochResult, TrainingState
+from creature.training.training_state import EpochResult, TrainingState, advice_on_waiting
 
 
 def end_epochs(count: int, waited: float, seconds: float) -> list[EpochResult]:
@@ -21,8 +21,16 @@ def test_an_epoch_says_which_share_of_it_waited_for_images():
     assert all("25%" in str(result) and result.tracked(0)["fold-0/waiting"] == 0.25 for result in results)
 
 
-@pytest.mark.parametrize(("waited", "seconds", "advised"), [(30.0, 60.0, True), (5.0, 60.0, False), (2.0, 4.0, False)])
-def test_advice_comes_once_where_waiting_costs_a_tenth_and_seconds(waited, seconds, advised):
-    advice = [result.advice for result in end_epochs(4, waited=waited, seconds=seconds)]
+@pytest.mark.parametrize(("waited", "seconds", "advised"), [(30.0, 60.0, True), (5.0, 60.0, False), (0.4, 1.0, False)])
+@pytest.mark.parametrize(("cache", "way_out"), [("off", "images.cache=disk or more images.workers"), ("disk", "more")])
+def test_advice_comes_once_where_waiting_costs_a_tenth(waited, seconds, advised, cache, way_out):
+    history = end_epochs(4, waited=waited, seconds=seconds)
+    advice = [advice_on_waiting(history[:count], cache) for count in range(1, 5)]
     assert [bool(line) for line in advice] == [False, advised, False, False]
-    assert not advised or "50% of the epoch waited for images; images.cache=disk or more images.workers" in advice[1]
+    assert not advised or advice[1].startswith(f"50% of the epoch waited for images; {way_out}")
+
+
+def test_advice_comes_in_the_epoch_that_begins_to_wait():
+    history = [*end_epochs(3, waited=0.0, seconds=60.0), *end_epochs(2, waited=30.0, seconds=60.0)]
+    advice = [bool(advice_on_waiting(history[:count], "off")) for count in range(1, 6)]
+    assert advice == [False, False, False, True, False]
