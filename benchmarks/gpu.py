@@ -14,18 +14,28 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import timm
 import torch
 from pictures import jpegs, lay_out
 from sides import ROOT, Ratio, in_turns, ratio, record  # first, for it puts this checkout first
 from step import bare_loop, make_recipe, our_loop, ready_batches
 
 from creature.console import run, say, show_table
-from creature.device import deterministic_algorithms, usable_cores
+from creature.data.augment import training_augmentation
+from creature.data.dataset import read_images
+from creature.data.fork_server import fork_server
+from creature.data.loader import ImageDataset, RunImages, start_loader
+from creature.data.order import BatchRequest
+from creature.data.sources import SourceFormat
+from creature.device import choose_workers, deterministic_algorithms, usable_cores
 from creature.errors import UserError
+from creature.recipe import Augment
 
 # Network, pixels, rows of a batch.
 NETWORKS = (
@@ -36,6 +46,22 @@ NETWORKS = (
 )
 REHEARSAL = (("test_resnet", 32, 4),)
 STEPS, ROUNDS = 20, 5
+
+# The first answer by timm alone: weights, network, photo, pixels.
+FIRST_ANSWER = """
+import sys, timm, torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.transforms.v2.functional import pil_to_tensor
+weights, name, photo, size = sys.argv[1:]
+state = load_file(weights)
+model = timm.create_model(name, num_classes=len(list(state.values())[-1]))
+model.load_state_dict(state)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+pixels = pil_to_tensor(Image.open(photo).convert("RGB").resize((int(size), int(size))))[None] / 255
+with torch.inference_mode():
+    print(model.to(device).eval()(pixels.to(device)).argmax().item())
+"""
 
 Row = tuple[str, str, str, str]
 
@@ -59,6 +85,22 @@ def line(case: str, measured: Ratio, limit: float | None, shown: str, recorded: 
     return case, shown, str(measured), met
 
 
+def peak_memory(work: Callable[[], None]) -> float:
+    """GiB of the GPU's memory that the work takes at most; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def exactly(work: Callable[[], None]) -> None:
+    """The work, with deterministic algorithms."""
+    with deterministic_algorithms(True):
+        work()
+
+
 def measure_steps(networks: tuple[tuple[str, int, int], ...], recorded: bool) -> tuple[list[Row], dict[str, float]]:
     """Rows of each network's step, and the bare rates in images a second by network."""
     rows, rates = [], {}
@@ -67,7 +109,7 @@ def measure_steps(networks: tuple[tuple[str, int, int], ...], recorded: bool) ->
         batches = ready_batches(size, batch, STEPS, pinned=torch.cuda.is_available())
         with torch.random.fork_rng():
             ours, bare = waited(our_loop(recipe, batches)[1]), waited(bare_loop(recipe, batches)[1])
-        seconds = in_turns({"ours": ours, "bare": bare}, ROUNDS)
+        seconds = in_turns({"ours": ours, "bare": bare, "exact": partial(exactly, ours)}, ROUNDS)
         images = STEPS * batch
         rates[name] = images / statistics.median(seconds["bare"])
         shown = f"{images / statistics.median(seconds['ours']):,.0f}, bare {rates[name]:,.0f} images/s"
@@ -75,10 +117,10 @@ def measure_steps(networks: tuple[tuple[str, int, int], ...], recorded: bool) ->
         rows.append(
             line(f"a step of {name}, {size} px, batch {batch}: ours over bare", measured, 1.03, shown, recorded)
         )
-        with deterministic_algorithms(True):
-            exact = in_turns({"exact": ours}, ROUNDS)["exact"]
-        measured = ratio(exact, seconds["ours"])
+        measured = ratio(seconds["exact"], seconds["ours"])
         rows.append(line(f"a step of {name}: deterministic over not", measured, None, "", recorded))
+        memory = f"{peak_memory(ours):.2f}, bare {peak_memory(bare):.2f} GiB, both networks there"
+        rows.append((f"a step of {name}: peak memory", memory, "", ""))
         del ours, bare
         torch.cuda.empty_cache()
     return rows, rates
@@ -89,6 +131,26 @@ def script(*words: str) -> float:
     began = time.perf_counter()
     subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
+
+
+def measure_input(photos: Path, bare: float, size: int, batch: int, *, recorded: bool) -> Row:
+    """The row of the loader alone, whose workers run already: its time beside that of bare steps."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    table, workers = read_images([str(photos)], SourceFormat(), "images.train"), choose_workers("auto", device)
+    images = ImageDataset(table, training_augmentation(size, Augment()))
+    requests = [
+        BatchRequest([(row, 0) for row in range(start, min(start + batch, len(table)))])
+        for start in range(0, len(table), batch)
+    ]
+    with (
+        fork_server("creature.data.loader", "datasets"),
+        start_loader(RunImages(images, images), workers, batch * 3 * size**2, device=device) as batches,
+    ):
+        seconds = in_turns({"input": waited(lambda: deque(batches(requests), 0) and None)}, 2)["input"]
+    rate = len(table) / min(seconds)
+    share = bare / rate
+    shown = f"{rate:,.0f} images/s from {workers} workers"
+    return line("the loader alone: time over bare steps", Ratio(share, share, share, 1), 1.0, shown, recorded)
 
 
 def measure_run(work: Path, recipe: str, bare: float, settings: list[str], recorded: bool) -> list[Row]:
@@ -122,16 +184,38 @@ def check_bits(work: Path, recipe: str, settings: list[str]) -> Row:
     return "two deterministic trainings", "the same bits" if one == two else "OTHER BITS", "", ""
 
 
-def measure_predictions(work: Path, photos: Path, count: int) -> list[Row]:
-    """Rows of predict.py: photos a second past the start, and the first answer."""
+def measure_predictions(work: Path, photos: Path, count: int, size: int, recorded: bool) -> list[Row]:
+    """Rows of predict.py: photos a second past the start, and the first answer, each beside timm alone."""
     fold, first = work / "run/fold-0", next(photos.rglob("*.jpg"))
-    alone = min(script("predict.py", str(fold), str(first)) for _ in range(2))
+    name = json.loads((fold / "config.json").read_text())["architecture"]
+    bare = partial(script, "-c", FIRST_ANSWER, str(fold / "model.safetensors"), name, str(first), str(size))
+    seconds = in_turns({"ours": partial(script, "predict.py", str(fold), str(first)), "bare": bare}, 3)
+    alone = statistics.median(seconds["ours"])
+    shown = f"{alone:.1f} s, bare {statistics.median(seconds['bare']):.1f} s (goal 6)"
+    answer = ratio(seconds["ours"], seconds["bare"])
     all_of_them = script("predict.py", str(fold), str(photos), "--batch-size", "128", "--out", str(work / "p.csv"))
-    rate = count / max(all_of_them - alone, 1e-9)
+    past_start = max(all_of_them - alone, 1e-9)
+    forward = count / 128 * ready_answer(name, size)
+    over = past_start / forward
+    rate = f"{count / past_start:,.0f}, bare {count / forward:,.0f} photos/s (goal 3,000 on 16 cores)"
     return [
-        ("predict.py: photos a second past its start", f"{rate:,.0f} (goal 3,000 on 16 cores)", "", ""),
-        ("predict.py: one photo, whole program", f"{alone:.1f} s (goal 6)", "", ""),
+        line("predict.py past its start: over the network alone", Ratio(over, over, over, 1), None, rate, recorded),
+        line("predict.py: one photo, whole program", answer, None, shown, recorded),
     ]
+
+
+def ready_answer(name: str, size: int) -> float:
+    """Seconds of the network alone for a batch of 128 that is ready."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = timm.create_model(name).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    pixels = torch.rand(128, 3, size, size, device=device)
+
+    @torch.inference_mode()
+    @torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    def answer() -> None:
+        model(pixels)
+
+    return statistics.median(in_turns({"bare": waited(answer)}, ROUNDS)["bare"])
 
 
 def main() -> None:
@@ -147,16 +231,16 @@ def main() -> None:
     if args.rehearsal:
         settings += ["backbone.name=test_resnet", "images.size=32", "batch_size=16", "folds.count=2"]
     os.environ["HF_HUB_OFFLINE"] = "1"
+    sources, (name, size, batch) = jpegs(args.source), networks[0]
     rows, rates = measure_steps(networks, recorded)
-    with TemporaryDirectory() as name:
-        work = Path(name)
-        lay_out(jpegs(args.source), work / "photos", args.photos)
-        settings.append(f"images.train=[{work / 'photos'}]")
-        rows += measure_run(work, recipe, rates[networks[0][0]], settings, recorded)
+    with TemporaryDirectory() as folder:
+        work = Path(folder)
+        photos = lay_out(sources, work / "photos", args.photos)
+        settings.append(f"images.train=[{photos}]")
+        rows.append(measure_input(photos, rates[name], size, batch, recorded=recorded))
+        rows += measure_run(work, recipe, rates[name], settings, recorded)
         rows.append(check_bits(work, recipe, settings))
-        rows += measure_predictions(work, work / "photos", args.photos)
-    peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_available() else "no GPU"
-    rows.append(("peak memory of the steps, both loops in one process", peak, "", ""))
+        rows += measure_predictions(work, photos, args.photos, size, recorded)
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU"
     title = f"P12 on {card}, {usable_cores()} cores, {args.photos} photos"
     show_table(title, ("case", "figure", "ratio [95 %]", "at most"), rows)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import jpegs, lay_out
+from pictures import Ready, jpegs, lay_out
 from PIL import Image
 from sides import ROOT, in_turns, judge
 
@@ -26,11 +26,13 @@ from creature.data.augment import training_augmentation
 from creature.data.dataset import read_images
 from creature.data.decode import Encoded, decode
 from creature.data.eval_transform import EvalTransform
+from creature.data.fork_server import START_METHOD, fork_server
 from creature.data.image_cache import CachedImages, ImageCache, open_cache
-from creature.data.loader import Batch, ImageDataset
+from creature.data.loader import Batch, ImageDataset, RunImages, start_loader
+from creature.data.order import BatchRequest
 from creature.data.scan import check_images
 from creature.data.sources import SourceFormat
-from creature.data.workers import load_batches
+from creature.data.workers import load_batches, start_workers
 from creature.errors import UserError
 from creature.recipe import Augment
 
@@ -156,6 +158,25 @@ def difference(photos: list[Path]) -> float:
     return float(np.mean(found))
 
 
+def measure_hand_over(rounds: int) -> None:
+    """Batches of workers that make nothing, in the main process: by shared buffers, and as torch hands them over."""
+    ready, count, workers = Ready(BATCH, SIZE), 200, 2
+    request = BatchRequest([(row, 0) for row in range(BATCH)])
+    images: Any = RunImages(ready, ready)  # type: ignore[arg-type]
+    with (
+        fork_server("creature.data.loader"),
+        start_loader(images, workers, BATCH * 3 * SIZE**2, device=torch.device("cpu")) as batches,
+        start_workers(ready, workers, method=START_METHOD) as torch_batches,
+    ):
+        sides = {
+            OURS: lambda: drain(lambda: batches([request] * count)),
+            "torch's DataLoader": lambda: drain(lambda: torch_batches([request.items] * count)),
+        }
+        seconds = in_turns(sides, rounds)
+    say(f"hand-over: {BATCH * count / np.median(seconds[OURS]):,.0f} images/s from {workers} workers (goal 4,000)")
+    judge("P1", f"hand-over of {count} ready batches of {BATCH}", OURS, seconds, {})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT.parent / "shared/data/photos")
@@ -183,6 +204,7 @@ def main() -> int:
                     sides = {"making the cache": making(folder), "one cold epoch": passes[OURS]}
                     judge("P2", title, "making the cache", in_turns(sides, args.rounds), {"one cold epoch": 1.1})
     os.sched_setaffinity(0, cores)
+    measure_hand_over(args.rounds)
     return 0
 
 

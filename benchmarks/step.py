@@ -29,6 +29,7 @@ from creature.training import loop
 from creature.training.distributed import start_accelerator
 from creature.training.learner import Learner, build_learner
 from creature.training.optimizer import parameter_groups
+from creature.training.saver import Saver
 from creature.training.signals import Stop
 from creature.training.train_data import TrainData
 
@@ -93,11 +94,12 @@ def new_learner(recipe: Recipe, steps: int) -> tuple[Accelerator, Learner]:
 
 def our_loop(recipe: Recipe, batches: list[Batch]) -> Loop:
     accelerator, learner = new_learner(recipe, len(batches))
-    stop = Stop()
+    # It has nothing to write for as long as recipe.checkpoint.every_minutes.
+    stop, saver = Stop(), Saver(accelerator, learner, Path("unused"), settings=recipe.checkpoint)
 
     def steps() -> None:
         learner.state.batch = 0
-        loop.train_epoch(accelerator, learner, iter(batches), stop=stop, save=lambda: None, title="epoch")
+        loop.train_epoch(accelerator, learner, iter(batches), stop=stop, saver=saver, title="epoch")
 
     return learner.model, steps
 

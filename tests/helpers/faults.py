@@ -85,7 +85,7 @@ class DeadlyTable:
 
 def kill_at_check(patch: pytest.MonkeyPatch, id: str) -> None:
     """Have the check of an image crash its process."""
-    check = scan.check_images
+    check: Any = scan.check_images
     patch.setattr(
         scan, "check_images", lambda dataset, *rest, **kwargs: check(DeadlyTable(dataset, id), *rest, **kwargs)
     )
