@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from creature.errors import BrokenError, UserError
-from creature.run import Fold, Run
+from creature.run import Fold, Run, how_to_finish
 from creature.storage import file_hash
 
 
@@ -20,9 +20,7 @@ def find_members(paths: Sequence[str | Path]) -> list[Fold]:
     for path in map(Path, paths):
         inside = runs.setdefault(path, Run(path)).folds
         if not inside and not (path / "config.json").exists():
-            raise UserError(
-                f"{path}: no finished fold here; give a run folder (runs/NAME) or a fold in it (runs/NAME/fold-0)"
-            )
+            raise UserError(f"{path}: no finished fold here; {how_to_finish(path)}")
         members += inside or [Fold(path, runs.setdefault(path.parent, Run(path.parent)))]
     if len({member.folder.resolve() for member in members}) < len(members):
         raise UserError("a fold is given twice; a run folder stands for all of its folds")

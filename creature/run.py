@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from creature.recipe import Recipe
 
 RESTORE = "restore it, or train the fold again"
-RECORDED = ("holdout", "images")  # tables that ensemble.py keeps in RUN/ensemble
+RECORDED = ("holdout", "images", "images-*")  # tables that ensemble.py keeps in RUN/ensemble
 
 
 class Fold:
@@ -148,16 +148,16 @@ class Run:
         for a run without a finished fold.
         """
         if not self.folds:
-            raise UserError(f"{self.folder} has no finished fold, and so no prediction of an image that it never saw")
+            raise UserError(f"{self.folder}: no finished fold here; {how_to_finish(self.folder)}")
         return concatenate([fold.held_out for fold in full_repeats(self.folds)[0]])
 
     @cached_property
     def predictions(self) -> "dict[str, RecordedPredictions]":
-        """The predictions that ensemble.py has kept: of the `holdout`, and of new `images`."""
+        """What ensemble.py has predicted and kept: of the `holdout`, of new `images`, and of other ones, `images-*`."""
         from creature.metrics.recorded import load_recorded
 
-        paths = {kind: self.folder / "ensemble" / f"{kind}.safetensors" for kind in RECORDED}
-        return {kind: load_recorded(path) for kind, path in paths.items() if path.exists()}
+        paths = [path for kind in RECORDED for path in sorted((self.folder / "ensemble").glob(f"{kind}.safetensors"))]
+        return {path.stem: load_recorded(path) for path in paths}
 
     def _check_exists(self) -> None:
         if not self.folder.is_dir():
@@ -170,6 +170,21 @@ class Run:
         for row, content in enumerate(self.fold_table.hashes.to_pylist()):
             rows.setdefault(content, []).append(row)
         return rows
+
+
+def how_to_finish(path: Path) -> str:
+    """Where the folds of a run, or one of them, stopped, and the line that goes on; or what to give instead."""
+    run = path if (path / "recipe.yaml").exists() else path.parent
+    folds = sorted(run.glob("fold-*")) if run == path else [path]
+    if not (run / "recipe.yaml").exists() or not all(map(Path.is_dir, folds)):
+        return "give a run folder (runs/NAME) or a fold in it (runs/NAME/fold-0)"
+    stopped = []
+    for fold in folds:
+        history = fold / "history.jsonl"
+        epochs = len(history.read_text(encoding="utf-8").splitlines()) if history.exists() else 0
+        stopped.append(f"{fold.name} stopped {f'after epoch {epochs}' if epochs else 'in its first epoch'}")
+    where = ", ".join(stopped) or "no fold was begun"
+    return f"{where}; creature train --recipe {run / 'recipe.yaml'} --out {run} --resume goes on"
 
 
 def by_repeat(members: Sequence[Fold]) -> dict[int, list[Fold]]:

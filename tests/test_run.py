@@ -118,7 +118,7 @@ def test_members_are_found_in_one_order_whatever_the_order_of_the_arguments(run_
 
 
 def test_a_run_without_a_finished_fold_has_no_out_of_fold_predictions(tmp_path):
-    with pytest.raises(UserError, match="has no finished fold"):
+    with pytest.raises(UserError, match="no finished fold here; give a run folder"):
         _ = Run(tmp_path).out_of_fold
 
 

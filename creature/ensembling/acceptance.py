@@ -165,6 +165,10 @@ def show_scores(unseen: UnseenImages, models: Sequence[Candidate]) -> None:
 def verdict(line: Comparison, worst: Count, frequent: int) -> str:
     """Whether a model is accepted and why, given the worst member's count and the size of the most frequent class."""
     bound = f"the 95 % lower bound is {100 * line.low:+.2f} points"
+    if line.low > 0:
+        return f"accepted, for it is better than the ensemble: {bound}"
+    if line.accepted and line.against.difference >= 0:
+        return f"accepted, for it is as good as the ensemble on these images, and not a point worse: {bound}"
     if line.accepted:
         return f"accepted, for it is less than a point worse than the ensemble: {bound}"
     if line.count.interval[0] <= frequent / line.count.n:

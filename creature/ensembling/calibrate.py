@@ -11,6 +11,7 @@ N rows, K classes, M members.
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,6 @@ from creature.metrics.calibration import (
     SPLITS,
     Calibration,
     CalibrationData,
-    calibrate,
     calibration_error,
     choose_thresholds,
     cross_fit,
@@ -182,30 +182,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 def score_cells(table: CalibrationRows, coverage: float | None, min_precision: float | None) -> list[str]:
     """The cells of a calibration's row in the terminal's table, each image scored with what the other ones gave.
 
-    Raises UserError where the rows are too few, or give no such coverage or precision.
+    Raises UserError where the rows are too few, or give nothing of what is asked for.
     """
     logits, labels, n = table.logits, table.labels, len(table.labels)
-    probabilities, sets, sure = np.empty(logits.shape), np.zeros(logits.shape, bool), np.zeros(n, bool)
-    try:
-        if not enough_to_cross_fit(n):
-            raise UserError(
-                f"{n} held-out images are too few to judge each by the others: {FEWEST} must be left without any of "
-                f"{SPLITS} splits"
-            )
-        temperature = calibrate(logits, labels, coverage, min_precision=min_precision).temperature
-        for rows, calibration in cross_fit(logits, labels, coverage, min_precision=min_precision):
-            probabilities[rows] = calibration.probabilities(logits[rows])
-            if coverage:
-                sets[rows] = calibration.label_sets(probabilities[rows])
-            if min_precision:
-                sure[rows] = calibration.sure(probabilities[rows])
-    except UserError as error:
-        raise UserError(f"{table.source}: {error}") from error
+    if not enough_to_cross_fit(n):
+        raise UserError(
+            f"{table.source}: {n} held-out images are too few to judge each by the others: {FEWEST} must be left "
+            f"without any of {SPLITS} splits"
+        )
+    probabilities = np.empty(logits.shape)
+    for rows, calibration in cross_fit(logits, labels):
+        probabilities[rows] = calibration.probabilities(logits[rows])
     before, after = calibration_error(blend(logits[None]), labels), calibration_error(probabilities, labels)
-    cells = [f"{temperature:.2f}", f"{before:.4f}", f"{after:.4f}"]
-    if coverage:
-        cells += [str(Count(int(sets[np.arange(n), labels].sum()), n)), f"{sets.sum(1).mean():.2f}"]
-    if min_precision:
-        right = count_correct(probabilities.argmax(1)[sure], labels[sure])
-        cells += [str(right) if sure.any() else "none", f"{sure.mean():.0%}"]
+    cells, failed = [f"{fit(logits, labels).temperature:.2f}", f"{before:.4f}", f"{after:.4f}"], []
+    asked = [partial(_coverage_cells, coverage=coverage)] if coverage else []
+    asked += [partial(_precision_cells, min_precision=min_precision)] if min_precision else []
+    for promise in asked:
+        try:
+            cells += promise(logits, labels)
+        except UserError as error:
+            failed.append(UserError(f"{table.source}: {error}"))
+            cells += ["out of reach", ""]
+    if asked and len(failed) == len(asked):
+        raise failed[0]
+    for failure in failed:
+        warn(failure)
     return cells
+
+
+def _coverage_cells(logits: np.ndarray, labels: np.ndarray, *, coverage: float) -> list[str]:
+    """How often the label is in its image's set, and the labels a set; logits (N, K), labels (N,)."""
+    sets = np.zeros(logits.shape, bool)
+    for rows, calibration in cross_fit(logits, labels, coverage):
+        sets[rows] = calibration.label_sets(calibration.probabilities(logits[rows]))
+    n = len(labels)
+    return [str(Count(int(sets[np.arange(n), labels].sum()), n)), f"{sets.sum(1).mean():.2f}"]
+
+
+def _precision_cells(logits: np.ndarray, labels: np.ndarray, *, min_precision: float) -> list[str]:
+    """How often a label that is given is right, and the share of images that get one; logits (N, K), labels (N,)."""
+    sure, top = np.zeros(len(labels), bool), logits.argmax(1)  # which a temperature leaves as they are
+    for rows, calibration in cross_fit(logits, labels, min_precision=min_precision):
+        sure[rows] = calibration.sure(calibration.probabilities(logits[rows]))
+    right = count_correct(top[sure], labels[sure])
+    return [str(right) if sure.any() else "none", f"{sure.mean():.0%}"]

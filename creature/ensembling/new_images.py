@@ -4,6 +4,7 @@ import argparse
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from creature.ensembling.recorded import (
     PredictedImages,
     Recorder,
     exposures,
+    place_to_keep,
     read_truth,
     tally,
-    warn_of_lost_labels,
 )
 from creature.errors import UserError
 from creature.inference.inputs import list_inputs, read_inputs, read_rows
@@ -30,7 +31,7 @@ from creature.inference.predictor import predict_batches
 from creature.member_folds import is_whole_run
 from creature.metrics.blend import Blending
 from creature.metrics.recorded import save_recorded
-from creature.results import write_result
+from creature.results import EnsembleResult, read_result, write_result
 from creature.run import Fold
 
 
@@ -127,6 +128,21 @@ def show_and_keep(
     if folder:
         folder.mkdir(exist_ok=True)
         for kind, table in tables.items():
-            warn_of_lost_labels(folder / f"{kind}.safetensors", table.recorded)
-            save_recorded(folder / f"{kind}.safetensors", table.recorded)
-        write_result(folder / "result.json", ensemble_result(members, blending, tallies))
+            if path := place_to_keep(folder / f"{kind}.safetensors", table.recorded):
+                save_recorded(path, table.recorded)
+        _keep_result(folder / "result.json", ensemble_result(members, blending, tallies))
+
+
+def _keep_result(path: Path, result: EnsembleResult) -> None:
+    """Write the result, with the scores of other images that the same ensemble has; nothing new replaces no score."""
+    before = read_result(path, EnsembleResult, "remove it, and run creature ensemble again") if path.exists() else None
+    if before and [member.sha256 for member in before.members] == [member.sha256 for member in result.members]:
+        if before.ensemble and not result.ensemble:  # guard: keep-scores
+            return
+        if _blending(before) == _blending(result):
+            result = result.model_copy(update={"ensemble": {**before.ensemble, **result.ensemble}})
+    write_result(path, result)
+
+
+def _blending(result: EnsembleResult) -> tuple[str, bool, list[float]]:
+    return result.strategy, result.mirror, [round(member.weight, 9) for member in result.members]

@@ -3,6 +3,7 @@
 N images, M members, K classes.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,15 +82,26 @@ class Recorder:
         )
 
 
-def warn_of_lost_labels(path: Path, recorded: RecordedPredictions) -> None:
-    """Warn where predictions with fewer labels take the place of some with more."""
-    before = int((load_recorded(path).labels >= 0).sum()) if path.exists() else 0
-    now = int((recorded.labels >= 0).sum())
-    if now < before:
+def place_to_keep(path: Path, recorded: RecordedPredictions) -> Path | None:
+    """Where predictions are kept that belong to `path`, if at all: none take the place of some with more labels.
+
+    Labelled images other than those that lie there get a file of their own beside it.
+    """
+    if not path.exists():
+        return path
+    before = load_recorded(path)
+    labelled, labelled_before = (int((table.labels >= 0).sum()) for table in (recorded, before))
+    contents = set(recorded.content_hashes)
+    if not labelled_before or (contents == set(before.content_hashes) and labelled >= labelled_before):
+        return path
+    if not labelled or contents == set(before.content_hashes):  # guard: keep-labels
         warn(
-            f"{path}: these predictions, {now or 'none'} with a label, replace {before} with one, on which a score and "
-            "--coverage rest; to have them again, run creature ensemble with the same --images and --labels again"
+            f"{path} keeps its {labelled_before} predictions with a label, on which a score and --coverage rest; of "
+            f"these here, {labelled or 'none'} ha{'s' if labelled == 1 else 've'} one, so they are in --out alone"
         )
+        return None
+    digest = hashlib.sha256("\n".join(sorted(contents)).encode()).hexdigest()[:8]
+    return path.with_stem(f"{path.stem}-{digest}")
 
 
 def read_truth(path: str, ids: Sequence[str], class_names: Sequence[str]) -> np.ndarray:

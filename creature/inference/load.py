@@ -34,10 +34,13 @@ class ModelFolders:
     home: Path
 
 
-def find_model(model: str, all_members: bool) -> ModelFolders:
+WITH_MEMBERS = "or all of them with --members (in Python members=True)"
+
+
+def find_model(model: str, all_members: bool, *, of_several: str = WITH_MEMBERS) -> ModelFolders:
     """The one model of a folder or a repository, or with `all_members` the ensemble that it stands for.
 
-    Raises UserError for a folder without a model, a repository that cannot be reached, or weights that are not those
+    `of_several` says what else there is to do with a run of several folds. Raises UserError for a folder without a model, a repository that cannot be reached, or weights that are not those
     that the ensemble was measured with.
     """
     folder = download(model) if model.startswith(HUB) else Path(model)
@@ -47,10 +50,7 @@ def find_model(model: str, all_members: bool) -> ModelFolders:
         return ModelFolders([folder], (model,), Blending(np.ones(1)), home=folder)
     members = find_members([model])
     if len(members) > 1 and not all_members:
-        raise UserError(
-            f"{model} has {len(members)} folds; name one, such as {members[0]}, or all of them with --members "
-            "(in Python members=True)"
-        )
+        raise UserError(f"{model} has {len(members)} folds; name one, such as {members[0]}, {of_several}")
     names = tuple(member.name for member in members)
     blending = Blending(np.ones(len(members)))
     return ModelFolders([member.folder for member in members], names, blending, home=members[0].folder.parent)

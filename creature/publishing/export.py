@@ -34,7 +34,7 @@ from creature.recipe import Recipe
 from creature.recipe_file import check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
 from creature.results import EnsembleResult, read_result, write_result
-from creature.run import Fold
+from creature.run import Fold, how_to_finish
 from creature.storage import file_hash, link_or_copy
 
 
@@ -64,7 +64,7 @@ def as_published(run: StudyRun) -> StudyRun:
     Raises UserError for a run without a finished fold.
     """
     if not run.folds:
-        raise UserError(f"{run.folder} has no finished fold; train one first: creature train --recipe ...")
+        raise UserError(f"{run.folder}: no finished fold here; {how_to_finish(run.folder)}")
     blending, kept = published_ensemble(run).blending, {}
     for kind, table in run.recorded.items():
         if len(run.folds) == 1 or table.blended_by(blending):

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"the file to write must end in .onnx, got {args.out}")
     from creature.inference.load import find_model
 
-    export_onnx(find_model(args.model, all_members=False).folders[0], args.out)
+    one_of_all = f"or make one of all: creature ensemble {args.model} --soup --images DIR --labels FILE.csv"
+    export_onnx(find_model(args.model, all_members=False, of_several=one_of_all).folders[0], args.out)
     say(f"{args.out} is written ({args.out.stat().st_size / 2**20:.1f} MiB); next: creature predict {args.out} PHOTO")
     if args.quantize:
         quantize(args.out, args.quantize)

@@ -32,9 +32,11 @@ class Judgement:
     agreement: float  # share of images with the same label
 
     @property
-    def pays(self) -> bool:
-        """Whether it is worth to be kept."""
-        return self.speed >= FASTER and self.agreement >= AGREEMENT
+    def lacks(self) -> list[str]:
+        """What is too little for it to be kept."""
+        speed = [f"it is {self.speed:.2f} times as fast, and {FASTER} is asked for"] if self.speed < FASTER else []
+        agreement = f"it gives {self.agreement:.2%} of the images the same label, and {AGREEMENT:.1%} is asked for"
+        return speed + ([agreement] if self.agreement < AGREEMENT else [])
 
 
 @contextmanager
@@ -72,10 +74,10 @@ def quantize(path: Path, images: str) -> Path | None:
             (f"same label (n = {len(others)})", f"{judgement.agreement:.2%}", f"{AGREEMENT:.1%}"),
         ]
         show_table(f"{small.name} against {path.name}", ("", "measured", "asked for"), rows)
-        if judgement.pays:
+        if not judgement.lacks:
             os.replace(unfinished, small)
-    say(f"{small} is written" if judgement.pays else f"{small} is not written: it would not pay on this machine")
-    return small if judgement.pays else None
+    say(f"{small} is not written: {'; '.join(judgement.lacks)}" if judgement.lacks else f"{small} is written")
+    return None if judgement.lacks else small
 
 
 def _read_pixels(predictor: "Predictor", folder: str) -> list["np.ndarray"]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from creature.console import say, show_table, warn
 from creature.errors import UserError
+from creature.run import how_to_finish
 
 if TYPE_CHECKING:
     from creature.reporting.study import StudyRun
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     (run,) = read_runs([args.run], None)
     if not run.folds:
-        raise UserError(f"{args.run}: no finished fold, and so no prediction of an image that it never saw")
+        raise UserError(f"{args.run}: no finished fold here; {how_to_finish(args.run)}")
     warn_of_unjudged(run)
     contradicted = contradicted_labels(run)
     if contradicted:

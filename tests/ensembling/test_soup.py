@@ -143,6 +143,16 @@ def test_a_model_is_accepted_where_the_lower_bound_is_above_minus_a_point():
     assert "at chance" in verdict(chance, chance.count, 250)
 
 
+@pytest.mark.parametrize(
+    ("alone", "theirs", "reason"),
+    [(900, 30, "better than the ensemble:"), (100, 100, "as good as the ensemble on these"), (100, 110, "less than a")],
+)
+def test_an_accepted_model_is_not_called_worse_than_it_is(alone, theirs, reason):
+    line = judged(right=9_000, alone=alone, theirs=theirs, n=10_000)
+    sentence = verdict(line, line.count, 500)
+    assert sentence.startswith("accepted, for it is ") and reason in sentence
+
+
 def test_a_soup_is_a_folder_that_predicts_and_stands_beside_its_members(run_copy, drawn, capsys):
     assert ensemble.main([str(run_copy), "--soup", "uniform", *words(drawn)]) == 0
     shown = " ".join(capsys.readouterr().out.split())

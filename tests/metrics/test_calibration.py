@@ -104,6 +104,15 @@ def test_a_precision_that_no_threshold_reaches_is_refused():
         precision_threshold(sure, right, 0.9)
 
 
+def test_a_precision_out_of_reach_takes_no_coverage_away(capsys):
+    table = calibrate_verb.CalibrationRows(*rows(200, 0), source="fold-0")
+    expected = calibrate_verb.score_cells(table, 0.8, None)
+    assert calibrate_verb.score_cells(table, 0.8, 0.999) == [*expected, "out of reach", ""]
+    assert "0.999 is not reached by any threshold" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match="fold-0: --min-precision: 0.999 is not reached"):
+        calibrate_verb.score_cells(table, None, 0.999)
+
+
 def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "precision_threshold", lambda sure, *_: float(np.median(sure)))
     fold, out = str(run / "fold-0"), tmp_path / "p.csv"

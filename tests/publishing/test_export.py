@@ -349,7 +349,7 @@ def test_an_exported_folder_predicts_and_names_its_members(built):
 def test_a_run_without_a_finished_fold_is_not_published(tiny, tmp_path):
     train.main(["--recipe", str(tiny), "--out", str(tmp_path / "run"), "--set", "folds.train=[0]"])
     (tmp_path / "run/fold-0/result.json").unlink()
-    with pytest.raises(UserError, match="has no finished fold; train one first"):
+    with pytest.raises(UserError, match="no finished fold here; fold-0 stopped after epoch 2"):
         publish.build(tmp_path / "run", "me/model", Terms("mit", "drawn"))
 
 

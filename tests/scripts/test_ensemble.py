@@ -18,15 +18,16 @@ import ensemble
 import predict
 import train
 from creature.console import BROKEN_IMAGES
-from creature.errors import UserError
+from creature.errors import Interrupted, UserError
 from creature.inference import members, predictor, prepare
 from creature.inference.inputs import InputPath, list_inputs, read_inputs
 from creature.inference.predictor import predict_batches
 from creature.inference.prepare import ImageInput
 from creature.metrics.blend import blend
 from creature.reporting import report
+from creature.run import Run
 from helpers import faults
-from helpers.runs import read_csv
+from helpers.runs import read_csv, start
 
 
 def test_an_ensemble_writes_the_report_s_format(run, drawn, tmp_path):
@@ -279,6 +280,21 @@ def test_a_comparison_needs_pictures(run):
         ensemble.main([str(run), "--compare"])
 
 
+def test_where_an_unfinished_run_stopped_is_said_with_the_line_that_goes_on(tiny, drawn, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        faults.ask_at_step(patch, 5, stop=True)
+        with pytest.raises(Interrupted):
+            start(tiny, run, "folds.train=[0, 1]")
+    for program, words in ((ensemble, []), (predict, [str(drawn / "test")])):
+        for path in (run, run / "fold-0"):
+            with pytest.raises(UserError, match="no finished fold here; fold-0 stopped after epoch 1; ") as caught:
+                program.main([str(path), *words])
+    line = str(caught.value).split("; ")[-1]
+    assert line.endswith(" goes on") and line.startswith("creature train ")
+    assert train.main(line.split()[2:-2]) == 0
+
+
 def test_some_folds_of_a_run_leave_what_all_of_them_said(run, drawn, tmp_path):
     run_copy = tmp_path / "run"
     shutil.copytree(run, run_copy)
@@ -367,7 +383,30 @@ def test_answers_with_labels_do_not_go_unsaid(run, drawn, tmp_path, capsys):
     few = tmp_path / "few.csv"
     few.write_text("".join((drawn / "test_labels.csv").read_text().splitlines(keepends=True)[:6]))
     ensemble.main([str(run_copy), *test, "--labels", str(few)])
-    assert "these predictions, 5 with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())
-    ensemble.main([str(run_copy), *test, *labels])
+    assert "keeps its 24 predictions with a label" in (error := " ".join(capsys.readouterr().err.split()))
+    assert "of these here, 5 have one" in error
+    kept = {path.name: path.read_bytes() for path in (run_copy / "ensemble").glob("*.safetensors")}
+    scores = (run_copy / "ensemble/result.json").read_bytes()
     ensemble.main([str(run_copy), *test, "--out", str(tmp_path / "p.csv")])
-    assert "these predictions, none with a label, replace 24 with one" in " ".join(capsys.readouterr().err.split())
+    ensemble.main(
+        [str(run_copy), "--images", str(drawn / "train"), "--out", str(tmp_path / "q.csv"), "--format", "full"]
+    )
+    assert "of these here, none have one" in " ".join(capsys.readouterr().err.split())
+    assert {path.name: path.read_bytes() for path in (run_copy / "ensemble").glob("*.safetensors")} == kept
+    assert (run_copy / "ensemble/result.json").read_bytes() == scores
+
+
+def test_labelled_images_of_two_sets_are_kept_beside_each_other(run, drawn, tmp_path):
+    run_copy = tmp_path / "run"
+    shutil.copytree(run, run_copy)
+    shutil.rmtree(run_copy / "ensemble", ignore_errors=True)
+    for number, names in enumerate((sorted((drawn / "test").iterdir())[:10], sorted((drawn / "test").iterdir())[10:])):
+        (folder := tmp_path / str(number)).mkdir()
+        for path in names:
+            shutil.copy(path, folder)
+        shutil.copy(drawn / "test_labels.csv", labels := tmp_path / f"labels-{number}.csv")
+        ensemble.main([str(run_copy), "--images", str(folder), "--labels", str(labels)])
+    predictions = Run(run_copy).predictions
+    assert [len(table.ids) for table in predictions.values()] == [10, 14]
+    result = json.loads((run_copy / "ensemble/result.json").read_text())["ensemble"]
+    assert [score["unseen"]["n"] for score in result.values()] == [10, 14]
