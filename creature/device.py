@@ -55,6 +55,15 @@ def copy_to(device: "torch.device", tensor: "torch.Tensor") -> "torch.Tensor":
     return pinned.to(device, non_blocking=True)
 
 
+def to_channels_last(model: "torch.nn.Module") -> None:
+    """Store a model's convolutions as NHWC, in place; `model.to` does so, and refuses the 3-D ones of lambda layers."""
+    import torch
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+
+
 def start_gpu(device: "torch.device") -> None:
     """Have a GPU get ready while the host does something else: its first use takes seconds."""
     import torch

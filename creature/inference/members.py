@@ -16,7 +16,7 @@ from torch import nn
 
 from creature.data.eval_transform import CROP_MODES, EvalTransform
 from creature.data.normalize import Normalize
-from creature.device import copy_to, device_precision, keep_memory, share_cores, start_gpu
+from creature.device import copy_to, device_precision, keep_memory, share_cores, start_gpu, to_channels_last
 from creature.errors import UserError, first_line
 from creature.inference.fuse_batchnorm import fuse
 from creature.inference.predictor import Computed, Predictor, with_mirroring
@@ -99,7 +99,7 @@ def load_member(folder: Path, device: torch.device, fused: bool = False) -> Memb
             model = timm.create_model(config.architecture, pretrained=False, num_classes=classes, **size)
         (folder / "model.safetensors").open("rb").close()  # safetensors says of a file that may not be read: not there
         model.load_state_dict(load_file(folder / "model.safetensors"))  # guard: safetensors-only
-        model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(model.eval())
         if fused:  # here and not on the device, whose arithmetic may be coarser; small images show the same pairs
             side = config.transform.size
             fuse(model, side if config.img_size else min(side, 128))

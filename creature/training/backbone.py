@@ -1,6 +1,7 @@
 """The backbone: a timm model with a classifier for our classes, on its starting weights, saved as timm reads it."""
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +14,12 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # type: ignore[attr-defined]
-from timm.models import get_deprecated_models  # type: ignore[attr-defined]
+from timm.models import get_deprecated_models, model_entrypoint  # type: ignore[attr-defined]
 from torch import nn
 
 from creature.data.eval_transform import EvalTransform
 from creature.data.normalize import Normalize
+from creature.device import to_channels_last
 from creature.errors import UserError, first_line
 from creature.recipe import Backbone
 
@@ -65,9 +67,11 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
         if not download:
             raise UserError(f"backbone.name: {backbone.name} for images.size {size}: {first_line(error)}") from error
         raise _no_weights(backbone, error) from error
+    if getattr(model, "num_classes", 0) != classes:
+        raise UserError(f"backbone.name: {backbone.name} is an encoder without a classifier; take another model")
     check_size(model, backbone.name, size, field="images.size")
     if backbone.weights:
-        _load_weights(model, backbone.weights)
+        _load_weights(model, backbone.weights, architecture=backbone.name.partition(".")[0])
     elif download and fixed is not None and fixed.num_classes != classes:
         _zero_classifier(model)
     if backbone.gradient_checkpointing:
@@ -78,7 +82,7 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
                 f"backbone.gradient_checkpointing: {backbone.name} does not support it; set it to false"
             ) from error
     if backbone.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(model)
     return model
 
 
@@ -118,17 +122,45 @@ def check_size(model: nn.Module, name: str, size: int, *, field: str) -> None:
     model.train()
 
 
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """The layers that give the logits; distilled models have several."""
+    names: Any = model.pretrained_cfg["classifier"] or ()  # type: ignore[index]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
     """How the names of parameters begin that depend on the number of classes."""
-    classifier: Any = model.pretrained_cfg["classifier"] or ()  # type: ignore[index]
-    return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    return tuple(f"{name}." for name in classifier_names(model))
 
 
-def _load_weights(model: nn.Module, path: str) -> None:
+def find_classifier(model: nn.Module) -> nn.Module:
+    """The layer that makes a timm model's logits of its features; a ModuleList where several do."""
+    names = classifier_names(model)
+    layer: Any = model.get_submodule(names[0]) if len(names) == 1 else model.get_classifier()  # type: ignore[operator]
+    return nn.ModuleList(layer) if isinstance(layer, tuple) else layer
+
+
+def as_linear(classifier: nn.Module) -> nn.Module:
+    """A classifier of features (B, D): for a 1 x 1 convolution of pooled maps, a linear layer on the same weights."""
+    if not isinstance(classifier, nn.Conv2d):
+        return classifier
+    linear: Any = nn.Linear(classifier.in_channels, classifier.out_channels, device="meta")
+    linear.weight, linear.bias = nn.Parameter(classifier.weight.detach().squeeze((2, 3))), classifier.bias
+    return linear
+
+
+def _load_weights(model: nn.Module, path: str, *, architecture: str) -> None:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"backbone.weights: {path} cannot be read as safetensors: {error}") from error
+    # timm's own names and, for position embeddings and the like, this model's input size.
+    adapt = getattr(inspect.getmodule(model_entrypoint(architecture)), "checkpoint_filter_fn", None)
+    if adapt:
+        try:
+            weights = adapt(weights, model)
+        except Exception as error:  # whatever it raises on a file of another architecture
+            raise UserError(f"backbone.weights: {path} does not fit backbone.name: {first_line(error)}") from error
     initial, head = model.state_dict(), classifier_prefixes(model)
     fitting = {key for key in initial if key in weights and weights[key].shape == initial[key].shape}
     replaced = {key for key in initial if key.startswith(head)} - fitting

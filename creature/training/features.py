@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,31 +14,45 @@ from creature.data.order import held_out_requests
 from creature.errors import UserError
 from creature.recipe import Backbone, Images
 from creature.training import distributed, loop
-from creature.training.backbone import build_backbone, make_normalize
+from creature.training.backbone import as_linear, build_backbone, classifier_names, find_classifier, make_normalize
 from creature.training.checkpoint import has_state
 from creature.training.run_folder import fold_state
 from creature.training.train_data import TrainData
 
 
 class FeatureExtractor(nn.Module):
-    """A timm model without its classifier: normalized pixels (B, 3, H, W) -> features (B, D).
+    """A timm model up to its classifier: normalized pixels (B, 3, H, W) -> features (B, D).
 
-    Raises UserError for a model whose classifier is not its last layer.
+    Raises UserError for a model that does not end in one classifier, or not in a linear one where it is to be solved.
     """
 
-    def __init__(self, model: Any, backbone: Backbone, size: int):
+    def __init__(self, model: nn.Module, backbone: Backbone, size: int):
         super().__init__()
-        self.model = model.eval()
-        with torch.inference_mode():
-            image = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
-            logits = model.get_classifier()(self(image))
-            if not torch.allclose(logits, model(image), atol=1e-5):
-                field = f"backbone.{'frozen' if backbone.frozen else 'head_start'}"
-                raise UserError(f"{field}: the classifier of {backbone.name} is not its last layer; take another model")
+        self.model, self.classifier = model.eval(), find_classifier(model)
+        field, plain = ("frozen", "false") if backbone.frozen else ("head_start", "none")
+        if isinstance(self.classifier, nn.ModuleList):
+            reason = f"{backbone.name} has several classifiers ({', '.join(classifier_names(model))})"
+        elif not self._classifier_is_last(size):
+            reason = f"the classifier of {backbone.name} is not its last layer"
+        elif not backbone.frozen and not isinstance(as_linear(self.classifier), nn.Linear):
+            reason = f"the classifier of {backbone.name} is no linear layer"
+        else:
+            return
+        raise UserError(f"backbone.{field}: {reason}; set it to {plain}, or take another model")
+
+    @torch.inference_mode()
+    def _classifier_is_last(self, size: int) -> bool:
+        """Whether an image's logits are what the classifier makes of its features."""
+        image = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
+        features = self(image)
+        return features.ndim == 2 and torch.allclose(as_linear(self.classifier)(features), self.model(image), atol=1e-5)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the classifier gets."""
-        return self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
+        seen: list[torch.Tensor] = []
+        with self.classifier.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])):
+            self.model(inputs)
+        return seen[-1].squeeze((2, 3)) if seen[-1].ndim == 4 else seen[-1]
 
 
 def needs_features(backbone: Backbone, folders: Sequence[Path]) -> bool:

@@ -17,7 +17,7 @@ from creature.data.augment import Mix, make_mix
 from creature.data.order import derive_seed, epoch_batches
 from creature.metrics.accuracy import Count
 from creature.recipe import Recipe
-from creature.training.backbone import build_backbone, check_size, make_normalize
+from creature.training.backbone import as_linear, build_backbone, check_size, find_classifier, make_normalize
 from creature.training.linear_probe import score_classifier, solve_classifier
 from creature.training.losses import RowLoss, make_loss
 from creature.training.optimizer import build_optimizer, parameter_groups
@@ -119,7 +119,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
     if backbone.compile:
         torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more
         network.compile(dynamic=False)  # a graph for each batch's size, so that none depends on what came before
-    model = network.get_classifier() if backbone.frozen else network  # type: ignore[operator]
+    model = as_linear(find_classifier(network)) if backbone.frozen else network
     normalize = nn.Identity() if backbone.frozen else make_normalize(backbone, recipe.images.normalize)
     normalize = normalize.to(accelerator.device)
     rows = np.flatnonzero(~data.folds.held_out(fold))
@@ -149,13 +149,14 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
 
 def start_at_probe(learner: Learner, data: TrainData) -> None:
     """Solve the classifier on the features of the fold's training rows; the state notes what it then scores."""
-    assert data.features is not None
+    classifier = as_linear(find_classifier(learner.network))
+    assert data.features is not None and isinstance(classifier, nn.Linear)
     held_out, labels = data.folds.held_out(learner.fold), data.folds.labels
     seed = derive_seed(learner.seed, learner.fold, "probe") % 2**32
-    solve_classifier(learner.network, data.features[~held_out], labels[~held_out], seed=seed)
+    solve_classifier(classifier, data.features[~held_out], labels[~held_out], seed=seed)
     if learner.ema:
         learner.ema.set(learner.network)
-    learner.state.start = score_classifier(learner.network, data.features[held_out], labels[held_out])
+    learner.state.start = score_classifier(classifier, data.features[held_out], labels[held_out])
 
 
 def _warn_of_parameters(model: nn.Module, members: int, limit: float | None) -> None:

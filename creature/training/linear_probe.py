@@ -11,22 +11,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from creature.data.folds import assign_folds
-from creature.errors import UserError
 from creature.metrics.accuracy import Count, count_correct
 
 FOLDS = 3
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # on squared weights, for features whose mean square is 1
 
 
-def solve_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarray, *, seed: int) -> float:
-    """Solve a model's classifier on features (N, D) with labels (N,), in place; returns the penalty that was chosen.
+def solve_classifier(classifier: nn.Linear, features: torch.Tensor, labels: np.ndarray, *, seed: int) -> float:
+    """Solve a classifier on features (N, D) with labels (N,), in place; returns the penalty that was chosen.
 
     The penalty is the one of least log loss over folds of these rows. Before fine-tuning: Kumar et al. 2022 (LP-FT).
-    Raises UserError where the classifier is no linear layer.
     """
-    classifier = model.get_classifier()  # type: ignore[operator]
-    if not isinstance(classifier, nn.Linear):
-        raise UserError("backbone.head_start: the classifier of this backbone is no linear layer; set it to none")
     scale = features.square().mean().sqrt().item()
     inputs = features.to(classifier.weight.device) / scale
     targets = torch.from_numpy(np.asarray(labels)).to(inputs.device)
@@ -40,9 +35,8 @@ def solve_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarra
 
 
 @torch.inference_mode()
-def score_classifier(model: nn.Module, features: torch.Tensor, labels: np.ndarray) -> Count:
-    """How many of the rows a model's linear classifier has right, given their features (N, D)."""
-    classifier: nn.Linear = model.get_classifier()  # type: ignore[operator]
+def score_classifier(classifier: nn.Linear, features: torch.Tensor, labels: np.ndarray) -> Count:
+    """How many of the rows a classifier has right, given their features (N, D)."""
     logits = classifier(features.to(classifier.weight.device))
     return count_correct(logits.cpu().argmax(1).numpy(), labels)
 

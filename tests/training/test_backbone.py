@@ -194,6 +194,23 @@ def test_the_weights_of_another_architecture_list_ten_keys_and_count_the_rest(tm
     assert len(str(refused.value).splitlines()) == 12
 
 
+@pytest.mark.parametrize(("name", "size"), [("test_vit", 48), ("deit_tiny_distilled_patch16_224", 64)])
+def test_a_file_of_another_input_size_is_resampled_as_timm_does(tmp_path, name, size):
+    torch.manual_seed(1)
+    path = tmp_path / "w.safetensors"
+    save_weights(path, host_weights(timm.create_model(name, num_classes=3, img_size=32)))
+    overlay = {"file": str(path), "num_classes": 3}
+    by_timm = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3, img_size=size)
+    model = built(name, size, weights=str(path))
+    torch.testing.assert_close(model.state_dict(), by_timm.state_dict(), rtol=0, atol=0)
+
+
+def test_a_file_that_timm_cannot_adapt_to_the_model_is_refused(tmp_path):
+    save_file({"patch_embed.proj.weight": torch.zeros(7)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"backbone\.weights: .* does not fit backbone\.name: "):
+        built("test_vit", weights=str(tmp_path / "w.safetensors"))
+
+
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"PK\x03\x04" * 10)
     with pytest.raises(UserError, match=r"backbone\.weights: .* cannot be read as safetensors"):
@@ -217,6 +234,17 @@ def test_a_model_has_the_classes_and_the_size_that_were_asked_for(name, size):
 def test_a_size_that_the_architecture_cannot_take_is_refused(name, size):
     with pytest.raises(UserError, match=rf"images\.size: {name} cannot see 100 x 100 pixels: "):
         built(name, size)
+
+
+def test_an_encoder_is_refused(monkeypatch):
+    encoder = timm.create_model("test_resnet", num_classes=0)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: encoder)
+    with pytest.raises(UserError, match=r"backbone\.name: qwen3_vit_88m_enc is an encoder without a classifier"):
+        built("qwen3_vit_88m_enc")
+
+
+def test_channels_last_leaves_other_layers_than_flat_convolutions():
+    assert built("lambda_resnet26t")(noise(32)).shape == (2, 3)
 
 
 def test_a_head_that_starts_from_scratch_is_random():
@@ -344,8 +372,9 @@ def test_the_config_names_what_the_weights_are_and_no_class_count_among_the_argu
     assert "model_args" not in timm_config(built(), NAMES, transform, std=(1, 1, 1))
 
 
-def test_saved_weights_hold_every_tensor_as_it_is(tmp_path):
-    model = built()
+@pytest.mark.parametrize("name", ["test_resnet", "coat_lite_tiny"])  # CoaT's have some under several names
+def test_saved_weights_hold_every_tensor_as_it_is(tmp_path, name):
+    model = built(name)
     save_weights(tmp_path / "w.safetensors", host_weights(model))
     saved = load_file(tmp_path / "w.safetensors")
     assert {key: tensor.shape for key, tensor in saved.items()} == {k: t.shape for k, t in model.state_dict().items()}

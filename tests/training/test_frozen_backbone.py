@@ -15,6 +15,7 @@ from creature.inference.members import load_member
 from creature.metrics.predictions import load_predictions
 from creature.recipe import Backbone
 from creature.recipe_file import load_recipe
+from creature.training.backbone import build_backbone
 from creature.training.features import FeatureExtractor
 from helpers import faults
 from helpers.runs import start, weights_hash
@@ -102,3 +103,40 @@ def test_a_classifier_that_does_not_come_last_is_refused():
         forward = model.forward
         model.forward = lambda inputs: forward(inputs) + 1
         FeatureExtractor(model, Backbone(name="cspresnet50", frozen=True), 32)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "swiftformer_xs"])
+def test_a_model_with_several_classifiers_is_refused(name):
+    model = build_backbone(Backbone(name=name, pretrained=False), 3, 32)
+    with pytest.raises(UserError, match=rf"^backbone.frozen: {name} has several classifiers \(head, head_dist\); set"):
+        FeatureExtractor(model, Backbone(name=name, frozen=True), 32)
+    with pytest.raises(UserError, match=rf"^backbone.head_start: {name} has several classifiers .* set it to none"):
+        FeatureExtractor(model, Backbone(name=name, head_start="probe"), 32)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("backbone.frozen=true", "augment={}", "optimizer.lr=0.1"),
+        ("backbone.head_start=probe", "backbone.freeze_batch_stats=true", "optimizer.lr=1e-9"),
+    ],
+)
+def test_a_classifier_that_is_a_convolution_learns_on_features(tiny, tmp_path, settings):
+    torch.manual_seed(3)
+    path, run = tmp_path / "w.safetensors", tmp_path / "run"
+    save_file(timm.create_model("dla46x_c", num_classes=10).state_dict(), path)
+    more = ("backbone.name=dla46x_c", f"backbone.weights={path}", "folds.train=[0]", "schedule.epochs=1")
+    assert start(tiny, run, *more, *settings) == 0
+    before, after = load_file(path), load_file(run / "fold-0/model.safetensors")
+    assert after["fc.weight"].shape == (12, 256, 1, 1) and after["fc.weight"].abs().max() > 0.001
+    assert all(torch.allclose(after[key].float(), before[key].float(), atol=1e-5) for key in before if key[:3] != "fc.")
+
+
+def test_features_are_the_input_of_a_classifier_that_timm_holds_within_a_head():
+    model = build_backbone(Backbone(name="sequencer2d_s", pretrained=False), 3, 32)
+    extractor = FeatureExtractor(model, Backbone(name="sequencer2d_s", frozen=True), 32)
+    image = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        features = extractor(image)
+        torch.testing.assert_close(model.get_submodule("head.fc")(features), model(image))
+    assert features.shape == (2, 384)
