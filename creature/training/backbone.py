@@ -87,6 +87,9 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
 
 
 def _no_weights(backbone: Backbone, error: Exception) -> UserError:
+    config = timm.get_pretrained_cfg(backbone.name)
+    if config and "size mismatch" in str(error):  # timm resamples many position embeddings, not all
+        return UserError(f"images.size: must be {config.input_size[-1]} for the weights of {backbone.name}")
     return UserError(
         f"backbone.pretrained: weights of {backbone.name} are not cached and cannot be fetched: {first_line(error)}\n"
         "give a local file with backbone.weights=FILE.safetensors, or start from scratch: backbone.pretrained=false"
@@ -176,7 +179,10 @@ def _load_weights(model: nn.Module, path: str, *, architecture: str) -> None:
     ]
     if problems:
         listing = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
-        raise UserError(f"backbone.weights: {path} does not fit backbone.name:\n  {listing}")
+        fixed: bool = model.pretrained_cfg["fixed_input_size"]  # type: ignore[index, assignment]
+        raise UserError(
+            f"backbone.weights: {path} does not fit backbone.name{', or not at this images.size' * fixed}:\n  {listing}"
+        )
     model.load_state_dict({key: initial[key] if key in replaced else weights[key] for key in initial})
     if replaced:
         _zero_classifier(model)

@@ -18,6 +18,7 @@ from torch import nn
 from creature.data.eval_transform import EvalTransform
 from creature.errors import UserError
 from creature.recipe import Backbone, Optimizer
+from creature.training import backbone as backbone_module
 from creature.training.backbone import (
     build_backbone,
     check_backbone,
@@ -141,6 +142,16 @@ def test_cached_weights_need_no_network(cache, monkeypatch, offline):
     assert all(torch.equal(run_copy[key], given[key]) for key in run_copy if not key.startswith("fc."))
 
 
+def test_pretrained_weights_that_timm_cannot_resample_name_their_size(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Error(s) in loading state_dict for Pit:\n\tsize mismatch for pos_embed: copying a param")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr(backbone_module, "reach_weights", lambda _: None)
+    with pytest.raises(UserError, match=r"images\.size: must be 224 for the weights of pit_ti_224"):
+        build_backbone(Backbone(name="pit_ti_224"), 3, 32)
+
+
 # Weights from a file
 
 
@@ -203,6 +214,13 @@ def test_a_file_of_another_input_size_is_resampled_as_timm_does(tmp_path, name, 
     by_timm = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3, img_size=size)
     model = built(name, size, weights=str(path))
     torch.testing.assert_close(model.state_dict(), by_timm.state_dict(), rtol=0, atol=0)
+
+
+def test_a_file_that_timm_cannot_resample_may_be_of_another_size(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, host_weights(timm.create_model("pit_ti_224", img_size=64)))
+    with pytest.raises(UserError, match=r"does not fit backbone\.name, or not at this images\.size:\n  pos_embed: "):
+        built("pit_ti_224", 32, weights=str(path))
 
 
 def test_a_file_that_timm_cannot_adapt_to_the_model_is_refused(tmp_path):
