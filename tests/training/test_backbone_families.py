@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -76,7 +77,7 @@ def test_a_model_of_each_family_is_trained_resumed_loaded_and_published(recipe, 
             start(recipe, run, *settings)
     assert start(recipe, run, *settings, resume=True) == 0
     member, weights = load_member(run / "fold-0", torch.device("cpu")), run / "fold-0/model.safetensors"
-    options = {"img_size": size} if member.model.pretrained_cfg["fixed_input_size"] else {}  # type: ignore[index]
+    options: dict[str, Any] = {"img_size": size} if member.model.pretrained_cfg["fixed_input_size"] else {}  # type: ignore[index]
     loaded = timm.create_model(name, num_classes=12, checkpoint_path=str(weights), **options).eval()
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
