@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or Path("runs") / recipe.name
     with listen() as stop:  # before the imports, which take seconds
         from creature.console import say, show_table
+        from creature.metrics.uneven_classes import uneven_lines
         from creature.publishing.hub import publish
         from creature.publishing.publish import build, prepare_push
 
@@ -58,9 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         terms = prepare_push(push, out, args.license, data=args.data) if push else None
         results = train(recipe, out, resume=args.resume, stop=stop, own_process=True)
 
+    from creature.run import Run
+
     rows = [(r.fold, r.shown_score, r.epoch, f"{r.seconds / 60:.1f}") for r in results]
     title = f"{recipe.name}: {len(results)} of {recipe.folds.members} folds"
     show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), rows)
+    held_out = Run(out).out_of_fold
+    for line in uneven_lines(held_out.logits.argmax(1), held_out.labels, Run(out).classes):
+        say(line)
     if terms:
         say(f"{publish(args.push, build(out, args.push, terms), public=False)} is published")
     say(f"{out} holds weights and held-out predictions; next: creature ensemble {out} --images DIR --out FILE.csv")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from creature.console import BROKEN_IMAGES, show_table
+from creature.console import BROKEN_IMAGES, say, show_table
 from creature.device import choose_decoders
 from creature.ensembling.compare import show_comparison
 from creature.ensembling.out_of_fold import ensemble_result, read_holdout
@@ -31,6 +31,7 @@ from creature.inference.predictor import predict_batches
 from creature.member_folds import is_whole_run
 from creature.metrics.blend import Blending
 from creature.metrics.recorded import save_recorded
+from creature.metrics.uneven_classes import uneven_lines
 from creature.results import EnsembleResult, read_result, write_result
 from creature.run import Fold
 
@@ -120,6 +121,12 @@ def show_and_keep(
         title = f"Ensemble of {len(members)} by {blending.strategy}, on images that no member was trained on"
         lines = [line for name, counts in tallies.items() for line in counts.lines(name)]
         show_table(title, ("images", "accuracy [95 %]"), lines)
+    for table in tables.values():
+        rows, recorded = table.exposed == "unseen", table.recorded
+        if rows.any():
+            predicted = recorded.predicted[recorded.strategy][rows]
+            for line in uneven_lines(predicted, recorded.labels[rows], recorded.class_names):
+                say(f"{table.title}: {line}")
     folder = members[0].run.folder / "ensemble" if is_whole_run(members) else None
     if args.compare:
         for kind, table in tables.items():

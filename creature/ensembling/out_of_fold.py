@@ -18,6 +18,7 @@ from creature.member_folds import by_run
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending, blend
 from creature.metrics.predictions import concatenate
+from creature.metrics.uneven_classes import uneven_lines
 from creature.results import Accuracy, EnsembleMember, EnsembleResult
 from creature.run import Fold, by_repeat, full_repeats
 
@@ -103,6 +104,9 @@ def show_out_of_fold(members: Sequence[Fold], strategy: str) -> None:
     columns, rows = out_of_fold_table(members, strategy)
     show_table("Out of fold: each image scored by the member that never saw it", columns, rows)
     for run, inside in by_run(members):
+        rows_once = concatenate([member.held_out for member in full_repeats(inside)[0]])
+        for line in uneven_lines(rows_once.logits.argmax(1), rows_once.labels, run.classes):
+            say(f"{run}: {line}")
         if len(run.fold_table.partitions) == 1:
             continue
         repeats = score_of_repeats(inside, strategy)

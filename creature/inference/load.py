@@ -40,8 +40,8 @@ WITH_MEMBERS = "or all of them with --members (in Python members=True)"
 def find_model(model: str, all_members: bool, *, of_several: str = WITH_MEMBERS) -> ModelFolders:
     """The one model of a folder or a repository, or with `all_members` the ensemble that it stands for.
 
-    `of_several` says what else there is to do with a run of several folds. Raises UserError for a folder without a model, a repository that cannot be reached, or weights that are not those
-    that the ensemble was measured with.
+    `of_several` says what else there is to do with a run of several folds. Raises UserError for a folder without a
+    model, a repository that cannot be reached, or weights that are not those that the ensemble was measured with.
     """
     folder = download(model) if model.startswith(HUB) else Path(model)
     if model.startswith(HUB) or (folder / "ensemble.json").exists():

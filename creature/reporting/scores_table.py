@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from creature.metrics.accuracy import Count
+from creature.metrics.uneven_classes import uneven_lines
 from creature.reporting.reference import Reference, Result, show_accuracies
 from creature.reporting.study import StudyRun
 from creature.reporting.tables import RECORDED, Cell, Record, Table, name_cell, recorded_splits
@@ -34,6 +35,9 @@ def scores_table(runs: Sequence[StudyRun], reference: Reference | None = None) -
     """Table 1."""
     columns = _columns(runs)
     note = f"{NOTE} {NOTE_ON_REPEATS}" if "held out, ensemble of repeats" in columns else NOTE
+    for run in runs:
+        for line in uneven_lines(run.held.predicted, run.held.labels, run.held.class_names) if run.folds else ():
+            note += f" {run.name}, held out: {line}."
     rows: list[tuple[Cell, ...]] = []
     records: list[Record] = []
     results = [reference.find(run.recipe.name) if reference else None for run in runs]

@@ -109,7 +109,7 @@ def test_a_precision_out_of_reach_takes_no_coverage_away(capsys):
     expected = calibrate_verb.score_cells(table, 0.8, None)
     assert calibrate_verb.score_cells(table, 0.8, 0.999) == [*expected, "out of reach", ""]
     assert "0.999 is not reached by any threshold" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(UserError, match="fold-0: --min-precision: 0.999 is not reached"):
+    with pytest.raises(UserError, match=r"fold-0: --min-precision: 0\.999 is not reached"):
         calibrate_verb.score_cells(table, None, 0.999)
 
 
