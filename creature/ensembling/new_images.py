@@ -17,7 +17,7 @@ from creature.ensembling.recorded import (
     PredictedImages,
     Recorder,
     exposures,
-    place_to_keep,
+    keep_recorded,
     read_truth,
     tally,
 )
@@ -30,7 +30,6 @@ from creature.inference.prediction_files import order_for_submission, write_pred
 from creature.inference.predictor import predict_batches
 from creature.member_folds import is_whole_run
 from creature.metrics.blend import Blending
-from creature.metrics.recorded import save_recorded
 from creature.metrics.uneven_classes import uneven_lines
 from creature.results import EnsembleResult, read_result, write_result
 from creature.run import Fold
@@ -135,21 +134,17 @@ def show_and_keep(
     if folder:
         folder.mkdir(exist_ok=True)
         for kind, table in tables.items():
-            if path := place_to_keep(folder / f"{kind}.safetensors", table.recorded):
-                save_recorded(path, table.recorded)
+            keep_recorded(folder / f"{kind}.safetensors", table.recorded)
         _keep_result(folder / "result.json", ensemble_result(members, blending, tallies))
 
 
 def _keep_result(path: Path, result: EnsembleResult) -> None:
-    """Write the result, with the scores of other images that the same ensemble has; nothing new replaces no score."""
+    """Write the result, with the scores of other images that the same ensemble has."""
     before = read_result(path, EnsembleResult, "remove it, and run creature ensemble again") if path.exists() else None
-    if before and [member.sha256 for member in before.members] == [member.sha256 for member in result.members]:
-        if before.ensemble and not result.ensemble:  # guard: keep-scores
-            return
-        if _blending(before) == _blending(result):
-            result = result.model_copy(update={"ensemble": {**before.ensemble, **result.ensemble}})
+    if before and _models_and_blending(before) == _models_and_blending(result):
+        result = result.model_copy(update={"ensemble": {**before.ensemble, **result.ensemble}})
     write_result(path, result)
 
 
-def _blending(result: EnsembleResult) -> tuple[str, bool, list[float]]:
-    return result.strategy, result.mirror, [round(member.weight, 9) for member in result.members]
+def _models_and_blending(result: EnsembleResult) -> tuple[str, bool, list[tuple[str, float]]]:
+    return result.strategy, result.mirror, [(member.sha256, round(member.weight, 9)) for member in result.members]

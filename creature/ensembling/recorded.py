@@ -18,7 +18,7 @@ from creature.inference.prepare import ImageInput
 from creature.member_folds import exposure, member_names
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import STRATEGIES, Blending, blend, log_probabilities
-from creature.metrics.recorded import RecordedPredictions, load_recorded
+from creature.metrics.recorded import RecordedPredictions, load_recorded, save_recorded
 from creature.results import Accuracy
 from creature.run import Fold
 
@@ -82,26 +82,30 @@ class Recorder:
         )
 
 
-def place_to_keep(path: Path, recorded: RecordedPredictions) -> Path | None:
-    """Where predictions are kept that belong to `path`, if at all: none take the place of some with more labels.
+def keep_recorded(path: Path, recorded: RecordedPredictions) -> None:
+    """Write predictions as `path`, unless those of the same images with more labels lie there, or these have none.
 
-    Labelled images other than those that lie there get a file of their own beside it.
+    Labelled predictions of other images that lie there are kept beside it, under a name of their own.
     """
-    if not path.exists():
-        return path
-    before = load_recorded(path)
-    labelled, labelled_before = (int((table.labels >= 0).sum()) for table in (recorded, before))
-    contents = set(recorded.content_hashes)
-    if not labelled_before or (contents == set(before.content_hashes) and labelled >= labelled_before):
-        return path
-    if not labelled or contents == set(before.content_hashes):  # guard: keep-labels
+    before = load_recorded(path) if path.exists() else None
+    labelled, labelled_before = (int((table.labels >= 0).sum()) if table else 0 for table in (recorded, before))
+    same = before is not None and set(before.content_hashes) == set(recorded.content_hashes)
+    if labelled < labelled_before and (same or not labelled):  # guard: keep-labels
         warn(
             f"{path} keeps its {labelled_before} predictions with a label, on which a score and --coverage rest; of "
             f"these here, {labelled or 'none'} ha{'s' if labelled == 1 else 've'} one, so they are in --out alone"
         )
-        return None
-    digest = hashlib.sha256("\n".join(sorted(contents)).encode()).hexdigest()[:8]
-    return path.with_stem(f"{path.stem}-{digest}")
+        return
+    if before and labelled_before and not same:
+        path.rename(_name_of_set(path, before))
+    save_recorded(path, recorded)
+    _name_of_set(path, recorded).unlink(missing_ok=True)
+
+
+def _name_of_set(path: Path, recorded: RecordedPredictions) -> Path:
+    """Beside `path`, by the images' contents."""
+    contents = "\n".join(sorted(set(recorded.content_hashes)))
+    return path.with_stem(f"{path.stem}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}")
 
 
 def read_truth(path: str, ids: Sequence[str], class_names: Sequence[str]) -> np.ndarray:

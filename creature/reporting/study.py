@@ -191,7 +191,9 @@ def _read_run(name: str, folder: Path, labels: str | None) -> StudyRun:
     }
     recorded = {}
     for kind, table in run.predictions.items() if run.folds else ():
-        if checked := _check_recorded(table, run, labels if kind == "images" else None):
+        if kind in ("holdout", "images") and (
+            checked := _check_recorded(table, run, labels if kind == "images" else None)
+        ):
             recorded[kind] = checked
     if labels and run.folds and "images" not in recorded:
         warn(f"{folder} has no predictions to score; run creature ensemble {folder} --images DIR --labels {labels}")

@@ -175,10 +175,11 @@ def test_other_weights_than_those_that_answered_are_refused(run, drawn, tmp_path
 
 
 def test_each_row_is_judged_by_the_others(run_copy, capsys, monkeypatch):
-    calls = [faults.note_calls(monkeypatch, module, "calibrate") for module in (calibrate_verb, calibration)]
+    on_splits = faults.note_calls(monkeypatch, calibration, "calibrate")
+    on_all = faults.note_calls(monkeypatch, calibrate_verb, "fit")
     assert calibrate_verb.main([str(run_copy), "--coverage", "0.8"]) == 0
-    fitted = [len(call.args[1]) for of_module in calls for call in of_module]
-    assert sorted(set(fitted)) == [19, 20, 24] and fitted.count(24) == 3
+    assert {len(call.args[1]) for call in on_splits} == {19, 20}
+    assert [len(call.args[1]) for call in on_all] == [24, 24, 24]
     shown = capsys.readouterr().out
     assert "in sets of 0.8" in shown and shown.count("(n = 24)") == 3
 

@@ -238,6 +238,7 @@ def test_seen_pictures_have_no_accuracy(study, drawn, tmp_path):
 def test_labels_that_come_later_score_saved_predictions(study, drawn, tmp_path, capsys):
     run = tmp_path / "late"
     shutil.copytree(study / "resnext", run)
+    shutil.rmtree(run / "ensemble")
     ensemble.main([str(run), "--images", str(drawn / "test"), "--out", str(tmp_path / "p.csv")])
     report.main([str(run)])
     assert "no labels" in {row["status"] for row in records(run / "report", "scores")}

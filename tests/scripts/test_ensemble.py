@@ -298,6 +298,7 @@ def test_where_an_unfinished_run_stopped_is_said_with_the_line_that_goes_on(tiny
 def test_some_folds_of_a_run_leave_what_all_of_them_said(run, drawn, tmp_path):
     run_copy = tmp_path / "run"
     shutil.copytree(run, run_copy)
+    shutil.rmtree(run_copy / "ensemble", ignore_errors=True)
     words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv")]
     ensemble.main([str(run_copy), *words])
     before = {path.name: path.read_bytes() for path in (run_copy / "ensemble").iterdir()}
@@ -407,6 +408,6 @@ def test_labelled_images_of_two_sets_are_kept_beside_each_other(run, drawn, tmp_
         shutil.copy(drawn / "test_labels.csv", labels := tmp_path / f"labels-{number}.csv")
         ensemble.main([str(run_copy), "--images", str(folder), "--labels", str(labels)])
     predictions = Run(run_copy).predictions
-    assert [len(table.ids) for table in predictions.values()] == [10, 14]
+    assert [len(table.ids) for table in predictions.values()] == [14, 10]
     result = json.loads((run_copy / "ensemble/result.json").read_text())["ensemble"]
     assert [score["unseen"]["n"] for score in result.values()] == [10, 14]
