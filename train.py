@@ -141,6 +141,9 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
             say(result)
             if advice := advice_on_waiting(state.history, recipe.images.cache):
                 say(advice)
+            if state.epoch == 2 and learner.epochs > recipe.schedule.epochs:
+                minutes = learner.epochs * result.seconds / 60
+                say(f"schedule.min_steps: {learner.epochs} epochs like this one are {minutes:.1f} minutes of training")
             accelerator.log(result.tracked(fold), step=state.epoch)
             saver.save_epoch(predictions)
     training.micro_batches = state.micro_batches

@@ -84,7 +84,7 @@ def new_learner(recipe: Recipe, steps: int) -> tuple[Accelerator, Learner]:
         bad={},
     )
     nothing: Any = None  # no image is decoded
-    data = TrainData(folds, nothing, recipe.batch_size)
+    data = TrainData(folds, nothing, recipe.batch_size, recipe.schedule)
     with TemporaryDirectory() as name:
         accelerator = start_accelerator(recipe, Path(name))
     learner = build_learner(accelerator, recipe, data, fold=0)

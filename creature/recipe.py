@@ -5,6 +5,7 @@ Importing this module is cheap: what needs torch, timm or the device is checked 
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -193,12 +194,22 @@ class Schedule(_Settings):
     """number of passes over the training images"""
     warmup_epochs: float = Field(default=0.0, ge=0)
     """epochs, fractions allowed, in which the learning rate rises linearly from zero"""
+    min_steps: int = Field(default=0, ge=0, le=10_000_000)
+    """least number of optimizer steps a fold: where epochs are fewer, as of few images, there are more epochs, and the
+    warm-up is longer in proportion; 0: as many as epochs make"""
     restart_epochs: int = Field(default=10, ge=1, le=100_000)
     """cosine_warm_restarts: length of the first cycle, in epochs"""
     restart_factor: int = Field(default=2, ge=1, le=1000)
     """cosine_warm_restarts: each cycle is this many times as long as the last"""
     update: Literal["step", "epoch"] = "step"
     """whether the learning rate changes at every step, or once per epoch"""
+
+    def lengthened(self, steps: int) -> "Schedule":
+        """The schedule of epochs of so many steps: itself, or one of more epochs that has min_steps."""
+        epochs = math.ceil(self.min_steps / steps)
+        if epochs <= self.epochs:
+            return self
+        return self.model_copy(update={"epochs": epochs, "warmup_epochs": self.warmup_epochs * epochs / self.epochs})
 
     def cycle_ends(self) -> list[int]:
         """Epochs after which a cycle of cosine_warm_restarts ends, up to the first one at or after the last epoch."""
@@ -298,6 +309,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             f"schedule.warmup_epochs: must be less than schedule.epochs ({schedule.epochs}), "
             f"got {schedule.warmup_epochs:g}; lower it, too"
         )
+    if schedule.min_steps and schedule.name == "cosine_warm_restarts":
+        yield (
+            f"schedule.min_steps: more epochs would end inside a cycle of cosine_warm_restarts, got "
+            f"{schedule.min_steps}; set it to 0, or schedule.name to cosine"
+        )
     if not 0 < low_high[0] <= low_high[1]:
         yield f"augment.crop_scale: must be [smallest, largest] with 0 < smallest <= largest, got {list(low_high)}"
     if (sizes := recipe.augment.sizes) and len(sizes) > schedule.epochs:
@@ -355,7 +371,7 @@ def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[st
 
 
 # Settings that came later: where they have this value, a recipe's identity is what it was before them.
-ADDED_KEYS = {"folds.repeats": 1, "deterministic": False}
+ADDED_KEYS = {"folds.repeats": 1, "deterministic": False, "schedule.min_steps": 0}
 
 
 def identity_settings(recipe: Recipe) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from creature.data.files import natural_key
+from creature.data.order import epoch_steps
+from creature.recipe_file import load_recipe
+from creature.shipped import RECIPES
 
 SHOWN = 20  # rows of a table
 
@@ -173,3 +176,19 @@ def _advice_on_folds(images: Sequence[ScannedImage]) -> Iterator[str]:
     else:
         why = f"{rarest}, the rarest class, has {n} images, so each of five folds holds out {n // 5} or more"
         yield f"suggested: folds.count=5 over {sources} pooled: {why}"
+    if n > 1:
+        yield from _expected_steps(labelled.total(), min(n, 5))
+
+
+def _expected_steps(images: int, folds: int) -> Iterator[str]:
+    """How long the recipes for a CPU train on so many images in folds, a line each."""
+    held_out = -(-images // folds)
+    for name in ("head", "laptop"):
+        recipe = load_recipe(RECIPES / f"{name}.yaml")
+        asked, steps = recipe.schedule, epoch_steps(images - held_out, recipe.batch_size)
+        epochs = asked.lengthened(steps).epochs
+        more = f" instead of {asked.epochs}, for schedule.min_steps={asked.min_steps}" if epochs > asked.epochs else ""
+        yield (
+            f"{name}.yaml trains each of {folds} folds on {images - held_out} images: {steps * epochs} steps, {epochs} "
+            f"epochs of {steps}{more}"
+        )

@@ -36,10 +36,14 @@ def epoch_batches(rows: np.ndarray, batch_size: int, *seed: object) -> list[np.n
     BatchNorm has no statistics of a single image, and dropping it would lose a row.
     """
     order = np.random.default_rng(derive_seed(*seed)).permutation(rows)
-    cuts = list(range(batch_size, len(order), batch_size))
-    if cuts and len(order) - cuts[-1] == 1 and batch_size > 1:  # guard: no-batch-of-one
-        cuts.pop()
-    return np.split(order, cuts)
+    return np.split(order, batch_size * np.arange(1, epoch_steps(len(rows), batch_size)))
+
+
+def epoch_steps(rows: int, batch_size: int) -> int:
+    """How many batches an epoch of so many rows has."""
+    full, rest = divmod(rows, batch_size)
+    # guard: no-batch-of-one
+    return full if full and rest == 1 else full + (rest > 0)
 
 
 def process_share(batch: np.ndarray, share: Share) -> np.ndarray:

@@ -29,7 +29,7 @@ def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, l
     config = timm_config(
         learner.saved_model, folds.class_names, eval_transform(recipe.images, recipe.backbone.name), std=std
     )
-    state, by_score, last = learner.state, recipe.checkpoint.select == "best", recipe.schedule.epochs - 1
+    state, by_score, last = learner.state, recipe.checkpoint.select == "best", learner.epochs - 1
     epoch = state.best_epoch if by_score else last
     write_model_folder(folder, recipe, config=config, epoch=epoch)
     result = FoldResult(
@@ -39,7 +39,7 @@ def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, l
         selected=by_score,
         last=_score_epoch(folder, last, folds),
         start=CorrectRows(n=state.start.n, correct=state.start.correct) if state.start else None,
-        epochs=recipe.schedule.epochs,
+        epochs=learner.epochs,
         images_trained=sum(learner.batch_sizes),
         class_counts=np.bincount(folds.labels, minlength=len(folds.class_names)).tolist(),
         parameters=sum(parameter.numel() for parameter in learner.saved_model.parameters()),

@@ -19,11 +19,12 @@ from creature.data.eval_transform import EvalTransform
 from creature.data.folds import FoldTable, find_folds_file, read_folds
 from creature.data.image_cache import CachedImages, ImageCache, describe_cache
 from creature.data.loader import ImageDataset, RunImages
+from creature.data.order import epoch_steps
 from creature.data.scan import refuse_bad, scan_images
 from creature.data.sources import SourceFormat
 from creature.device import usable_cores
 from creature.errors import UserError
-from creature.recipe import Augment, Folds, Images, Recipe
+from creature.recipe import Augment, Folds, Images, Recipe, Schedule
 from creature.storage import file_hash
 from creature.training.backbone import mean_and_std, reach_weights
 from creature.training.partition import has_rows, make_folds, warn_of_holdout_copies
@@ -37,6 +38,7 @@ class TrainData:
     folds: FoldTable
     images: RunImages
     batch_size: int  # of all processes together
+    schedule: Schedule  # of each fold, lengthened where its images are few
     buffer_bytes: int = 0  # that the pixels of the largest batch take
     features: torch.Tensor | None = None  # (N, D), of the backbone on its starting weights, where they are needed
 
@@ -72,7 +74,8 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
     good, folds, cache = shared
     dataset = dataset if len(good) == len(dataset) else dataset.select(good)
     pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
-    augmentations = epoch_augmentations(recipe.augment, images.size, recipe.schedule.epochs)
+    schedule = fit_schedule(recipe, folds)
+    augmentations = epoch_augmentations(recipe.augment, images.size, schedule.epochs)
     if cache is None:
         training = ImageDataset(dataset, *augmentations, seed=recipe.seed)
         held_out = ImageDataset(dataset, exact_transform(transform))
@@ -82,7 +85,7 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
         training = ImageDataset(dataset, *augmentations, seed=recipe.seed, cached=copies)
         held_out = ImageDataset(dataset, cached_transform, cached=views)
     largest = (recipe.batch_size + 1) * 3 * max(images.size, *(recipe.augment.sizes or (0,))) ** 2
-    return TrainData(folds, RunImages(training, held_out), recipe.batch_size, buffer_bytes=largest)
+    return TrainData(folds, RunImages(training, held_out), recipe.batch_size, schedule, buffer_bytes=largest)
 
 
 def _field(images: Images) -> str:
@@ -135,6 +138,19 @@ def _describe(settings: Folds, folds: FoldTable) -> str:
     drawn = f"{settings.count} fold{'s' * (settings.count > 1)}"
     repeats = f", drawn {settings.repeats} times" if settings.repeats > 1 else ""
     return f"{len(folds.ids)} images of {len(folds.class_names)} classes, {drawn}{repeats}"
+
+
+def fit_schedule(recipe: Recipe, folds: FoldTable) -> Schedule:
+    """The schedule of all members, with the epochs that the one with the fewest images needs; says if these are more."""
+    images = min(int((~folds.held_out(fold)).sum()) for fold in range(folds.members))
+    steps, asked = epoch_steps(images, recipe.batch_size), recipe.schedule
+    schedule = asked.lengthened(steps)
+    if schedule != asked:
+        say(
+            f"schedule.min_steps: {images} images are {steps} steps an epoch; each fold takes {schedule.epochs} epochs "
+            f"instead of {asked.epochs}, for {steps * schedule.epochs} steps instead of {steps * asked.epochs}"
+        )
+    return schedule
 
 
 def hash_contents(weights: str | None, teacher: str | None) -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from creature.metrics.predictions import load_predictions
 from creature.training import finish, loop, run_folder
 from helpers import faults
 from helpers.fold_files import folds_rows
-from helpers.runs import losses, start, weights_hash
+from helpers.runs import losses, read_history, start, weights_hash
 
 
 def test_a_run_holds_exactly_these_files(run: Path):
@@ -246,6 +247,45 @@ def test_the_best_epoch_is_marked_selected_and_the_last_one_stands_beside_it(tin
     assert (result["last"]["epoch"], result["last"]["correct"]) == (4, history[-1]["correct"])
     kept = {int(path.name[-4:]) for path in (tmp_path / "best/fold-0/kept").iterdir()}
     assert kept == {2, 4, best["epoch"]}
+
+
+def test_few_images_are_trained_on_for_more_epochs_as_if_the_recipe_had_them(tiny, tmp_path, capsys):
+    """72 images in three folds: 48 to train on are 3 steps of 16."""
+    settings = ("augment.sizes=[16,32]", "schedule.warmup_epochs=0.5", "schedule.min_steps=10")
+    assert start(tiny, tmp_path / "run", *settings) == 0
+    said = capsys.readouterr().out
+    assert (
+        "schedule.min_steps: 48 images are 3 steps an epoch; each fold takes 4 epochs instead of 2, for 12 steps "
+        "instead of 6\n" in said
+    )
+    assert len(re.findall(r"schedule.min_steps: 4 epochs like this one are \d+\.\d minutes of training\n", said)) == 3
+    assert start(tiny, tmp_path / "long", settings[0], "schedule.warmup_epochs=1", "schedule.epochs=4") == 0
+    assert "min_steps" not in capsys.readouterr().out
+    for fold in ("fold-0", "fold-2"):
+        assert weights_hash(tmp_path / "run" / fold) == weights_hash(tmp_path / "long" / fold)
+        result = json.loads((tmp_path / "run" / fold / "result.json").read_text())
+        assert (result["epochs"], result["epoch"], len(read_history(tmp_path / "run" / fold))) == (4, 4, 4)
+
+
+def test_enough_images_are_trained_on_as_the_recipe_says(tiny, run, tmp_path, capsys):
+    assert start(tiny, tmp_path / "run", "schedule.min_steps=6", "folds.train=[1]") == 0
+    assert "min_steps" not in capsys.readouterr().out
+    assert weights_hash(tmp_path / "run/fold-1") == weights_hash(run / "fold-1")
+
+
+def test_all_folds_take_the_epochs_that_the_one_with_the_fewest_images_needs(tiny, tmp_path):
+    """33 images in two folds, batches of 3: 17 to train on are 6 steps, 16 are 5, the last one of 4."""
+    classes = tmp_path / "images"
+    for species, count in (("fish", 17), ("owl", 16)):
+        (classes / species).mkdir(parents=True)
+        for number in range(count):
+            image = Image.fromarray(np.random.default_rng(number + 100 * count).integers(0, 255, (32, 32, 3), np.uint8))
+            image.save(classes / species / f"{number}.png")
+    settings = (f"images.train=[{classes}]", "folds.count=2", "batch_size=3", "schedule.min_steps=24")
+    assert start(tiny, tmp_path / "run", *settings) == 0
+    results = [json.loads((tmp_path / f"run/fold-{fold}/result.json").read_text()) for fold in (0, 1)]
+    assert sorted(result["images_trained"] for result in results) == [16, 17]
+    assert [result["epochs"] for result in results] == [5, 5]
 
 
 def test_one_model_is_held_out_on_its_validation_images(drawn, tiny, tmp_path, capsys):

@@ -91,3 +91,14 @@ def test_the_rate_is_a_pure_function_of_the_time_and_within_bounds(name, update)
     shuffled = random.Random(0).sample(STEPS, len(STEPS))
     assert {time: lr_factor(ours, time) for time in shuffled} == expected
     assert all(0 <= factor <= 1 for factor in expected.values())
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(1, 225), (3, 75), (4, 57), (44, 6), (45, 5), (1000, 5)])
+def test_epochs_of_few_steps_are_as_many_as_make_the_least_number_of_steps(steps, epochs):
+    ours = schedule(epochs=5, warmup_epochs=0.7, min_steps=225).lengthened(steps)
+    assert ours.epochs == epochs and ours.warmup_epochs == pytest.approx(0.7 / 5 * epochs)
+    assert (ours == schedule(epochs=5, warmup_epochs=0.7, min_steps=225)) == (epochs == 5)
+
+
+def test_without_a_least_number_of_steps_the_epochs_stay():
+    assert schedule(epochs=5).lengthened(1) == schedule(epochs=5)
