@@ -200,7 +200,7 @@ def test_a_setting_s_name_cannot_forge_a_line_or_steer_the_terminal(tmp_path):
         ({"schedule__warmup_epochs": 10}, "schedule.warmup_epochs: must be less than schedule.epochs (10), got 10"),
         (
             {"schedule__min_steps": 200, "schedule__name": "cosine_warm_restarts"},
-            "schedule.min_steps: more epochs would end inside a cycle of cosine_warm_restarts, got 200; set it to 0, or",
+            "schedule.min_steps: more epochs would end inside a cycle of cosine_warm_restarts, got 200; set it to 0",
         ),
         ({"augment__crop_scale": [1, 0.5]}, "augment.crop_scale: must be [smallest, largest]"),
         ({"augment__crop_scale": [0, 1]}, "augment.crop_scale: must be [smallest, largest]"),

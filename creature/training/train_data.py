@@ -141,7 +141,7 @@ def _describe(settings: Folds, folds: FoldTable) -> str:
 
 
 def fit_schedule(recipe: Recipe, folds: FoldTable) -> Schedule:
-    """The schedule of all members, with the epochs that the one with the fewest images needs; says if these are more."""
+    """The schedule of all members, with as many epochs as the one of fewest images needs; says if these are more."""
     images = min(int((~folds.held_out(fold)).sum()) for fold in range(folds.members))
     steps, asked = epoch_steps(images, recipe.batch_size), recipe.schedule
     schedule = asked.lengthened(steps)

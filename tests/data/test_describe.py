@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from creature.data import describe
+from creature.data.describe_tables import ScannedImage, advice
 from creature.errors import UserError
 from helpers.images import jpeg, photo
 
@@ -78,6 +79,19 @@ def test_it_suggests_folds_that_the_rarest_class_allows(data, tmp_path, capsys):
     (tmp_path / "a/2.png").unlink()
     out = message(capsys, str(tmp_path))
     assert "suggested: more images of a, which has none" in out and "only test has" not in out
+
+
+def test_it_says_how_long_the_recipes_for_a_cpu_train(data, capsys):
+    """19 sound images in five folds: 15 are one step. 1,600 in four folds: 1,200 are 19 steps of 64, 38 of 32."""
+    out = message(capsys, str(data))
+    assert "head.yaml trains each of 5 folds on 15 images: 100 steps, 100 epochs of 1 instead of 10, for sched" in out
+    assert "laptop.yaml trains each of 5 folds on 15 images: 225 steps, 225 epochs of 1 instead of 5, for sched" in out
+    images = [ScannedImage(str(number), "", "train", f"class {number % 400}") for number in range(1600)]
+    said = list(advice(images, []))
+    assert said[-2] == "head.yaml trains each of 4 folds on 1200 images: 190 steps, 10 epochs of 19"
+    assert said[-1].startswith("laptop.yaml trains each of 4 folds on 1200 images: 228 steps, 6 epochs of 38 instead")
+    alone = ScannedImage("alone", "", "train", "rare")
+    assert not any("trains each of" in line for line in advice([*images, alone], []))
 
 
 def test_labels_of_flat_pictures_come_from_a_csv(data, tmp_path, capsys):
