@@ -194,7 +194,7 @@ class Schedule(_Settings):
     """number of passes over the training images"""
     warmup_epochs: float = Field(default=0.0, ge=0)
     """epochs, fractions allowed, in which the learning rate rises linearly from zero"""
-    min_steps: int = Field(default=0, ge=0, le=10_000_000)
+    min_steps: int = Field(default=0, ge=0, le=100_000)
     """least number of optimizer steps a fold: where epochs are fewer, as of few images, there are more epochs, and the
     warm-up is longer in proportion; 0: as many as epochs make"""
     restart_epochs: int = Field(default=10, ge=1, le=100_000)
