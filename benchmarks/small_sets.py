@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from sides import ROOT, say, show_table
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -51,8 +50,11 @@ def right_of_probe(recipe: Path, out: Path, settings: list[str]) -> np.ndarray:
         folds, features = training.data.folds, training.data.features
     assert features is not None
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    split = PredefinedSplit(folds.partitions[0])
-    right = cross_val_predict(probe, features.numpy(), folds.labels, cv=split) == folds.labels
+    right = np.zeros(len(folds.labels), dtype=bool)
+    for fold in range(folds.count):
+        held = folds.held_out(fold)
+        probe.fit(features[~held].numpy(), folds.labels[~held])
+        right[held] = probe.predict(features[held].numpy()) == folds.labels[held]
     return right[np.argsort(folds.ids.to_pylist())]
 
 
