@@ -84,7 +84,7 @@ def test_it_suggests_folds_that_the_rarest_class_allows(data, tmp_path, capsys):
 def test_it_says_how_long_the_recipes_for_a_cpu_train(data, capsys):
     """19 sound images in five folds: 15 are one step. 1,600 in four folds: 1,200 are 19 steps of 64, 38 of 32."""
     out = message(capsys, str(data))
-    assert "head.yaml trains each of 5 folds on 15 images: 100 steps, 100 epochs of 1 instead of 10, for sched" in out
+    assert "head.yaml trains each of 5 folds on 15 images: 60 steps, 60 epochs of 1 instead of 10, for sched" in out
     assert "laptop.yaml trains each of 5 folds on 15 images: 225 steps, 225 epochs of 1 instead of 5, for sched" in out
     images = [ScannedImage(str(number), "", "train", f"class {number % 400}") for number in range(1600)]
     said = list(advice(images, []))
