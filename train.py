@@ -142,8 +142,9 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
             if advice := advice_on_waiting(state.history, recipe.images.cache):
                 say(advice)
             if state.epoch == 2 and learner.epochs > recipe.schedule.epochs:
-                minutes = learner.epochs * result.seconds / 60
-                say(f"schedule.min_steps: {learner.epochs} epochs like this one are {minutes:.1f} minutes of training")
+                spent = sum(row.seconds for row in state.history) + state.saving_seconds
+                minutes = spent / 60 / state.epoch * learner.epochs
+                say(f"schedule.min_steps: {learner.epochs} epochs like these take about {minutes:.1f} minutes")
             accelerator.log(result.tracked(fold), step=state.epoch)
             saver.save_epoch(predictions)
     training.micro_batches = state.micro_batches

@@ -147,8 +147,8 @@ def fit_schedule(recipe: Recipe, folds: FoldTable) -> Schedule:
     schedule = asked.lengthened(steps)
     if schedule != asked:
         say(
-            f"schedule.min_steps: {images} images are {steps} steps an epoch; each fold takes {schedule.epochs} epochs "
-            f"instead of {asked.epochs}, for {steps * schedule.epochs} steps instead of {steps * asked.epochs}"
+            f"schedule.min_steps: {schedule.epochs} epochs a fold instead of {asked.epochs}, for "
+            f"{steps * schedule.epochs} steps instead of {steps * asked.epochs}; {images} images make {steps} an epoch"
         )
     return schedule
 
