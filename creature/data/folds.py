@@ -129,7 +129,7 @@ def group_copies(
         one, other = root(row), root(int(alike[row]))
         if one == other:
             continue
-        if largest is not None and sizes[one] + sizes[other] > largest:  # guard: no-group-above-a-fold
+        if largest is not None and sizes[one] + sizes[other] > largest:
             apart += 1
             continue
         parent[one] = other

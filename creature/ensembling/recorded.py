@@ -90,7 +90,7 @@ def keep_recorded(path: Path, recorded: RecordedPredictions) -> None:
     before = load_recorded(path) if path.exists() else None
     labelled, labelled_before = (int((table.labels >= 0).sum()) if table else 0 for table in (recorded, before))
     same = before is not None and set(before.content_hashes) == set(recorded.content_hashes)
-    if labelled < labelled_before and (same or not labelled):  # guard: keep-labels
+    if labelled < labelled_before and (same or not labelled):
         warn(
             f"{path} keeps its {labelled_before} predictions with a label, on which a score and --coverage rest; of "
             f"these here, {labelled or 'none'} ha{'s' if labelled == 1 else 've'} one, so they are in --out alone"
