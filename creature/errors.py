@@ -28,14 +28,25 @@ def check_installed(extra: str, what: str, *packages: str) -> None:
     for package in packages:
         try:
             import_module(package)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             message = f"{what} needs {error.name or package}, which is not installed: pip install 'creature[{extra}]'"
             raise UserError(message) from error
+        except ImportError as error:
+            raise UserError(f"{what} needs {package}, which cannot be imported: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
     """The first line of a library's error, at most 200 characters; the name of its type where it has no message."""
     return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__
+
+
+def network_reason(error: BaseException) -> str:
+    """Why a host was not reached: the proxy or token of the environment that is wrong, else the error's first line."""
+    if isinstance(error, UnicodeEncodeError):  # of a header
+        return "the token for the Hub (HF_TOKEN, or that of `hf auth login`) holds characters that no token has"
+    if isinstance(error, ImportError) and "SOCKS" in str(error):
+        return "ALL_PROXY or HTTPS_PROXY names a SOCKS proxy, which needs another package: pip install socksio"
+    return first_line(error)
 
 
 def first_problem(error: "ValidationError") -> str:

@@ -27,7 +27,7 @@ from creature.data.eval_transform import EvalTransform
 from creature.data.workers import load_batches, note_decoding
 from creature.device import usable_cores
 from creature.errors import UserError
-from creature.storage import manifest_differences, sync, write_json, write_manifest
+from creature.storage import manifest_differences, sync, write_json, write_manifest, write_refusal
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -123,7 +123,6 @@ def open_cache(
     if kind == "memory":
         return _cache_in_memory(source, contents, title)
     folder = cache_home() / _cache_name(contents, transform)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if folder.exists() and (differences := manifest_differences(folder)):  # guard: rotten-cache
             warn(f"{folder}: {differences[0]}; this cache is made again")
@@ -163,8 +162,18 @@ def describe_cache(kind: str, cache: ImageCache | None) -> str:
 
 
 def cache_home() -> Path:
-    """The folder of all caches: creature/ in XDG_CACHE_HOME, which is ~/.cache unless it is set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "creature"
+    """The folder of all caches, made if need be: creature/ in XDG_CACHE_HOME, which is ~/.cache unless it is set.
+
+    Raises UserError where there is no such folder to write to.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "creature"
+    reason = "the user has no home folder" if str(folder).startswith("~") else write_refusal(folder)
+    if reason:
+        raise UserError(
+            f"images.cache: {folder}: {reason}; set XDG_CACHE_HOME to a folder that can be written to, or "
+            "images.cache=off"
+        )
+    return folder
 
 
 def _make_room(folder: Path, needed: int) -> None:

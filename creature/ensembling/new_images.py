@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from creature.console import BROKEN_IMAGES, say, show_table
+from creature.console import BROKEN_IMAGES, say, show_table, warn
 from creature.device import choose_decoders
 from creature.ensembling.compare import show_comparison
 from creature.ensembling.out_of_fold import ensemble_result, read_holdout
@@ -33,6 +33,7 @@ from creature.metrics.blend import Blending
 from creature.metrics.uneven_classes import uneven_lines
 from creature.results import EnsembleResult, read_result, write_result
 from creature.run import Fold
+from creature.storage import write_refusal
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,14 @@ def show_and_keep(
             for line in uneven_lines(predicted, recorded.labels[rows], recorded.class_names):
                 say(f"{table.title}: {line}")
     folder = members[0].run.folder / "ensemble" if is_whole_run(members) else None
+    if folder and (reason := write_refusal(folder)):
+        warn(f"{folder}: {reason}; scores and predictions are not kept there for report, calibrate and publish")
+        folder = None
     if args.compare:
         for kind, table in tables.items():
             file = folder and folder / f"disagreements-{kind}.csv"
             show_comparison(table.title, table.recorded, table.exposed, file=file)
     if folder:
-        folder.mkdir(exist_ok=True)
         for kind, table in tables.items():
             keep_recorded(folder / f"{kind}.safetensors", table.recorded)
         _keep_result(folder / "result.json", ensemble_result(members, blending, tallies))

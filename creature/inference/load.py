@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from creature.errors import CreatureError, UserError, first_line
+from creature.errors import CreatureError, UserError, network_reason
 from creature.member_folds import find_members
 from creature.metrics.blend import Blending
 from creature.metrics.calibration import ENSEMBLE_CALIBRATION, MODEL_CALIBRATION
@@ -89,7 +89,7 @@ def download(model: str) -> Path:
     repo, _, revision = model.removeprefix(HUB).partition("@")
     try:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, ImportError, OSError, ValueError) as error:
         match error:
             case GatedRepoError():
                 reason = "access has to be requested; do so on its page, then log in with `hf auth login`"
@@ -100,10 +100,10 @@ def download(model: str) -> Path:
             case HFValidationError():
                 reason = "a model of the Hub is written hf-hub:USER/NAME or hf-hub:USER/NAME@BRANCH"
             case LocalEntryNotFoundError():
-                cause = first_line(error.__cause__ or error)
+                cause = network_reason(error.__cause__ or error)
                 reason = f"not in the local cache, and the Hub cannot be reached ({cause})"
             case _:
-                reason = f"cannot be downloaded: {first_line(error)}; what is there is kept"
+                reason = f"cannot be downloaded: {network_reason(error)}; what is there is kept"
         raise UserError(f"{model}: {reason}") from error
     if not (folder / "config.json").exists():
         raise UserError(f"{model}: the repository has no config.json; it is no timm model")

@@ -77,7 +77,7 @@ def _output_file(path: Path) -> Iterator[Path]:
         with write_atomically(path) as temporary:
             yield temporary
     except OSError as error:
-        raise UserError(f"--out: cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"--out: cannot write {path}: {error.strerror or error}; name another file") from error
 
 
 @contextmanager

@@ -6,7 +6,8 @@ creature demo hf-hub:USER/NAME
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from creature.console import say
@@ -38,15 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until it is interrupted."""
     args = parse(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    check_installed("demo", "the page", "gradio")
+    with without_proxies():
+        check_installed("demo", "the page", "gradio")
     from creature.inference.classifier import load
 
     classifier = load(args.model, device=args.device, members=args.members)
     page = build(classifier)
     try:
-        _, url, _ = page.launch(
-            server_name="127.0.0.1", server_port=args.port, prevent_thread_lock=True, quiet=True, footer_links=[]
-        )
+        with without_proxies():
+            _, url, _ = page.launch(
+                server_name="127.0.0.1", server_port=args.port, prevent_thread_lock=True, quiet=True, footer_links=[]
+            )
     except OSError as error:
         raise UserError(
             f"--port: {args.port} cannot be used here: {first_line(error)}; try --port {args.port + 1}"
@@ -54,6 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f"{classifier.predictor.title}: open {url} in a browser; Ctrl-C ends it")
     page.block_thread()
     return 0
+
+
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """Within the block the environment names no proxy: gradio asks its own page whether it is there."""
+    proxies = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(proxies)
 
 
 def build(classifier: "Classifier") -> "gradio.Blocks":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creature.console import only_errors_of, say
-from creature.errors import UserError, first_line
+from creature.errors import UserError, first_line, network_reason
 from creature.storage import files_of
 
 if TYPE_CHECKING:
@@ -128,13 +128,13 @@ def _naming_hub_errors(repo: str) -> Iterator[None]:
         raise UserError(f"{repo} cannot be published: no token for the Hub is here: {LOGIN}") from error
     except HfHubHTTPError as error:
         raise UserError(_refusal(repo, error)) from error
-    except (HTTPError, OSError, RuntimeError) as error:
+    except (HTTPError, ImportError, OSError, RuntimeError, UnicodeEncodeError) as error:
         if isinstance(error.__cause__, HfHubHTTPError):  # of an upload
             raise UserError(_refusal(repo, error.__cause__)) from error
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         raise UserError(
-            f"{repo} was not published: no connection to {endpoint} ({first_line(error)}); nothing is lost, run this "
-            "again"
+            f"{repo} was not published: no connection to {endpoint} ({network_reason(error)}); nothing is lost, run "
+            "this again"
         ) from error
     except ValueError as error:  # the Hub checks the card before anything else
         raise UserError(f"{repo} was not published: {' '.join(str(error).split())}") from error

@@ -5,15 +5,16 @@ creature publish runs/all USER/NAME --private
 """
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from creature.console import say, show_table
+from creature.console import say, show_table, warn
 from creature.errors import UserError, check_installed
 from creature.publishing.hub import check_access, check_repo, publish
 from creature.publishing.terms import FILE, Terms, add_terms, find_terms
-from creature.storage import files_of, write_json, write_manifest
+from creature.storage import files_of, write_json, write_manifest, write_refusal
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,6 +60,16 @@ def prepare_push(repo: str, folder: Path, license: str | None, *, data: str | No
     return terms
 
 
+def _keep_terms(folder: Path, terms: Terms) -> Path:
+    """Keep the terms in a run's folder, and give it; a temporary folder where the run may not be written to."""
+    if reason := write_refusal(folder):
+        out = Path(tempfile.mkdtemp(prefix="creature-"))
+        warn(f"{folder}: {reason}; --license and --data are not kept there, and what is published lies in {out}")
+        return out
+    write_json(folder / FILE, asdict(terms))
+    return folder
+
+
 def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False, reviewed: bool = False) -> dict[str, Path]:
     """Write and verify the folder of each branch, and say what is in them."""
     from creature.publishing.card import write_cards
@@ -67,8 +78,7 @@ def build(folder: Path, repo: str, terms: Terms, *, onnx: bool = False, reviewed
     from creature.reporting.study import read_runs
 
     run = as_published(*read_runs([str(folder)], None))
-    write_json(folder / FILE, asdict(terms))
-    branches = export(run, folder / "export")
+    branches = export(run, _keep_terms(folder, terms) / "export")
     if onnx:
         from creature.publishing.onnx_export import export_onnx
 

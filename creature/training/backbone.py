@@ -20,7 +20,7 @@ from torch import nn
 from creature.data.eval_transform import EvalTransform
 from creature.data.normalize import Normalize
 from creature.device import to_channels_last
-from creature.errors import UserError, first_line
+from creature.errors import UserError, first_line, network_reason
 from creature.recipe import Backbone
 
 
@@ -91,7 +91,8 @@ def _no_weights(backbone: Backbone, error: Exception) -> UserError:
     if config and "size mismatch" in str(error):  # timm resamples many position embeddings, not all
         return UserError(f"images.size: must be {config.input_size[-1]} for the weights of {backbone.name}")
     return UserError(
-        f"backbone.pretrained: weights of {backbone.name} are not cached and cannot be fetched: {first_line(error)}\n"
+        f"backbone.pretrained: weights of {backbone.name} are not cached and cannot be fetched: "
+        f"{network_reason(error)}\n"
         "give a local file with backbone.weights=FILE.safetensors, or start from scratch: backbone.pretrained=false"
     )
 

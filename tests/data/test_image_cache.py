@@ -36,6 +36,14 @@ def home(tmp_path, monkeypatch) -> Path:
     return cache_home()
 
 
+@pytest.mark.parametrize(("user_home", "said"), [("~", "the user has no home folder"), ("/proc/none", "No such file")])
+def test_without_a_folder_to_write_to_the_cache_has_a_way_out(monkeypatch, user_home, said):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", user_home))
+    with pytest.raises(UserError, match=f"images.cache: .*{said}.*; set XDG_CACHE_HOME .*or images.cache=off"):
+        cache_home()
+
+
 def encoded(number: int) -> bytes:
     noise = np.random.default_rng(number).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     image = Pillow.fromarray(noise).resize(SIZES[number % len(SIZES)], Pillow.Resampling.BICUBIC)

@@ -1,6 +1,7 @@
 """The demo page in a real browser: a photo is uploaded, and the page says what predict.py says."""
 
 import csv
+import os
 import socket
 import subprocess
 import sys
@@ -15,12 +16,16 @@ from creature.reporting.tables import escape_markdown
 from helpers import ROOT
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def page(run: Path) -> Iterator[str]:
     pytest.importorskip("gradio", reason="pip install -e '.[demo]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "creature", "demo", str(run), "--members", "--device", "cpu", "--port", str(port)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -72,3 +77,26 @@ def test_a_photo_that_cannot_be_decoded_is_said(browser, page, drawn, tmp_path):
 def test_names_are_text_on_the_page():
     assert escape_markdown("<b>*owl*</b>") == "\\<b\\>\\*owl\\*\\</b\\>"
     assert demo._listed([str(k) for k in range(20)]).startswith("20 classes, such as 0, 1")
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_a_proxy_is_not_asked_for_the_page_on_this_computer(run, proxy):
+    pytest.importorskip("gradio", reason="pip install -e '.[demo]'")
+    environment = os.environ | {"HTTP_PROXY": proxy, "ALL_PROXY": proxy}
+    command = [
+        sys.executable,
+        "-m",
+        "creature",
+        "demo",
+        str(run),
+        "--members",
+        "--device",
+        "cpu",
+        "--port",
+        str(free_port()),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        opened = any("open http://127.0.0.1" in line for line in server.stdout)
+        server.kill()
+    assert opened

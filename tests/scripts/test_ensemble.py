@@ -27,6 +27,7 @@ from creature.metrics.blend import blend
 from creature.reporting import report
 from creature.run import Run
 from helpers import faults
+from helpers.processes import read_only
 from helpers.runs import read_csv, start
 
 
@@ -411,3 +412,13 @@ def test_labelled_images_of_two_sets_are_kept_beside_each_other(run, drawn, tmp_
     assert [len(table.ids) for table in predictions.values()] == [14, 10]
     result = json.loads((run_copy / "ensemble/result.json").read_text())["ensemble"]
     assert [score["unseen"]["n"] for score in result.values()] == [10, 14]
+
+
+def test_a_run_that_may_not_be_written_to_is_scored_compared_and_predicted_with(run, drawn, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("ensemble"))
+    words = ["--images", str(drawn / "test"), "--labels", str(drawn / "test_labels.csv"), "--compare"]
+    done = read_only(copy, "ensemble", str(copy), *words, "--out", str(tmp_path / "p.csv"))
+    assert done.returncode == 0, done.stderr
+    assert f"{copy}/ensemble: Permission denied; scores and predictions are not kept there" in done.stderr
+    assert "24 rows are in" in done.stdout and len(read_csv(tmp_path / "p.csv")) == 25
+    assert not (copy / "ensemble").exists()
