@@ -6,10 +6,11 @@ Importing this module is cheap: what needs torch, timm or the device is checked 
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator  # guard: light-schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator  # guard: light-schema
 
 # Spellings of earlier versions, which recipe files and --set still may use; a group's name never changed.
 OLDER_KEYS = {
@@ -24,6 +25,7 @@ NOT_IN_IDENTITY = Field(json_schema_extra={"identity": False})
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=16, le=2048)]  # of a square input, in pixels
+PlacePath = Annotated[str, AfterValidator(os.path.expanduser)]  # of a file or folder; ~ is the user's home
 FoldIndex = Annotated[int, Field(ge=0)]
 
 
@@ -43,15 +45,17 @@ class _Settings(BaseModel, use_attribute_docstrings=True, json_schema_extra=_joi
 class Images(_Settings):
     """Where the images are, and how they are read and preprocessed."""
 
-    train: Annotated[tuple[str, ...], NOT_IN_IDENTITY] = Field(min_length=1)
+    train: Annotated[tuple[PlacePath, ...], NOT_IN_IDENTITY] = Field(min_length=1)
     """training images: folders with one subfolder per class, .parquet or .arrow files, or hub:USER/DATASET:SPLIT;
     several sources are pooled"""
-    validation: Annotated[tuple[str, ...], NOT_IN_IDENTITY] = ()
+    validation: Annotated[tuple[PlacePath, ...], NOT_IN_IDENTITY] = ()
     """held-out images for folds.count 1; with more folds each fold holds out its own"""
-    holdout: Annotated[tuple[str, ...], NOT_IN_IDENTITY] = ()
+    holdout: Annotated[tuple[PlacePath, ...], NOT_IN_IDENTITY] = ()
     """labelled images that no fold trains on; ensemble.py scores the ensemble on them"""
-    labels: Annotated[str | None, NOT_IN_IDENTITY] = None
+    labels: Annotated[PlacePath | None, NOT_IN_IDENTITY] = None
     """CSV file with columns image and label, for flat folders without class subfolders"""
+    holdout_labels: Annotated[PlacePath | None, NOT_IN_IDENTITY] = None
+    """such a CSV file for images.holdout, where images.labels is not its own; null: images.labels"""
     image_column: str = "image"
     """name of the image column in Parquet, Arrow and Hub datasets"""
     label_column: str = "label"
@@ -104,7 +108,7 @@ class Backbone(_Settings):
     """name of a timm model, with the tag of its pretraining, such as resnext101_64x4d.tv_in1k"""
     pretrained: bool = True
     """start from timm's pretrained weights (the Hub, or the local cache); false: from random weights"""
-    weights: Annotated[str | None, NOT_IN_IDENTITY] = None
+    weights: Annotated[PlacePath | None, NOT_IN_IDENTITY] = None
     """start from this .safetensors file instead; the run is bound to the file's content, not its path"""
     head_start: Literal["none", "probe"] = "none"
     """initial weights of the new classifier: none, zeros; probe, a logistic regression fitted on features of the
@@ -160,7 +164,7 @@ class Loss(_Settings):
     balance: Literal["none", "sqrt", "inverse", "logit_adjust"] = "none"
     """for rare classes: sqrt and inverse weigh an image by the inverse square root, or the inverse, of its class's
     size; logit_adjust adds the log of the class's frequency to the training logits"""
-    teacher: Annotated[str | None, NOT_IN_IDENTITY] = None
+    teacher: Annotated[PlacePath | None, NOT_IN_IDENTITY] = None
     """distillation: the folder of a finished run on the same images; half of each target is the label, half the
     prediction of the run's members that never saw the image; the run is bound to these predictions"""
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from creature.data.files import is_folder, natural_key
+from creature.data.files import is_folder, is_hidden, natural_key
 from creature.errors import UserError
 
 _SPLIT = re.compile(
@@ -14,9 +14,9 @@ _ORDER = ("train", "val", "test")
 
 
 def folders_in(folder: str) -> list[str]:
-    """The names of the folders in a folder, in natural order; hidden ones aside."""
+    """The names of the folders in a folder, in natural order; those of systems aside."""
     return sorted(
-        (entry.name for entry in os.scandir(folder) if is_folder(entry) and entry.name[0] != "."), key=natural_key
+        (entry.name for entry in os.scandir(folder) if is_folder(entry) and not is_hidden(entry.name)), key=natural_key
     )
 
 
@@ -31,9 +31,16 @@ def split_rank(folder: str) -> tuple[int, str]:
     return _ORDER.index(split_of(folder)), folder
 
 
+def _innermost(folder: str) -> str:
+    """The folder, or the one below it that does not hold a single folder."""
+    while len(inside := folders_in(folder)) == 1:
+        folder = os.path.join(folder, inside[0])
+    return folder
+
+
 def one_class_error(sources: Sequence[str], name: str, field: str) -> UserError:
     """The error where all images are of one class: often the folder below was meant."""
-    folders = [path for source in sources if os.path.isdir(path := os.path.join(source, name))]
+    folders = [_innermost(path) for source in sources if os.path.isdir(path := os.path.join(source, name))]
     inside = [child for folder in folders for child in folders_in(folder)]
     way_out = "give a folder with a folder for each class"
     if len(inside) > 1:

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from creature.data.arrow_tables import arrow_compute, iterate_rows, store_table
-from creature.data.files import natural_key
-from creature.data.sources import SourceFormat, SourceSpec, check_classes, read_source, short_names
+from creature.data.class_names import check_classes, refuse_look_alikes
+from creature.data.files import natural_key, warn_of_absent
+from creature.data.sources import SourceFormat, SourceSpec, read_source, short_names
 from creature.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ def read_images(
     ]
     if class_names is None:
         class_names = sorted({name for table in tables for name in table.classes}, key=natural_key)
+        refuse_look_alikes(class_names, field)
     for source, table in zip(sources, tables, strict=True):
-        check_classes(f"{field}: {source}", table, class_names)
+        check_classes(f"{field}: {source}", table.classes, class_names, complete=table.complete)
+    warn_of_absent(str(source_format.labels_csv), frozenset.intersection(*(table.absent for table in tables)))
     rows = pa.concat_tables([table.rows for table in tables])
     order = _order_of_ids(rows["id"], field)
     rows = rows.set_column(1, "label", arrow_compute().index_in(rows["label"], pa.array(class_names, pa.string())))
@@ -69,6 +72,17 @@ def _order_of_ids(ids: Any, field: str) -> np.ndarray | None:
 def column(dataset: "Dataset", name: str) -> Any:
     """A column (N,) as an Arrow array, without a Python object for each row."""
     return dataset.select_columns(name).with_format("arrow")[:][name]
+
+
+def rows_of_run(dataset: "Dataset", rows: np.ndarray, ids: Any) -> "Dataset":
+    """Some rows of a data set, in this order, under the ids (N,) that a run knows them by: files may have moved."""
+    from datasets import Dataset, concatenate_datasets
+
+    dataset = dataset if np.array_equal(rows, np.arange(len(dataset))) else dataset.select(rows)
+    if column(dataset, "id").equals(ids):
+        return dataset
+    named = Dataset.from_file(str(store_table(pa.table({"id": ids.combine_chunks()}))))
+    return concatenate_datasets([dataset.remove_columns("id"), named], axis=1)
 
 
 def fingerprint(ids: Any, labels: Any, hashes: Any, *, class_names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from creature.console import progress, say, show_table
 from creature.data.candidates import LENGTH, sketch
 from creature.data.class_folders import folders_in, one_class_error, split_of, split_rank
+from creature.data.class_names import refuse_look_alikes
 from creature.data.decode import BadImage, Encoded, content_hash, decode, read
 from creature.data.describe_figure import draw_figure
 from creature.data.describe_tables import (
@@ -34,9 +35,10 @@ from creature.data.describe_tables import (
     splits_table,
 )
 from creature.data.duplicates import near_duplicates
-from creature.data.files import file_id, labels_of, list_images, name_in, read_labels
+from creature.data.files import file_id, list_images, name_in, names_of, read_labels, warn_of_absent
 from creature.data.likeness import SIDE, detail
 from creature.data.sources import short_names
+from creature.data.tables import is_table
 from creature.device import usable_cores
 from creature.errors import BrokenError, UserError, check_installed
 
@@ -60,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = [
         image for folder, name in zip(args.folders, names, strict=True) for image in find(folder, name, labels=labels)
     ]
-    if labels and not any(name_in(labels, os.path.basename(image.path)) for image in listed):
+    named = {name_in(labels, os.path.basename(image.path)) for image in listed}
+    if labels and named == {None}:
         raise UserError(f"--labels: {args.labels} names none of the images; its first is {next(iter(labels))}")
+    warn_of_absent(args.labels, labels.keys() - named)
     if args.out and any(os.path.realpath(image.path) == os.path.realpath(args.out) for image in listed):
         raise UserError(f"--out: {args.out} is one of the images, and would be replaced; name another file")
     if args.out:
@@ -73,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         alike = [copy for copy in copies if copy.likeness is not None]
         draw_figure(images, alike, args.out)
         say(f"{args.out} shows classes and sizes{', and images that may be copies' if alike else ''}")
-    if len(classes := {image.label for image in images if image.label}) == 1:
-        say(str(one_class_error(args.folders, classes.pop(), "folders")))
+    if len(classes := sorted({image.label for image in images if image.label})) == 1:
+        say(str(one_class_error(args.folders, classes[0], "folders")))
+    refuse_look_alikes(classes, "folders")
     for line in advice(images, copies):
         say(line)
     return 0
@@ -100,6 +105,8 @@ def find(folder: str, name: str, *, labels: dict[str, str]) -> Iterator[ScannedI
     `name` tells the splits of several folders apart; without one, an image's id is its path within the folder. Raises
     UserError for a folder that is not there, or holds no image, and for a line of the CSV that fits several images.
     """
+    if is_table(folder):
+        raise UserError(f"{folder}: a table, and inspect looks at folders of image files")
     inside = sorted(filter(split_of, folders_in(folder) if os.path.isdir(folder) else []), key=split_rank)
     roots = [os.path.join(folder, name) for name in inside] or [folder]
     for root in roots:
@@ -107,11 +114,11 @@ def find(folder: str, name: str, *, labels: dict[str, str]) -> Iterator[ScannedI
         split = base if not name else f"{name}/{base}" if inside else name
         if not (paths := list_images(root)):
             raise UserError(f"{root}: holds no images")
-        named = labels_of(labels, (within for path in paths if os.sep not in (within := os.path.relpath(path, root))))
+        named = names_of(labels, (within for path in paths if os.sep not in (within := os.path.relpath(path, root))))
         for path in sorted(paths):
             within = os.path.relpath(path, root)
             top, separator, _ = within.partition(os.sep)
-            label = top if separator else named.get(within, "")
+            label = top if separator else labels[named[within]] if within in named else ""
             yield ScannedImage(
                 file_id(path if name else os.path.relpath(path, folder)), path, split, label=file_id(label)
             )

@@ -4,8 +4,9 @@ import csv
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +17,19 @@ from creature.errors import UserError
 
 _KINDS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
 ENDINGS = frozenset(f".{kind}" for kind in _KINDS)
+# Folders that systems make beside pictures, with thumbnails and deleted files: of NAS devices, macOS, Windows, Linux.
+_SYSTEM = frozenset(
+    (
+        "@eadir",
+        "@recycle",
+        "#recycle",
+        "#snapshot",
+        "__macosx",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    )
+)
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what stands for such bytes in a path
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -46,7 +60,7 @@ def file_image(path: str) -> dict[str, Any]:
 
 
 def walk_files(folder: str) -> Iterator[str]:
-    """Paths of all files below a folder, hidden ones aside; each folder once, however many links lead to it."""
+    """Paths of all files below a folder, those of systems aside; each folder once, however many links lead to it."""
     seen: set[tuple[int, int]] = set()
     folders, links = [folder], deque[str]()
     while folders or links:
@@ -60,7 +74,7 @@ def walk_files(folder: str) -> Iterator[str]:
             continue
         seen.add((info.st_dev, info.st_ino))
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if not is_folder(entry):
                 yield entry.path
@@ -68,6 +82,11 @@ def walk_files(folder: str) -> Iterator[str]:
                 links.append(entry.path)
             else:
                 folders.append(entry.path)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is its system's, by its name: .DS_Store, @eaDir, __MACOSX, ..."""
+    return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -93,25 +112,42 @@ def list_images(folder: str) -> list[str]:
     return images
 
 
+def spelling(name: str) -> str:
+    """A name as it is compared: a CSV may have another form of Unicode than the file, backslashes, or ./ before it."""
+    return unicodedata.normalize("NFC", name).strip().replace("\\", "/").removeprefix("./")
+
+
 def read_labels(path: str, label_column: str = "label") -> dict[str, str]:
-    """Image name -> label of a CSV: the first column names the image, with or without its ending."""
+    """Image name -> label of a CSV: the first column names the image, with or without its ending.
+
+    Raises UserError for a file that cannot be read, has no header, or names an image twice.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, skipinitialspace=True)
             header, *rows = [(reader.line_num, row) for row in reader if row] or [(1, [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+        way_out = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read as CSV: {reason}{way_out}") from error
     label_index = _label_index(path, header[1], label_column)
     labels: dict[str, str] = {}
     for line, row in rows:
         if len(row) != len(header[1]):
             raise UserError(f"{path}, line {line}: {len(row)} cells under a header of {len(header[1])}")
-        if row[0] in labels:
+        name = spelling(row[0])
+        if name in labels:
             raise UserError(
-                f"{path}, line {line}: {row[0]} has a label already; remove one of the two lines, "
+                f"{path}, line {line}: {name} has a label already; remove one of the two lines, "
                 "or name their folders, as in a/b.jpg"
             )
-        labels[row[0]] = row[label_index]
+        labels[name] = row[label_index]
+    first = header[1]
+    if os.path.splitext(first[0])[1].lower() in ENDINGS or first[label_index] in labels.values():
+        raise UserError(
+            f"{path}: its first line, {','.join(first)!r}, names an image and its label, and would be lost as the "
+            f"header; write one above it, such as image,{label_column}"
+        )
     return labels
 
 
@@ -123,13 +159,13 @@ def _label_index(path: str, header: list[str], label_column: str) -> int:
     if len(header) != 2 or label_column != "label" or header[0] in names:
         raise UserError(
             f"{path}: needs a header whose first column names the image and that has a column {label_column!r}, "
-            f"got {','.join(header)!r}"
+            f"got {','.join(header)!r}{'; put commas between the cells' if len(header) == 1 else ''}"
         )
     return 1
 
 
-def labels_of(labels: dict[str, str], paths: Iterable[str]) -> dict[str, str]:
-    """The label of each image that the CSV names, by relative path or by file name, with or without the ending.
+def names_of(labels: dict[str, str], paths: Iterable[str]) -> dict[str, str]:
+    """What the CSV calls each image that it names: its relative path or file name, with or without the ending.
 
     Raises UserError for a line that fits several images.
     """
@@ -144,13 +180,19 @@ def labels_of(labels: dict[str, str], paths: Iterable[str]) -> dict[str, str]:
                 f"labels: the line of {name} fits {len(images)} images: {shown}; name each with its folder and ending, "
                 "as in a/b.jpg"
             )
-    return {path: labels[name] for path, name in names.items()}
+    return names
+
+
+def warn_of_absent(source: str, names: Collection[str]) -> None:
+    """Warn of lines of a CSV that name no image."""
+    if names:
+        warn(f"{source}: {len(names)} lines name no image that is there, such as {min(names)}")
 
 
 def name_in(labels: dict[str, str], path: str) -> str | None:
     """What the CSV calls an image, if it names it."""
-    for spelling in dict.fromkeys((path.replace(os.sep, "/"), file_id(path))):
-        pure = PurePosixPath(spelling)
+    for spelled in dict.fromkeys((spelling(path.replace(os.sep, "/")), spelling(file_id(path)))):
+        pure = PurePosixPath(spelled)
         for name in (str(pure), str(pure.with_suffix("")), pure.name, pure.stem):
             if name in labels:
                 return name

@@ -1,6 +1,5 @@
 """Sources of labelled images: class folders, flat folders with a CSV, Parquet and Arrow files, data sets of the Hub."""
 
-import glob
 import os
 import re
 from collections.abc import Sequence
@@ -16,17 +15,15 @@ from creature.data.files import (
     ENDINGS,
     file_id,
     file_image,
-    labels_of,
     list_images,
-    natural_key,
+    names_of,
     read_labels,
 )
-from creature.errors import UserError, first_line
+from creature.data.tables import hub_name, is_table, load_table
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-TABLES = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,7 @@ class SourceRows(NamedTuple):
     rows: pa.Table
     classes: set[str]
     complete: bool
+    absent: frozenset[str] = frozenset()  # what lines of the CSV name that is not among the images
 
 
 def read_source(spec: SourceSpec) -> SourceRows:
@@ -69,12 +67,12 @@ def read_source(spec: SourceSpec) -> SourceRows:
     Raises UserError for a source that is not there or of none of these kinds.
     """
     source, field = spec.source, spec.field
-    if source.startswith("hub:") or source.endswith(TABLES):
+    if is_table(source):
         return _read_table(spec)
     if not os.path.isdir(source):
         raise UserError(
-            f"{field}: no such folder: {source}; give a folder of class folders, a .parquet or .arrow file, "
-            "or hub:USER/DATASET:SPLIT"
+            f"{field}: no such folder: {source}; give a folder of class folders, a .parquet or .arrow "
+            "file, or hub:USER/DATASET:SPLIT"
         )
     paths = [os.path.relpath(path, source) for path in list_images(source)]
     if not paths:
@@ -87,7 +85,7 @@ def short_names(sources: Sequence[str], field: str) -> list[str]:
 
     Raises UserError for a source that is listed twice.
     """
-    paths = [_hub_name(s) if s.startswith("hub:") else os.path.abspath(s) for s in sources]
+    paths = [hub_name(s) if s.startswith("hub:") else os.path.abspath(s) for s in sources]
     real = [path if path.startswith("hub:") else os.path.realpath(path) for path in paths]
     if twice := [source for source, path in zip(sources, real, strict=True) if real.count(path) > 1]:
         raise UserError(f"{field}: {twice[0]} is listed twice; remove one")
@@ -102,12 +100,6 @@ def short_names(sources: Sequence[str], field: str) -> list[str]:
     return [file_id(short_name(path)) for path in parts]
 
 
-def _hub_name(source: str) -> str:
-    """A Hub source with its split, which is train where none is named."""
-    name, _, split = source.removeprefix("hub:").partition(":")
-    return f"hub:{name}:{split or 'train'}"
-
-
 def _read_class_folders(spec: SourceSpec, paths: list[str]) -> SourceRows:
     """Files by their paths within the source, whose first part is the class."""
     source, field = spec.source, spec.field
@@ -117,8 +109,9 @@ def _read_class_folders(spec: SourceSpec, paths: list[str]) -> SourceRows:
             f"({len(beside)} such); move it into its class, or name a CSV in images.labels"
         )
     classes = set(map(file_id, folders_in(source)))
-    splits = {name: split_of(name) for name in sorted(classes)}
-    if len(classes) > 1 and all(splits.values()) and "train" in splits.values():
+    splits = {name: split for name in sorted(classes) if (split := split_of(name))}
+    kinds = set(splits.values())
+    if "train" in kinds and len(classes) > 1 and (len(kinds) > 1 or len(splits) == len(classes)):
         named = ", ".join(os.path.join(source, name) for name, split in splits.items() if split != "test")
         raise UserError(
             f"{field}: {source} holds {', '.join(splits)}, which are splits, not classes; name those to train on, such "
@@ -130,19 +123,22 @@ def _read_class_folders(spec: SourceSpec, paths: list[str]) -> SourceRows:
 
 def _read_flat_folder(spec: SourceSpec, paths: list[str]) -> SourceRows:
     """Files by their paths within the source, which the CSV labels."""
-    labels_csv = str(spec.format.labels_csv)
-
-    def read_column(name: str) -> dict[str, str]:
-        return dict.fromkeys(paths, "") | labels_of(read_labels(labels_csv, name), paths)
-
-    labels = read_column(spec.format.label_column)
+    labels_csv, columns = str(spec.format.labels_csv), spec.format
+    lines = read_labels(labels_csv, columns.label_column)
+    names = names_of(lines, paths)
+    labels = {path: lines[names[path]] if path in names else "" for path in paths}
     if missing := [path for path, label in labels.items() if not label]:
         raise UserError(
-            f"images.labels: {labels_csv} has no label for {missing[0]} ({len(missing)} such); "
-            "add a line for it, or move the image elsewhere"
+            f"images.labels: {labels_csv} has no label for {missing[0]} ({len(missing)} such), and its first line is "
+            f"that of {next(iter(lines), 'none')}; add a line for each, spelled as its path within {spec.source} or as "
+            "its file name, or move the image elsewhere"
         )
-    groups = read_column(spec.format.group_column) if spec.format.group_column else {}
-    return _file_rows(spec, labels, groups, classes=set(labels.values()), complete=False)
+    groups = {}
+    if columns.group_column:
+        group_of = read_labels(labels_csv, columns.group_column)
+        groups = {path: group_of[name] for path, name in names.items()}
+    rows = _file_rows(spec, labels, groups, classes=set(labels.values()), complete=False)
+    return rows._replace(absent=frozenset(lines.keys() - names.values()))
 
 
 def _file_rows(
@@ -187,7 +183,7 @@ def _read_table(spec: SourceSpec) -> SourceRows:
     from datasets import ClassLabel
 
     pc, source, field, columns = arrow_compute(), spec.source, spec.field, spec.format
-    table = _load_table(source, field)
+    table = load_table(source, field)
     if not len(table):
         raise UserError(f"{field}: {source} holds no rows")
     labels = _text_column(table, columns.label_column, "images.label_column", source=source)
@@ -207,12 +203,14 @@ def _read_table(spec: SourceSpec) -> SourceRows:
 
 def _image_column(table: "Dataset", spec: SourceSpec) -> "Dataset":
     """The images of a table, as the column `image`, not decoded."""
-    from datasets import Image
+    from datasets import Image, Value
 
     name = spec.format.image_column
     _check_column(table, name, "images.image_column", source=spec.source)
     table = table.select_columns([name])
     try:
+        if pa.types.is_binary_view(table.data.column(name).type):  # which Image has no cast from
+            table = table.cast_column(name, Value("large_binary"))
         table = table.cast_column(name, Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise UserError(f"images.image_column: {name!r} of {spec.source} holds no images: {error}") from error
@@ -244,22 +242,6 @@ def _text_column(table: "Dataset", column: str, field: str, *, source: str) -> p
     return values.cast(pa.string()).fill_null("")
 
 
-def _load_table(source: str, field: str) -> "Dataset":
-    from datasets import Dataset, load_dataset
-
-    if not source.startswith("hub:") and not os.path.isfile(source):
-        raise UserError(f"{field}: no such file: {source}")
-    try:
-        if source.startswith("hub:"):
-            name, _, split = _hub_name(source).removeprefix("hub:").rpartition(":")
-            return load_dataset(name, split=split, keep_in_memory=False)  # type: ignore[return-value]
-        if source.endswith(".arrow"):
-            return Dataset.from_file(source)
-        return Dataset.from_parquet(glob.escape(source), keep_in_memory=False)  # type: ignore[return-value]
-    except Exception as error:  # whatever the reader, the file system or the Hub raises: the user needs the reason
-        raise UserError(f"{field}: cannot load {source}: {first_line(error)}") from error
-
-
 def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:
     """A table from elsewhere may name any file here: only embedded bytes and what the Hub put in its cache are read."""
     from datasets import config
@@ -280,15 +262,3 @@ def _refuse_foreign_paths(table: "Dataset", source: str, field: str) -> None:
                     "embed the images (datasets: Dataset.push_to_hub does, or Dataset.to_parquet)"
                 )
         start += len(images)
-
-
-def check_classes(where: str, source: SourceRows, class_names: Sequence[str]) -> None:
-    """Raises UserError where a source has other classes than the training data."""
-
-    def listed(classes: set[str]) -> str:
-        return ", ".join(sorted(classes, key=natural_key)[:10]) + (", ..." if len(classes) > 10 else "")
-
-    if extra := source.classes - set(class_names):
-        raise UserError(f"{where} has classes that the training data lacks: {listed(extra)}")
-    if source.complete and (missing := set(class_names) - source.classes):
-        raise UserError(f"{where} lacks the classes {listed(missing)}; if it has no image of them, add empty folders")

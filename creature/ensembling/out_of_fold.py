@@ -133,7 +133,7 @@ def read_holdout(members: Sequence[Fold]) -> "Dataset | None":
     images = next((recipe.images for recipe in recipes if recipe.images.holdout), None)
     if images is None:
         return None
-    columns = SourceFormat(images.image_column, images.label_column, images.labels)
+    columns = SourceFormat(images.image_column, images.label_column, images.holdout_labels or images.labels)
     try:
         return read_images(images.holdout, columns, "images.holdout", class_names=members[0].run.classes)
     except UserError as error:

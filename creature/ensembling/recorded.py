@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from creature.console import warn
-from creature.data.files import labels_of, read_labels
+from creature.data.files import names_of, read_labels, warn_of_absent
 from creature.errors import UserError
 from creature.inference.predictor import LogitsBatch
 from creature.inference.prepare import ImageInput
@@ -117,10 +117,11 @@ def read_truth(path: str, ids: Sequence[str], class_names: Sequence[str]) -> np.
     if unknown := sorted(set(table.values()) - set(class_names)):
         shown = ", ".join(label or "an empty one" for label in unknown[:10])
         raise UserError(f"--labels: {path} has labels that are no class of the model: {shown}")
-    named = labels_of(table, ids)
-    labels = np.array([index.get(named.get(name, ""), -1) for name in ids], dtype=np.int64)
+    names = names_of(table, ids)
+    labels = np.array([index.get(table[names[id]], -1) if id in names else -1 for id in ids], dtype=np.int64)
     if (labels < 0).all():
         raise UserError(f"--labels: {path} names none of the images; its first is {next(iter(table), 'missing')}")
+    warn_of_absent(path, table.keys() - names.values())
     return labels
 
 

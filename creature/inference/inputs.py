@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from creature import __version__
 from creature.data.decode import MAX_BYTES, BadImage, read
 from creature.data.files import file_id, list_images
-from creature.errors import UserError, first_line
+from creature.data.tables import is_table, load_table
+from creature.errors import UserError, first_line, network_reason
 from creature.inference.prepare import ImageInput
 
 if TYPE_CHECKING:
@@ -114,11 +115,6 @@ def _fetch(url: str) -> bytes:
     return data
 
 
-def is_table(path: str) -> bool:
-    """Whether the source is a table with a column of images."""
-    return path.startswith("hub:") or path.endswith(".parquet")
-
-
 def find_shards(paths: Sequence[str], column: str, urls: bool = False) -> list[Shard]:
     """The images of all paths in shards, the same for each process: ranges of files, row groups, files of the Hub.
 
@@ -128,7 +124,12 @@ def find_shards(paths: Sequence[str], column: str, urls: bool = False) -> list[S
     files = [path for path in paths if not is_table(path)]
     shards = _file_shards(list_inputs(files, urls)) if files else []
     for path in filter(is_table, paths):
-        shards += _hub_shards(path, column) if path.startswith("hub:") else _parquet_shards(path, column)
+        if path.startswith("hub:"):
+            shards += _hub_shards(path, column)
+        elif path.lower().endswith(".parquet"):
+            shards += _parquet_shards(path, column)
+        else:
+            shards += _arrow_shards(path, column)
     if not shards:
         raise UserError(f"no images in {', '.join(paths)}")
     return shards
@@ -158,7 +159,7 @@ def _parquet_shards(path: str, column: str) -> list[Shard]:
     def images(group: int, first: int) -> Iterator[ImageInput]:
         try:
             rows = ParquetFile(path).iter_batches(64, row_groups=[group], columns=[column])
-            values = (value for batch in rows for value in batch.column(0).to_pylist())
+            values = (value for batch in rows for value in _encoded(path, batch.column(0)))
             for row, value in enumerate(values, first):
                 yield ImageInput(f"{name}/{row:08d}", partial(_embedded, value))
         except (OSError, ArrowException) as error:
@@ -171,6 +172,39 @@ def _parquet_shards(path: str, column: str) -> list[Shard]:
         shards.append(Shard(f"{name}, {rows}", count, partial(images, group, first)))
         first += count
     return shards
+
+
+def _arrow_shards(path: str, column: str) -> list[Shard]:
+    """Of an Arrow file, or a folder that save_to_disk has written."""
+    table = load_table(path, "images").with_format("arrow")
+    _check_column(path, column, table.column_names)
+    table, name = table.select_columns([column]), file_id(os.path.normpath(path))
+
+    def images(start: int, stop: int) -> Iterator[ImageInput]:
+        for first in range(start, stop, 64):
+            rows: Any = table[first : min(first + 64, stop)]
+            for row, value in enumerate(_encoded(path, rows[column].combine_chunks()), first):
+                yield ImageInput(f"{name}/{row:08d}", partial(_embedded, value))
+
+    ranges = [(start, min(start + 1024, len(table))) for start in range(0, len(table), 1024)]
+    digest = table._fingerprint
+    return [
+        Shard(f"{name}, rows {start} to {stop - 1} of {digest}", stop - start, partial(images, start, stop))
+        for start, stop in ranges
+    ]
+
+
+def _encoded(path: str, images: Any) -> list[Any]:
+    """The cells of a column as training takes them: bytes of any of Arrow's types, (bytes, path), arrays of pixels."""
+    from datasets import Image
+    from pyarrow import ArrowException, large_binary, types
+
+    try:
+        if types.is_binary_view(images.type):  # which Image has no cast from
+            images = images.cast(large_binary())
+        return Image(decode=False).cast_storage(images).to_pylist()
+    except (TypeError, ValueError, ArrowException) as error:
+        raise UserError(f"--image-column: {path} holds no images there: {first_line(error)}") from error
 
 
 def _hub_shards(source: str, column: str) -> list[Shard]:
@@ -188,7 +222,7 @@ def _hub_shards(source: str, column: str) -> list[Shard]:
         if column in names:
             table = table.select_columns([column]).cast_column(column, Image(decode=False))
     except Exception as error:  # whatever the library, the network or the Hub raises: the user needs the reason
-        raise UserError(f"{source}: cannot be streamed: {first_line(error)}") from error
+        raise UserError(f"{source}: cannot be streamed: {network_reason(error)}") from error
     _check_column(source, column, names)
 
     def images(shard: int) -> Iterator[ImageInput]:

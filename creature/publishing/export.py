@@ -112,7 +112,8 @@ def portable(recipe: Recipe) -> Recipe:
         paths = images[field]
         names = short_names(paths, f"images.{field}") if paths else []
         images[field] = [path if path.startswith("hub:") else name for path, name in zip(paths, names, strict=True)]
-    for group, field in (("images", "labels"), ("backbone", "weights"), ("loss", "teacher")):  # guard: teacher-path
+    files = (("images", "labels"), ("images", "holdout_labels"), ("backbone", "weights"), ("loss", "teacher"))
+    for group, field in files:  # guard: teacher-path
         if path := settings[group][field]:
             settings[group][field] = Path(path).name
     return check_recipe(settings, "the recipe")

@@ -1,11 +1,13 @@
 """The folds of a run's images: made once from the recipe, and checked against the images of each later start."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from creature.console import warn
+from creature.data.arrow_tables import arrow_compute
 from creature.data.dataset import column, fingerprint, read_images
 from creature.data.duplicates import near_duplicates
 from creature.data.eval_transform import EvalTransform
@@ -16,14 +18,28 @@ from creature.errors import UserError
 from creature.recipe import Folds, Images, Recipe
 
 
-def has_rows(folds: FoldTable, dataset: Any, hashes: Any) -> bool:
-    """Whether a fold table is of exactly these rows, with their classes and contents."""
-    return (
-        folds.class_names == tuple(dataset.features["label"].names)
-        and column(dataset, "id").equals(folds.ids)
-        and np.array_equal(column(dataset, "label").to_numpy(), folds.labels)
-        and hashes.equals(folds.hashes)
-    )
+def rows_as_saved(folds: FoldTable, dataset: Any, hashes: Any, *, roots: Sequence[str]) -> np.ndarray | None:
+    """The rows (N,) of a data set in the order of a fold table, None where it has other contents, labels or names.
+
+    The sources themselves may have other names than then; `roots` are those that lead the ids now.
+    """
+    if folds.class_names != tuple(dataset.features["label"].names) or len(folds.ids) != len(dataset):
+        return None
+    ids, labels = column(dataset, "id"), column(dataset, "label").to_numpy()
+    now = pa.table({"hash": hashes, "label": labels, "id": ids})
+    then = pa.table({"hash": folds.hashes, "label": folds.labels, "id": folds.ids})
+    if now.equals(then):
+        return np.arange(len(ids))
+    by_content = [(name, "ascending") for name in now.column_names]
+    order, saved = (arrow_compute().sort_indices(table, by_content).to_numpy() for table in (now, then))
+    if not now.take(order).drop_columns("id").equals(then.take(saved).drop_columns("id")):
+        return None
+    rows = np.empty(len(ids), np.int64)
+    rows[saved] = order
+    sources = column(dataset, "source").to_pylist()
+    within = [name.removeprefix(roots[source]) for name, source in zip(ids.to_pylist(), sources, strict=True)]
+    moved = zip(folds.ids.to_pylist(), rows.tolist(), strict=True)
+    return rows if all(name.endswith(within[row]) for name, row in moved) else None
 
 
 def make_folds(recipe: Recipe, dataset: Any, checked: pa.Table, *, bad: dict[str, str]) -> FoldTable:
@@ -106,7 +122,7 @@ def warn_of_holdout_copies(
         return
     from datasets import concatenate_datasets
 
-    columns = SourceFormat(images.image_column, images.label_column, images.labels)
+    columns = SourceFormat(images.image_column, images.label_column, images.holdout_labels or images.labels)
     holdout = read_images(images.holdout, columns, "images.holdout", class_names=folds.class_names)
     held = scan_images(holdout, None, "images.holdout", kind="off", transform=transform).table
     trained = np.flatnonzero(folds.partitions[0] < 0) if folds.count == 1 else np.arange(len(checked))

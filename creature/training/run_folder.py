@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from creature.console import warn
+from creature.data.files import ENDINGS, walk_files
 from creature.data.folds import FoldTable, find_folds_file, read_folds, write_folds
+from creature.data.tables import TABLES
 from creature.errors import BrokenError, UserError
 from creature.recipe import Recipe, recipe_changes
 from creature.recipe_file import dump_recipe, load_recipe
@@ -49,10 +51,22 @@ def open_run(run: Path, recipe: Recipe, contents: dict[str, str | None]) -> None
             )
 
 
+def refuse_foreign_folder(run: Path, sources: Sequence[str]) -> None:
+    """Raises UserError for a new run's folder that holds images, or lies within those to train on."""
+    place, way_out = run.resolve(), "give --out a new folder, such as runs/NAME"
+    for source in sources:
+        if os.path.isdir(source) and place.is_relative_to(Path(source).resolve()):
+            raise UserError(f"--out: {run} is within the images of {source}; {way_out}")
+    endings = (*ENDINGS, *TABLES)
+    inside = walk_files(str(run)) if run.is_dir() else ()
+    if found := next((path for path in inside if path.lower().endswith(endings)), None):
+        raise UserError(f"--out: {run} is no run, and holds images ({found}); {way_out}")
+
+
 def warn_of_places(run: Path, recipe: Recipe) -> None:
     """Warn of images that were moved since the run began: later programs look where its recipe says."""
     begun = load_recipe(run / "recipe.yaml").images
-    for name in ("train", "validation", "holdout", "labels"):
+    for name in ("train", "validation", "holdout", "labels", "holdout_labels"):
         if getattr(begun, name) != getattr(recipe.images, name):
             warn(f"images.{name}: not as in {run / 'recipe.yaml'}, by which ensemble.py goes; change it there, too")
 

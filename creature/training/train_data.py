@@ -14,21 +14,21 @@ from accelerate.utils import broadcast_object_list
 from creature.console import say, warn
 from creature.data.augment import Augmentation, cached_transform, exact_transform, training_augmentation
 from creature.data.class_folders import one_class_error
-from creature.data.dataset import read_images
+from creature.data.dataset import read_images, rows_of_run
 from creature.data.eval_transform import EvalTransform
 from creature.data.folds import FoldTable, find_folds_file, read_folds
 from creature.data.image_cache import CachedImages, ImageCache, describe_cache
 from creature.data.loader import ImageDataset, RunImages
 from creature.data.order import epoch_steps
 from creature.data.scan import refuse_bad, scan_images
-from creature.data.sources import SourceFormat
+from creature.data.sources import SourceFormat, short_names
 from creature.device import usable_cores
 from creature.errors import UserError
 from creature.recipe import Augment, Folds, Images, Recipe, Schedule
 from creature.storage import file_hash
 from creature.training.backbone import mean_and_std, reach_weights
-from creature.training.partition import has_rows, make_folds, warn_of_holdout_copies
-from creature.training.run_folder import fold_state, open_run, share_folds, warn_of_places
+from creature.training.partition import make_folds, rows_as_saved, warn_of_holdout_copies
+from creature.training.run_folder import fold_state, open_run, refuse_foreign_folder, share_folds, warn_of_places
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def prepare_data(accelerator: Accelerator, recipe: Recipe, out: Path, *, resume:
     if accelerator.num_processes > 1:
         broadcast_object_list(shared)
     good, folds, cache = shared
-    dataset = dataset if len(good) == len(dataset) else dataset.select(good)
+    dataset = rows_of_run(dataset, good, folds.ids)
     pa.default_memory_pool().release_unused()  # a training has no other use for what Arrow keeps of this one
     schedule = fit_schedule(recipe, folds)
     augmentations = epoch_augmentations(recipe.augment, images.size, schedule.epochs)
@@ -105,6 +105,7 @@ def _check_run(recipe: Recipe, out: Path, resume: bool) -> dict[str, str | None]
         open_run(out, recipe, hashes)
         warn_of_places(out, recipe)
     else:
+        refuse_foreign_folder(out, [*recipe.images.train, *recipe.images.validation, *recipe.images.holdout])
         reach_weights(recipe.backbone)  # now, or a run would be left behind
         if resume:
             say(f"{out}: nothing is there to go on with; a new run begins")
@@ -125,8 +126,9 @@ def _check_images(
     refuse_bad(dataset, scan.bad, images.max_bad, field=field)
     good = np.setdiff1d(np.arange(len(dataset)), list(scan.bad))
     kept, table = (dataset.select(good), scan.table.take(good)) if scan.bad else (dataset, scan.table)
-    if saved and has_rows(saved, kept, table["hash"]):
-        folds = saved
+    roots = short_names([*images.train, *images.validation], field)
+    if saved and (order := rows_as_saved(saved, kept, table["hash"], roots=roots)) is not None:
+        folds, good = saved, good[order]
     else:
         folds = make_folds(recipe, kept, table, bad={dataset[row]["id"]: reason for row, reason in scan.bad.items()})
         warn_of_holdout_copies(images, folds, kept, checked=table, transform=transform)

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from datasets import ClassLabel, Dataset, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 from datasets import Image as ImageFeature
 
 from creature.data import files, scan
+from creature.data.arrow_tables import write_table
 from creature.data.dataset import fingerprint
 from creature.data.decode import content_hash, decode, read
-from creature.data.files import file_id, file_image, labels_of, list_images, natural_key, read_labels, walk_files
+from creature.data.files import file_id, file_image, list_images, names_of, natural_key, read_labels, walk_files
 from creature.data.scan import check_images, refuse_bad
 from creature.errors import UserError
+from creature.inference.inputs import find_shards
 from helpers import faults
 from helpers.memory import holding
 from helpers.tables import fill, images, parquet, picture, table, write_csv
@@ -138,6 +141,71 @@ def test_a_picture_without_a_label_is_refused_by_name(tmp_path, lines):
     assert f"images.labels: {labels} has no label for 2.png (2 such)" in refusal(folder, labels_csv=labels)
 
 
+def test_a_picture_without_a_label_shows_how_the_csv_spells_names(tmp_path):
+    labels = write_csv(tmp_path / "labels.csv", "image,label", "train/1.png,cat")
+    message = refusal(fill(tmp_path / "flat", "1.png"), labels_csv=labels)
+    assert "no label for 1.png" in message and "its first line is that of train/1.png" in message
+
+
+def test_lines_for_pictures_that_no_source_has_are_counted(tmp_path, capsys):
+    one, two = fill(tmp_path / "one", "1.png"), fill(tmp_path / "two", "2.png")
+    labels = write_csv(tmp_path / "labels.csv", "image,label", "1,cat", "2,dog", "3,cat", "4,dog")
+    images(one, two, labels_csv=labels)
+    assert f"{labels}: 2 lines name no image that is there, such as 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [["1.png,cat", "2.png,dog"], ["1,cat", "2,dog", "3,cat"]])
+def test_a_csv_without_a_header_does_not_lose_its_first_line(tmp_path, lines):
+    message = refusal(fill(tmp_path / "x", "1.png", "2.png"), labels_csv=write_csv(tmp_path / "labels.csv", *lines))
+    assert "its first line, '1" in message and "write one above it, such as image,label" in message
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_csv_may_have_names_in_the_other_form_of_unicode(tmp_path, forms):
+    line, file = (unicodedata.normalize(form, "Bär") for form in forms)
+    labels = write_csv(tmp_path / "labels.csv", "image,label", f"{line}.png,cat")
+    assert list(labelled(images(fill(tmp_path / "flat", f"{file}.png"), labels_csv=labels)).values()) == ["cat"]
+
+
+@pytest.mark.parametrize("line", ["./a/1.png,cat", r"a\1.png,cat", r".\a\1.png, cat", " a/1.png , cat"])
+def test_a_csv_may_write_paths_as_other_systems_and_tools_do(tmp_path, line):
+    labels = write_csv(tmp_path / "labels.csv", "image, label", line)
+    assert labelled(images(fill(tmp_path / "flat", "a/1.png"), labels_csv=labels)) == {"flat/a/1.png": "cat"}
+
+
+@pytest.mark.parametrize(
+    ("data", "way_out"),
+    [
+        (b"image;label\n1.png;cat\n", "put commas between the cells"),
+        ("image,label".encode("utf-16"), "save it as UTF-8"),
+    ],
+)
+def test_a_csv_of_another_program_is_refused_with_the_way_out(tmp_path, data, way_out):
+    (tmp_path / "labels.csv").write_bytes(data)
+    with pytest.raises(UserError, match=way_out):
+        read_labels(str(tmp_path / "labels.csv"))
+
+
+NFC, NFD = (unicodedata.normalize(form, "Bär") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("name", "other"), [("bird", "bird "), ("red fox", "red  fox"), (NFC, NFD)])
+def test_classes_that_look_the_same_are_refused(tmp_path, name, other):
+    message = refusal(fill(tmp_path / "x", f"{name}/1.png", f"{other}/2.png"))
+    assert f"{min(name, other)!a}" in message and f"{max(name, other)!a}" in message and "blanks or Unicode" in message
+    labels = write_csv(tmp_path / "labels.csv", "image,label", f"1,{name}", f"2,{other}")
+    assert "blanks or Unicode" in refusal(fill(tmp_path / "flat", "1.png", "2.png"), labels_csv=labels)
+    message = refusal(fill(tmp_path / "y", f"{other}/1.png"), names=[name])
+    assert f"{other!a} is {name!a} there" in message
+
+
+def test_classes_that_differ_in_case_are_said_and_kept(tmp_path, capsys):
+    folder = fill(tmp_path / "x", "Cat/1.png", "a/2.png", "cat/3.png", "A/4.png")
+    assert images(folder).features["label"].names == ["A", "Cat", "a", "cat"]
+    errors = capsys.readouterr().err
+    assert "'Cat' and 'cat' are classes that differ in upper and lower case alone" in errors and "'A' and 'a'" in errors
+
+
 def test_a_csv_names_an_odd_file_by_its_id(tmp_path):
     folder = fill(tmp_path / "flat", ODD)
     labels = write_csv(tmp_path / "labels.csv", "image,label", "caf%E9.png,cat")
@@ -187,7 +255,8 @@ def test_another_column_than_the_label_is_never_taken_for_it(tmp_path):
 def test_a_relative_path_goes_before_a_file_name():
     labels = {"1": "by stem", "1.png": "by name", "a/1": "by path"}
     by_path = {"a/1.png": "by path", "b/1.png": "by name", "b/1.jpg": "by stem"}
-    assert labels_of(labels, [*by_path, "b/2.jpg"]) == by_path
+    names = names_of(labels, [*by_path, "b/2.jpg"])
+    assert {path: labels[name] for path, name in names.items()} == by_path
 
 
 @pytest.mark.parametrize(
@@ -373,6 +442,37 @@ def test_a_missing_picture_above_left_over_bytes_is_refused(tmp_path):
     assert f"row 1 of {tmp_path / 't.arrow'} has no image" in refusal(tmp_path / "t.arrow")
 
 
+@pytest.mark.filterwarnings("ignore:Downcasting array dtype")
+@pytest.mark.parametrize("kind", ["large_binary", "binary_view", "array", "PARQUET", "arrow", "save_to_disk"])
+def test_training_and_prediction_read_the_same_tables(tmp_path, kind):
+    shades = [[[[shade, 0, 7]] * 4] * 4 for shade in range(3)]
+    column = pa.array([picture(shade) for shade in range(3)])
+    if kind == "array":
+        column = pa.array(shades, pa.list_(pa.list_(pa.list_(pa.uint8()))))
+    elif kind in ("large_binary", "binary_view"):
+        column = column.cast(getattr(pa, kind)())
+    labelled = pa.table({"image": column, "label": ["cat", "dog", "cat"]})
+    path = tmp_path / {"PARQUET": "x.PARQUET", "arrow": "x.arrow", "save_to_disk": "x"}.get(kind, "x.parquet")
+    if kind == "arrow":
+        write_table(path, labelled)
+    elif kind == "save_to_disk":
+        table(["cat", "dog", "cat"]).save_to_disk(path)
+    else:
+        pyarrow.parquet.write_table(labelled, path)
+    (shard,) = find_shards([str(path)], "image")
+    trained = images(path)
+    predicted = [np.asarray(decode(image.read())) for image in shard.images()]
+    assert len(predicted) == 3
+    for row, pixel in enumerate(predicted):
+        assert np.array_equal(pixel, pixels(trained, row)) and pixel[0, 0, 0] == row
+
+
+def test_the_splits_of_a_saved_data_set_are_named(tmp_path):
+    DatasetDict(train=table(["cat", "dog"]), test=table(["cat"])).save_to_disk(tmp_path / "x")
+    assert "names several splits; give those that are meant, of test, train" in refusal(tmp_path / "x")
+    assert len(images(tmp_path / "x/train")) == 2
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_damaged_table_is_refused_with_the_reason(tmp_path, kind):
     (tmp_path / f"t.{kind}").write_bytes(b"no table" * 100)
@@ -398,6 +498,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path, capsys):
     folder = fill(
         tmp_path / "x", "cat/1.png", "cat/.1.png", ".git/1.png", "dog/.thumbs/1.png", "dog/2.png", ".DS_Store"
     )
+    fill(folder, "@eaDir/1.png", "__MACOSX/1.png", "cat/@eaDir/1.png/small.jpg", "$RECYCLE.BIN/1.png")
     assert sorted(labelled(images(folder))) == ["x/cat/1.png", "x/dog/2.png"]
     assert images(folder).features["label"].names == ["cat", "dog"]
     assert capsys.readouterr().err == ""

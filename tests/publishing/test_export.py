@@ -31,6 +31,7 @@ from creature.reporting.study import read_runs
 from creature.storage import write_manifest
 from creature.training.checkpoint import verifies
 from helpers.fold_files import folds_rows
+from helpers.processes import read_only
 
 TERMS = Terms("apache-2.0", "Drawn by a *program* for tests <b>")
 
@@ -270,12 +271,14 @@ def test_class_names_that_look_like_paths_are_published_and_tokens_never(tmp_pat
 def test_the_recipe_keeps_names_and_no_paths(tiny, tmp_path):
     words = [
         "images.train=[/home/someone/a/train, /home/someone/b/train, 'hub:me/birds:train']",
-        "images.holdout=[/mnt/x/holdout]", "images.labels=/mnt/x/labels.csv", "backbone.weights=/mnt/w/r.safetensors",
+        "images.holdout=[/mnt/x/holdout]", "images.labels=/mnt/x/labels.csv",
+        "images.holdout_labels=/mnt/x/held.csv", "backbone.weights=/mnt/w/r.safetensors",
     ]  # fmt: skip
     recipe = load_recipe(tiny, words)
     images = portable(recipe).images
     assert images.train == ("a/train", "b/train", "hub:me/birds:train") and images.holdout == ("holdout",)
-    assert images.labels == "labels.csv" and portable(recipe).backbone.weights == "r.safetensors"
+    assert (images.labels, images.holdout_labels) == ("labels.csv", "held.csv")
+    assert portable(recipe).backbone.weights == "r.safetensors"
     assert portable(recipe).identity() == recipe.identity()
     student = ["folds.count=1", "images.validation=[/mnt/x/val]", "loss.teacher=/home/someone/runs/all"]
     assert portable(load_recipe(tiny, student)).loss.teacher == "all"
@@ -436,3 +439,14 @@ def test_no_score_is_published_of_another_blend_than_what_is(built, tmp_path, dr
     assert "its score is left out, for it was blended in another way (softmax)" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_a_run_that_may_not_be_written_to_is_published_from_elsewhere(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export", "sharing.json"))
+    terms = ["--license", "mit", "--data", "drawn"]
+    done = read_only(copy, "publish", str(copy), "me/tiny", "--dry-run", *terms)
+    assert done.returncode == 0, done.stderr
+    assert f"{copy}: Permission denied; --license and --data are not kept there" in done.stderr
+    (page,) = tmp_path.glob("creature-*/export/main/README.md")
+    assert str(page) in done.stdout.replace("\n", "") and not (copy / "export").exists()

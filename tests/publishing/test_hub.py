@@ -12,16 +12,22 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, close_session
 
 import ensemble
 import predict
 import train
+from creature.data.sources import SourceFormat, SourceSpec, read_source
 from creature.errors import UserError
+from creature.inference.classifier import load
+from creature.inference.inputs import find_shards
 from creature.publishing import hub as sharing
 from creature.publishing import publish
+from creature.publishing.hub import check_access
 from creature.publishing.terms import find_terms
+from creature.recipe import Backbone
 from creature.storage import file_hash
+from creature.training.backbone import reach_weights
 from helpers.fold_files import folds_rows
 from helpers.hub import READER, STRANGER, WRITER, Fault, Hub, serve
 from helpers.runs import read_csv
@@ -318,6 +324,32 @@ def test_a_connection_that_is_cut_while_downloading_is_one_sentence(hub, publish
         predict.main(["hf-hub:me/drawn", str(drawn / "test")])
     hub.faults.clear()
     assert predict.main(["hf-hub:me/drawn", str(drawn / "test")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "names a SOCKS proxy, .*pip install socksio"),
+        ("HF_TOKEN", "hf_Schlüssel", "token for the Hub .* holds characters that no token has"),
+    ],
+)
+def test_what_the_environment_has_wrong_is_named_wherever_the_hub_is_asked(name, value, said, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_any")
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    close_session()
+    columns = SourceFormat()
+    asked = (
+        lambda: load("hf-hub:me/none"),
+        lambda: check_access("me/none"),
+        lambda: find_shards(["hub:me/none:train"], "image"),
+        lambda: read_source(SourceSpec("hub:me/none:train", "none", columns, field="images.train")),
+        lambda: reach_weights(Backbone(name="resnet10t.c3_in1k")),
+    )
+    for ask in asked:
+        with pytest.raises(UserError, match=said):
+            ask()
+    close_session()
 
 
 def test_a_training_publishes_at_its_end(hub, tiny, tmp_path, capsys):

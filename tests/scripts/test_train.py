@@ -16,14 +16,18 @@ from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
+import ensemble
 from creature.data import describe
+from creature.data.class_folders import one_class_error
 from creature.data.folds import read_folds
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import load_predictions
+from creature.recipe_file import load_recipe
 from creature.training import finish, loop, run_folder
 from helpers import faults
 from helpers.fold_files import folds_rows
 from helpers.runs import losses, read_history, start, weights_hash
+from helpers.tables import fill, images
 
 
 def test_a_run_holds_exactly_these_files(run: Path):
@@ -218,6 +222,44 @@ def test_changed_images_are_refused_and_moved_ones_are_not(run, tiny, drawn, tmp
     shutil.copyfile(sorted((tmp_path / "elsewhere/train/bird").iterdir())[0], victim)
     with pytest.raises(UserError, match=r"1 with other content \(such as train/fish/"):
         start(tiny, tmp_path / "run", moved, resume=True)
+
+
+def test_a_renamed_folder_goes_on_under_the_ids_that_it_began_with(run, tiny, drawn, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(drawn / "train", tmp_path / "renamed")
+    shutil.rmtree(tmp_path / "run/fold-2")
+    assert start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'renamed'}]", resume=True) == 0
+    assert weights_hash(tmp_path / "run/fold-2") == weights_hash(run / "fold-2")
+
+
+def test_a_run_is_not_written_into_images(tiny, drawn, tmp_path):
+    shutil.copytree(drawn / "train", tmp_path / "photos")
+    settings = f"images.train=[{tmp_path / 'photos'}]"
+    before = sorted(tmp_path.rglob("*"))
+    for out, message in (("photos", "within the images"), ("photos/run", "within the images"), (".", "holds images")):
+        with pytest.raises(UserError, match=f"--out: .*{message}.*give --out a new folder"):
+            start(tiny, tmp_path / out, settings)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_tilde_in_a_recipe_is_the_home_folder(tmp_path, monkeypatch, tiny):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = ["images.train=[~/a, hub:me/x]", "images.labels=~/l.csv", "loss.teacher=~/run", "folds.count=1"]
+    settings += ["images.validation=[~/v]", "images.holdout=[~/h]", "backbone.weights=~/w.safetensors"]
+    recipe = load_recipe(tiny, settings)
+    images = recipe.images
+    paths = [images.train[0], *images.validation, *images.holdout, images.labels, recipe.loss.teacher]
+    assert [*paths, recipe.backbone.weights] == [
+        str(tmp_path / name) for name in ("a", "v", "h", "l.csv", "run", "w.safetensors")
+    ]
+    assert images.train[1] == "hub:me/x"
+
+
+def test_a_flat_holdout_has_labels_of_its_own(tiny, drawn, tmp_path, capsys):
+    holdout = [f"images.holdout=[{drawn / 'test'}]", f"images.holdout_labels={drawn / 'test_labels.csv'}"]
+    start(tiny, tmp_path / "run", "folds.train=[0]", "schedule.epochs=1", *holdout)
+    assert ensemble.main([str(tmp_path / "run")]) == 0
+    assert "images.holdout │" in capsys.readouterr().out
 
 
 def test_a_locked_fold_names_its_holder(run, tiny, tmp_path):
@@ -504,6 +546,19 @@ def test_splits_are_no_classes(drawn, tiny, tmp_path, splits):
     message = rf"images\.train: .*data holds {', '.join(splits)}, which are splits, not classes; name those to train on"
     with pytest.raises(UserError, match=message):
         start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'data'}]")
+
+
+def test_splits_beside_another_folder_are_no_classes_either(tmp_path):
+    for name in ("Train", "Valid", "extra"):
+        fill(tmp_path / "data" / name, "fish/1.png")
+    with pytest.raises(UserError, match=r"data holds Train, Valid, which are splits, not classes"):
+        images(tmp_path / "data")
+
+
+def test_the_folder_that_was_meant_is_named_from_two_levels_above(tmp_path):
+    fill(tmp_path / "data/archive/images", "fish/1.png", "bird/2.png")
+    error = one_class_error([str(tmp_path / "data")], "archive", "images.train")
+    assert str(error).endswith(f"look like classes: give {tmp_path / 'data/archive/images'}")
 
 
 @pytest.mark.parametrize("level", ["all", "train", "archive/images"])
