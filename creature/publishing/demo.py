@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.inference.classifier import load
 
     classifier = load(args.model, device=args.device, members=args.members)
-    page = build(classifier)
     try:
         with without_proxies():
+            page = build(classifier)
             _, url, _ = page.launch(
                 server_name="127.0.0.1", server_port=args.port, prevent_thread_lock=True, quiet=True, footer_links=[]
             )
