@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from tempfile import TemporaryDirectory
 import timm
 import torch
 from pictures import jpegs, lay_out
-from sides import ROOT, Ratio, in_turns, ratio, record  # first, for it puts this checkout first
+from sides import ROOT, Ratio, drain, in_turns, ratio, record  # first, for it puts this checkout first
 from step import bare_loop, make_recipe, our_loop, ready_batches
 
 from creature.console import run, say, show_table
@@ -146,7 +145,7 @@ def measure_input(photos: Path, bare: float, size: int, batch: int, *, recorded:
         fork_server("creature.data.loader", "datasets"),
         start_loader(RunImages(images, images), workers, batch * 3 * size**2, device=device) as batches,
     ):
-        seconds = in_turns({"input": waited(lambda: deque(batches(requests), 0) and None)}, 2)["input"]
+        seconds = in_turns({"input": waited(partial(drain, lambda: batches(requests)))}, 2)["input"]
     rate = len(table) / min(seconds)
     share = bare / rate
     shown = f"{rate:,.0f} images/s from {workers} workers"
@@ -218,7 +217,7 @@ def ready_answer(name: str, size: int) -> float:
     return statistics.median(in_turns({"bare": waited(answer)}, ROUNDS)["bare"])
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="PHOTOS", help="a folder of JPEG photos, also in subfolders")
     parser.add_argument("--photos", type=int, default=6144, help="how many copies of them (%(default)s)")
@@ -245,6 +244,7 @@ def main() -> None:
     title = f"P12 on {card}, {usable_cores()} cores, {args.photos} photos"
     show_table(title, ("case", "figure", "ratio [95 %]", "at most"), rows)
     say(f"torch {torch.__version__}; warm-up, then {ROUNDS} rounds of {STEPS} steps")
+    return 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pictures import Ready, jpegs, lay_out
 from PIL import Image
-from sides import ROOT, in_turns, judge
+from sides import ROOT, drain, in_turns, judge
 
 from creature.console import run, say
 from creature.data.augment import training_augmentation
@@ -137,11 +137,6 @@ SIDES = {
 def best_of(seconds: dict[str, list[float]]) -> str:
     """The quickest of the others."""
     return min(seconds.keys() - {OURS, CACHED}, key=lambda side: np.median(seconds[side]))
-
-
-def drain(make: Callable[[], Any]) -> None:
-    for _ in make():
-        pass
 
 
 def difference(photos: list[Path]) -> float:

@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,6 +59,12 @@ def in_turns(sides: Mapping[str, Side], rounds: int, warm: bool = True) -> dict[
             if number:
                 seconds[name].append(took)
     return seconds
+
+
+def drain(make: Callable[[], Iterable[Any]]) -> None:
+    """Take all that an iterable gives."""
+    for _ in make():
+        pass
 
 
 def record(goal: str, case: str, limit: float | None, found: Ratio, unit: str = "time", **more: Any) -> None:

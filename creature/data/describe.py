@@ -156,7 +156,9 @@ def find_copies(images: Sequence[ScannedImage]) -> list[CopiedImage]:
     ]
     return [
         *sorted(same, key=lambda copy: (copy.first.split == copy.other.split, not copy.conflicts)),
-        *sorted(alike, key=lambda copy: (copy.first.split == copy.other.split, not copy.conflicts, -copy.likeness)),
+        *sorted(
+            alike, key=lambda copy: (copy.first.split == copy.other.split, not copy.conflicts, -(copy.likeness or 0))
+        ),
     ]
 
 

@@ -52,6 +52,14 @@ def test_a_program_says_how_it_is_used(path: Path, monkeypatch: pytest.MonkeyPat
     assert f"python benchmarks/{path.name}" in capsys.readouterr().out
 
 
+def test_the_step_that_is_measured_is_that_of_the_bare_loop():
+    step = import_module("step")
+    recipe, batches = step.make_recipe("test_resnet", 32, 4), step.ready_batches(32, 4, 2)
+    (our_model, ours), (bare_model, bare) = step.our_loop(recipe, batches), step.bare_loop(recipe, batches)
+    ours(), bare()
+    assert step.difference(our_model, bare_model) == 0
+
+
 def test_the_run_that_predictions_are_measured_with_answers(tmp_path: Path):
     runpy.run_path(str(FOLDER / "predict.py"))["write_run"](tmp_path / "run", "test_resnet")
     check_members(find_members([tmp_path / "run"]))
