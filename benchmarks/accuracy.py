@@ -35,7 +35,7 @@ from timm.data import create_transform, resolve_data_config
 
 import predict
 from creature.console import run, say, show_table
-from creature.data.files import labels_of, list_images, natural_key, read_labels
+from creature.data.files import list_images, names_of, natural_key, read_labels
 from creature.device import usable_cores
 from creature.errors import UserError
 from creature.recipe_file import load_recipe
@@ -102,8 +102,8 @@ def timed(command: Sequence[str], kept: Callable[[int], Path], out: Path) -> tup
 def share_right(said: Iterator[tuple[str, str]], data: Path) -> float:
     """Accuracy of (image, class name) pairs on the images that test_labels.csv names."""
     predicted = dict(said)
-    truth = labels_of(read_labels(str(data / "test_labels.csv")), predicted)
-    right = [predicted[name] == label for name, label in truth.items()]
+    labels = read_labels(str(data / "test_labels.csv"))
+    right = [predicted[image] == labels[name] for image, name in names_of(labels, predicted).items()]
     return sum(right) / len(right)
 
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     (run,) = read_runs([args.run], None)
     if not run.folds:
-        raise UserError(f"{args.run}: no finished fold here; {how_to_finish(args.run)}")
+        raise UserError(f"{args.run}: no finished fold here; {how_to_finish(run.folder)}")
     warn_of_unjudged(run)
     contradicted = contradicted_labels(run)
     if contradicted:
