@@ -56,7 +56,8 @@ def test_the_step_that_is_measured_is_that_of_the_bare_loop():
     step = import_module("step")
     recipe, batches = step.make_recipe("test_resnet", 32, 4), step.ready_batches(32, 4, 2)
     (our_model, ours), (bare_model, bare) = step.our_loop(recipe, batches), step.bare_loop(recipe, batches)
-    ours(), bare()
+    ours()
+    bare()
     assert step.difference(our_model, bare_model) == 0
 
 
