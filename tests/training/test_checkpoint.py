@@ -231,12 +231,12 @@ def test_a_place_that_is_saved_is_not_replaced(tmp_path, monkeypatch):
 # Memory
 
 
-def proportional_set(pid: int) -> int:
-    """Bytes of a process and its children, shared pages by their share."""
+def resident_set(pid: int) -> int:
+    """Bytes of a process and its children; shared pages count in each, whatever other programs share them."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    run_copy = 1024 * int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
+    run_copy = 1024 * int(next(line for line in text.splitlines() if line.startswith("Rss:")).split()[1])
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return run_copy + sum(proportional_set(int(child)) for child in children)
+    return run_copy + sum(resident_set(int(child)) for child in children)
 
 
 def growth(tiny: Path, out: Path, epochs: int) -> float:
@@ -248,7 +248,7 @@ def growth(tiny: Path, out: Path, epochs: int) -> float:
 
     def measured(*arguments, **named):
         keep(*arguments, **named)
-        used.append(proportional_set(os.getpid()))
+        used.append(resident_set(os.getpid()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "keep_epoch", measured)
