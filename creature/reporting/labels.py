@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from creature.console import say, show_table, warn
 from creature.errors import UserError
-from creature.run import how_to_finish
 
 if TYPE_CHECKING:
     from creature.reporting.study import StudyRun
@@ -42,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.inference.prediction_files import table_writer
     from creature.reporting.study import read_runs
     from creature.reporting.tables import harmless
+    from creature.run import how_to_finish
 
     (run,) = read_runs([args.run], None)
     if not run.folds:
