@@ -139,7 +139,7 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
                 predictions = loop.predict_held_out(accelerator, learner, data, batches=batches)
             result = learner.end_epoch(predictions.score)
             say(result)
-            if advice := advice_on_waiting(state.history, recipe.images.cache):
+            if advice := advice_on_waiting(state.history, recipe.images):
                 say(advice)
             if state.epoch == 2 and learner.epochs > recipe.schedule.epochs:
                 spent = sum(row.seconds for row in state.history) + state.saving_seconds

@@ -46,16 +46,15 @@ NETWORKS = (
 REHEARSAL = (("test_resnet", 32, 4),)
 STEPS, ROUNDS = 20, 5
 
-# The first answer by timm alone: weights, network, photo, pixels.
+# The first answer by timm alone: weights, network, number of classes, photo, pixels.
 FIRST_ANSWER = """
 import sys, timm, torch
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms.v2.functional import pil_to_tensor
-weights, name, photo, size = sys.argv[1:]
-state = load_file(weights)
-model = timm.create_model(name, num_classes=len(list(state.values())[-1]))
-model.load_state_dict(state)
+weights, name, classes, photo, size = sys.argv[1:]
+model = timm.create_model(name, num_classes=int(classes))
+model.load_state_dict(load_file(weights))
 device = "cuda" if torch.cuda.is_available() else "cpu"
 pixels = pil_to_tensor(Image.open(photo).convert("RGB").resize((int(size), int(size))))[None] / 255
 with torch.inference_mode():
@@ -186,8 +185,9 @@ def check_bits(work: Path, recipe: str, settings: list[str]) -> Row:
 def measure_predictions(work: Path, photos: Path, count: int, size: int, recorded: bool) -> list[Row]:
     """Rows of predict.py: photos a second past the start, and the first answer, each beside timm alone."""
     fold, first = work / "run/fold-0", next(photos.rglob("*.jpg"))
-    name = json.loads((fold / "config.json").read_text())["architecture"]
-    bare = partial(script, "-c", FIRST_ANSWER, str(fold / "model.safetensors"), name, str(first), str(size))
+    config = json.loads((fold / "config.json").read_text())
+    name, classes = config["architecture"], str(len(config["label_names"]))
+    bare = partial(script, "-c", FIRST_ANSWER, str(fold / "model.safetensors"), name, classes, str(first), str(size))
     seconds = in_turns({"ours": partial(script, "predict.py", str(fold), str(first)), "bare": bare}, 3)
     alone = statistics.median(seconds["ours"])
     shown = f"{alone:.1f} s, bare {statistics.median(seconds['bare']):.1f} s (goal 6)"

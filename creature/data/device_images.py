@@ -99,18 +99,21 @@ def cut_views(copies: torch.Tensor, views: Sequence[View], augmentation: AffineA
 
 
 def _load(images: ImageDataset, side: int, device: torch.device) -> tuple[list[tuple[int, int]], torch.Tensor]:
-    """Sizes of the images, and what the cache holds of them as (N, 3, side, side), in the memory that has room."""
+    """Sizes of the images, and what the cache holds of them as (N, 3, C, C), in the memory that has room.
+
+    C is `side`, or less where no image is as large: enlarged ones would be blurred when views are made smaller again.
+    """
     assert images.cached is not None
-    count, sizes = len(images.dataset), []
+    count = len(images.dataset)
+    sizes = [images.cached[row].size for row in range(count)]
+    side = min(side, max(map(max, sizes)))
     # Only a GPU's memory is another one than the host's.
     fits = device.type != "cuda" or count * 3 * side**2 <= SHARE * torch.cuda.mem_get_info(device)[0]
     home = device if fits else torch.device("cpu")
     pixels = torch.empty((count, 3, side, side), dtype=torch.uint8, device=home)
     for row in range(count):
-        image = images.cached[row]
-        array = torch.from_numpy(image.array.copy()).permute(2, 0, 1)
+        array = torch.from_numpy(images.cached[row].array.copy()).permute(2, 0, 1)
         if array.shape[1:] != (side, side):
             array = interpolate(array[None], (side, side), mode="bilinear", antialias=True)[0]
         pixels[row] = array
-        sizes.append(image.size)
     return sizes, pixels

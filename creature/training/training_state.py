@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from creature.errors import UserError
 from creature.metrics.accuracy import Count
+from creature.recipe import Images
 
 MAX_SKIPPED_IN_A_ROW = 10
 LOWER_RATE = "try a lower optimizer.lr, or optimizer.clip_norm=1"
@@ -61,16 +62,16 @@ class EpochResult:
         return {f"fold-{fold}/{name}": value for name, value in figures.items()}
 
 
-def advice_on_waiting(history: Sequence[EpochResult], cache: str) -> str:
+def advice_on_waiting(history: Sequence[EpochResult], images: Images) -> str:
     """How to wait less for images, where the last epoch is the first that lost a tenth and a second to it; or nothing.
 
-    The first epoch of all does not count, for workers start in it. `cache` is images.cache; of `device`, whose views
-    are made in the meantime, nothing is to be had sooner.
+    The first epoch of all does not count, for workers start in it; nor does what the main process itself prepares,
+    without workers.
     """
     waited = [result for result in history[1:] if result.waiting > 0.1 and result.waiting * result.seconds > 1]
-    if len(waited) != 1 or waited[0] is not history[-1] or cache == "device":
+    if len(waited) != 1 or waited[0] is not history[-1] or images.cache == "device" or images.workers == 0:
         return ""
-    way_out = "images.cache=disk or more images.workers" if cache == "off" else "more images.workers"
+    way_out = "images.cache=disk or more images.workers" if images.cache == "off" else "more images.workers"
     return f"{waited[0].waiting:.0%} of the epoch waited for images; {way_out} shorten it"
 
 

@@ -109,6 +109,8 @@ def test_held_out_rows_are_seen_exactly(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(device_images, "_load", noting)
     start(tiny, tmp_path / "run", "folds.train=[0]", "images.cache=device", "schedule.epochs=1")
+    _, copies = views[0]
+    assert copies.shape[2:] == (32, 32)  # as the images are: enlarged copies would be blurred
     images, pixels = views[1]
     rows = [(row, 0) for row in range(len(images.dataset))]
     torch.testing.assert_close(pixels, images.__getitems__(rows).pixels, rtol=0, atol=0)

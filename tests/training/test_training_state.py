@@ -3,6 +3,7 @@
 import pytest
 
 from creature.metrics.accuracy import Count
+from creature.recipe import Images
 from creature.training.training_state import EpochResult, TrainingState, advice_on_waiting
 
 
@@ -25,12 +26,15 @@ def test_an_epoch_says_which_share_of_it_waited_for_images():
 @pytest.mark.parametrize(("cache", "way_out"), [("off", "images.cache=disk or more images.workers"), ("disk", "more")])
 def test_advice_comes_once_where_waiting_costs_a_tenth(waited, seconds, advised, cache, way_out):
     history = end_epochs(4, waited=waited, seconds=seconds)
-    advice = [advice_on_waiting(history[:count], cache) for count in range(1, 5)]
+    images = Images(train=("x",), cache=cache)
+    advice = [advice_on_waiting(history[:count], images) for count in range(1, 5)]
     assert [bool(line) for line in advice] == [False, advised, False, False]
     assert not advised or advice[1].startswith(f"50% of the epoch waited for images; {way_out}")
 
 
 def test_advice_comes_in_the_epoch_that_begins_to_wait():
     history = [*end_epochs(3, waited=0.0, seconds=60.0), *end_epochs(2, waited=30.0, seconds=60.0)]
-    advice = [bool(advice_on_waiting(history[:count], "off")) for count in range(1, 6)]
+    advice = [bool(advice_on_waiting(history[:count], Images(train=("x",)))) for count in range(1, 6)]
     assert advice == [False, False, False, True, False]
+    for settings in ({"workers": 0}, {"cache": "device"}):  # the main process itself is what is waited for
+        assert not advice_on_waiting(history[:4], Images.model_validate({"train": ("x",), **settings}))
