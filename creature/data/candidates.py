@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import convolve1d
 
 from creature.console import warn
 
@@ -112,6 +111,8 @@ def _parts(count: int) -> list[slice]:
 
 def _blurred(levels: np.ndarray, mirrored: np.ndarray | bool = False) -> np.ndarray:
     """Sketches (P, 256), some of them mirrored (P,), as blurred ones (P, 16, 16), times 256."""
+    from scipy.ndimage import convolve1d  # not before: it adds a filter of warnings to the host program
+
     squares = levels.reshape(-1, SIDE, SIDE).astype(np.float32)
     squares = np.where(np.asarray(mirrored)[..., None, None], squares[:, :, ::-1], squares)
     return convolve1d(convolve1d(squares, BLUR, axis=1, mode="nearest"), BLUR, axis=2, mode="nearest")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter, uniform_filter
 
 SIDE = 64
 LEVELS = (16, 32, 64)  # sides at which two images are compared
@@ -87,6 +86,8 @@ def likeness(one: np.ndarray, other: np.ndarray, side: int) -> np.ndarray:
 
 def _smaller(images: np.ndarray, side: int) -> np.ndarray:
     """Images (P, 64, 64) at a smaller side, a little blurred, so that they can be moved by parts of a pixel."""
+    from scipy.ndimage import gaussian_filter  # not before: it adds a filter of warnings to the host program
+
     step = SIDE // side
     blocks = images.reshape(len(images), side, step, side, step).mean((2, 4), dtype=np.float32)
     return gaussian_filter(blocks, (0, 0.7, 0.7), mode="nearest")
@@ -144,6 +145,8 @@ def _toned(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.ndarray
 
 def _difference(one: np.ndarray, other: np.ndarray, place: np.ndarray) -> np.ndarray:
     """What differs (P,) between the first of each pair, where it lies over the second, and that: 0 for nothing."""
+    from scipy.ndimage import uniform_filter
+
     seen, inside = _warp(one, place)
     seen = _toned(seen, other, inside)
 
