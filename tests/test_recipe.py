@@ -422,6 +422,7 @@ FREE_CHANGES = {
     "images__train": ["elsewhere/images"],
     "images__holdout": ["holdout"],
     "images__labels": "labels.csv",
+    "images__holdout_labels": "held.csv",
     "images__max_bad": 7,
     "images__workers": 0,
     "folds__train": [1],
