@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = load_recipe(find_recipe(args.recipe), args.set)
     out = args.out or Path("runs") / recipe.name
     with listen() as stop:  # before the imports, which take seconds
-        from creature.console import say, show_table
-        from creature.metrics.uneven_classes import uneven_lines
+        from creature.console import say
         from creature.publishing.hub import publish
         from creature.publishing.publish import build, prepare_push
 
@@ -59,14 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         terms = prepare_push(push, out, args.license, data=args.data) if push else None
         results = train(recipe, out, resume=args.resume, stop=stop, own_process=True)
 
-    from creature.run import Run
+    from creature.training.finish import show_results
 
-    rows = [(r.fold, r.shown_score, r.epoch, f"{r.seconds / 60:.1f}") for r in results]
-    title = f"{recipe.name}: {len(results)} of {recipe.folds.members} folds"
-    show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), rows)
-    held_out = Run(out).out_of_fold
-    for line in uneven_lines(held_out.logits.argmax(1), held_out.labels, Run(out).classes):
-        say(line)
+    show_results(out, recipe, results)
     if terms:
         say(f"{publish(args.push, build(out, args.push, terms), public=False)} is published")
     say(f"{out} holds weights and held-out predictions; next: creature ensemble {out} --images DIR --out FILE.csv")
@@ -113,7 +107,7 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
     from creature.training.finish import finish_fold
     from creature.training.learner import build_learner, start_at_probe
     from creature.training.saver import Saver
-    from creature.training.training_state import TABLE_HEADER, advice_on_waiting
+    from creature.training.training_state import TABLE_HEADER, remarks
 
     accelerator, data = training.accelerator, training.data
     learner = build_learner(accelerator, recipe, data, fold=fold)
@@ -139,12 +133,8 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
                 predictions = loop.predict_held_out(accelerator, learner, data, batches=batches)
             result = learner.end_epoch(predictions.score)
             say(result)
-            if advice := advice_on_waiting(state.history, recipe.images):
-                say(advice)
-            if state.epoch == 2 and learner.epochs > recipe.schedule.epochs:
-                spent = sum(row.seconds for row in state.history) + state.saving_seconds
-                minutes = spent / 60 / state.epoch * learner.epochs
-                say(f"schedule.min_steps: {learner.epochs} epochs like these take about {minutes:.1f} minutes")
+            for remark in remarks(state, recipe, learner.epochs):
+                say(remark)
             accelerator.log(result.tracked(fold), step=state.epoch)
             saver.save_epoch(predictions)
     training.micro_batches = state.micro_batches

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from creature.errors import BrokenError, UserError
-from creature.run import Fold, Run, how_to_finish
+from creature.run import Fold, Run, no_finished_fold
 from creature.storage import file_hash
 
 
@@ -20,7 +20,7 @@ def find_members(paths: Sequence[str | Path]) -> list[Fold]:
     for path in map(Path, paths):
         inside = runs.setdefault(path, Run(path)).folds
         if not inside and not (path / "config.json").exists():
-            raise UserError(f"{path}: no finished fold here; {how_to_finish(path)}")
+            raise no_finished_fold(path)
         members += inside or [Fold(path, runs.setdefault(path.parent, Run(path.parent)))]
     if len({member.folder.resolve() for member in members}) < len(members):
         raise UserError("a fold is given twice; a run folder stands for all of its folds")

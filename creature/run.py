@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from creature.recipe import Recipe
 
 RESTORE = "restore it, or train the fold again"
-RECORDED = ("holdout", "images", "images-*")  # tables that ensemble.py keeps in RUN/ensemble
 
 
 class Fold:
@@ -148,7 +147,7 @@ class Run:
         for a run without a finished fold.
         """
         if not self.folds:
-            raise UserError(f"{self.folder}: no finished fold here; {how_to_finish(self.folder)}")
+            raise no_finished_fold(self.folder)
         return concatenate([fold.held_out for fold in full_repeats(self.folds)[0]])
 
     @cached_property
@@ -156,7 +155,7 @@ class Run:
         """What ensemble.py has predicted and kept: of the `holdout`, of new `images`, and of other ones, `images-*`."""
         from creature.metrics.recorded import load_recorded
 
-        paths = [path for kind in RECORDED for path in sorted((self.folder / "ensemble").glob(f"{kind}.safetensors"))]
+        paths = sorted((self.folder / "ensemble").glob("*.safetensors"), key=lambda path: path.stem)
         return {path.stem: load_recorded(path) for path in paths}
 
     def _check_exists(self) -> None:
@@ -172,19 +171,20 @@ class Run:
         return rows
 
 
-def how_to_finish(path: Path) -> str:
-    """Where the folds of a run, or one of them, stopped, and the line that goes on; or what to give instead."""
+def no_finished_fold(path: Path) -> UserError:
+    """The error of a run, or a fold, that is not finished: where it stopped and the line that goes on, if it is one."""
     run = path if (path / "recipe.yaml").exists() else path.parent
     folds = sorted(run.glob("fold-*")) if run == path else [path]
     if not (run / "recipe.yaml").exists() or not all(map(Path.is_dir, folds)):
-        return "give a run folder (runs/NAME) or a fold in it (runs/NAME/fold-0)"
+        return UserError(f"{path}: no finished fold here; give a run folder (runs/NAME) or a fold (runs/NAME/fold-0)")
     stopped = []
     for fold in folds:
         history = fold / "history.jsonl"
         epochs = len(history.read_text(encoding="utf-8").splitlines()) if history.exists() else 0
         stopped.append(f"{fold.name} stopped {f'after epoch {epochs}' if epochs else 'in its first epoch'}")
     where = ", ".join(stopped) or "no fold was begun"
-    return f"{where}; creature train --recipe {run / 'recipe.yaml'} --out {run} --resume goes on"
+    go_on = f"creature train --recipe {run / 'recipe.yaml'} --out {run} --resume"
+    return UserError(f"{path}: no finished fold here; {where}; {go_on} goes on")
 
 
 def by_repeat(members: Sequence[Fold]) -> dict[int, list[Fold]]:

@@ -20,7 +20,7 @@ from creature.console import progress, say, show_table
 from creature.data.candidates import LENGTH, sketch
 from creature.data.class_folders import folders_in, one_class_error, split_of, split_rank
 from creature.data.class_names import refuse_look_alikes
-from creature.data.decode import BadImage, Encoded, content_hash, decode, read
+from creature.data.decode import BadImage, Encoded, content_hash, read
 from creature.data.describe_figure import draw_figure
 from creature.data.describe_tables import (
     SHOWN,
@@ -36,11 +36,11 @@ from creature.data.describe_tables import (
 )
 from creature.data.duplicates import near_duplicates
 from creature.data.files import file_id, list_images, name_in, names_of, read_labels, warn_of_absent
-from creature.data.likeness import SIDE, detail
+from creature.data.likeness import SIDE, read_detail
 from creature.data.sources import short_names
 from creature.data.tables import is_table
 from creature.device import usable_cores
-from creature.errors import BrokenError, UserError, check_installed
+from creature.errors import UserError, check_installed
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -147,31 +147,23 @@ def find_copies(images: Sequence[ScannedImage]) -> list[CopiedImage]:
     """Images that are there more than once, then those that look the same; of both, those in two splits come first."""
     first: dict[str, int] = {}
     firsts = [first.setdefault(image.content, row) if image.content else row for row, image in enumerate(images)]
-    same = [CopiedImage(images[one], images[row]) for row, one in enumerate(firsts) if one != row]
+    copies = [CopiedImage(images[one], images[row]) for row, one in enumerate(firsts) if one != row]
     sketches = np.frombuffer(b"".join(image.sketch or bytes(LENGTH) for image in images), np.uint8).reshape(-1, LENGTH)
-    found = near_duplicates(sketches, partial(_details, images), np.array(firsts) == np.arange(len(images)))
-    alike = [
-        CopiedImage(images[one], images[other], likeness)
-        for (one, other), likeness in zip(found.pairs.tolist(), found.likeness.tolist(), strict=True)
-    ]
-    return [
-        *sorted(same, key=lambda copy: (copy.first.split == copy.other.split, not copy.conflicts)),
-        *sorted(
-            alike, key=lambda copy: (copy.first.split == copy.other.split, not copy.conflicts, -(copy.likeness or 0))
-        ),
-    ]
+    alike = near_duplicates(sketches, partial(_details, images), np.array(firsts) == np.arange(len(images)))
+    for (one, other), likeness in zip(alike.pairs.tolist(), alike.likeness.tolist(), strict=True):
+        copies.append(CopiedImage(images[one], images[other], likeness))
+
+    def rank(copy: CopiedImage) -> tuple[bool, bool, bool, float]:
+        same_split = copy.first.split == copy.other.split
+        return copy.likeness is not None, same_split, not copy.conflicts, -(copy.likeness or 0)
+
+    return sorted(copies, key=rank)
 
 
 def _details(images: Sequence[ScannedImage], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Levels of grey (n, 64, 64) and sides (n,) of some images (likeness.Details)."""
-
-    def read_again(row: int) -> tuple[bytes, int]:
-        try:
-            return detail(decode(read({"path": images[row].path})))
-        except BadImage as reason:
-            raise BrokenError(f"{images[row].path}: changed while it was read ({reason}); start again") from reason
-
+    paths = [images[row].path for row in rows.tolist()]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        found = list(pool.map(read_again, rows.tolist()))
-    levels = np.frombuffer(b"".join(image for image, _ in found), np.uint8).reshape(-1, SIDE, SIDE)
-    return levels, np.array([side for _, side in found], np.int64)
+        details = list(pool.map(lambda path: read_detail(path, {"path": path}), paths))
+    levels = np.frombuffer(b"".join(level for level, _ in details), np.uint8).reshape(-1, SIDE, SIDE)
+    return levels, np.array([side for _, side in details], np.int64)

@@ -142,7 +142,7 @@ def _advice_on_series(images: Sequence[ScannedImage], alike: Sequence[CopiedImag
     """Suggest folds.group where many images look like others of their folder, camera or minute, as their names say."""
     classes = len({(image.split, image.label) for image in images})
     for kind, pattern in SERIES.items():
-        keys = {image.id: found[1] for image in images if (found := re.search(pattern, image.id))}
+        keys = {image.id: match[1] for image in images if (match := re.search(pattern, image.id))}
         shared = [copy for copy in alike if keys.get(copy.first.id, "") == keys.get(copy.other.id)]
         if len(shared) >= MANY and 2 * len(shared) >= len(alike) and len(set(keys.values())) > classes:
             yield (

@@ -7,9 +7,13 @@ be alike in finer detail.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from creature.data.decode import BadImage, decode, read
+from creature.errors import BrokenError
 
 SIDE = 64
 LEVELS = (16, 32, 64)  # sides at which two images are compared
@@ -34,6 +38,14 @@ def detail(image: Image.Image) -> tuple[bytes, int]:
     """An image as 64 x 64 levels of grey, row by row, and the largest of the sides 16, 32 and 64 that it has."""
     levels = image.resize((SIDE, SIDE), Image.Resampling.BOX).convert("L").tobytes()
     return levels, max(side for side in LEVELS if side <= max(min(image.size), LEVELS[0]))
+
+
+def read_detail(name: str, image: dict[str, Any]) -> tuple[bytes, int]:
+    """The detail of an image that was decoded before; raises BrokenError, with its name, where it no longer can be."""
+    try:
+        return detail(decode(read(image)))
+    except BadImage as reason:
+        raise BrokenError(f"{name}: changed while it was read ({reason}); start again") from reason
 
 
 def are_alike(pairs: np.ndarray, mirrored: np.ndarray, details: Details) -> np.ndarray:
@@ -124,8 +136,8 @@ def _register(one: np.ndarray, other: np.ndarray, place: np.ndarray, *, steps: i
         parts = parts.reshape(count, 5, -1)
         square = parts @ parts.transpose(0, 2, 1)
         square += np.eye(5, dtype=np.float32) * (1e-3 * np.trace(square, axis1=1, axis2=2)[:, None, None] / 5 + 1e-3)
-        found = np.linalg.solve(square, parts @ (wanted * inside).reshape(count, -1, 1))[..., 0]
-        step = found[:, :4] / np.maximum(found[:, 4:5], 0.2)
+        solution = np.linalg.solve(square, parts @ (wanted * inside).reshape(count, -1, 1))[..., 0]
+        step = solution[:, :4] / np.maximum(solution[:, 4:5], 0.2)
         place = np.clip(place + np.clip(step, -0.06, 0.06), -FARTHEST, FARTHEST)
     return place
 

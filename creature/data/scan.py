@@ -21,10 +21,10 @@ from creature.data.candidates import LENGTH, sketch
 from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.eval_transform import EvalTransform
 from creature.data.image_cache import CachedImages, ImageCache, open_cache, should_cache
-from creature.data.likeness import SIDE, detail
+from creature.data.likeness import SIDE, read_detail
 from creature.data.workers import load_batches, note_decoding
 from creature.device import usable_cores
-from creature.errors import BrokenError, UserError
+from creature.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -134,11 +134,7 @@ class Details:
 
     def _detail(self, row: int) -> tuple[bytes, int]:
         note_decoding(row)
-        try:
-            return detail(decode(read(self.dataset[row]["image"])))
-        except BadImage as reason:
-            name = self.dataset[row]["id"]
-            raise BrokenError(f"{name}: changed while it was read ({reason}); start again") from reason
+        return read_detail(self.dataset[row]["id"], self.dataset[row]["image"])
 
 
 class CheckedImage(NamedTuple):

@@ -20,7 +20,6 @@ from creature.data.folds import FoldTable, write_folds
 from creature.data.sources import short_names
 from creature.ensembling.calibrate import member_calibration, rows_of_ensemble
 from creature.ensembling.out_of_fold import ensemble_result
-from creature.errors import UserError
 from creature.metrics.blend import Blending
 from creature.metrics.calibration import (
     ENSEMBLE_CALIBRATION,
@@ -34,7 +33,7 @@ from creature.recipe import Recipe
 from creature.recipe_file import check_recipe, dump_recipe
 from creature.reporting.study import StudyRun
 from creature.results import EnsembleResult, read_result, write_result
-from creature.run import Fold, how_to_finish
+from creature.run import Fold, no_finished_fold
 from creature.storage import file_hash, link_or_copy
 
 
@@ -64,7 +63,7 @@ def as_published(run: StudyRun) -> StudyRun:
     Raises UserError for a run without a finished fold.
     """
     if not run.folds:
-        raise UserError(f"{run.folder}: no finished fold here; {how_to_finish(run.folder)}")
+        raise no_finished_fold(run.folder)
     blending, kept = published_ensemble(run).blending, {}
     for kind, table in run.recorded.items():
         if len(run.folds) == 1 or table.blended_by(blending):

@@ -41,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from creature.inference.prediction_files import table_writer
     from creature.reporting.study import read_runs
     from creature.reporting.tables import harmless
-    from creature.run import how_to_finish
+    from creature.run import no_finished_fold
 
     (run,) = read_runs([args.run], None)
     if not run.folds:
-        raise UserError(f"{args.run}: no finished fold here; {how_to_finish(run.folder)}")
+        raise no_finished_fold(run.folder)
     warn_of_unjudged(run)
     contradicted = contradicted_labels(run)
     if contradicted:

@@ -1,6 +1,7 @@
 """A trained fold becomes a model that explains itself: a timm folder with its recipe, its score and its origin."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from creature.console import say, show_table
 from creature.data.folds import FoldTable, folds_hash
 from creature.metrics.predictions import load_predictions
 from creature.metrics.scores import score
+from creature.metrics.uneven_classes import uneven_lines
 from creature.recipe import Recipe
 from creature.recipe_file import dump_recipe
 from creature.results import CorrectRows, EpochScore, FoldResult, hash_files, write_result
-from creature.run import kept_epoch, with_labels
+from creature.run import Run, full_repeats, kept_epoch, with_labels
 from creature.storage import link_or_copy, write_json, write_text
 from creature.training.backbone import mean_and_std, timm_config
 from creature.training.checkpoint import prune_epochs
@@ -66,3 +69,16 @@ def write_model_folder(folder: Path, recipe: Recipe, *, config: dict[str, Any], 
         link_or_copy(kept_epoch(folder, epoch) / name, folder / name)
     write_json(folder / "config.json", config)
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
+
+
+def show_results(out: Path, recipe: Recipe, results: Sequence[FoldResult]) -> None:
+    """Show what the folds score, and what their accuracy hides where classes are uneven."""
+    rows = [(r.fold, r.shown_score, r.epoch, f"{r.seconds / 60:.1f}") for r in results]
+    title = f"{recipe.name}: {len(results)} of {recipe.folds.members} folds"
+    show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), rows)
+    run = Run(out)
+    # Of one fold after another, for logits may be large.
+    tables = (load_predictions(fold.folder / "held_out.safetensors") for fold in full_repeats(run.folds)[0])
+    predicted, labels = zip(*((table.logits.argmax(1), table.labels) for table in tables), strict=True)
+    for line in uneven_lines(np.concatenate(predicted), np.concatenate(labels), run.classes):
+        say(line)

@@ -59,8 +59,8 @@ def refuse_foreign_folder(run: Path, sources: Sequence[str]) -> None:
             raise UserError(f"--out: {run} is within the images of {source}; {way_out}")
     endings = (*ENDINGS, *TABLES)
     inside = walk_files(str(run)) if run.is_dir() else ()
-    if found := next((path for path in inside if path.lower().endswith(endings)), None):
-        raise UserError(f"--out: {run} is no run, and holds images ({found}); {way_out}")
+    if image := next((path for path in inside if path.lower().endswith(endings)), None):
+        raise UserError(f"--out: {run} is no run, and holds images ({image}); {way_out}")
 
 
 def warn_of_places(run: Path, recipe: Recipe) -> None:

@@ -1,6 +1,6 @@
 """Where a fold's training stands: all that a resume point holds beside weights and the optimizer's tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from creature.errors import UserError
 from creature.metrics.accuracy import Count
-from creature.recipe import Images
+from creature.recipe import Images, Recipe
 
 MAX_SKIPPED_IN_A_ROW = 10
 LOWER_RATE = "try a lower optimizer.lr, or optimizer.clip_norm=1"
@@ -60,6 +60,16 @@ class EpochResult:
             "held_out_accuracy_high": self.high,
         }
         return {f"fold-{fold}/{name}": value for name, value in figures.items()}
+
+
+def remarks(state: "TrainingState", recipe: Recipe, epochs: int) -> Iterator[str]:
+    """What there is to say of the epoch that has ended, of so many `epochs`: how to wait less, and the time in all."""
+    if advice := advice_on_waiting(state.history, recipe.images):
+        yield advice
+    if state.epoch == 2 and epochs > recipe.schedule.epochs:
+        spent = sum(result.seconds for result in state.history) + state.saving_seconds
+        minutes = spent / 60 / state.epoch * epochs
+        yield f"schedule.min_steps: {epochs} epochs like these take about {minutes:.1f} minutes"
 
 
 def advice_on_waiting(history: Sequence[EpochResult], images: Images) -> str:
