@@ -286,7 +286,40 @@ class Recipe(_Settings):
 
 
 def _contradictions(recipe: Recipe) -> Iterator[str]:
-    folds, schedule, low_high = recipe.folds, recipe.schedule, recipe.augment.crop_scale
+    schedule, low_high = recipe.schedule, recipe.augment.crop_scale
+    yield from _contradictions_of_folds(recipe)
+    if schedule.warmup_epochs >= schedule.epochs:
+        yield (
+            f"schedule.warmup_epochs: must be less than schedule.epochs ({schedule.epochs}), "
+            f"got {schedule.warmup_epochs:g}; lower it, too"
+        )
+    if schedule.min_steps and schedule.name == "cosine_warm_restarts":
+        yield (
+            f"schedule.min_steps: more epochs would end inside a cycle of cosine_warm_restarts, got "
+            f"{schedule.min_steps}; set it to 0, or schedule.name to cosine"
+        )
+    if not 0 < low_high[0] <= low_high[1]:
+        yield f"augment.crop_scale: must be [smallest, largest] with 0 < smallest <= largest, got {list(low_high)}"
+    if (sizes := recipe.augment.sizes) and len(sizes) > schedule.epochs:
+        yield f"augment.sizes: {len(sizes)} sizes need as many epochs, schedule.epochs is {schedule.epochs}"
+    if recipe.images.cache == "device" and recipe.augment.policy != "none":
+        yield (
+            f"images.cache: device crops, flips and rotates alone, got augment.policy {recipe.augment.policy}; set it "
+            "to disk, from which workers augment, or augment.policy to none"
+        )
+    if recipe.backbone.frozen:
+        yield from _useless_if_frozen(recipe)
+    if recipe.backbone.head_start == "probe" and not recipe.backbone.pretrained and not recipe.backbone.weights:
+        yield (
+            "backbone.head_start: a probe of random features is worth nothing; set it to none, or "
+            "backbone.pretrained=true, or backbone.weights"
+        )
+    if recipe.backbone.weights and not recipe.backbone.weights.endswith(".safetensors"):
+        yield f"backbone.weights: must be a .safetensors file, got {recipe.backbone.weights!r}"
+
+
+def _contradictions_of_folds(recipe: Recipe) -> Iterator[str]:
+    folds = recipe.folds
     if folds.count == 1 and not recipe.images.validation:
         yield "images.validation: required with folds.count 1; name the held-out images, or set folds.count to 5"
     if folds.count > 1 and recipe.images.validation:
@@ -308,39 +341,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             )
     if len(set(recipe.train_folds)) < len(recipe.train_folds):
         yield f"folds.train: names a fold twice, got {list(recipe.train_folds)}"
-    if schedule.warmup_epochs >= schedule.epochs:
-        yield (
-            f"schedule.warmup_epochs: must be less than schedule.epochs ({schedule.epochs}), "
-            f"got {schedule.warmup_epochs:g}; lower it, too"
-        )
-    if schedule.min_steps and schedule.name == "cosine_warm_restarts":
-        yield (
-            f"schedule.min_steps: more epochs would end inside a cycle of cosine_warm_restarts, got "
-            f"{schedule.min_steps}; set it to 0, or schedule.name to cosine"
-        )
-    if not 0 < low_high[0] <= low_high[1]:
-        yield f"augment.crop_scale: must be [smallest, largest] with 0 < smallest <= largest, got {list(low_high)}"
-    if (sizes := recipe.augment.sizes) and len(sizes) > schedule.epochs:
-        yield f"augment.sizes: {len(sizes)} sizes need as many epochs, schedule.epochs is {schedule.epochs}"
     if recipe.loss.teacher and folds.count > 1:
         yield (
             f"loss.teacher: its members were trained on what each fold would hold out, got folds.count {folds.count}; "
             "set folds.count to 1, with images.validation, or loss.teacher to null"
         )
-    if recipe.images.cache == "device" and recipe.augment.policy != "none":
-        yield (
-            f"images.cache: device crops, flips and rotates alone, got augment.policy {recipe.augment.policy}; set it "
-            "to disk, from which workers augment, or augment.policy to none"
-        )
-    if recipe.backbone.frozen:
-        yield from _useless_if_frozen(recipe)
-    if recipe.backbone.head_start == "probe" and not recipe.backbone.pretrained and not recipe.backbone.weights:
-        yield (
-            "backbone.head_start: a probe of random features is worth nothing; set it to none, or "
-            "backbone.pretrained=true, or backbone.weights"
-        )
-    if recipe.backbone.weights and not recipe.backbone.weights.endswith(".safetensors"):
-        yield f"backbone.weights: must be a .safetensors file, got {recipe.backbone.weights!r}"
 
 
 def _useless_if_frozen(recipe: Recipe) -> Iterator[str]:

@@ -109,27 +109,34 @@ def group_copies(
     alike = rows if alike is None else alike
     _warn_of_labels(labels, copied, alike, class_names=class_names)
     parent = rows.tolist()  # union-find
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
     for row in np.flatnonzero((copied != rows) | (grouped != rows)).tolist():
         for first in (int(copied[row]), int(grouped[row])):
-            parent[root(row)] = root(first)
-    sizes, apart = np.bincount([root(row) for row in rows.tolist()], minlength=len(rows)), 0
-    if largest is not None and sizes.max(initial=0) > largest:
+            parent[_root(parent, row)] = _root(parent, first)
+    _join_look_alikes(parent, alike, len(rows) if largest is None else largest)
+    return np.array([_root(parent, row) for row in rows.tolist()]).astype(str)
+
+
+def _root(parent: list[int], row: int) -> int:
+    """The row that stands for a row's group."""
+    while parent[row] != row:
+        parent[row] = parent[parent[row]]
+        row = parent[row]
+    return row
+
+
+def _join_look_alikes(parent: list[int], alike: np.ndarray, largest: int) -> None:
+    """Join the groups of rows (N,) with those of the first row that looks the same, up to a number of rows."""
+    sizes, apart = np.bincount([_root(parent, row) for row in range(len(parent))], minlength=len(parent)), 0
+    if sizes.max(initial=0) > largest:
         warn(
-            f"folds: one group of images or of identical files has {sizes.max()} of {len(rows)} images, and a fold "
+            f"folds: one group of images or of identical files has {sizes.max()} of {len(parent)} images, and a fold "
             f"{largest}; folds will differ in size, unless folds.group names smaller groups"
         )
-    for row in np.flatnonzero(alike != rows).tolist():
-        one, other = root(row), root(int(alike[row]))
+    for row in np.flatnonzero(alike != np.arange(len(alike))).tolist():
+        one, other = _root(parent, row), _root(parent, int(alike[row]))
         if one == other:
             continue
-        if largest is not None and sizes[one] + sizes[other] > largest:
+        if sizes[one] + sizes[other] > largest:
             apart += 1
             continue
         parent[one] = other
@@ -139,7 +146,6 @@ def group_copies(
             f"folds: {apart} images may be in another fold than one that looks the same, for all that look the same "
             f"would be more than a fold's {largest}; folds.group keeps a series or a place together"
         )
-    return np.array([root(row) for row in rows.tolist()]).astype(str)
 
 
 def _warn_of_labels(labels: np.ndarray, copied: np.ndarray, alike: np.ndarray, *, class_names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from creature.metrics.uneven_classes import uneven_lines
 from creature.recipe import Recipe
 from creature.recipe_file import dump_recipe
 from creature.results import CorrectRows, EpochScore, FoldResult, hash_files, write_result
-from creature.run import Run, full_repeats, kept_epoch, with_labels
+from creature.run import Fold, Run, full_repeats, kept_epoch, with_labels
 from creature.storage import link_or_copy, write_json, write_text
 from creature.training.backbone import mean_and_std, timm_config
 from creature.training.checkpoint import prune_epochs
@@ -78,7 +78,7 @@ def show_results(out: Path, recipe: Recipe, results: Sequence[FoldResult]) -> No
     show_table(title, ("fold", "held-out accuracy [95 %]", "epoch", "minutes"), rows)
     run = Run(out)
     # Of one fold after another, for logits may be large.
-    tables = (load_predictions(fold.folder / "held_out.safetensors") for fold in full_repeats(run.folds)[0])
+    tables = (Fold(fold.folder, run).held_out for fold in full_repeats(run.folds)[0])
     predicted, labels = zip(*((table.logits.argmax(1), table.labels) for table in tables), strict=True)
     for line in uneven_lines(np.concatenate(predicted), np.concatenate(labels), run.classes):
         say(line)
