@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from creature.console import warn
 from creature.data.candidates import find_candidates
 from creature.data.likeness import Details, are_alike
 
@@ -58,4 +59,9 @@ def _stars(pairs: np.ndarray, count: int, details: Details) -> np.ndarray:
         np.minimum.at(least, spokes[:, 0], spokes.min(1))
         first[spokes[:, 1]] = first[spokes[:, 0]] = least[spokes[:, 0]]
         pairs = pairs[~np.isin(pairs, spokes).any(1)]
+    if len(pairs):
+        warn(
+            f"{len(np.unique(pairs))} images look like others, and hang together only through them; they are no group "
+            "by themselves, and folds.group keeps a series or a place together"
+        )
     return first

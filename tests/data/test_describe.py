@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
 
 from creature.data import describe
-from creature.data.describe_tables import ScannedImage, advice
+from creature.data.describe_tables import CopiedImage, ScannedImage, advice
 from creature.errors import UserError
 from helpers.images import jpeg, photo
 
@@ -122,6 +123,29 @@ def test_the_figure_is_a_picture(data, tmp_path, capsys):
     with pytest.raises(UserError, match=r"--out: .*20\.png is one of the images"):
         describe.main([str(data), "--out", str(data / "test/20.png")])
     assert (data / "test/20.png").read_bytes() == before
+
+
+def test_the_figure_shows_what_may_be_copies(data, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed; pip install -e '.[report]' brings it")
+
+    def height(name: str) -> int:
+        out = message(capsys, str(data), "--out", str(tmp_path / name))
+        assert ("and images that may be copies" in out) == (name == "pairs.png")
+        with Image.open(tmp_path / name) as image:
+            return image.size[1]
+
+    with_pairs = height("pairs.png")
+    monkeypatch.setattr(describe, "find_copies", lambda images: [])
+    assert with_pairs > height("none.png") + 200
+
+
+def test_a_series_of_one_camera_is_suggested_as_a_group():
+    images = [ScannedImage(f"fox/cam{k // 8}_{k:03d}.jpg", "", "train", "fox") for k in range(24)]
+    within = [CopiedImage(one, other, 0.9) for one, other in pairwise(images) if one.id[:8] == other.id[:8]]
+    (line,) = [line for line in advice(images, within) if "folds.group='" in line]
+    assert line.startswith(r"suggested: folds.group='([^/]*\D)\d+\.\w+$', for 21 of 21 pairs") and "cam0_" in line
+    across = [CopiedImage(images[k], images[23 - k], 0.9) for k in range(8)]
+    assert not any("folds.group='" in line for line in advice(images, [*within[:4], *across]))
 
 
 def test_mistakes_get_one_sentence(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from creature.data import candidates, scan
 from creature.data.candidates import LENGTH, find_candidates, sketch
-from creature.data.duplicates import near_duplicates
+from creature.data.duplicates import _stars, near_duplicates
 from creature.data.likeness import detail
 from creature.errors import UserError
 from creature.samples import SPECIES, draw
@@ -104,6 +104,17 @@ def test_what_hangs_together_only_through_others_is_not_one_group():
     windows = [wide.crop((shift, 0, shift + 280, 300)) for shift in range(0, 120, 8)]
     actual = firsts(windows)
     assert 1 < len(set(actual.tolist())) < len(windows)
+
+
+def test_a_long_chain_is_parted_and_what_is_left_is_said(capsys):
+    chain = np.stack([np.arange(40), np.arange(1, 41)], axis=1)
+    rng = np.random.default_rng(0)
+
+    def noise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # no two of which look the same
+        return rng.integers(0, 256, (len(rows), 64, 64)).astype(np.uint8), np.full(len(rows), 64)
+
+    assert max(np.bincount(_stars(chain, 41, noise))) == 3
+    assert "look like others, and hang together" in " ".join(capsys.readouterr().err.split())
 
 
 def test_flat_pictures_are_no_copies_of_one_another():
