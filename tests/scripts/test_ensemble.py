@@ -398,6 +398,29 @@ def test_answers_with_labels_do_not_go_unsaid(run, drawn, tmp_path, capsys):
     assert (run_copy / "ensemble/result.json").read_bytes() == scores
 
 
+def test_uneven_classes_are_said_wherever_an_accuracy_is(drawn, tiny, tmp_path, capsys):
+    for name, count in (("fish", 6), ("bird", 2)):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for path in sorted((drawn / "train" / name).iterdir())[:count]:
+            shutil.copy(path, tmp_path / "train" / name)
+    said = "classes are uneven: balanced accuracy"
+    assert (
+        start(tiny, tmp_path / "run", f"images.train=[{tmp_path / 'train'}]", "folds.count=2", "schedule.epochs=1") == 0
+    )
+    assert said in capsys.readouterr().out
+    pictures = sorted((drawn / "test").iterdir())[:6]
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "image,label\n" + "".join(f"{p.name},{'fish' if k else 'bird'}\n" for k, p in enumerate(pictures))
+    )
+    words = ["--images", *map(str, pictures), "--labels", str(labels)]
+    assert ensemble.main([str(tmp_path / "run"), *words]) == 0
+    shown = capsys.readouterr().out
+    assert f"{tmp_path / 'run'}: {said}" in shown and f"{labels}: {said}" in shown
+    assert report.main([str(tmp_path / "run"), "--out", str(tmp_path / "report")]) == 0
+    assert said in (tmp_path / "report/scores.md").read_text()
+
+
 def test_labelled_images_of_two_sets_are_kept_beside_each_other(run, drawn, tmp_path):
     run_copy = tmp_path / "run"
     shutil.copytree(run, run_copy)
