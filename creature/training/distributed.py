@@ -25,6 +25,7 @@ from creature.recipe import Recipe
 
 # A step takes seconds; held-out rows and saving, minutes; a scan of a million images by the main process, an hour.
 WAIT, WAIT_IN_FOLD, WAIT_IN_STEP = timedelta(hours=2), timedelta(minutes=10), timedelta(seconds=45)
+LAUNCH_ON_CPUS = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m creature train ..."
 RENDEZVOUS = "attempt"  # the scheme of the address at which the processes of a launch meet
 
 
@@ -110,7 +111,13 @@ def check_processes(accelerator: Accelerator) -> None:
     if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != accelerator.num_processes:
         raise UserError(
             f"the launcher started {launched} processes, but Accelerate sees {accelerator.num_processes}; "
-            "on CPUs use\nACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m creature train ..."
+            f"on CPUs use\n{LAUNCH_ON_CPUS}"
+        )
+    # On CPUs, or one GPU, the launcher starts one process whatever it was told, and notes where all would meet.
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "accelerate launch was given several processes and started one: on one GPU leave --num_processes out, on "
+            f"several say --multi_gpu, on CPUs use\n{LAUNCH_ON_CPUS}"
         )
 
 

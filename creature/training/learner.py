@@ -48,6 +48,7 @@ class Learner:
     freeze_batch_stats: bool
     save_minutes: float
     state: TrainingState = field(default_factory=TrainingState)
+    tried_pixels: int = 0  # of the largest batch whose shares several processes computed, each by itself
 
     @property
     def eval_model(self) -> nn.Module:
@@ -69,10 +70,6 @@ class Learner:
         if self.gradient_accumulation_steps or self.state.micro_batches >= most_micro_batches(rows):
             return False
         self.state.micro_batches *= 2
-        warn(
-            f"gradient_accumulation_steps: {rows} images at once do not fit into the memory; each step takes "
-            f"{self.state.micro_batches} micro-batches, and BatchNorm's statistics are of each"
-        )
         return True
 
     def end_epoch(self, score: Count) -> EpochResult:

@@ -12,8 +12,10 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from creature.console import warn
 from creature.data.loader import Batch
 from creature.data.order import derive_seed
 from creature.device import copy_to
@@ -61,8 +63,18 @@ def train_step(
         group["lr"] = lr * group.get("lr_scale", 1.0)  # less in early layers, with optimizer.layer_decay
     check_readable(batch)
     statistics = [flat.clone() for flat in learner.statistics]
+    micro_batches = learner.micro_batches
+    if accelerator.num_processes > 1:
+        _find_micro_batches(accelerator, learner, batch, number=number, statistics=statistics)
     result: Any = torch.zeros(4, device=accelerator.device)
-    result[0] = _compute_gradients(accelerator, learner, batch, number=number, statistics=statistics)
+    result[0] = _compute_gradients(
+        accelerator, learner, batch, model=learner.model, number=number, statistics=statistics
+    )
+    if learner.micro_batches > micro_batches:
+        warn(
+            f"gradient_accumulation_steps: {len(batch.labels)} images at once do not fit into the memory; each step "
+            f"takes {learner.micro_batches} micro-batches, and BatchNorm's statistics are of each"
+        )
     for place, requested in ((2, stop), (3, save)):
         if requested:
             result[place] = 1
@@ -85,27 +97,58 @@ def train_step(
     return result  # on the device: the host need not wait
 
 
-def _compute_gradients(
+def _find_micro_batches(
     accelerator: Accelerator, learner: Learner, batch: Batch, *, number: int, statistics: list[torch.Tensor]
+) -> None:
+    """Find in how many micro-batches the shares of several processes fit, each by itself, before the largest step.
+
+    Models that exchange more than gradients cannot: batch statistics of all processes.
+    """
+    pixels = learner.batch_sizes[number] * batch.pixels[0].numel()
+    network = accelerator.unwrap_model(learner.model)
+    synchronized = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
+    if pixels <= learner.tried_pixels or learner.gradient_accumulation_steps or synchronized:
+        return
+    learner.tried_pixels = pixels
+    _compute_gradients(accelerator, learner, batch, model=network, number=number, statistics=statistics)
+    _restore(learner.statistics, statistics)
+    found = torch.tensor([learner.state.micro_batches], device=accelerator.device)
+    learner.state.micro_batches = int(accelerator.gather(found).max())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _compute_gradients(
+    accelerator: Accelerator,
+    learner: Learner,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    number: int,
+    statistics: list[torch.Tensor],
 ) -> torch.Tensor:
     """The loss of this process's share, and its gradients; in more micro-batches each time memory is too small.
 
-    `statistics` are those before the step.
+    `model` is the learner's, or what Accelerate wraps, which exchanges no gradients; `statistics` are those before the
+    step.
     """
     size = learner.batch_sizes[number]
     weight = 0.0 if accelerator.process_index >= size else 1 / size
-    alone = accelerator.num_processes == 1  # others would wait for the gradients of an attempt that failed
+    # Others would wait for the gradients of an attempt that failed.
+    alone = accelerator.num_processes == 1 or model is not learner.model
     while True:
         seed_step(accelerator.device, learner.seed, learner.fold, learner.state.epoch, number)
         learner.optimizer.zero_grad()
         with _naming_failures(size, learner.micro_batches):
             try:
-                return _backward(accelerator, learner, batch, weight=weight)
+                return _backward(accelerator, learner, batch, model=model, weight=weight)
             except RuntimeError as error:
                 if not (alone and _is_out_of_memory(error) and learner.split_batch(len(batch.labels))):
                     raise
-        for flat, before in zip(learner.statistics, statistics, strict=True):
-            flat.copy_(before)  # guard: retry-statistics
+        _restore(learner.statistics, statistics)  # guard: retry-statistics
+
+
+def _restore(statistics: list[torch.Tensor], before: list[torch.Tensor]) -> None:
+    for flat, values in zip(statistics, before, strict=True):
+        flat.copy_(values)
 
 
 def _clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float | None, *, loss: torch.Tensor) -> torch.Tensor:
@@ -160,7 +203,9 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, *, weight: float) -> torch.Tensor:
+def _backward(
+    accelerator: Accelerator, learner: Learner, batch: Batch, *, model: nn.Module, weight: float
+) -> torch.Tensor:
     """Gradients of the weighted sum of the rows' losses; gives that sum."""
     inputs = learner.normalize(copy_to(accelerator.device, batch.pixels))
     targets = copy_to(accelerator.device, batch.labels)
@@ -173,8 +218,8 @@ def _backward(accelerator: Accelerator, learner: Learner, batch: Batch, *, weigh
         micro_batches = list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
     losses = []
     for number, (images, labels) in enumerate(micro_batches, 1):
-        with nullcontext() if number == count else accelerator.no_sync(learner.model):
-            loss = learner.row_loss(learner.model(images), labels).sum() * weight
+        with nullcontext() if number == count else accelerator.no_sync(model):
+            loss = learner.row_loss(model(images), labels).sum() * weight
             # DDP takes the mean of the processes' gradients; the loss is a sum over them.
             share = loss if accelerator.num_processes == 1 else loss * accelerator.num_processes
             # Accelerator.backward does the same after a division by one, which costs two kernels.

@@ -227,6 +227,16 @@ def test_one_that_asks_stops_all_at_its_step(tiny, tmp_path, every, last):
     assert (state["epoch"], state["batch"]) == (1, last)  # the main process was not asked, and it alone saves
 
 
+def test_several_processes_find_the_micro_batches_that_fit_the_one_with_least_memory(tiny, tmp_path):
+    settings = (*PLAIN, "schedule.epochs=2")
+    start(tiny, tmp_path / "whole", *settings)
+    least = "if rank == 1: faults.fail_in_loss(patch, torch.OutOfMemoryError('no room'), room=4)"
+    done = launch(*TWO, driver(tmp_path, "import torch", least), *words(tiny, tmp_path / "run", *settings))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("8 images at once do not fit into the memory; each step takes 2 micro-batches") == 1
+    np.testing.assert_allclose(losses(tmp_path / "run/fold-0"), losses(tmp_path / "whole/fold-0"), atol=1e-5)
+
+
 def test_each_attempt_of_the_launcher_meets_by_keys_of_its_own(tiny, tmp_path, monkeypatch):
     from creature.training import distributed
 

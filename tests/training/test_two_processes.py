@@ -118,6 +118,11 @@ def test_processes_that_do_not_know_of_each_other_are_refused(settings: list[str
         train.main([*settings, "--out", str(tmp_path / "run")])
 
 
+def test_several_processes_of_which_the_launcher_starts_one_are_refused(settings: list[str], tmp_path: Path):
+    done = launch("--cpu", "--num_processes", "2", "train.py", *settings, "--out", str(tmp_path / "run"))
+    assert "given several processes and started one" in done.stderr, done.stderr
+
+
 def lonely(**options):
     from accelerate import Accelerator
 
