@@ -1,4 +1,4 @@
-"""P1, P2: the input pipeline, cold and from the cache, beside torchvision's, timm's and datasets' loaders.
+"""P1, P2, P13: the input pipeline, cold and from the cache, beside torchvision's, timm's and datasets' loaders.
 
 python benchmarks/loaders.py [FOLDER] [--rounds 15]
 
@@ -169,7 +169,7 @@ def measure_hand_over(rounds: int) -> None:
         }
         seconds = in_turns(sides, rounds)
     say(f"hand-over: {BATCH * count / np.median(seconds[OURS]):,.0f} images/s from {workers} workers (goal 4,000)")
-    judge("P1", f"hand-over of {count} ready batches of {BATCH}", OURS, seconds, {})
+    judge("P13", f"hand-over of {count} ready batches of {BATCH}", OURS, seconds, {})
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""P13: how long OpenMP's threads spin before they sleep: what that costs on idle cores, and beside another program.
+"""P14: how long OpenMP's threads spin before they sleep: what that costs on idle cores, and beside another program.
 
 python benchmarks/neighbours.py [ROUNDS] [--beside-only] [--spins N ...]
 
@@ -106,7 +106,7 @@ def compare(
         return took
 
     sides = {name: partial(seconds, waiting) for name, waiting in ways.items()}
-    judge("P13", title, "ours", in_turns(sides, rounds, warm=limit > 1), {"libgomp's default": limit})
+    judge("P14", title, "ours", in_turns(sides, rounds, warm=limit > 1), {"libgomp's default": limit})
     if len(hashes) > 1:
         raise BrokenError(f"{title}: the weights differ with the way of waiting, {', '.join(sorted(hashes))}")
 

@@ -28,7 +28,8 @@ GOALS = {
     "P10": "time to accuracy",
     "P11": "checkpoints",
     "P12": "GPU, compiled",
-    "P13": "beside other programs",
+    "P13": "hand-over of batches",
+    "P14": "beside other programs",
     "R4": "resumed start",
 }
 RATIOS = ("time", "memory")  # units of a ratio to a peer; any other is an amount of ours alone

@@ -84,10 +84,13 @@ def affine(augmentation: Augmentation) -> AffineAugmentation:
 def cut_views(copies: torch.Tensor, views: Sequence[View], augmentation: AffineAugmentation) -> torch.Tensor:
     """The views (B, 3, S, S) of copies (B, 3, C, C), by one bilinear resampling; black where there is no image."""
     count, size = len(views), augmentation.size
+    pixels = copies.float()
+    if copies.shape[-1] > 1.5 * MARGIN * size:  # augment.sizes: copies are for the largest; bilinear alone would alias
+        pixels = interpolate(pixels, (round(size * MARGIN),) * 2, mode="bilinear", antialias=True)
     maps = copy_to(copies.device, torch.tensor(np.stack([view.matrix for view in views]), dtype=torch.float32))
     grid = affine_grid(maps, [count, 3, size, size], align_corners=False)
     padding = "zeros" if augmentation.rotation else "border"
-    pixels = grid_sample(copies.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    pixels = grid_sample(pixels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     pixels = pixels.round().to(torch.uint8)
     if augmentation.erasing.p:
         edges = copy_to(copies.device, torch.tensor([view.erased or (0, 0, 0, 0) for view in views]))

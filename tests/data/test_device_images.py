@@ -42,6 +42,15 @@ def test_views_are_those_that_workers_cut_out_of_the_same_copy(settings):
     assert difference.mean() <= 1 and difference.max() <= 3
 
 
+def test_small_views_of_an_early_epoch_are_not_aliased():
+    augment, seeds = augmentation(crop_scale=(0.9, 1.0)), range(20)
+    copy = copy_of(Image.effect_noise(SIZE, 60).convert("RGB"), 4 * 73)
+    expected = torch.stack([augment(Decoded(SIZE, copy), seed) for seed in seeds]).float()
+    views = on_device(copy, augment, seeds)
+    assert float(views.std()) == pytest.approx(float(expected.std()), rel=0.25)
+    assert (views - expected).abs().mean() <= 5
+
+
 def test_rotation_crop_and_flip_are_those_of_the_whole_picture():
     x, y = np.meshgrid(np.linspace(20, 235, SIZE[0]), np.linspace(20, 235, SIZE[1]))
     image = Image.fromarray(np.stack([x, y, (x + y) / 2], 2).astype(np.uint8))  # smooth: resampling hides nothing
