@@ -25,6 +25,7 @@ MAX_ASPECT = 200
 # MPO, what phones write, is opened by the JPEG plugin.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + ("AVIF",) * bool(features.check("avif"))
 PNG = b"\x89PNG\r\n\x1a\n"
+END_OF_JPEG = b"\xff\xd9"
 TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 TURN_OF = {orientation: Image.Transpose[name] for orientation, name in enumerate(TURNS, start=2)}
 # Pillow reads pixels and EXIF of an opened image when they are first asked for, which two threads must not do at once.
@@ -84,6 +85,9 @@ class Encoded:
         _check_header(self._image)
         self.kind = f"{self._image.format} {self._image.mode}"
         self._decoded: Image.Image | None = None
+        if self._image.format == "JPEG" and END_OF_JPEG not in data[-64:] and self._is_whole(data + END_OF_JPEG):
+            self._data = data + END_OF_JPEG
+            self._image = Image.open(BytesIO(self._data), formats=("JPEG",))
         if self._image.format in ("JPEG", "MPO"):
             self._turn = _turn(self._image)
             width, height = self._image.size
@@ -95,6 +99,16 @@ class Encoded:
             rgb = _rgb(self._image)
             self._decoded = _upright(rgb, _turn(self._image))
             self.size = self._decoded.size
+
+    def _is_whole(self, jpeg: bytes) -> bool:
+        """Whether all data are there: some cameras leave out the mark of its end alone, and Pillow then gives up."""
+        if "progressive" in self._image.info:  # may lack whole scans
+            return False
+        try:
+            decode_jpeg(jpeg, strict=True)
+        except Exception:  # as in pixels
+            return False
+        return True
 
     def image(self) -> Image.Image:
         """The image in full resolution: RGB, upright and over white."""

@@ -186,7 +186,8 @@ def names_of(labels: dict[str, str], paths: Iterable[str]) -> dict[str, str]:
 def warn_of_absent(source: str, names: Collection[str]) -> None:
     """Warn of lines of a CSV that name no image."""
     if names:
-        warn(f"{source}: {len(names)} lines name no image that is there, such as {min(names)}")
+        first = min(names) or "one with an empty name"
+        warn(f"{source}: {len(names)} lines name no image that is there, such as {first}")
 
 
 def name_in(labels: dict[str, str], path: str) -> str | None:

@@ -152,6 +152,9 @@ def test_lines_for_pictures_that_no_source_has_are_counted(tmp_path, capsys):
     labels = write_csv(tmp_path / "labels.csv", "image,label", "1,cat", "2,dog", "3,cat", "4,dog")
     images(one, two, labels_csv=labels)
     assert f"{labels}: 2 lines name no image that is there, such as 3" in capsys.readouterr().err
+    labels = write_csv(tmp_path / "labels.csv", "image,label", "1,cat", "2,dog", ",cat")
+    images(one, two, labels_csv=labels)
+    assert "such as one with an empty name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lines", [["1.png,cat", "2.png,dog"], ["1,cat", "2,dog", "3,cat"]])

@@ -208,6 +208,14 @@ def test_truncated_pictures_are_refused(kind):
         reason(data[: int(len(data) * part)])
 
 
+def test_a_jpeg_that_lacks_the_mark_of_its_end_alone_is_whole():
+    data = encode(NOISE, "JPEG")
+    np.testing.assert_array_equal(decoded(data[:-2]), decoded(data))
+    np.testing.assert_array_equal(Encoded(data[:-2]).pixels(1)[0], decoded(data))
+    for cut in (data[:-8], encode(NOISE, "JPEG", progressive=True)[:-2]):
+        assert "truncated" in reason(cut)
+
+
 @pytest.mark.parametrize("rows", [0, 1, 12, 23])
 def test_a_png_whose_data_ends_early_is_refused(rows):
     assert "truncated" in reason(png(40, 24, b"".join(ROWS[:rows])))
