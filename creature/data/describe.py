@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from creature.console import progress, say, show_table
+from creature.console import progress, say, show_table, warn
 from creature.data.candidates import LENGTH, sketch
-from creature.data.class_folders import folders_in, one_class_error, split_of, split_rank
+from creature.data.class_folders import folders_in, mixed_depths, one_class_error, split_of, split_rank
 from creature.data.class_names import refuse_look_alikes
 from creature.data.decode import BadImage, Encoded, content_hash, read
 from creature.data.describe_figure import draw_figure
@@ -114,9 +114,11 @@ def find(folder: str, name: str, *, labels: dict[str, str]) -> Iterator[ScannedI
         split = base if not name else f"{name}/{base}" if inside else name
         if not (paths := list_images(root)):
             raise UserError(f"{root}: holds no images")
-        named = names_of(labels, (within for path in paths if os.sep not in (within := os.path.relpath(path, root))))
-        for path in sorted(paths):
-            within = os.path.relpath(path, root)
+        insides = {path: os.path.relpath(path, root) for path in sorted(paths)}
+        named = names_of(labels, (within for within in insides.values() if os.sep not in within))
+        for line in mixed_depths(root, insides.values()):
+            warn(line)
+        for path, within in insides.items():
             top, separator, _ = within.partition(os.sep)
             label = top if separator else labels[named[within]] if within in named else ""
             yield ScannedImage(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from creature.data.class_folders import rare_classes
 from creature.data.files import natural_key
 from creature.data.order import epoch_steps
 from creature.recipe_file import load_recipe
@@ -166,7 +167,9 @@ def _advice_on_folds(images: Sequence[ScannedImage]) -> Iterator[str]:
     if unknown := sorted({image.label for image in images} - {"", *labelled}):
         named = ", ".join(unknown[:SHOWN])
         yield f"classes that only test has ({len(unknown)}): {named}; correct the labels, or add images to train on"
-    rarest, n = min(labelled.items(), key=lambda item: item[1])
+    rare = rare_classes(labelled)
+    yield from list(rare.values())[:SHOWN]
+    rarest, n = min(((name, n) for name, n in labelled.items() if name not in rare), key=lambda item: item[1])
     sources = " and ".join(sorted({image.split for image in trainable}, key=splits_of(images).index))
     if n < 2:
         count = "one" if n else "none"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from creature.console import warn
 from creature.data.arrow_tables import arrow_compute, store_table
-from creature.data.class_folders import folders_in, split_of
+from creature.data.class_folders import folders_in, mixed_depths, split_of
 from creature.data.files import (
     ENDINGS,
     file_id,
@@ -117,6 +118,8 @@ def _read_class_folders(spec: SourceSpec, paths: list[str]) -> SourceRows:
             f"{field}: {source} holds {', '.join(splits)}, which are splits, not classes; name those to train on, such "
             f"as [{named}]"
         )
+    for line in mixed_depths(source, paths):
+        warn(f"{field}: {line}")
     labels = {path: file_id(path.split(os.sep)[0]) for path in paths}
     return _file_rows(spec, labels, {}, classes=classes, complete=True)
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from creature.console import warn
 from creature.data.arrow_tables import arrow_compute
+from creature.data.class_folders import rare_classes
 from creature.data.dataset import column, fingerprint, read_images
 from creature.data.duplicates import near_duplicates
 from creature.data.eval_transform import EvalTransform
@@ -106,10 +107,13 @@ def _validation_fold(in_validation: np.ndarray, contents: np.ndarray, alike: np.
 
 def _warn_of_rare_classes(folds: Folds, labels: np.ndarray, names: list[str]) -> None:
     counts = np.bincount(labels, minlength=len(names))
-    if (rare := counts < folds.count).any():
+    rare = rare_classes(dict(zip(names, counts.tolist(), strict=True)))
+    for line in list(rare.values())[:5]:
+        warn(f"images.train: {line}")
+    if not rare and (few := counts < folds.count).any():
         rarest = counts.argmin()
         warn(
-            f"folds.count: classes with fewer images than its {folds.count} folds: {rare.sum()}, such as "
+            f"folds.count: classes with fewer images than its {folds.count} folds: {few.sum()}, such as "
             f"{names[rarest]} with {counts[rarest]}; correct a label, add images, or set fewer folds"
         )
 

@@ -25,6 +25,7 @@ from creature.data.sources import SourceFormat, short_names
 from creature.device import usable_cores
 from creature.errors import UserError
 from creature.recipe import Augment, Folds, Images, Recipe, Schedule
+from creature.run import Run
 from creature.storage import file_hash
 from creature.training.backbone import mean_and_std, reach_weights
 from creature.training.partition import make_folds, rows_as_saved, warn_of_holdout_copies
@@ -104,6 +105,7 @@ def _check_run(recipe: Recipe, out: Path, resume: bool) -> dict[str, str | None]
     if (out / "recipe.yaml").exists():
         open_run(out, recipe, hashes)
         warn_of_places(out, recipe)
+        _ = Run(out).folds  # which refuses a copy of a fold
     else:
         refuse_foreign_folder(out, [*recipe.images.train, *recipe.images.validation, *recipe.images.holdout])
         reach_weights(recipe.backbone)  # now, or a run would be left behind

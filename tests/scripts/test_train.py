@@ -561,6 +561,14 @@ def test_the_folder_that_was_meant_is_named_from_two_levels_above(tmp_path):
     assert str(error).endswith(f"look like classes: give {tmp_path / 'data/archive/images'}")
 
 
+def test_the_folders_that_were_meant_are_named_within_splits(tmp_path):
+    for split in ("test", "train"):
+        fill(tmp_path / "data" / split / "all", "fish/1.png", "bird/2.png")
+    error = one_class_error([str(tmp_path / "data")], "all", "folders")
+    meant = f"{tmp_path / 'data/test/all'}, {tmp_path / 'data/train/all'}"
+    assert str(error).endswith(f"the folders in it (bird, fish) look like classes: give {meant}")
+
+
 @pytest.mark.parametrize("level", ["all", "train", "archive/images"])
 def test_one_class_alone_is_refused_and_the_folder_that_was_meant_is_named(drawn, tiny, tmp_path, capsys, level):
     for name in ("fish", "bird"):
@@ -575,6 +583,15 @@ def test_one_class_alone_is_refused_and_the_folder_that_was_meant_is_named(drawn
     with pytest.raises(UserError, match="holds one class alone, fish; give a folder with a folder for each class"):
         shutil.rmtree(meant / "bird")
         start(tiny, tmp_path / "run", f"images.train=[{meant}]")
+
+
+def test_a_copied_fold_is_refused_before_the_others_are_trained(run, tiny, tmp_path):
+    begun = shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(begun / "fold-0", begun / "fold-7")
+    shutil.rmtree(begun / "fold-2")
+    with pytest.raises(UserError, match=r"fold-7 holds fold 0, .* move the copy out of the run"):
+        start(tiny, begun, resume=True)
+    assert not (begun / "fold-2").exists()
 
 
 def test_a_run_that_was_begun_by_mistake_may_be_removed(drawn, tiny, tmp_path):
