@@ -11,6 +11,7 @@ accelerate launch -m creature predict runs/all --members archive.parquet --out p
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = use_whole_machine(args.device)
     classifier = load(args.model, device=args.device, members=args.members)
     predictor = classifier.choose_predictor(features=args.embed, overlays=args.explain, tta=args.mirror)
+    if calibration:
+        predictor = replace(predictor, calibrations={args.mirror: calibration})
     sources, columns = prediction_files.find_sources(args.images, output, args.image_column, urls=args.urls)
     top = min(args.top, len(classifier.class_names))
 
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         decoders = choose_decoders(device, total) if device else 0
         size, title = args.batch_size, "predicting"
         batches = predict_batches(predictor, images, size, total=total, processes=decoders, title=title)
-        predictions = to_predictions(batches, predictor, top, calibration=calibration)
+        predictions = to_predictions(batches, predictor, top)
         if args.explain:
             from creature.inference.explain import save_overlays
 
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = args.model + " --members" * args.members
         say(f"the predictions are in {output.path}; next: creature predict {model} PHOTO --top 5")
         return code
-    return show_predictions(list(predict(sources)), predictor.title, top, coverage=args.coverage)
+    return show_predictions(list(predict(sources)), predictor, top, coverage=args.coverage)
 
 
 if __name__ == "__main__":

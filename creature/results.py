@@ -92,7 +92,13 @@ class ClassCounts(Result):
     class_counts: list[int] = Field(min_length=1)
 
 
-class FoldResult(EpochScore, ClassCounts, Environment):
+class Calibrated(Result):
+    """The temperature of calibrated probabilities, where enough labelled images were predicted that it never saw."""
+
+    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
+class FoldResult(EpochScore, ClassCounts, Calibrated, Environment):
     """A finished fold: the score of the epoch that is used, and what it was trained on."""
 
     fold: int = Field(ge=0)
@@ -126,7 +132,7 @@ class EnsembleMember(Result):
     name: str = Field(default="", pattern=r"^(fold-\d+)?$")  # of its branch, where it is published
 
 
-class EnsembleResult(Result):
+class EnsembleResult(Calibrated):
     """RUN/ensemble/result.json, and the ensemble.json of a published run: how members are blended, and their scores."""
 
     strategy: str = Field(pattern=f"^({'|'.join(STRATEGIES)})$")

@@ -168,10 +168,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     heads = ["member", "T", "ECE", "after"]
     heads += [f"in sets of {coverage:g} [95 %]", "size"] if coverage else []
     heads += [f"right, of {min_precision:g} [95 %]", "answered"] if min_precision else []
-    lines = [
-        (f"{table.source}{' selected' * table.selected}", *score_cells(table, coverage, min_precision))
-        for table in tables
-    ]
+    lines, failed = [], []
+    for table in tables:
+        try:
+            cells = score_cells(table, coverage, min_precision)
+            lines.append((f"{table.source}{' selected' * table.selected}", *cells))
+        except UserError as error:
+            failed.append(error)
+    if not lines:
+        raise failed[0]
+    for error in failed:
+        warn(error)
     show_table("Calibration, each row judged by what the other rows gave", heads, lines)
     say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")
     for run in lacking:

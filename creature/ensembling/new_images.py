@@ -3,13 +3,14 @@
 import argparse
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from creature.console import BROKEN_IMAGES, say, show_table, warn
 from creature.device import choose_decoders
+from creature.ensembling.calibrate import rows_of_ensemble
 from creature.ensembling.compare import show_comparison
 from creature.ensembling.out_of_fold import ensemble_result, read_holdout
 from creature.ensembling.recorded import (
@@ -23,6 +24,7 @@ from creature.ensembling.recorded import (
 )
 from creature.errors import UserError
 from creature.inference.inputs import list_inputs, read_inputs, read_rows
+from creature.inference.load import calibrations_of
 from creature.inference.members import load_member, predictor, use_whole_machine
 from creature.inference.options import OutputOptions
 from creature.inference.prediction import to_predictions
@@ -30,9 +32,10 @@ from creature.inference.prediction_files import order_for_submission, write_pred
 from creature.inference.predictor import predict_batches
 from creature.member_folds import is_whole_run
 from creature.metrics.blend import Blending
+from creature.metrics.calibration import find_temperature
 from creature.metrics.uneven_classes import uneven_lines
 from creature.results import EnsembleResult, read_result, write_result
-from creature.run import Fold
+from creature.run import Fold, Run
 from creature.storage import write_refusal
 
 
@@ -92,6 +95,7 @@ def predict(
     if not given:
         return tables, code
     ensemble = predictor([load_member(member.folder, device, fused=True) for member in members], blending)
+    ensemble = replace(ensemble, calibrations=calibrations_of(members, blending))
     for kind, source in given.items():
         keep = bool((source.labels >= 0).any()) and blending.strategy != "vote"
         recorder, total = Recorder(members, blending, keep_probabilities=keep), len(source.ids)
@@ -138,7 +142,10 @@ def show_and_keep(
     if folder:
         for kind, table in tables.items():
             keep_recorded(folder / f"{kind}.safetensors", table.recorded)
-        _keep_result(folder / "result.json", ensemble_result(members, blending, tallies))
+        rows = rows_of_ensemble(Run(folder.parent), members, blending)
+        temperature = find_temperature(rows.logits, rows.labels) if rows else None
+        result = ensemble_result(members, blending, tallies).model_copy(update={"temperature": temperature})
+        _keep_result(folder / "result.json", result)
 
 
 def _keep_result(path: Path, result: EnsembleResult) -> None:

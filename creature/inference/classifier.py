@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import count
 from typing import TYPE_CHECKING
@@ -55,7 +56,8 @@ class Classifier:
         from creature.inference.members import predictor
 
         model, ensemble = self._one_model("features"), self.predictor
-        return predictor([model], ensemble.blending, features=True, title=ensemble.title, names=self.members)
+        featured = predictor([model], ensemble.blending, features=True, title=ensemble.title, names=self.members)
+        return replace(featured, calibrations=ensemble.calibrations)
 
     @cached_property
     def overlay_predictor(self) -> Predictor:
@@ -87,7 +89,7 @@ class Classifier:
         """
         _check_positive("top", top)
         batches = self.batches(images, batch_size=batch_size, tta=tta)
-        return to_predictions(batches, self.predictor, min(top, len(self.class_names)))
+        return to_predictions(batches, self.choose_predictor(tta=tta), min(top, len(self.class_names)))
 
     def logits(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, tta: bool = False) -> np.ndarray:
         """The members' logits (M, N, K); NaN for an image that cannot be read."""
@@ -129,8 +131,8 @@ def load(model: str | os.PathLike[str], *, device: str = "auto", members: bool =
     """A model to predict with: a fold (`runs/NAME/fold-0`), `hf-hub:USER/NAME`, an exported folder, or `FILE.onnx`.
 
     `members` loads every member of a run or repository as an ensemble; a run of several folds needs it. `device` is
-    cuda, mps, cpu, or auto for the first that is there. Raises UserError where there is no model, or none that can be
-    loaded.
+    cuda, mps, cpu, or auto for the first that is there. Probabilities are calibrated where enough labelled images were
+    predicted that the model never saw. Raises UserError where there is no model, or none that can be loaded.
     """
     name = os.fspath(model)
     if name.endswith(".onnx"):
@@ -146,7 +148,8 @@ def load(model: str | os.PathLike[str], *, device: str = "auto", members: bool =
     if len({model.class_names for model in models}) > 1:
         raise UserError(f"{name}: its members know different classes")
     title = f"{name}, {len(models)} members" if members else name
-    return Classifier(predictor(models, folders.blending, title=title, names=folders.names), models)
+    ensemble = predictor(models, folders.blending, title=title, names=folders.names)
+    return Classifier(replace(ensemble, calibrations=folders.calibrations), models)
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -10,6 +10,7 @@ from creature.errors import UserError, check_installed, first_line
 from creature.inference.predictor import Computed, Predictor
 from creature.inference.prepare import Pixels
 from creature.metrics.blend import Blending
+from creature.metrics.calibration import by_mirror
 
 KEY = "creature"  # of the metadata with the evaluation view and the class names
 
@@ -33,6 +34,7 @@ def open_session(path: str) -> Predictor:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
         transform = EvalTransform(int(metadata["size"]), str(metadata["fit"]), tuple(map(float, metadata["mean"])))
         names, fallback = tuple(map(str, metadata["names"])), str(metadata["fallback"])
+        calibrations = by_mirror(metadata.get("temperature"))  # older files have none
     except Exception as error:  # ONNX Runtime's errors share no base
         raise UserError(f"{path}: no model of creature export ({type(error).__name__}: {first_line(error)})") from error
 
@@ -50,4 +52,5 @@ def open_session(path: str) -> Predictor:
         blending=Blending(np.ones(1)),
         fallback=fallback,
         files=(Path(path),),
+        calibrations=calibrations,
     )

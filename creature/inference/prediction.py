@@ -2,16 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from creature.console import BROKEN_IMAGES, say, show_table
 from creature.inference.predictor import LogitsBatch, Predictor
-from creature.metrics.blend import blend, log_probabilities
-
-if TYPE_CHECKING:
-    from creature.metrics.calibration import Calibration
 
 OK, UNSURE = "ok", "unsure"
 
@@ -29,6 +24,7 @@ class Prediction:
     labels: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     features: np.ndarray | None = None  # (D,), where they were asked for
+    calibrated: bool = False  # whether the probabilities are; by predictions of images that the model never saw
     label_set: tuple[str, ...] = ()  # all labels that may be right, where a coverage was asked for
 
     @property
@@ -51,15 +47,11 @@ class Prediction:
         return list(zip(self.labels, self.probabilities, strict=True))[:k]
 
 
-def to_predictions(
-    batches: Iterable[LogitsBatch], predictor: Predictor, top: int, *, calibration: "Calibration | None" = None
-) -> Iterator[Prediction]:
-    """Each image's prediction, with the `top` labels of the blended members, calibrated where that is asked for."""
-    names = predictor.class_names
+def to_predictions(batches: Iterable[LogitsBatch], predictor: Predictor, top: int) -> Iterator[Prediction]:
+    """Each image's prediction, with the `top` labels of the blended members."""
+    names, calibration = predictor.class_names, predictor.calibration
     for batch in batches:
-        probabilities = blend(batch.logits, predictor.blending.strategy, predictor.blending.weights)
-        if calibration:
-            probabilities = calibration.probabilities(log_probabilities(probabilities))
+        probabilities = predictor.probabilities(batch.logits)
         order = np.argsort(-probabilities, axis=1, kind="stable")
         sets, sure = None, np.full(len(order), True)
         if calibration and calibration.set_threshold is not None:
@@ -76,15 +68,19 @@ def to_predictions(
                 status=OK if sure[row] else UNSURE,
                 labels=tuple(names[k] for k in best),
                 probabilities=tuple(probabilities[row, best].tolist()),
+                calibrated=calibration is not None,
                 features=None if batch.features is None else batch.features[row],
                 label_set=() if sets is None else tuple(names[k] for k in order[row] if sets[row, k]),
             )
 
 
-def show_predictions(predictions: Sequence[Prediction], title: str, top: int, *, coverage: float | None) -> int:
+def show_predictions(
+    predictions: Sequence[Prediction], predictor: Predictor, top: int, *, coverage: float | None
+) -> int:
     """Predictions as a table in the terminal; the exit code."""
     heads = ("image", *(f"{k}." for k in range(1, top + 1)), *([f"may be, {coverage:g}"] if coverage else []))
-    show_table(f"{title}: labels and probabilities", heads, (_cells(prediction, top) for prediction in predictions))
+    title = f"{predictor.title}: labels and probabilities, {predictor.calibrated}"
+    show_table(title, heads, (_cells(prediction, top) for prediction in predictions))
     count = len(predictions)
     say(f"{count} image{'s' * (count != 1)}; next: --out FILE.csv writes them to a file")
     return BROKEN_IMAGES if any(prediction.broken for prediction in predictions) else 0

@@ -98,7 +98,9 @@ def write_submission(path: Path, columns: tuple[str, str], rows: Iterable[Predic
 def write_full(
     path: Path, rows: Iterable[Prediction], top: int, *, features: int | None = None, sets: bool = False
 ) -> None:
-    """Write id, status, and the `top` labels with their probabilities; empty where the image could not be read.
+    """Write id, status, and the `top` labels with their probabilities, and whether these are calibrated.
+
+    They are empty where the image could not be read.
 
     As CSV, JSON lines or Parquet, by the ending; the last two with an embedding of that many `features`, where these
     were asked for. A set of labels is a list, in CSV one of JSON.
@@ -111,6 +113,7 @@ def write_full(
         from pyarrow.parquet import ParquetWriter
 
         columns = [(name, pa.float64() if name.startswith("probability") else pa.string()) for name in names]
+        columns += [("calibrated", pa.bool_())]
         columns += [("embedding", pa.list_(pa.float32(), features))] if features else []
         schema = pa.schema(columns + ([("set", pa.list_(pa.string()))] if sets else []))
         with _output_file(path) as temporary, ParquetWriter(temporary, schema) as file:
@@ -121,12 +124,12 @@ def write_full(
             file.writelines(json.dumps(value) + "\n" for value in values)
     else:
         with table_writer(path) as out:
-            out.writerow(names + ("set",) * sets)
+            out.writerow((*names, "calibrated", *["set"] * sets))
             out.writerows(map(_cell, value.values()) for value in values)
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | bool):
         return json.dumps(value, ensure_ascii=False)
     return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
 
@@ -139,6 +142,7 @@ def _columns(row: Prediction, top: int, *, features: int | None, sets: bool) -> 
     """The values of a row by column; None for a label that it does not have."""
     values = [row.id, row.status, *(value for pair in row.top(top) for value in pair)]
     columns: dict[str, Any] = dict(zip_longest(_column_names(top), values))
+    columns["calibrated"] = row.calibrated if row.labels else None
     if features:
         columns["embedding"] = None if row.features is None else row.features.tolist()
     if sets:

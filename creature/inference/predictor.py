@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +18,10 @@ from creature.console import progress
 from creature.data.eval_transform import EvalTransform
 from creature.errors import BrokenError
 from creature.inference.prepare import ImageInput, Pixels, Prepared, PreparedBatch, prepare_in_threads
-from creature.metrics.blend import Blending
+from creature.metrics.blend import Blending, blend, log_probabilities
+
+if TYPE_CHECKING:
+    from creature.metrics.calibration import Calibration
 
 AHEAD = 2  # batches that are being prepared and computed while the results of the one before them are used
 
@@ -54,6 +58,22 @@ class Predictor:
     features: int | None = None  # D; None where features were not asked for
     fallback: str = ""  # the class that a submission gives an image that cannot be read
     files: tuple[Path, ...] = ()  # of the weights
+    calibrations: Mapping[bool, "Calibration"] = field(default_factory=dict)  # by whether mirror images are predicted
+
+    @property
+    def calibration(self) -> "Calibration | None":
+        """That of the blended members, where there is one."""
+        return self.calibrations.get(self.blending.mirror)
+
+    @property
+    def calibrated(self) -> str:
+        """Whether its probabilities are calibrated, in words to show beside them."""
+        return "calibrated" if self.calibration else "not calibrated"
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """The probabilities (B, K) of the members' logits (M, B, K): blended, and calibrated as far as it can be."""
+        blended = blend(logits, self.blending.strategy, self.blending.weights)
+        return self.calibration.probabilities(log_probabilities(blended)) if self.calibration else blended
 
 
 def with_mirroring(predictor: Predictor) -> Predictor:

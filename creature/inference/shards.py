@@ -78,6 +78,7 @@ def _claim(out: Path, shards: Sequence[Shard], predictor: Predictor, *, top: int
         "weights": predictor.blending.weights.tolist(),
         "top": top,
         "mirror": predictor.blending.mirror or None,  # older folders, all without mirror images, have no such key
+        "calibration": predictor.calibration and predictor.calibration.temperature,  # older folders have none
     }
     path = out / "_inputs.json"
     try:

@@ -15,6 +15,11 @@ class Blending:
     strategy: str = "logits"
     mirror: bool = False  # whether mirror images are predicted, too
 
+    def weighs_like(self, other: "Blending") -> bool:
+        """Whether as many members are blended in the same way; mirror images apart."""
+        mine, theirs = (weights / weights.sum() for weights in (self.weights, other.weights))
+        return self.strategy == other.strategy and mine.shape == theirs.shape and bool(np.allclose(mine, theirs))
+
 
 def blend(logits: np.ndarray, strategy: str = "logits", weights: np.ndarray | None = None) -> np.ndarray:
     """Probabilities (N, K) of logits (M, N, K): the mean of logits, of probabilities, or the share of votes.

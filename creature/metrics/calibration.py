@@ -22,6 +22,7 @@ MODEL_CALIBRATION = "calibration.safetensors"  # of a published model
 ENSEMBLE_CALIBRATION = "ensemble_calibration.safetensors"  # of a published ensemble
 BINS = 10
 FEWEST = 30  # rows that a calibration is fitted on
+MOST = 10_000  # rows that a temperature, which is one number, is fitted on, up to twice
 SPLITS = 5  # of the rows, each scored with what the others give
 
 
@@ -59,6 +60,11 @@ class Calibration:
         """Whether each row's label is probable enough to be given (N,)."""
         assert self.min_probability is not None
         return probabilities.max(1) >= self.min_probability
+
+
+def by_mirror(temperature: float | None, mirror: bool = False) -> dict[bool, Calibration]:
+    """Calibrations by whether mirror images are predicted, too: that of a temperature, or none without it."""
+    return {mirror: Calibration(temperature)} if temperature else {}
 
 
 def calibrate(
@@ -115,9 +121,17 @@ def choose_thresholds(
     )
 
 
+def find_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """The temperature for logits (N, K) with labels (N,), or None where these are too few."""
+    return fit_temperature(logits, labels) if len(labels) >= FEWEST else None
+
+
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of least log loss (Guo et al. 2017), from 0.05 to 20."""
+    """The temperature of least log loss (Guo et al. 2017), from 0.05 to 20; of many rows, on an even part of them."""
     from scipy.optimize import minimize_scalar
+
+    step = max(1, len(labels) // MOST)
+    logits, labels = logits[::step], labels[::step]
 
     def loss(log_temperature: float) -> float:
         probabilities = blend(logits[None] / math.exp(log_temperature))

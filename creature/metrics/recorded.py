@@ -44,10 +44,8 @@ class RecordedPredictions:
 
     def blended_by(self, blending: Blending) -> bool:
         """Whether the ensemble was blended in this way; older tables have no weights."""
-        weights = blending.weights
-        recorded = np.array(self.weights or weights)
-        same = len(recorded) == len(weights) and np.allclose(recorded / recorded.sum(), weights / weights.sum())
-        return bool(same) and (self.strategy, self.mirror) == (blending.strategy, blending.mirror)
+        recorded = Blending(np.array(self.weights or blending.weights), self.strategy)
+        return recorded.weighs_like(blending) and self.mirror == blending.mirror
 
     def comparable_with(self, other: "RecordedPredictions") -> bool:
         """Whether another ensemble, or one model, predicted in the same way, so that the models alone are compared."""

@@ -84,10 +84,10 @@ def build(classifier: "Classifier") -> "gradio.Blocks":
                 label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=400
             )
             with gr.Column():
-                label = gr.Label(label="Prediction", num_top_classes=SHOWN)
+                label = gr.Label(label=f"Prediction, {classifier.predictor.calibrated}", num_top_classes=SHOWN)
                 note = gr.Markdown()
                 table = gr.Dataframe(
-                    headers=["member", "label", "probability"],
+                    headers=["member", "label", "probability, not calibrated"],
                     label="Members",
                     interactive=False,
                     visible=len(classifier.members) > 1,
@@ -110,7 +110,7 @@ def handler(classifier: "Classifier") -> Callable[[str | None], Shown]:
         (batch,) = classifier.batches(path, batch_size=1)
         if batch.broken:
             return None, f"This image cannot be read: {escape_markdown(batch.broken[0])}.", []
-        (together,) = blend(batch.logits, predictor.blending.strategy, predictor.blending.weights)
+        (together,) = predictor.probabilities(batch.logits)
         alone = [blend(logits[None])[0] for logits in batch.logits]
         rows = [
             [member, names[probabilities.argmax()], f"{probabilities.max():.3f}"]

@@ -52,8 +52,8 @@ def export(run: StudyRun, out: Path) -> dict[str, Path]:
         write_golden(folder)
     write_folds(out / "main", anonymous(run.run.fold_table))  # guard: anonymous-rows
     ensemble = published_ensemble(run)
-    write_result(out / "main" / "ensemble.json", ensemble)
-    write_calibrations(run, out, branches, blending=ensemble.blending)
+    temperature = write_calibrations(run, out, branches, blending=ensemble.blending)
+    write_result(out / "main" / "ensemble.json", ensemble.model_copy(update={"temperature": temperature}))
     return {branch: out / branch for branch in branches}
 
 
@@ -76,23 +76,24 @@ def as_published(run: StudyRun) -> StudyRun:
     return replace(run, recorded=kept)
 
 
-def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Fold], *, blending: Blending) -> None:
+def write_calibrations(run: StudyRun, out: Path, branches: dict[str, Fold], *, blending: Blending) -> float | None:
     """Write the calibration of each model that held out enough rows, and of the ensemble where it has enough.
 
-    It is a table of probabilities that names no image.
+    It is a table of probabilities that names no image. The temperature is the ensemble's.
     """
     fitted = {
         out / branch / MODEL_CALIBRATION: member_calibration(fold.folder)
         for branch, fold in branches.items()
         if fold.score.n >= FEWEST
     }
-    rows = rows_of_ensemble(run.run, run.folds, blending) if len(run.folds) > 1 else None
+    temperature, rows = None, rows_of_ensemble(run.run, run.folds, blending) if len(run.folds) > 1 else None
     if rows and len(rows.labels) >= FEWEST:
         calibration = fit(rows.logits, rows.labels, selected=rows.selected, mirror=blending.mirror)
-        fitted[out / "main" / ENSEMBLE_CALIBRATION] = calibration
+        fitted[out / "main" / ENSEMBLE_CALIBRATION], temperature = calibration, calibration.temperature
     for path, calibration in fitted.items():
         save_calibration(path, calibration)
         sort_header(path)
+    return temperature
 
 
 def sort_header(path: Path) -> None:

@@ -116,6 +116,7 @@ def _add_metadata(path: Path, folder: Path, member: "Member") -> None:
     """Put into a file what creature.inference.onnx reads of it, and take out what names this machine."""
     import onnx
 
+    from creature.inference.load import temperature_of
     from creature.inference.onnx import KEY
     from creature.run import most_frequent_class
 
@@ -125,6 +126,7 @@ def _add_metadata(path: Path, folder: Path, member: "Member") -> None:
         "fit": member.transform.crop_mode,
         "mean": member.transform.mean,
         "fallback": most_frequent_class(folder, member.class_names),
+        "temperature": temperature_of(folder),
     }
     model = onnx.load(path)
     _remove_source_places(model)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from creature.console import say, show_table
 from creature.data.folds import FoldTable, folds_hash
+from creature.metrics.calibration import find_temperature
 from creature.metrics.predictions import load_predictions
 from creature.metrics.scores import score
 from creature.metrics.uneven_classes import uneven_lines
@@ -35,9 +36,11 @@ def finish_fold(accelerator: Accelerator, recipe: Recipe, folds: FoldTable, *, l
     state, by_score, last = learner.state, recipe.checkpoint.select == "best", learner.epochs - 1
     epoch = state.best_epoch if by_score else last
     write_model_folder(folder, recipe, config=config, epoch=epoch)
+    held_out = with_labels(load_predictions(folder / "held_out.safetensors"), folds)
     result = FoldResult(
         **dict(_score_epoch(folder, epoch, folds)),
         **dict(environment(accelerator.device, accelerator.num_processes)),
+        temperature=find_temperature(held_out.logits, held_out.labels),
         fold=learner.fold,
         selected=by_score,
         last=_score_epoch(folder, last, folds),

@@ -69,7 +69,7 @@ def test_paths_are_predicted_as_by_predict_py(model, run, drawn, paths, tmp_path
     assert [prediction.id for prediction in predictions] == [path.as_posix() for path in paths]
     for prediction, row in zip(predictions, read_csv(out)[1:], strict=True):
         cells = [cell for label, p in prediction.top(2) for cell in (label, f"{p:.6f}")]
-        assert [Path(prediction.id).name, prediction.status, *cells] == row
+        assert [Path(prediction.id).name, prediction.status, *cells, json.dumps(prediction.calibrated)] == row
         assert (prediction.label, prediction.probability) == prediction.top(1)[0] and not prediction.broken
 
 
@@ -255,7 +255,7 @@ def test_test_time_augmentation_is_the_mean_with_the_mirror_image(model, run, dr
     out = tmp_path / "p.csv"
     assert predict.main([str(run / "fold-0"), str(drawn / "test"), "--mirror", "--out", str(out)]) == 0
     rows = [[row.label, f"{row.probability:.6f}"] for row in model.predict(images, tta=True)]
-    assert rows == [row[2:] for row in read_csv(out)[1:]]
+    assert rows == [row[2:4] for row in read_csv(out)[1:]]
 
 
 def test_features_are_those_of_embed_and_nan_where_an_image_is_broken(model, run, drawn, paths, tmp_path):
@@ -271,7 +271,7 @@ def test_an_ensemble_predicts_as_ensemble_py_does_and_has_no_features(everyone, 
     out = tmp_path / "p.csv"
     assert ensemble.main([str(run), "--images", str(drawn / "test"), "--format", "full", "--out", str(out)]) == 0
     rows = [[row.label, f"{row.probability:.6f}"] for row in everyone.predict(paths)]
-    assert rows == [row[2:] for row in read_csv(out)[1:]] and everyone.members == ("fold-0", "fold-1", "fold-2")
+    assert rows == [row[2:4] for row in read_csv(out)[1:]] and everyone.members == ("fold-0", "fold-1", "fold-2")
     with pytest.raises(UserError, match=r"is an ensemble of 3, without features; load one trained fold"):
         everyone.features(paths)
 

@@ -249,7 +249,7 @@ def test_a_zip_that_cannot_be_written_is_a_user_error_and_leaves_nothing(tmp_pat
 def test_a_full_table_has_the_top_labels_with_their_probabilities(folder, tmp_path, top, more):
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv"), "--top", str(top)) == 0
     header, *rows = read_csv(tmp_path / "p.csv")
-    assert header == ["id", "status", "label", "probability", *more]
+    assert header == ["id", "status", "label", "probability", *more, "calibrated"]
     assert [row[:3] for row in rows] == [
         ["a.jpg", "ok", "red"],
         ["b.png", "ok", "blue"],
@@ -269,7 +269,7 @@ def test_more_labels_than_classes_are_all_classes(folder):
 def test_every_row_of_a_full_table_has_every_column(tmp_path):
     rows = [Prediction("a", "ok", ("red",), probabilities=(1.0,)), Prediction("b", "empty file", (), probabilities=())]
     write_full(tmp_path / "p.csv", rows, 3)
-    assert {len(row) for row in read_csv(tmp_path / "p.csv")} == {8}
+    assert {len(row) for row in read_csv(tmp_path / "p.csv")} == {9}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
@@ -304,7 +304,7 @@ def test_a_broken_picture_has_its_status_in_a_full_table(folder, tmp_path, capsy
     break_one(folder)
     assert predicted([str(folder)], "--out", str(tmp_path / "p.csv"), "--top", "2") == BROKEN_IMAGES
     rows = read_csv(tmp_path / "p.csv")
-    assert rows[2][0] == "b.png" and rows[2][1].startswith("not an image") and rows[2][2:] == [""] * 4
+    assert rows[2][0] == "b.png" and rows[2][1].startswith("not an image") and rows[2][2:] == [""] * 5
     assert [row[1] for row in rows[1::2]] == ["ok", "ok"]
     assert "b.png: not an image" in capsys.readouterr().err
 

@@ -10,8 +10,10 @@ from pyarrow import parquet
 from scipy.special import softmax
 from scipy.stats import binom
 
+import creature
 import ensemble
 import predict
+import train
 from creature.ensembling import calibrate as calibrate_verb
 from creature.errors import BrokenError, UserError
 from creature.metrics import calibration
@@ -25,9 +27,11 @@ from creature.metrics.calibration import (
     precision_threshold,
 )
 from creature.publishing import export as exporting
+from creature.publishing.demo import handler
 from creature.publishing.export import export
 from creature.reporting import figures
 from creature.reporting.study import read_runs
+from creature.run import Run
 from helpers import faults
 from helpers.runs import read_csv, read_table
 
@@ -37,6 +41,16 @@ def few_rows_are_enough(monkeypatch):
     """The tiny run's folds hold out 24 rows each."""
     for module in (calibration, exporting):
         monkeypatch.setattr(module, "FEWEST", 10)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory) -> Path:
+    """The tiny recipe's run, whose folds note a temperature."""
+    out = tmp_path_factory.mktemp("runs") / "calibrated"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "FEWEST", 10)
+        assert train.main(["--recipe", str(tiny), "--out", str(out)]) == 0
+    return out
 
 
 def rows(n: int, seed: int, temperature: float = 1.0, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -136,6 +150,65 @@ def test_predictions_have_sets_and_unsure_ones_no_label(run, drawn, tmp_path, mo
     assert [json.dumps(line["set"]) if line["set"] else "" for line in lines] == [row["set"] for row in actual]
 
 
+def predicted_by_all(model: Path, image: str, folder: Path, *more: str) -> list[tuple[bool, float]]:
+    """Whether it is calibrated, and its probability: of an image by predict, with sets, by ensemble, API and demo."""
+    members = ["--members"] * ("fold" not in model.name)
+    scripts = {
+        "plain.jsonl": lambda out: predict.main([str(model), image, *members, *more, *out]),
+        "sets.jsonl": lambda out: predict.main([str(model), image, *members, *more, "--coverage", "0.8", *out]),
+        "ensemble.jsonl": lambda out: ensemble.main([str(model), "--images", image, "--format", "full", *more, *out]),
+    }
+    rows = []
+    for name, script in scripts.items():
+        assert script(["--out", str(folder / name)]) == 0
+        row = json.loads((folder / name).read_text())
+        rows.append((row["calibrated"], row["probability"]))
+    loaded = creature.load(model, device="cpu", members=bool(members))
+    found = next(loaded.predict(image, tta="--mirror" in more))
+    shown, _, _ = handler(loaded)(image)
+    page = [] if more else [(loaded.predictor.calibrated == "calibrated", max((shown or {}).values()))]
+    return [*rows, (found.calibrated, found.probability or 0), *page]
+
+
+def test_a_fold_is_calibrated_alike_by_the_scripts_the_api_and_the_demo(run, drawn, tmp_path):
+    image = str(next((drawn / "test").iterdir()))
+    rows = predicted_by_all(run / "fold-0", image, tmp_path)
+    assert {row[0] for row in rows} == {True} and len(rows) == 5
+    assert [row[1] for row in rows] == pytest.approx([rows[0][1]] * 5)
+    assert not next(creature.load(run / "fold-0", device="cpu").predict(image, tta=True)).calibrated  # fitted without
+
+
+@pytest.mark.parametrize("mirror", [[], ["--mirror"]])
+def test_an_ensemble_is_calibrated_alike_too_once_it_has_predicted_labelled_images(run_copy, drawn, tmp_path, mirror):
+    image = str(next((drawn / "test").iterdir()))
+    words = [str(run_copy), image, "--members", "--out", str(tmp_path / "before.csv")]
+    assert predict.main(words) == 0 and read_table(tmp_path / "before.csv")[0]["calibrated"] == "false"
+    ensemble.main(asked(run_copy, drawn, *mirror))
+    rows = predicted_by_all(run_copy, image, tmp_path, *mirror)
+    assert {row[0] for row in rows} == {True}
+    assert [row[1] for row in rows] == pytest.approx([rows[0][1]] * len(rows))
+    ensemble.main([str(run_copy), "--strategy", "softmax"])
+    assert predict.main(words) == 0 and read_table(tmp_path / "before.csv")[0]["calibrated"] == "false"
+
+
+def test_titles_say_whether_probabilities_are_calibrated(run_copy, drawn, capsys):
+    words = [str(run_copy / "fold-0"), str(next((drawn / "test").iterdir()))]
+    predict.main(words)
+    assert "labels and probabilities, calibrated" in " ".join(capsys.readouterr().out.split())
+    path = run_copy / "fold-0/result.json"
+    result = json.loads(path.read_text())
+    del result["temperature"]  # as of an older version, or of too few rows
+    path.write_text(json.dumps(result))
+    predict.main(words)
+    assert "labels and probabilities, not calibrated" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_fold_without_enough_held_out_rows_notes_no_temperature(run):
+    held = Run(run).folds[0].held_out
+    assert calibration.find_temperature(held.logits, held.labels) == Run(run).folds[0].result.temperature
+    assert calibration.find_temperature(held.logits[:9], held.labels[:9]) is None
+
+
 def test_the_terminal_shows_sets(run, drawn, capsys):
     picture = str(next((drawn / "test").iterdir()))
     assert predict.main([str(run / "fold-0"), picture, "--coverage", "0.8", "--top", "2"]) == 0
@@ -224,10 +297,10 @@ def run_copy(run, tmp_path) -> Path:
 
 @pytest.mark.parametrize("mirror", [[], ["--mirror"]])
 def test_an_ensemble_is_calibrated_on_its_own_answers_to_new_pictures(run_copy, drawn, tmp_path, mirror):
-    assert ensemble.main(asked(run_copy, drawn, *mirror)) == 0
     plain, out = tmp_path / "plain.csv", tmp_path / "sets.csv"
     words = [str(run_copy), str(drawn / "test"), "--members", "--top", "12", *mirror, "--out"]
-    assert predict.main([*words, str(plain)]) == 0
+    assert predict.main([*words, str(plain)]) == 0  # not calibrated yet
+    assert ensemble.main(asked(run_copy, drawn, *mirror)) == 0
     assert predict.main([*words, str(out), "--coverage", "0.8"]) == 0
     truth = dict(read_csv(drawn / "test_labels.csv")[1:])
     names = sorted({label for label in truth.values()})
@@ -276,6 +349,16 @@ def test_the_ensemble_s_row_is_cross_fitted_too(run_copy, drawn, capsys):
     assert calibrate_verb.main([str(run_copy), "--coverage", "0.8"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "ensemble of 3, images" in shown and shown.count("(n = 24)") == 4
+
+
+def test_one_that_has_too_few_rows_leaves_the_others_shown(run_copy, drawn, tmp_path, capsys):
+    first = "".join((drawn / "test_labels.csv").read_text().splitlines(keepends=True)[:12])
+    (tmp_path / "few.csv").write_text(first)
+    ensemble.main([str(run_copy), "--images", str(drawn / "test"), "--labels", str(tmp_path / "few.csv")])
+    assert calibrate_verb.main([str(run_copy), "--coverage", "0.8"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("(n = 24)") >= 3
+    assert "ensemble of 3, images: 11 held-out images are too few" in " ".join(shown.err.split())
 
 
 def test_a_published_model_and_ensemble_promise_what_the_run_does(run_copy, drawn, tmp_path):

@@ -52,11 +52,11 @@ def expected(fold: str, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Label and probability of each test image, as the CSV of the folder says."""
     out = tmp_path_factory.mktemp("expected") / "p.csv"
     assert predict.main([fold, str(drawn / "test"), "--out", str(out)]) == 0
-    return {row[0]: row[2:] for row in read_csv(out)[1:]}
+    return {row[0]: row[2:4] for row in read_csv(out)[1:]}
 
 
 def by_name(out: Path) -> dict[str, list[str]]:
-    return {Path(row[0]).name: row[2:] for row in read_csv(out)[1:]}
+    return {Path(row[0]).name: row[2:4] for row in read_csv(out)[1:]}
 
 
 # What is given
@@ -96,7 +96,7 @@ def test_urls_are_fetched_when_asked_and_only_then(fold, site, pictures, expecte
         predict.main([fold, url])
     assert predict.main([fold, url, f"{site}/none.jpg", "--urls", "--out", str(out)]) == BROKEN_IMAGES
     actual = {row[0]: row for row in read_csv(out)[1:]}
-    assert actual[url][2:] == expected[pictures[0].name]
+    assert actual[url][2:4] == expected[pictures[0].name]
     assert actual[f"{site}/none.jpg"][1].startswith("cannot be fetched") and actual[f"{site}/none.jpg"][2] == ""
 
 
@@ -121,7 +121,7 @@ def test_a_parquet_file_is_streamed(fold, table, pictures, expected, tmp_path):
     assert predict.main([fold, str(table), "--out", str(out)]) == BROKEN_IMAGES
     rows = read_csv(out)[1:]
     assert [row[0].rpartition("/")[2] for row in rows] == [f"{k:08d}" for k in range(25)]
-    assert [row[2:] for row in rows[:24]] == [expected[p.name] for p in pictures] and rows[24][2] == ""
+    assert [row[2:4] for row in rows[:24]] == [expected[p.name] for p in pictures] and rows[24][2] == ""
     with pytest.raises(UserError, match=r"--image-column: .* has no column 'picture'; it has image, name"):
         predict.main([fold, str(table), "--image-column", "picture"])
 
