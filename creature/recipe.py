@@ -105,9 +105,12 @@ class Backbone(_Settings):
     """The network that is fine-tuned."""
 
     name: str
-    """name of a timm model, with the tag of its pretraining, such as resnext101_64x4d.tv_in1k"""
+    """name of a timm model, with the tag of its pretraining, such as resnext101_64x4d.tv_in1k; or where timm's
+    config.json and model.safetensors are, whose classifier is replaced: hf-hub:USER/NAME, local-dir:FOLDER, or the
+    folder of a fold or a run"""
     pretrained: bool = True
-    """start from timm's pretrained weights (the Hub, or the local cache); false: from random weights"""
+    """start from pretrained weights: timm's (the Hub, or the local cache), or those that name says; false: from random
+    weights"""
     weights: Annotated[PlacePath | None, NOT_IN_IDENTITY] = None
     """start from this .safetensors file instead; the run is bound to the file's content, not its path"""
     head_start: Literal["none", "probe"] = "none"

@@ -11,7 +11,18 @@ from helpers import ROOT
 
 # Rooms of one line are siblings, and know nothing of each other. The first line's modules need one another.
 ORDER = (
-    ("errors", "console", "storage", "device", "species", "samples", "recipe", "recipe_file", "shipped"),
+    (
+        "errors",
+        "console",
+        "storage",
+        "device",
+        "hub_download",
+        "recipe",
+        "recipe_file",
+        "samples",
+        "shipped",
+        "species",
+    ),
     ("data",),
     ("metrics",),
     ("results",),

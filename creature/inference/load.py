@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from creature.errors import CreatureError, UserError, network_reason
+from creature.errors import CreatureError, UserError
+from creature.hub_download import HUB, download
 from creature.member_folds import find_members
 from creature.metrics.blend import Blending
 from creature.metrics.calibration import ENSEMBLE_CALIBRATION, MODEL_CALIBRATION, Calibration, by_mirror
@@ -14,7 +15,6 @@ from creature.results import Calibrated, EnsembleResult, read_result
 from creature.run import RESTORE, Fold
 from creature.storage import file_hash
 
-HUB = "hf-hub:"
 FILES = (
     "config.json",
     "model.safetensors",
@@ -49,7 +49,7 @@ def find_model(model: str, all_members: bool, *, of_several: str = WITH_MEMBERS)
     `of_several` says what else there is to do with a run of several folds. Raises UserError for a folder without a
     model, a repository that cannot be reached, or weights that are not those that the ensemble was measured with.
     """
-    folder = download(model) if model.startswith(HUB) else Path(model)
+    folder = download(model, FILES) if model.startswith(HUB) else Path(model)
     if model.startswith(HUB) or (folder / "ensemble.json").exists():
         if all_members:
             return _published_ensemble(model, folder)
@@ -94,7 +94,7 @@ def _published_ensemble(model: str, main: Path) -> ModelFolders:
     names = tuple(member.name for member in ensemble.members)
     folders = []
     for name, digest in [(member.name, member.sha256) for member in ensemble.members]:
-        folder = download(f"{model.partition('@')[0]}@{name}") if model.startswith(HUB) else main.parent / name
+        folder = download(f"{model.partition('@')[0]}@{name}", FILES) if model.startswith(HUB) else main.parent / name
         if not (folder / "model.safetensors").exists() or file_hash(folder / "model.safetensors") != digest:
             raise UserError(
                 f"--members: the weights of {name} are not those that {model} names in ensemble.json; "
@@ -105,39 +105,3 @@ def _published_ensemble(model: str, main: Path) -> ModelFolders:
     several = len(folders) > 1
     calibrations = by_mirror(ensemble.temperature if several else temperature_of(main), several and ensemble.mirror)
     return ModelFolders(folders, names, blending, home=main, calibrations=calibrations)
-
-
-def download(model: str) -> Path:
-    """The local folder of `hf-hub:USER/NAME` or `hf-hub:USER/NAME@REVISION`, fetched once and then from the cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx, in the version that the client uses
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    repo, _, revision = model.removeprefix(HUB).partition("@")
-    try:
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
-    except (HTTPError, ImportError, OSError, ValueError) as error:
-        match error:
-            case GatedRepoError():
-                reason = "access has to be requested; do so on its page, then log in with `hf auth login`"
-            case RevisionNotFoundError():
-                reason = f"the repository has no branch {revision!r}"
-            case RepositoryNotFoundError():
-                reason = "no such repository, or a private one of others; log in with `hf auth login`, or set HF_TOKEN"
-            case HFValidationError():
-                reason = "a model of the Hub is written hf-hub:USER/NAME or hf-hub:USER/NAME@BRANCH"
-            case LocalEntryNotFoundError():
-                cause = network_reason(error.__cause__ or error)
-                reason = f"not in the local cache, and the Hub cannot be reached ({cause})"
-            case _:
-                reason = f"cannot be downloaded: {network_reason(error)}; what is there is kept"
-        raise UserError(f"{model}: {reason}") from error
-    if not (folder / "config.json").exists():
-        raise UserError(f"{model}: the repository has no config.json; it is no timm model")
-    return folder

@@ -76,7 +76,8 @@ def read_config(folder: Path) -> ModelConfig:
     if (view["interpolation"], float(view["crop_pct"])) != ("bilinear", 1.0):
         raise UserError(
             f"{folder}: its evaluation view ({view['interpolation']}, crop_pct {view['crop_pct']}) is not one that "
-            "this project trains with; predict with the model through timm"
+            "this project trains with; predict with the model through timm, or fine-tune it here: "
+            f"--set backbone.name=local-dir:{folder}"
         )
     if not timm.is_model(config["architecture"]):  # guard: known-architecture
         raise UserError(f"{path}: timm has no architecture {config['architecture']!r}")

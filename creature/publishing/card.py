@@ -14,6 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from creature import __version__
+from creature.errors import UserError
+from creature.hub_download import HUB
 from creature.metrics.accuracy import Count
 from creature.publishing.terms import Terms
 from creature.recipe import Backbone
@@ -22,6 +24,7 @@ from creature.reporting.figures import CaptionedFigure, curve_figures, run_figur
 from creature.reporting.study import StudyRun
 from creature.reporting.tables import RECORDED, Value
 from creature.reporting.tables import escape_markdown as escape
+from creature.training.source import find_source
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,27 @@ def measured(run: StudyRun) -> list[Score]:
 
 
 def base_model(backbone: Backbone) -> str | None:
-    """The Hub's name of the weights that training started from; None where it started from scratch."""
+    """The Hub's name of the weights that training started from; None for random ones, and those of a folder."""
     if not (backbone.pretrained or backbone.weights):
+        return None
+    if backbone.name.startswith(HUB):
+        return backbone.name.removeprefix(HUB).partition("@")[0]
+    if not timm.is_model(backbone.name.partition(".")[0]):
         return None
     config = timm.get_pretrained_cfg(backbone.name)
     tag = f".{config.tag}" if config and config.tag and "." not in backbone.name else ""
     return f"timm/{backbone.name}{tag}"
+
+
+def base_license(backbone: Backbone) -> str | None:
+    """The licence of the weights that training started from, as timm or the repository's card names it."""
+    if not (backbone.pretrained or backbone.weights):
+        return None
+    try:
+        source = find_source(backbone.name)
+    except UserError:  # gone since
+        return None
+    return source.license
 
 
 def write_cards(run: StudyRun, branches: Mapping[str, Path], repo: str, *, terms: Terms, onnx: bool) -> None:
@@ -136,6 +154,7 @@ def _main_card(run: StudyRun, repo: str, *, terms: Terms, figures: Sequence[Capt
         folds=[fold.name for fold in run.folds],
         class_names=run.held.class_names,
         base=base_model(run.recipe.backbone),
+        base_license=base_license(run.recipe.backbone),
         scores=scores,
         class_columns=COLUMNS,
         classes=[map(_show, row) for row in score_classes(run.held)],

@@ -22,11 +22,15 @@ from creature.data.normalize import Normalize
 from creature.device import to_channels_last
 from creature.errors import UserError, first_line, network_reason
 from creature.recipe import Backbone
+from creature.training.source import find_source, starting_weights
 
 
 def check_backbone(backbone: Backbone) -> None:
     """Raises UserError, before any data is read, for a model that timm lacks or weights that do not exist."""
-    architecture = backbone.name.partition(".")[0]
+    source = find_source(backbone.name)
+    architecture = source.architecture.partition(".")[0]
+    if source.weights:
+        return
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() names all"
@@ -52,15 +56,18 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     Raises UserError for weights that cannot be fetched or do not fit, or a size that the architecture cannot take.
     """
     arguments: dict[str, Any] = {"num_classes": classes}
-    fixed = timm.get_pretrained_cfg(backbone.name)
+    source, weights = find_source(backbone.name), starting_weights(backbone)
+    fixed = source.config
+    if source.weights:
+        arguments["pretrained_cfg"] = fixed
     if fixed is not None and fixed.fixed_input_size:
         arguments["img_size"] = size
     if backbone.drop_path:
         arguments["drop_path_rate"] = backbone.drop_path
-    download = backbone.pretrained and not backbone.weights  # guard: no-download
+    download = backbone.pretrained and not weights  # guard: no-download
     reach_weights(backbone)
     try:
-        model = timm.create_model(backbone.name, pretrained=download, **arguments)
+        model = timm.create_model(source.architecture, pretrained=download, **arguments)
     except Exception as error:
         if isinstance(error, TypeError) and "drop_path_rate" in str(error):
             raise UserError(f"backbone.drop_path: {backbone.name} has no such blocks; set it to 0") from error
@@ -70,8 +77,8 @@ def build_backbone(backbone: Backbone, classes: int, size: int) -> nn.Module:
     if getattr(model, "num_classes", 0) != classes:
         raise UserError(f"backbone.name: {backbone.name} is an encoder without a classifier; take another model")
     check_size(model, backbone.name, size, field="images.size")
-    if backbone.weights:
-        _load_weights(model, backbone.weights, architecture=backbone.name.partition(".")[0])
+    if weights:
+        _load_weights(model, backbone, weights)
     elif download and fixed is not None and fixed.num_classes != classes:
         _zero_classifier(model)
     if backbone.gradient_checkpointing:
@@ -102,8 +109,8 @@ def reach_weights(backbone: Backbone) -> None:
 
     Raises UserError where the Hub does not answer.
     """
-    config: Any = timm.get_pretrained_cfg(backbone.name)
-    if not backbone.pretrained or backbone.weights or config is None or not config.hf_hub_id:
+    config = find_source(backbone.name).config
+    if not backbone.pretrained or starting_weights(backbone) or config is None or not config.hf_hub_id:
         return
     repository, _, revision = config.hf_hub_id.partition("@")
     for name in {"model.safetensors", "open_clip_model.safetensors", config.hf_hub_filename or "pytorch_model.bin"}:
@@ -153,19 +160,24 @@ def as_linear(classifier: nn.Module) -> nn.Module:
     return linear
 
 
-def _load_weights(model: nn.Module, path: str, *, architecture: str) -> None:
+def _load_weights(model: nn.Module, backbone: Backbone, path: str) -> None:
+    source, head = find_source(backbone.name), classifier_prefixes(model)
+    field = "backbone.weights" if backbone.weights else "backbone.name"
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"backbone.weights: {path} cannot be read as safetensors: {error}") from error
+        raise UserError(f"{field}: {path} cannot be read as safetensors: {error}") from error
+    if not backbone.weights:  # the classifier of another model's classes
+        weights = {key: value for key, value in weights.items() if not key.startswith(head)}
     # timm's own names and, for position embeddings and the like, this model's input size.
-    adapt = getattr(inspect.getmodule(model_entrypoint(architecture)), "checkpoint_filter_fn", None)
+    entrypoint = model_entrypoint(source.architecture.partition(".")[0])
+    adapt = getattr(inspect.getmodule(entrypoint), "checkpoint_filter_fn", None)
     if adapt:
         try:
             weights = adapt(weights, model)
         except Exception as error:  # whatever it raises on a file of another architecture
-            raise UserError(f"backbone.weights: {path} does not fit backbone.name: {first_line(error)}") from error
-    initial, head = model.state_dict(), classifier_prefixes(model)
+            raise UserError(f"{field}: {path} does not fit {source.architecture}: {first_line(error)}") from error
+    initial = model.state_dict()
     fitting = {key for key in initial if key in weights and weights[key].shape == initial[key].shape}
     replaced = {key for key in initial if key.startswith(head)} - fitting
     wrong = [key for key in initial if key not in fitting and key not in replaced]
@@ -182,7 +194,7 @@ def _load_weights(model: nn.Module, path: str, *, architecture: str) -> None:
         listing = "\n  ".join(problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else []))
         fixed: bool = model.pretrained_cfg["fixed_input_size"]  # type: ignore[index, assignment]
         raise UserError(
-            f"backbone.weights: {path} does not fit backbone.name{', or not at this images.size' * fixed}:\n  {listing}"
+            f"{field}: {path} does not fit {source.architecture}{', or not at this images.size' * fixed}:\n  {listing}"
         )
     model.load_state_dict({key: initial[key] if key in replaced else weights[key] for key in initial})
     if replaced:
@@ -203,7 +215,7 @@ def mean_and_std(name: str, normalize: str) -> tuple[tuple[float, ...], tuple[fl
     """Channel means and deviations, on a scale of [0, 1], of a recipe's images.normalize."""
     if normalize == "none":
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    config = timm.get_pretrained_cfg(name)
+    config = find_source(name).config
     if normalize == "imagenet" or config is None:
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return tuple(config.mean), tuple(config.std)

@@ -30,6 +30,7 @@ from creature.storage import file_hash
 from creature.training.backbone import mean_and_std, reach_weights
 from creature.training.partition import make_folds, rows_as_saved, warn_of_holdout_copies
 from creature.training.run_folder import fold_state, open_run, refuse_foreign_folder, share_folds, warn_of_places
+from creature.training.source import starting_weights
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _field(images: Images) -> str:
 
 def _check_run(recipe: Recipe, out: Path, resume: bool) -> dict[str, str | None]:
     """Refuse a changed recipe, or weights that cannot be fetched, before the images are read; gives hash_contents."""
-    hashes = hash_contents(recipe.backbone.weights, recipe.loss.teacher)
+    hashes = hash_contents(starting_weights(recipe.backbone), recipe.loss.teacher)
     workers, cores = recipe.images.workers, usable_cores()
     if workers != "auto" and workers > cores:
         warn(

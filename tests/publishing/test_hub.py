@@ -27,6 +27,7 @@ from creature.publishing.hub import check_access
 from creature.publishing.terms import find_terms
 from creature.recipe import Backbone
 from creature.storage import file_hash
+from creature.training import source
 from creature.training.backbone import reach_weights
 from helpers.fold_files import folds_rows
 from helpers.hub import READER, STRANGER, WRITER, Fault, Hub, serve
@@ -179,6 +180,26 @@ def test_predictions_of_the_published_model_and_ensemble_are_those_of_the_run(pu
     predict.main([f"hf-hub:{published}@fold-2", str(drawn / "test"), "--out", str(one)])
     predict.main([str(run_copy / "fold-2"), str(drawn / "test"), "--out", str(tmp_path / "two.csv")])
     assert one.read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+def test_a_training_starts_from_a_repository_which_the_card_names(published, tiny, drawn, tmp_path, monkeypatch):
+    recipe = ["--recipe", str(tiny), "--set", "backbone.name=hf-hub:me/drawn", "--set", "backbone.pretrained=true"]
+    words = [*recipe, "--set", "folds.train=[0]", "--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0"]
+    assert train.main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert publish.main([str(tmp_path / "run"), "me/child", *TERMS, "--dry-run"]) == 0
+    card = (tmp_path / "run/export/main/README.md").read_text()
+    assert "base_model: me/drawn" in card and "fine-tuned from [me/drawn](https://huggingface.co/me/drawn)" in card
+    assert "under apache-2.0" in card
+    source._fetch.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert train.main([*words, "--out", str(tmp_path / "again")]) == 0
+    assert file_hash(tmp_path / "again/fold-0/model.safetensors") == file_hash(
+        tmp_path / "run/fold-0/model.safetensors"
+    )
+    source._fetch.cache_clear()
+    with pytest.raises(UserError, match="hf-hub:me/other: not in the local cache"):
+        train.main([*words, "--set", "backbone.name=hf-hub:me/other", "--out", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_was_fetched_once_needs_no_network(published, drawn, tmp_path, monkeypatch):
