@@ -11,18 +11,7 @@ from helpers import ROOT
 
 # Rooms of one line are siblings, and know nothing of each other. The first line's modules need one another.
 ORDER = (
-    (
-        "errors",
-        "console",
-        "storage",
-        "device",
-        "hub_download",
-        "recipe",
-        "recipe_file",
-        "samples",
-        "shipped",
-        "species",
-    ),
+    tuple("errors console storage device hub_download recipe recipe_file samples shipped species".split()),
     ("data",),
     ("metrics",),
     ("results",),
