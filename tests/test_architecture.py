@@ -11,7 +11,18 @@ from helpers import ROOT
 
 # Rooms of one line are siblings, and know nothing of each other. The first line's modules need one another.
 ORDER = (
-    tuple("errors console storage device hub_download recipe recipe_file samples shipped species".split()),
+    (
+        "errors",
+        "console",
+        "storage",
+        "device",
+        "hub_download",
+        "recipe",
+        "recipe_file",
+        "samples",
+        "shipped",
+        "species",
+    ),  # fmt: skip
     ("data",),
     ("metrics",),
     ("results",),
