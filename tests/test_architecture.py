@@ -22,7 +22,7 @@ ORDER = (
         "samples",
         "shipped",
         "species",
-    ),  # fmt: skip
+    ),
     ("data",),
     ("metrics",),
     ("results",),
