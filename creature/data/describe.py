@@ -36,7 +36,7 @@ from creature.data.describe_tables import (
 )
 from creature.data.duplicates import near_duplicates
 from creature.data.files import file_id, list_images, name_in, names_of, read_labels, warn_of_absent
-from creature.data.likeness import SIDE, read_detail
+from creature.data.likeness import SHAPE, read_detail
 from creature.data.sources import short_names
 from creature.data.tables import is_table
 from creature.device import usable_cores
@@ -163,9 +163,9 @@ def find_copies(images: Sequence[ScannedImage]) -> list[CopiedImage]:
 
 
 def _details(images: Sequence[ScannedImage], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Levels of grey (n, 64, 64) and sides (n,) of some images (likeness.Details)."""
+    """Levels (n, 64, 64, 3) and sides (n,) of some images (likeness.Details)."""
     paths = [images[row].path for row in rows.tolist()]
     with ThreadPoolExecutor(usable_cores()) as pool:
         details = list(pool.map(lambda path: read_detail(path, {"path": path}), paths))
-    levels = np.frombuffer(b"".join(level for level, _ in details), np.uint8).reshape(-1, SIDE, SIDE)
+    levels = np.frombuffer(b"".join(level for level, _ in details), np.uint8).reshape(-1, *SHAPE)
     return levels, np.array([side for _, side in details], np.int64)

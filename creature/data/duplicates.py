@@ -30,8 +30,10 @@ def near_duplicates(sketches: np.ndarray, details: Details, among: np.ndarray | 
     if not len(candidates.pairs):
         return NearDuplicates(np.arange(len(sketches)), candidates.pairs, np.empty(0, np.float32))
     likeness = are_alike(candidates.pairs, candidates.mirrored, details)
-    alike = likeness > 0
-    pairs, likeness = candidates.pairs[alike], likeness[alike]
+    best = np.lexsort((-likeness, *candidates.pairs.T))  # what is its own mirror image may be a candidate twice
+    best = best[likeness[best] > 0]
+    pairs, once = np.unique(candidates.pairs[best], axis=0, return_index=True)
+    likeness = likeness[best][once]
     return NearDuplicates(_stars(pairs, len(sketches), details), pairs, likeness)
 
 

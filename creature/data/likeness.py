@@ -1,9 +1,10 @@
-"""A close look at pairs of images: is one a copy of the other, changed a little? P pairs, S x S levels of grey.
+"""A close look at pairs of images: is one a copy of the other, changed a little? P pairs, S x S pixels.
 
 The two are laid over each other (Lucas and Kanade 1981, for a shift and a scale of each axis), and compared in small
 windows by the contrast and structure of SSIM (Wang et al. 2004). What differs most decides, for a background is alike
 wherever nothing stands before it. Where a row's candidates are mostly no copies, they share a scene, and a copy must
-be alike in finer detail.
+be alike in finer detail. Colours that brightening may have cut off are not compared. Images of a side below 14 pixels
+have no detail to judge by, and two drawings of one digit are as alike as two copies: of these, only equal pixels are.
 """
 
 from collections.abc import Callable
@@ -16,28 +17,33 @@ from creature.data.decode import BadImage, decode, read
 from creature.errors import BrokenError
 
 SIDE = 64
+SHAPE = (SIDE, SIDE, 3)  # of a detail
 LEVELS = (16, 32, 64)  # sides at which two images are compared
+ENOUGH = 0.85  # of a level, that an image's own side must be
 STEPS = (4, 3, 2)
-ALIKE = 0.5
+ALIKE = 0.3  # at side 32, that is looked at in finer detail
 SCENE_ROWS = 4  # candidates of a row, from which on it may share a scene with them
-COPIES = 0.6  # candidates that are mostly so alike are copies, and share more than a scene
+COPIES = 0.75  # candidates that are mostly so alike are copies, and share more than a scene
 LEAST = {
-    16: (0.92, 0.97),
-    32: (0.5, 0.9),
-    64: (0.5, 0.75),
+    0: (0.995, 0.995),
+    16: (0.75, 0.95),
+    32: (0.6, 0.9),
+    64: (0.5, 0.85),
 }  # by side: without a scene, and with one that hides all else
 NOISE = 12.0  # squared levels of grey: what encoding leaves in a window without any contrast
 WINDOW, WORST = 5, 0.005  # pixels; the share of windows that may be worse
+CUT, BRIGHTENED = 215.0, 0.03  # the level of a colour that may be cut off; the logarithm of another contrast
 FARTHEST = 0.15  # of half a side, that a crop may move an edge
-AT_ONCE = 64  # pairs
+AT_ONCE, READ_AT_ONCE = 64, 1 << 13  # pairs
+GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
-Details = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # of rows (n,): levels (n, 64, 64), and sides (n,)
+Details = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # of rows (n,): levels (n, 64, 64, 3), and sides (n,)
 
 
 def detail(image: Image.Image) -> tuple[bytes, int]:
-    """An image as 64 x 64 levels of grey, row by row, and the largest of the sides 16, 32 and 64 that it has."""
-    levels = image.resize((SIDE, SIDE), Image.Resampling.BOX).convert("L").tobytes()
-    return levels, max(side for side in LEVELS if side <= max(min(image.size), LEVELS[0]))
+    """An image as 64 x 64 pixels of three bytes, row by row, and the largest of LEVELS that it has, or 0."""
+    small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("RGB")
+    return small.tobytes(), max(level for level in (0, *LEVELS) if ENOUGH * level <= min(image.size))
 
 
 def read_detail(name: str, image: dict[str, Any]) -> tuple[bytes, int]:
@@ -50,59 +56,67 @@ def read_detail(name: str, image: dict[str, Any]) -> tuple[bytes, int]:
 
 def are_alike(pairs: np.ndarray, mirrored: np.ndarray, details: Details) -> np.ndarray:
     """How alike the images of each pair of rows (P, 2) are, 0 for those that do not look the same."""
+    alike, finest = np.empty(len(pairs), np.float32), np.empty(len(pairs), np.int64)
+    for start in range(0, len(pairs), READ_AT_ONCE):
+        part = slice(start, start + READ_AT_ONCE)
+        alike[part], finest[part] = _look(pairs[part], mirrored[part], details)
+    scene = _scene_likeness(pairs, alike)
+    low, high = np.array([LEAST[side] for side in finest.tolist()]).reshape(-1, 2).T
+    return np.where(alike >= np.minimum(low + scene, high), alike, 0)
+
+
+def _look(pairs: np.ndarray, mirrored: np.ndarray, details: Details) -> tuple[np.ndarray, np.ndarray]:
+    """How alike the images of each pair are, and at which side: a finer one where they are alike at 32."""
     rows, place = np.unique(pairs, return_inverse=True)
     levels, sides = details(rows)
     place = place.reshape(-1, 2)
     finest = sides[place].min(1, initial=SIDE)
-
-    def compare(number: np.ndarray, side: np.ndarray) -> np.ndarray:
-        alike = np.zeros(len(number), np.float32)
-        for level in LEVELS:
-            at = np.flatnonzero(side == level)
-            for start in range(0, len(at), AT_ONCE):
-                chosen = number[which := at[start : start + AT_ONCE]]
-                other = levels[place[chosen, 1]]
-                other = np.where(mirrored[chosen, None, None], other[:, :, ::-1], other)
-                alike[which] = likeness(levels[place[chosen, 0]], other, level)
-        return alike
-
-    side = np.minimum(finest, LEVELS[1])
-    alike = compare(np.arange(len(pairs)), side)
-    scene = _scene_likeness(place, alike)[place].max(1, initial=0)
-    finer = np.flatnonzero((alike >= ALIKE) & (finest > side))
-    alike[finer] = compare(finer, finest[finer])
-    low, high = np.array([LEAST[level] for level in finest.tolist()]).reshape(-1, 2).T
-    return np.where(alike >= np.minimum(low + scene, high), alike, 0)
+    alike = np.zeros(len(pairs), np.float32)
+    for level in LEVELS:
+        side = np.clip(finest, LEVELS[0], LEVELS[1]) if level < SIDE else np.where(alike >= ALIKE, finest, 0)
+        at = np.flatnonzero(side == level)
+        for start in range(0, len(at), AT_ONCE):
+            chosen = at[start : start + AT_ONCE]
+            one, other = (levels[place[chosen, k]] for k in (0, 1))
+            other = np.where(mirrored[chosen, None, None, None], other[:, :, ::-1], other)
+            alike[chosen] = likeness(one, other, level)
+    return alike, finest
 
 
-def _scene_likeness(place: np.ndarray, alike: np.ndarray) -> np.ndarray:
-    """The median likeness of each row's candidates, where they are many, and mostly no copies; else 0."""
-    rows, values = place.T.ravel(), np.tile(alike, 2)
-    order = np.lexsort((values, rows))
-    _, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
-    median = values[order][starts + counts // 2]
-    return np.where((counts >= SCENE_ROWS) & (median < COPIES), np.maximum(median, 0), 0)
+def _scene_likeness(pairs: np.ndarray, alike: np.ndarray) -> np.ndarray:
+    """The median likeness (P,) of a row's candidates, where they are many, and mostly no copies; else 0."""
+    _, place, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    values = np.repeat(alike, 2)
+    median = values[np.lexsort((values, place.ravel()))][np.cumsum(counts) - counts + counts // 2]
+    scene = np.where((counts >= SCENE_ROWS) & (median < COPIES), np.maximum(median, 0), 0)
+    return scene[place.reshape(-1, 2)].max(1, initial=0)
 
 
 def likeness(one: np.ndarray, other: np.ndarray, side: int) -> np.ndarray:
-    """How alike the images (P, 64, 64) of each pair are, compared at a side: 1 where they are equal everywhere."""
+    """How alike the images (P, 64, 64, 3) of each pair are, compared at a side: 1 where they are equal everywhere."""
     place = np.zeros((len(one), 4), np.float32)
     a, b = one, other
     for level, steps in zip(LEVELS[: LEVELS.index(side) + 1], STEPS, strict=False):
         a, b = (_smaller(images, level) for images in (one, other))
-        place = _register(a, b, place, steps=steps)
+        place = _register(_grey(a), _grey(b), place, steps=steps)
     scale, shift = place[:, ::2], place[:, 1::2]
     back = np.stack([1 / (1 + scale) - 1, -shift / (1 + scale)], axis=2).reshape(-1, 4)
     return 1 - np.minimum(_difference(a, b, place), _difference(b, a, back))  # a resampled image lacks some detail
 
 
 def _smaller(images: np.ndarray, side: int) -> np.ndarray:
-    """Images (P, 64, 64) at a smaller side, a little blurred, so that they can be moved by parts of a pixel."""
+    """Images (P, 64, 64, 3) as (P, 3, S, S), a little blurred, so that they can be moved by parts of a pixel."""
     from scipy.ndimage import gaussian_filter  # not before: it adds a filter of warnings to the host program
 
     step = SIDE // side
-    blocks = images.reshape(len(images), side, step, side, step).mean((2, 4), dtype=np.float32)
-    return gaussian_filter(blocks, (0, 0.7, 0.7), mode="nearest")
+    colours = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    blocks = colours.reshape(len(images), 3, side, step, side, step).mean((3, 5), dtype=np.float32)
+    return gaussian_filter(blocks, (0, 0, 0.7, 0.7), mode="nearest")
+
+
+def _grey(colours: np.ndarray) -> np.ndarray:
+    """Images (P, 3, S, S) as (P, S, S)."""
+    return np.einsum("c,pcyx->pyx", GREY, colours)
 
 
 def _coordinates(side: int) -> np.ndarray:
@@ -110,17 +124,21 @@ def _coordinates(side: int) -> np.ndarray:
 
 
 def _warp(images: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (P, S, S) seen at x + x * scale + shift of each axis, -1 to 1, and which of the pixels lie inside."""
+    """Images (P, C, S, S) seen at x + x * scale + shift of each axis, -1 to 1, and which of the pixels lie inside.
+
+    An image's outermost pixels do not: what a crop has taken away is blurred into those of the other image.
+    """
 
     def resampling(scale: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        side = images.shape[1]
+        side = images.shape[-1]
+        number = np.arange(side)
         at = ((_coordinates(side) * (1 + scale[:, None]) + shift[:, None] + 1) * side - 1) / 2
-        return np.maximum(0, 1 - np.abs(at.clip(0, side - 1)[..., None] - np.arange(side, dtype=np.float32))), (
-            (at > -0.5) & (at < side - 0.5)
-        )
+        inside = (at > 0.5) & (at < side - 1.5) & (number > 0) & (number < side - 1)
+        return np.maximum(0, 1 - np.abs(at.clip(0, side - 1)[..., None] - number.astype(np.float32))), inside
 
     (columns, inside_x), (rows, inside_y) = (resampling(*place[:, axis : axis + 2].T) for axis in (0, 2))
-    return rows @ images @ columns.transpose(0, 2, 1), inside_y[:, :, None] & inside_x[:, None, :]
+    seen = rows[:, None] @ images @ columns.transpose(0, 2, 1)[:, None]
+    return seen, inside_y[:, :, None] & inside_x[:, None, :]
 
 
 def _register(one: np.ndarray, other: np.ndarray, place: np.ndarray, *, steps: int) -> np.ndarray:
@@ -128,7 +146,8 @@ def _register(one: np.ndarray, other: np.ndarray, place: np.ndarray, *, steps: i
     count, side, _ = one.shape
     x, y = _coordinates(side), _coordinates(side)[:, None]
     for _ in range(steps):
-        seen, inside = _warp(one, place)
+        seen, inside = _warp(one[:, None], place)
+        seen = seen[:, 0]
         down, across = np.gradient(seen, 2 / side, axis=(1, 2))
         pixels = np.maximum(inside.sum((1, 2), keepdims=True), 1)
         base, wanted = (values - (values * inside).sum((1, 2), keepdims=True) / pixels for values in (seen, other))
@@ -142,25 +161,12 @@ def _register(one: np.ndarray, other: np.ndarray, place: np.ndarray, *, steps: i
     return place
 
 
-def _toned(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The first of each pair in the brightness and contrast of the other, cut off where that is white or black."""
-    known = inside & (np.minimum(one, other) > 4) & (np.maximum(one, other) < 251)
-    count = known.sum((1, 2), keepdims=True) + 1
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return (values * known).sum((1, 2), keepdims=True) / count
-
-    means = [mean(values) for values in (one, other)]
-    have, want = (np.sqrt(mean((v - m) ** 2) + 1e-3) for v, m in zip((one, other), means, strict=True))
-    return ((one - means[0]) * (want / have) + means[1]).clip(0, 255)
-
-
 def _difference(one: np.ndarray, other: np.ndarray, place: np.ndarray) -> np.ndarray:
     """What differs (P,) between the first of each pair, where it lies over the second, and that: 0 for nothing."""
     from scipy.ndimage import uniform_filter
 
     seen, inside = _warp(one, place)
-    seen = _toned(seen, other, inside)
+    seen, other = _grey(_toned(seen, other, inside)), _grey(other)
 
     def window(values: np.ndarray) -> np.ndarray:
         return uniform_filter(values, WINDOW, mode="constant", axes=(1, 2))
@@ -173,3 +179,25 @@ def _difference(one: np.ndarray, other: np.ndarray, place: np.ndarray) -> np.nda
     difference = variance(seen - other) / (variance(seen) + variance(other) + NOISE)
     windows = np.where(share > 0.5, difference, 0).reshape(len(one), -1)
     return np.quantile(windows, 1 - WORST, axis=1)
+
+
+def _toned(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The first of each pair (P, 3, S, S) in the brightness and contrast of the other.
+
+    Where one was made brighter, a colour that is bright in both may be cut off in one: it is taken for equal.
+    """
+    known = inside[:, None] & (np.minimum(one, other) > 4) & (np.maximum(one, other) < CUT)
+    count = known.sum((1, 2, 3), keepdims=True) + 1
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return (values * known).sum((1, 2, 3), keepdims=True) / count
+
+    means = [mean(colours) for colours in (one, other)]
+    have, want = (np.sqrt(mean((c - m) ** 2) + 1e-3) for c, m in zip((one, other), means, strict=True))
+
+    def tone(values: np.ndarray | float) -> np.ndarray:
+        return (values - means[0]) * (want / have) + means[1]
+
+    toned = tone(one)
+    cut = (np.minimum(toned, other) > np.minimum(CUT, tone(CUT))) & (np.abs(np.log(want / have)) > BRIGHTENED)
+    return np.where(cut, other, toned.clip(0, 255))

@@ -21,7 +21,7 @@ from creature.data.candidates import LENGTH, sketch
 from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.eval_transform import EvalTransform
 from creature.data.image_cache import CachedImages, ImageCache, open_cache, should_cache
-from creature.data.likeness import SIDE, read_detail
+from creature.data.likeness import SHAPE, read_detail
 from creature.data.workers import load_batches, note_decoding
 from creature.device import usable_cores
 from creature.errors import UserError
@@ -121,13 +121,13 @@ class Details:
         self.dataset = dataset
 
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Levels of grey (n, 64, 64) and sides (n,) of some rows; raises BrokenError for one that has changed."""
+        """Levels (n, 64, 64, 3) and sides (n,) of some rows; raises BrokenError for one that has changed."""
         batches = [rows[start : start + ROWS_AT_ONCE].tolist() for start in range(0, len(rows), ROWS_AT_ONCE)]
-        levels, sides = np.empty((len(rows), SIDE * SIDE), np.uint8), np.empty(len(rows), np.int64)
+        levels, sides = np.empty((len(rows), *SHAPE), np.uint8), np.empty(len(rows), np.int64)
         with load_batches(self, batches, min(usable_cores(), len(batches) // 8)) as loaded:
             for place, (image, side) in enumerate(chain.from_iterable(loaded)):
-                levels[place], sides[place] = np.frombuffer(image, np.uint8), side
-        return levels.reshape(-1, SIDE, SIDE), sides
+                levels[place], sides[place] = np.frombuffer(image, np.uint8).reshape(SHAPE), side
+        return levels, sides
 
     def __getitems__(self, rows: Sequence[int]) -> list[tuple[bytes, int]]:
         return [self._detail(row) for row in rows]
