@@ -112,7 +112,7 @@ def group_copies(
     for row in np.flatnonzero((copied != rows) | (grouped != rows)).tolist():
         for first in (int(copied[row]), int(grouped[row])):
             parent[_root(parent, row)] = _root(parent, first)
-    _join_look_alikes(parent, alike, len(rows) if largest is None else largest)
+    _join_look_alikes(parent, alike, labels, largest=len(rows) if largest is None else largest)
     return np.array([_root(parent, row) for row in rows.tolist()]).astype(str)
 
 
@@ -124,15 +124,22 @@ def _root(parent: list[int], row: int) -> int:
     return row
 
 
-def _join_look_alikes(parent: list[int], alike: np.ndarray, largest: int) -> None:
-    """Join the groups of rows (N,) with those of the first row that looks the same, up to a number of rows."""
+def _join_look_alikes(parent: list[int], alike: np.ndarray, labels: np.ndarray, *, largest: int) -> None:
+    """Join the groups of rows (N,) with those of the first row that looks the same, up to a number of rows.
+
+    Classes take turns in proportion to their rows, for a group of one class alone would leave folds of unequal size.
+    """
     sizes, apart = np.bincount([_root(parent, row) for row in range(len(parent))], minlength=len(parent)), 0
     if sizes.max(initial=0) > largest:
         warn(
             f"folds: one group of images or of identical files has {sizes.max()} of {len(parent)} images, and a fold "
             f"{largest}; folds will differ in size, unless folds.group names smaller groups"
         )
-    for row in np.flatnonzero(alike != np.arange(len(alike))).tolist():
+    joining = np.flatnonzero(alike != np.arange(len(alike)))
+    joining = joining[np.argsort(labels[joining], kind="stable")]
+    counts = np.unique(labels[joining], return_counts=True)[1]
+    turns = np.concatenate([np.empty(0), *(np.arange(count) / count for count in counts)])
+    for row in joining[np.argsort(turns, kind="stable")].tolist():
         one, other = _root(parent, row), _root(parent, int(alike[row]))
         if one == other:
             continue

@@ -163,6 +163,15 @@ def test_no_copy_of_a_file_is_in_another_fold():
     assert len(set(zip(hashes, fold.tolist(), strict=True))) == len(set(hashes))
 
 
+def test_look_alikes_that_are_more_than_a_fold_leave_folds_of_equal_size():
+    labels = np.repeat([0, 1], [48, 42])  # such as one camera's frames, class by class
+    names = [str(row) for row in range(90)]
+    alike = np.zeros(90, int)
+    groups = group_copies([""] * 90, names, labels, class_names=["cat", "dog"], alike=alike, largest=45)
+    folds = assign_folds(labels, groups, 2, seed=0)
+    assert np.bincount(folds).tolist() == [45, 45] and np.bincount(labels[folds == 0]).tolist() == [24, 21]
+
+
 def test_look_alikes_make_no_group_above_a_fold_and_a_declared_one_is_said(capsys):
     alone, labels = [""] * 90, [0] * 90
     hashes = [f"{row}" for row in range(90)]
