@@ -1,8 +1,9 @@
 """What a row costs before the first step: private memory, and the time of a start, cold and with the run at hand.
 
-python benchmarks/rows.py [ROWS ...] [--folder ROWS]
+python benchmarks/rows.py [ROWS ...] [--folder ROWS] [--search ROWS]
 
-A Parquet file of tiny images, no two alike, in 100 classes; with --folder as files in class folders, too.
+A Parquet file of tiny images, no two alike, in 100 classes; with --folder as files in class folders, too; with --search
+the search for candidates of near-duplicates alone, among sketches that are as those of photos.
 Each start is a process of its own up to its first step: one that finds nothing, and one that goes on with its run.
 Costs are those beyond a start of 1000 rows. Memory is anonymous (RssAnon of Linux) and of the main process: pages of a
 memory-mapped file are the system's, which may drop them.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import CLASSES, tiny, write_table
+from pictures import CLASSES, sketches, tiny, write_table
 from sides import ROOT, Ratio, record, say, show_table
 
 BASE = 1000
@@ -127,6 +128,25 @@ def both_starts(work: Path, kind: str, rows: int, times: int) -> dict[str, dict[
     return {"cold": medians(cold), "warm": medians(warm)}
 
 
+def search(rows: int) -> None:
+    """Show what the search for candidates takes: seconds of the process, on one core as long as numpy uses one."""
+    from creature.data.candidates import find_candidates
+
+    images, most, done = sketches(rows), [0], threading.Event()
+    before = private()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            most[0] = max(most[0], private() - before)
+
+    threading.Thread(target=watch, daemon=True).start()
+    began = time.process_time(), time.perf_counter()
+    found = len(find_candidates(images).pairs)
+    process, clock = (end - start for start, end in zip(began, (time.process_time(), time.perf_counter()), strict=True))
+    done.set()
+    say(f"{rows} sketches: {process:.1f} s ({clock:.1f} by the clock), {most[0] / 1e6:.0f} MB, {found} candidates")
+
+
 def medians(starts: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.median([start[name] for start in starts if name in start])) for name in starts[0]}
 
@@ -157,7 +177,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--folder", type=int, nargs="*", default=[])
+    parser.add_argument("--search", type=int, nargs="*", default=[])
     args = parser.parse_args()
+    if args.search:
+        for rows in args.search:
+            search(rows)
+        return
     with tempfile.TemporaryDirectory() as name:
         for kind, sizes in (("table", args.rows), ("folder", args.folder)):
             if sizes:
