@@ -6,8 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +20,9 @@ from creature.recipe import Checkpoint, Optimizer
 from creature.run import kept_epoch
 from creature.training import checkpoint
 from creature.training.learner import Learner
-from creature.training.optimizer import build_optimizer, parameter_groups
 from helpers import faults
 from helpers.fold_files import folds_rows
+from helpers.learners import ALONE, make_learner
 from helpers.runs import losses, start, weights_hash
 
 EVERY = ("checkpoint.every_minutes=0", "schedule.epochs=3", "folds.train=[0,1]")
@@ -103,31 +101,11 @@ def test_resume_points_are_as_rare_as_asked_for_and_their_time_is_told(tiny, tmp
 
 
 SGD = Optimizer(name="sgd", lr=0.1)
-ALONE: Any = SimpleNamespace(unwrap_model=lambda model: model, scaler=None)  # an accelerator of one process
 
 
 def small_learner(batch_sizes: Sequence[int]) -> Learner:
     """A linear layer that is trained for 99 epochs."""
-    model = nn.Linear(2, 2)
-    return Learner(
-        model=model,
-        network=model,
-        ema=None,
-        optimizer=build_optimizer(parameter_groups(model, SGD), SGD),
-        normalize=nn.Identity(),
-        mix=None,
-        classes=2,
-        row_loss=lambda logits, _: logits.sum(1),
-        seed=0,
-        fold=0,
-        epochs=99,
-        batch_sizes=batch_sizes,
-        learning_rate=lambda _: 0.1,
-        gradient_accumulation_steps=1,
-        clip_norm=None,
-        freeze_batch_stats=False,
-        save_minutes=10,
-    )
+    return make_learner(nn.Linear(2, 2), SGD, lambda logits, _: logits.sum(1), batch_sizes=batch_sizes)
 
 
 def end_epoch(learner: Learner, correct: int) -> None:
