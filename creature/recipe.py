@@ -175,12 +175,14 @@ class Loss(_Settings):
 class Optimizer(_Settings):
     """How the weights are updated."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum 0.9"""
+    name: str = "adamw"
+    """adamw, sgd (with Nesterov momentum 0.9) or another of timm's optimizers, such as lion, muon, adopt and lamb;
+    lookahead_NAME averages the steps of any"""
     lr: float = Field(default=1e-4, gt=0)
     """peak learning rate; schedule says how it changes"""
     weight_decay: float = Field(default=0.01, ge=0)
-    """weight decay coefficient; decoupled in AdamW, an L2 penalty in SGD"""
+    """weight decay coefficient; decoupled in adamw, lion and muon, an L2 penalty in sgd; in others as timm has it: a
+    name that ends in w is the decoupled form"""
     decay_norms: bool = False
     """apply weight decay to normalization layers and biases, too"""
     clip_norm: float | None = Field(default=None, gt=0)

@@ -18,6 +18,7 @@ from creature.recipe import Images, Recipe, recipe_warnings
 from creature.storage import explain_disk_errors
 from creature.training import distributed, features, loop, train_data
 from creature.training.backbone import check_backbone
+from creature.training.optimizer import check_optimizer
 from creature.training.train_data import TrainData
 
 
@@ -46,6 +47,7 @@ def open_training(
     Raises UserError for what cannot be trained, BrokenError within the block for what breaks on the way.
     """
     check_backbone(recipe.backbone)
+    check_optimizer(recipe.optimizer.name)
     accelerator = distributed.start_accelerator(recipe, out, own_process=own_process)
     for warning in recipe_warnings(recipe):
         warn(warning)

@@ -83,9 +83,12 @@ def train_step(
     if accelerator.num_processes > 1:
         result = accelerator.reduce(result)  # guard: stop-of-any-process
     not_finite = _clip_gradients(optimizer, learner.clip_norm, loss=result[:1])
-    # guard: skip-step
-    optimizer.found_inf = not_finite  # type: ignore[attr-defined]  # a fused step then changes nothing
-    optimizer.step()
+    if optimizer.defaults.get("fused"):
+        # guard: skip-step
+        optimizer.found_inf = not_finite  # type: ignore[attr-defined]  # the step then changes nothing
+        optimizer.step()
+    elif not not_finite:  # guard: skip-unfused-step
+        optimizer.step()  # others count their steps on the host, which must know
     skipped = not_finite.bool()
     for flat, before in zip(learner.statistics, statistics, strict=True):
         # guard: skip-statistics

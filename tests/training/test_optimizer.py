@@ -1,24 +1,34 @@
 """The optimizer: which parameters are decayed, by how much their layer learns, and its state by parameter name."""
 
+import re
 from collections.abc import Sequence
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from timm.optim import list_optimizers  # type: ignore[attr-defined]
 from torch import nn
+from torch.nn.functional import cross_entropy
 
-from creature.errors import Interrupted
+from creature.data.loader import Batch
+from creature.errors import Interrupted, UserError
 from creature.recipe import Backbone, Optimizer
 from creature.storage import write_manifest
+from creature.training import checkpoint
 from creature.training.backbone import build_backbone
+from creature.training.learner import Learner
 from creature.training.optimizer import (
     build_optimizer,
+    check_optimizer,
     exempt_from_decay,
     load_optimizer_tensors,
+    offered_optimizers,
     optimizer_tensors,
     parameter_groups,
 )
+from creature.training.step import StepResult, train_step
 from helpers import faults
+from helpers.learners import ALONE, make_learner
 from helpers.runs import start, weights_hash
 
 EXEMPT = {"pos_embed", "cls_token", "reg_token"}
@@ -132,3 +142,108 @@ def test_a_resume_point_of_an_older_version_goes_on_bitwise(tiny, tmp_path):
     write_manifest(point)
     assert start(tiny, tmp_path / "cut", *settings, resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(tmp_path / "whole/fold-0")
+
+
+# All that are offered
+
+OFFERED = [*offered_optimizers(), "lookahead_adamw", "lookahead_lamb"]
+SPOILED = (0, 3)  # steps
+
+
+def small_learner(settings: Optimizer) -> Learner:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.Flatten(), nn.Linear(20 * 4, 18))
+    learner = make_learner(
+        model, settings, lambda logits, labels: cross_entropy(logits, labels, reduction="none"), batch_sizes=[4] * 100
+    )
+    learner.learning_rate = lambda epochs: settings.lr * (epochs > 0.015)  # zero in two steps, as a warm-up begins
+    return learner
+
+
+def state_of(learner: Learner) -> dict[str, torch.Tensor]:
+    """Copies of weights, statistics and the optimizer's state."""
+    model = {f"model.{name}": tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    return model | optimizer_tensors(learner.optimizer, learner.model)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def take_steps(learner: Learner, numbers: range) -> None:
+    """Steps on images drawn by number, of which those of the spoiled ones are not finite and must change nothing."""
+    for number in numbers:
+        random = torch.Generator().manual_seed(number)
+        pixels = torch.randn(4, 3, 4, 4, generator=random) + (torch.inf if number in SPOILED else 0)
+        labels = torch.randint(18, (4,), generator=random)
+        before = state_of(learner)
+        packed = train_step(ALONE, learner, Batch(pixels, labels, torch.arange(4), list("abcd"), bad={}), number=number)
+        skipped, after = not StepResult.unpack([packed])[0].taken, state_of(learner)
+        unchanged = same(before, {key: after[key] for key in before})  # a fused one adds zeros, even then
+        assert skipped == unchanged == (number in SPOILED)
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_every_optimizer_skips_what_is_not_finite_and_goes_on_bitwise(tmp_path, name):
+    settings = Optimizer(name=name, lr=0.01)
+    whole, cut, resumed = (small_learner(settings) for _ in range(3))
+    take_steps(whole, range(16))
+    take_steps(cut, range(9))  # lookahead averages after the sixth step that is taken
+    checkpoint.save_state(tmp_path, checkpoint.take_snapshot(cut, ALONE))
+    assert checkpoint.load_state(tmp_path, resumed, ALONE, settings=settings)
+    assert same(state_of(resumed), state_of(cut))
+    take_steps(resumed, range(9, 16))
+    assert same(state_of(resumed), state_of(whole))
+
+
+@pytest.mark.parametrize("name", ["lamb", "muon", "lookahead_adan"])
+def test_a_run_with_another_optimizer_goes_on_bitwise(tiny, tmp_path, name):
+    settings = (
+        "folds.train=[0]",
+        f"optimizer.name={name}",
+        "optimizer.layer_decay=0.8",
+        "batch_size=8",
+        "backbone.name=test_vit",
+    )
+    assert start(tiny, tmp_path / "whole", *settings) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        faults.stop_after_steps(patch, 8)
+        with pytest.raises(Interrupted):
+            start(tiny, tmp_path / "cut", *settings)
+    assert start(tiny, tmp_path / "cut", *settings, resume=True) == 0
+    assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(tmp_path / "whole/fold-0")
+
+
+def test_what_timm_lists_is_offered_or_refused_by_name():
+    for name in map(str, list_optimizers()):
+        if name in offered_optimizers():
+            check_optimizer(name)
+            check_optimizer(f"lookahead_{name}")
+        else:
+            with pytest.raises(UserError, match=f"^optimizer.name: {name} .*; there are: .*adamw"):
+                check_optimizer(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lamp", "no optimizer 'lamp'; did you mean lamb"),
+        ("AdamW", "no optimizer 'AdamW'; did you mean adamw"),
+        ("zzzz", "no optimizer 'zzzz'; there are: adabelief, "),
+        ("lookahead_", "no optimizer 'lookahead_'; there are: "),
+        ("foo_lamb", "no optimizer 'foo_lamb'; did you mean "),  # of which timm reads the end alone
+        ("lookahead_kron", "lookahead_kron draws its updates from a generator of its own"),
+        ("adahessian", "adahessian needs second derivatives"),
+        ("adamw_schedule_free", "adamw_schedule_free evaluates other weights than it trains"),
+        ("schedulefree", "schedulefree evaluates other weights than it trains"),
+    ],
+)
+def test_an_optimizer_that_is_not_offered_is_refused_with_those_that_are(name, message):
+    with pytest.raises(UserError, match=re.escape(f"optimizer.name: {message}")) as refused:
+        check_optimizer(name)
+    assert "muon" in str(refused.value)
+
+
+def test_an_optimizer_is_checked_before_any_image_is_read(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"optimizer.name: no optimizer 'lamp'"):
+        start(tiny, tmp_path / "run", "optimizer.name=lamp", "images.train=[/nowhere]")
