@@ -24,7 +24,7 @@ from creature.reporting.figures import CaptionedFigure, curve_figures, run_figur
 from creature.reporting.study import StudyRun
 from creature.reporting.tables import RECORDED, Value
 from creature.reporting.tables import escape_markdown as escape
-from creature.training.source import find_source
+from creature.training.source import find_source, portable_name
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ def _main_card(run: StudyRun, repo: str, *, terms: Terms, figures: Sequence[Capt
         folds=[fold.name for fold in run.folds],
         class_names=run.held.class_names,
         base=base_model(run.recipe.backbone),
+        backbone=portable_name(run.recipe.backbone.name),
         base_license=base_license(run.recipe.backbone),
         scores=scores,
         class_columns=COLUMNS,

@@ -35,6 +35,7 @@ from creature.reporting.study import StudyRun
 from creature.results import EnsembleResult, read_result, write_result
 from creature.run import Fold, no_finished_fold
 from creature.storage import file_hash, link_or_copy
+from creature.training.source import portable_name
 
 
 def export(run: StudyRun, out: Path) -> dict[str, Path]:
@@ -116,6 +117,7 @@ def portable(recipe: Recipe) -> Recipe:
     for group, field in files:  # guard: teacher-path
         if path := settings[group][field]:
             settings[group][field] = Path(path).name
+    settings["backbone"]["name"] = portable_name(recipe.backbone.name)
     return check_recipe(settings, "the recipe")
 
 

@@ -29,6 +29,8 @@ def check_backbone(backbone: Backbone) -> None:
     """Raises UserError, before any data is read, for a model that timm lacks or weights that do not exist."""
     source = find_source(backbone.name)
     architecture = source.architecture.partition(".")[0]
+    if backbone.weights and not Path(backbone.weights).is_file():
+        raise UserError(f"backbone.weights: no such file: {backbone.weights}")
     if source.weights:
         return
     if not timm.is_model(architecture):
@@ -44,8 +46,6 @@ def check_backbone(backbone: Backbone) -> None:
         raise UserError(
             f"backbone.name: {architecture} has no weights {backbone.name!r}; there are: {', '.join(tags) or 'none'}"
         )
-    if backbone.weights and not Path(backbone.weights).is_file():
-        raise UserError(f"backbone.weights: no such file: {backbone.weights}")
     if backbone.pretrained and not backbone.weights and not tags:
         raise UserError(f"backbone.pretrained: timm has no weights for {backbone.name}; set backbone.pretrained=false")
 

@@ -73,6 +73,13 @@ def starting_weights(backbone: Backbone) -> str | None:
     return str(weights) if weights else backbone.weights
 
 
+def portable_name(name: str) -> str:
+    """A backbone's name without the way to its folder."""
+    if name.startswith(HUB) or timm.is_model(name.partition(".")[0]):
+        return name
+    return FOLDER + Path(name.removeprefix(FOLDER)).name
+
+
 def _folder(name: str) -> Path | None:
     """The folder that a backbone's name stands for; None for a name of timm's."""
     if name.startswith(HUB):

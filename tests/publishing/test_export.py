@@ -280,6 +280,9 @@ def test_the_recipe_keeps_names_and_no_paths(tiny, tmp_path):
     assert (images.labels, images.holdout_labels) == ("labels.csv", "held.csv")
     assert portable(recipe).backbone.weights == "r.safetensors"
     assert portable(recipe).identity() == recipe.identity()
+    for name, shown in (("/home/me/runs/x/fold-1", "local-dir:fold-1"), ("local-dir:~/x", "local-dir:x")):
+        assert portable(load_recipe(tiny, [f"backbone.name={name}"])).backbone.name == shown
+    assert portable(load_recipe(tiny, ["backbone.name=hf-hub:me/x"])).backbone.name == "hf-hub:me/x"
     student = ["folds.count=1", "images.validation=[/mnt/x/val]", "loss.teacher=/home/someone/runs/all"]
     assert portable(load_recipe(tiny, student)).loss.teacher == "all"
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import predict
 from creature.errors import UserError
 from creature.inference.load import find_model
+from creature.publishing import publish
 from creature.recipe import Backbone
 from creature.training.backbone import build_backbone, check_backbone, mean_and_std
 from helpers.runs import read_csv, start, weights_hash
@@ -70,6 +71,10 @@ def test_a_run_is_bound_to_what_it_began_with_and_predicts_without_it(tiny, draw
     assert start(tiny, tmp_path / "run", *settings, "folds.train=[0, 1]", resume=True) == 0
     assert weights_hash(tmp_path / "run/fold-0") == before
     shutil.rmtree(fold)
+    terms = ("--license", "mit", "--data", "drawn", "--dry-run")
+    assert publish.main([str(tmp_path / "run"), "me/x", *terms]) == 0
+    card = (tmp_path / "run/export/main/README.md").read_text()
+    assert "`local-dir:of others`, fine-tuned from a folder of its owner" in card and str(tmp_path) not in card
     out = tmp_path / "p.csv"
     assert predict.main([str(tmp_path / "run"), str(drawn / "test"), "--members", "--out", str(out)]) == 0
     assert len(read_csv(out)) == 25 and len(find_model(str(tmp_path / "run"), all_members=True).folders) == 2
