@@ -175,7 +175,7 @@ def names_of(labels: dict[str, str], paths: Iterable[str]) -> dict[str, str]:
         fits.setdefault(name, []).append(path)
     for name, images in fits.items():
         if len(images) > 1:
-            shown = ", ".join(images[:5]) + ", ..." * (len(images) > 5)
+            shown = ", ".join(sorted(images, key=natural_key)[:5]) + ", ..." * (len(images) > 5)
             raise UserError(
                 f"labels: the line of {name} fits {len(images)} images: {shown}; name each with its folder and ending, "
                 "as in a/b.jpg"
