@@ -4,6 +4,7 @@ import glob
 import os
 from typing import TYPE_CHECKING
 
+from creature.data.arrow_tables import store_table
 from creature.data.class_folders import folders_in
 from creature.errors import UserError, network_reason
 
@@ -26,6 +27,16 @@ def hub_name(source: str) -> str:
     return f"hub:{name}:{split or 'train'}"
 
 
+def _as_stream(path: str) -> str:
+    """An Arrow file in the streaming format, the only one that datasets reads: itself, or its table in the cache."""
+    with open(path, "rb") as file:
+        if file.read(6) != b"ARROW1":
+            return path
+    from pyarrow import ipc, memory_map
+
+    return str(store_table(ipc.open_file(memory_map(path)).read_all()))
+
+
 def load_table(source: str, field: str) -> "Dataset":
     """A Parquet or Arrow file, what save_to_disk wrote, or a data set of the Hub; raises UserError led by the field."""
     from datasets import Dataset, load_dataset
@@ -42,7 +53,7 @@ def load_table(source: str, field: str) -> "Dataset":
         if os.path.isdir(source):
             return Dataset.load_from_disk(source, keep_in_memory=False)
         if source.lower().endswith(".arrow"):
-            return Dataset.from_file(source)
+            return Dataset.from_file(_as_stream(source))
         return Dataset.from_parquet(glob.escape(source), keep_in_memory=False)  # type: ignore[return-value]
     except Exception as error:  # whatever the reader, the file system or the Hub raises: the user needs the reason
         raise UserError(f"{field}: cannot load {source}: {network_reason(error)}") from error

@@ -446,7 +446,9 @@ def test_a_missing_picture_above_left_over_bytes_is_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Downcasting array dtype")
-@pytest.mark.parametrize("kind", ["large_binary", "binary_view", "array", "PARQUET", "arrow", "save_to_disk"])
+@pytest.mark.parametrize(
+    "kind", ["large_binary", "binary_view", "array", "PARQUET", "arrow", "arrow file", "save_to_disk"]
+)
 def test_training_and_prediction_read_the_same_tables(tmp_path, kind):
     shades = [[[[shade, 0, 7]] * 4] * 4 for shade in range(3)]
     column = pa.array([picture(shade) for shade in range(3)])
@@ -455,9 +457,13 @@ def test_training_and_prediction_read_the_same_tables(tmp_path, kind):
     elif kind in ("large_binary", "binary_view"):
         column = column.cast(getattr(pa, kind)())
     labelled = pa.table({"image": column, "label": ["cat", "dog", "cat"]})
-    path = tmp_path / {"PARQUET": "x.PARQUET", "arrow": "x.arrow", "save_to_disk": "x"}.get(kind, "x.parquet")
+    names = {"PARQUET": "x.PARQUET", "arrow": "x.arrow", "arrow file": "x.arrow", "save_to_disk": "x"}
+    path = tmp_path / names.get(kind, "x.parquet")
     if kind == "arrow":
         write_table(path, labelled)
+    elif kind == "arrow file":
+        with pa.ipc.new_file(path, labelled.schema) as file:
+            file.write_table(labelled)
     elif kind == "save_to_disk":
         table(["cat", "dog", "cat"]).save_to_disk(path)
     else:
