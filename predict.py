@@ -58,19 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if shards.process()[1] > 1 and not output.sharded:
         raise UserError("several processes write shards into one folder: --out DIR/")
-    calibration = device = None
-    if args.coverage or args.min_precision:
-        from creature.ensembling.calibrate import calibration_of
-
-        promised = {"coverage": args.coverage, "min_precision": args.min_precision}
-        calibration = calibration_of(args.model, args.members, args.mirror, **promised)
+    device = None
     if not args.model.endswith(".onnx"):
         from creature.inference.members import use_whole_machine
 
         device = use_whole_machine(args.device)
     classifier = load(args.model, device=args.device, members=args.members)
     predictor = classifier.choose_predictor(features=args.embed, overlays=args.explain, tta=args.mirror)
-    if calibration:
+    if args.coverage or args.min_precision:
+        from creature.ensembling.calibrate import calibration_of
+
+        promised = {"coverage": args.coverage, "min_precision": args.min_precision}
+        calibration = calibration_of(args.model, args.members, args.mirror, **promised)
         predictor = replace(predictor, calibrations={args.mirror: calibration})
     sources, columns = prediction_files.find_sources(args.images, output, args.image_column, urls=args.urls)
     top = min(args.top, len(classifier.class_names))

@@ -63,18 +63,8 @@ def train_step(
         group["lr"] = lr * group.get("lr_scale", 1.0)  # less in early layers, with optimizer.layer_decay
     check_readable(batch)
     statistics = [flat.clone() for flat in learner.statistics]
-    micro_batches = learner.micro_batches
-    if accelerator.num_processes > 1:
-        _find_micro_batches(accelerator, learner, batch, number=number, statistics=statistics)
     result: Any = torch.zeros(4, device=accelerator.device)
-    result[0] = _compute_gradients(
-        accelerator, learner, batch, model=learner.model, number=number, statistics=statistics
-    )
-    if learner.micro_batches > micro_batches:
-        warn(
-            f"gradient_accumulation_steps: {len(batch.labels)} images at once do not fit into the memory; each step "
-            f"takes {learner.micro_batches} micro-batches, and BatchNorm's statistics are of each"
-        )
+    result[0] = _compute_share(accelerator, learner, batch, number=number, statistics=statistics)
     for place, requested in ((2, stop), (3, save)):
         if requested:
             result[place] = 1
@@ -98,6 +88,22 @@ def train_step(
         skipped = ~result[0].isfinite()
     result[1] = skipped
     return result  # on the device: the host need not wait
+
+
+def _compute_share(
+    accelerator: Accelerator, learner: Learner, batch: Batch, *, number: int, statistics: list[torch.Tensor]
+) -> torch.Tensor:
+    """The loss of this process's share, and its gradients, in as many micro-batches as fit, which is said."""
+    before = learner.micro_batches
+    if accelerator.num_processes > 1:
+        _find_micro_batches(accelerator, learner, batch, number=number, statistics=statistics)
+    loss = _compute_gradients(accelerator, learner, batch, model=learner.model, number=number, statistics=statistics)
+    if learner.micro_batches > before:
+        warn(
+            f"gradient_accumulation_steps: {len(batch.labels)} images at once do not fit into the memory; each step "
+            f"takes {learner.micro_batches} micro-batches, and BatchNorm's statistics are of each"
+        )
+    return loss
 
 
 def _find_micro_batches(
