@@ -24,8 +24,10 @@ from creature.data import scan
 from creature.data.augment import Augmentation
 from creature.data.decode import Decoded, Encoded
 from creature.data.loader import Batch
+from creature.errors import Interrupted
 from creature.training import checkpoint, distributed, loop, train_data
 from creature.training.learner import Learner
+from helpers.runs import start
 
 TakeStep = Callable[..., torch.Tensor]  # takes the step; other requests than the loop's (`stop`, `save`) by name
 
@@ -194,6 +196,14 @@ def ask_at_step(patch: pytest.MonkeyPatch, number: int, **requests: bool) -> Non
 def stop_after_steps(patch: pytest.MonkeyPatch, steps: int) -> None:
     """Let the next start of a training stop after so many steps, as a signal does, and not before."""
     replace_steps(patch, lambda step, take: take(stop=step.number == steps))
+
+
+def start_until_step(steps: int, recipe: Path, out: Path, *settings: str, resume: bool = False) -> None:
+    """Start a training that stops after so many steps, as a signal has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after_steps(patch, steps)
+        with pytest.raises(Interrupted):
+            start(recipe, out, *settings, resume=resume)
 
 
 def spoil_loss_at_step(patch: pytest.MonkeyPatch, number: int) -> None:

@@ -23,7 +23,7 @@ import ensemble
 from creature.data.folds import FoldTable, assign_folds, folds_hash, read_folds, write_folds
 from creature.ensembling import out_of_fold
 from creature.ensembling.calibrate import rows_of_ensemble
-from creature.errors import BrokenError, Interrupted, UserError
+from creature.errors import BrokenError, UserError
 from creature.member_folds import find_members
 from creature.metrics.accuracy import Count
 from creature.metrics.blend import Blending, blend
@@ -326,10 +326,7 @@ def test_a_repeat_that_is_not_finished_is_left_out_and_the_lack_is_said(twice, t
 
 
 def test_a_resumed_repeat_has_the_weights_of_an_uninterrupted_one(twice, tiny, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 2)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "cut", *TWICE, "folds.train=[4]")
+    faults.start_until_step(2, tiny, tmp_path / "cut", *TWICE, "folds.train=[4]")
     assert start(tiny, tmp_path / "cut", *TWICE, "folds.train=[4]", resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-4") == weights_hash(twice / "fold-4")
     assert (tmp_path / "cut/folds.arrow").read_bytes() == (twice / "folds.arrow").read_bytes()

@@ -55,33 +55,21 @@ def test_a_run_that_is_stopped_after_every_step_is_bitwise_equal_and_sees_each_r
 
 def test_resume_decodes_no_picture_that_a_step_has_seen(tiny, tmp_path, monkeypatch):
     settings = ("folds.train=[0]", "schedule.epochs=2", "checkpoint.every_minutes=0")
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 5)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "run", *settings)
+    faults.start_until_step(5, tiny, tmp_path / "run", *settings)
     decoded = faults.note_calls(monkeypatch, loader, "Encoded")
     assert start(tiny, tmp_path / "run", *settings, resume=True) == 0
     assert len(decoded) == 16 + 24  # the last step of 48 rows in batches of 16, and the held-out rows
 
 
 def test_resume_with_other_worker_counts_is_bitwise_equal(tiny, run, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 2)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=2")
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 2)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=0", resume=True)
+    faults.start_until_step(2, tiny, tmp_path / "run", "folds.train=[0]", "images.workers=2")
+    faults.start_until_step(2, tiny, tmp_path / "run", "folds.train=[0]", "images.workers=0", resume=True)
     assert start(tiny, tmp_path / "run", "folds.train=[0]", "images.workers=1", resume=True) == 0
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")
 
 
 def test_what_the_launcher_starts_again_goes_on(tiny, run, tmp_path, monkeypatch):
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 2)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "run", "folds.train=[0]")
+    faults.start_until_step(2, tiny, tmp_path / "run", "folds.train=[0]")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert start(tiny, tmp_path / "run", "folds.train=[0]") == 0
     assert weights_hash(tmp_path / "run/fold-0") == weights_hash(run / "fold-0")

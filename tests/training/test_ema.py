@@ -15,7 +15,7 @@ from timm.data.transforms_factory import create_transform
 
 from creature.data import loader
 from creature.data.loader import ImageDataset
-from creature.errors import BrokenError, Interrupted, UserError
+from creature.errors import BrokenError, UserError
 from creature.metrics.predictions import load_predictions
 from creature.recipe import Backbone, Optimizer
 from creature.training import checkpoint
@@ -58,10 +58,7 @@ def test_held_out_rows_are_answered_by_the_average(tiny, drawn, tmp_path):
 def test_a_training_with_an_average_that_is_stopped_goes_on_bitwise(tiny, tmp_path):
     more = (*ONE, "optimizer.layer_decay=0.7", "backbone.drop_path=0.2", "augment.sizes=[24,32]")
     assert start(tiny, tmp_path / "whole", *more) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 2)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "cut", *more)
+    faults.start_until_step(2, tiny, tmp_path / "cut", *more)
     assert start(tiny, tmp_path / "cut", *more, resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(tmp_path / "whole/fold-0")
     assert losses(tmp_path / "cut/fold-0") == losses(tmp_path / "whole/fold-0")
@@ -69,10 +66,7 @@ def test_a_training_with_an_average_that_is_stopped_goes_on_bitwise(tiny, tmp_pa
 
 def test_an_average_that_is_lost_is_no_resume_point(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "verifies", lambda folder: (folder / "model.safetensors").exists())
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 2)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "run", *ONE)
+    faults.start_until_step(2, tiny, tmp_path / "run", *ONE)
     for file in (tmp_path / "run").rglob("average.safetensors"):
         file.unlink()
     with pytest.raises(BrokenError, match="no resume point of this model"):

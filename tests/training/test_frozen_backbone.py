@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from creature.data import loader
-from creature.errors import Interrupted, UserError
+from creature.errors import UserError
 from creature.inference.members import load_member
 from creature.metrics.predictions import load_predictions
 from creature.recipe import Backbone
@@ -63,10 +63,7 @@ def test_the_saved_model_answers_as_its_held_out_predictions_say_and_only_the_cl
 
 def test_a_resumed_run_is_bitwise_equal(tiny, weights, tmp_path):
     assert start(tiny, tmp_path / "whole", *settings(weights, "folds.train=[0]")) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 2)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "cut", *settings(weights, "folds.train=[0]"))
+    faults.start_until_step(2, tiny, tmp_path / "cut", *settings(weights, "folds.train=[0]"))
     assert start(tiny, tmp_path / "cut", *settings(weights, "folds.train=[0]"), resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(tmp_path / "whole/fold-0")
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from creature.data.loader import Batch
-from creature.errors import Interrupted, UserError
+from creature.errors import UserError
 from creature.recipe import Backbone, Optimizer
 from creature.storage import write_manifest
 from creature.training import checkpoint
@@ -127,10 +127,7 @@ def test_a_resume_point_of_an_older_version_goes_on_bitwise(tiny, tmp_path):
     """Its optimizer is keyed by position; a ViT's positions are others today."""
     settings = ("folds.train=[0]", "backbone.name=test_vit", "optimizer.layer_decay=0.5")
     assert start(tiny, tmp_path / "whole", *settings) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 2)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "cut", *settings)
+    faults.start_until_step(2, tiny, tmp_path / "cut", *settings)
     (point,) = (tmp_path / "cut/fold-0/state").iterdir()
     saved = load_file(point / "optimizer.safetensors")
     model = build_backbone(Backbone(name="test_vit", pretrained=False), 12, 32)
@@ -206,10 +203,7 @@ def test_a_run_with_another_optimizer_goes_on_bitwise(tiny, tmp_path, name):
         "backbone.name=test_vit",
     )
     assert start(tiny, tmp_path / "whole", *settings) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        faults.stop_after_steps(patch, 8)
-        with pytest.raises(Interrupted):
-            start(tiny, tmp_path / "cut", *settings)
+    faults.start_until_step(8, tiny, tmp_path / "cut", *settings)
     assert start(tiny, tmp_path / "cut", *settings, resume=True) == 0
     assert weights_hash(tmp_path / "cut/fold-0") == weights_hash(tmp_path / "whole/fold-0")
 
