@@ -9,6 +9,7 @@ import torch
 from pyarrow import parquet
 
 from creature.data.loader import Batch
+from creature.data.sketches import GREY, LENGTH
 from creature.errors import UserError
 
 CLASSES = 100
@@ -21,16 +22,16 @@ def tiny(rows: int) -> list[bytes]:
 
 
 def sketches(rows: int) -> np.ndarray:
-    """Sketches (rows, 256) of noise that has less of the high frequencies, as photos have, no two alike."""
+    """Sketches (rows, 384) of grey noise that has less of the high frequencies, as photos have, no two alike."""
     rng, side = np.random.default_rng(0), 32
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
     weights = np.where(frequency > 0, np.maximum(frequency, 1 / side) ** -1.2, 0)
-    found = np.empty((rows, 256), np.uint8)
+    found = np.full((rows, LENGTH), 128, np.uint8)
     for start in range(0, rows, 4096):
         noise = np.fft.rfft2(rng.standard_normal((min(4096, rows - start), side, side)))
         levels = np.fft.irfft2(noise * weights)[:, :16, :16]
         levels *= 50 / levels.std((1, 2), keepdims=True)
-        found[start : start + 4096] = (levels + 128).clip(0, 255).reshape(-1, 256)
+        found[start : start + 4096, :GREY] = (levels + 128).clip(0, 255).reshape(-1, GREY)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Candidates for near-duplicates, by sketches of 16 x 16 levels of grey. N images, n rows, m cells, P pairs.
+"""Candidates for near-duplicates, by sketches of 16 x 16 pixels. N images, n rows, m cells, P pairs.
 
 What is compared is the low frequencies of the discrete cosine transform, as in perceptual hashes (Zauner 2010), each
 weighted by its frequency, for images have less of the high ones (Field 1987). A row's candidates are the NEAREST by the
@@ -6,22 +6,24 @@ cosine. They are searched with an inverted file (Sivic and Zisserman 2003): rows
 was drawn by lot, and a row is compared with those of the PROBES cells next to it. All numbers that are compared are
 whole, and float32 holds their sums: candidates are equal on all machines.
 
-What is lost of the copies: those whose cosine is below LEAST, or that NEAREST others are closer to, such as small
-things before one scene; and some two in a thousand, in cells that are not compared (none of up to PROBES * CELL rows).
+Where more than NEAREST rows of a cell are that near, they share a scene, such as that of a fixed camera: of those, the
+nearest are found by what is not the scene (background subtraction), in colour. Here a last bit may differ by machine.
+
+What is lost of the copies: those whose cosine is below LEAST, or that NEAREST others are closer to, such as things of
+one part in a thousand of a scene; of a scene, many that have lost their colours; and some two in a thousand, in cells
+that are not compared (none of up to PROBES * CELL rows).
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from creature.console import warn
+from creature.data.sketches import GREY, LENGTH, SIDE, centred, mirrored, without_scene
 
-SIDE = 16
-LENGTH = SIDE * SIDE  # bytes of a sketch
-FLAT = 4.0  # levels of grey; an image that deviates less is like any other such, and has no near-duplicates
+FLAT = 2.0  # levels of grey; an image that deviates less is like any other such, and has no near-duplicates
 FREQUENCIES = 8  # of the transform, that are below this
-LEAST, NEAREST, MOST = 0.75, 8, 100_000  # cosine; candidates of a row; of all rows
+LEAST, NEAREST, MOST = 0.75, 12, 100_000  # cosine; candidates of a row; of all rows
 CELL, PROBES = 512, 12
 LARGEST = 1 << 16  # rows of a cell that others are compared with: more are all the same
 AT_ONCE = 4096  # rows; more would leave the processor's cache, and take longer
@@ -34,19 +36,14 @@ class Candidates(NamedTuple):
     mirrored: np.ndarray  # (P,)
 
 
-def sketch(image: Image.Image) -> bytes:
-    """An image as 16 x 16 levels of grey, row by row."""
-    return image.resize((SIDE, SIDE), Image.Resampling.BOX).convert("L").tobytes()
-
-
 def find_candidates(sketches: np.ndarray, among: np.ndarray | None = None) -> Candidates:
-    """Pairs of images that may look the same, by their sketches (N, 256), uint8; of some rows alone, a mask (N,).
+    """Pairs of images that may look the same, by their sketches (N, 384), uint8; of some rows alone, a mask (N,).
 
     Warns where there are more than MOST; those that are nearest are kept.
     """
     textured = np.zeros(len(sketches), bool)
     for part in _parts(len(sketches)):
-        textured[part] = sketches[part].astype(np.float32).std(1) >= FLAT
+        textured[part] = sketches[part, :GREY].astype(np.float32).std(1) >= FLAT
     rows = np.flatnonzero(textured if among is None else textured & among)
     _, unique, same = np.unique(sketches[rows].view(f"V{LENGTH}"), return_index=True, return_inverse=True)
     first = rows[unique[same.ravel()]]  # such as a million copies of one image
@@ -65,11 +62,12 @@ def _near(sketches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     home = np.concatenate([np.argmax(values[part] @ centres.T, axis=1) for part in _parts(n)])
     order = np.argsort(home, kind="stable")
     cells = np.split(order, np.searchsorted(home[order], np.arange(1, len(centres))))
+    rests = _rests(sketches, rows, values=values, cells=cells)
     codes, cosines = np.empty(0, np.int64), np.empty(0, np.float32)  # code: the lesser row, and the other one's place
     for start in range(0, n, 8 * AT_ONCE):
         asking = np.arange(start, min(n, start + 8 * AT_ONCE))
         queries = np.concatenate([values[asking], values[asking] * flip])
-        query, other, cosine = _search(queries, values, centres, cells=cells, itself=np.tile(asking, 2))
+        query, other, cosine = _search(queries, values, centres, cells=cells, itself=np.tile(asking, 2), rests=rests)
         row = asking[query % len(asking)]
         best = _nearest(row, other, cosine)
         row, other, mirrored = row[best], other[best], query[best] >= len(asking)
@@ -95,19 +93,38 @@ def _frequencies(sketches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np
     frequency = np.hypot(down, across)
     down, across, frequency = (v[(frequency > 0) & (frequency < FREQUENCIES)] for v in (down, across, frequency))
     waves = np.cos(np.pi / SIDE * (np.arange(SIDE)[:, None] + 0.5) * np.arange(FREQUENCIES))
-    waves = np.round(127 * (waves[:, None, down] * waves[None, :, across]).reshape(LENGTH, -1)).astype(np.float32)
+    waves = np.round(127 * (waves[:, None, down] * waves[None, :, across]).reshape(GREY, -1)).astype(np.float32)
     scale = frequency * np.where((down == 0) | (across == 0), np.sqrt(0.5), 1)
     values = np.empty((len(rows), len(frequency)), np.int8)
     for part in _parts(len(rows)):
-        levels = sketches[rows[part]].astype(np.float32)
+        levels = sketches[rows[part], :GREY].astype(np.float32)
         weighted = (levels - np.round(levels.mean(1, keepdims=True))) @ waves * scale
         length = np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-6)
         values[part] = np.round(127 * weighted / length)
     return values, np.where(across % 2, -1, 1).astype(np.int8)
 
 
+def _rests(sketches: np.ndarray, rows: np.ndarray, *, values: np.ndarray, cells: list[np.ndarray]) -> np.ndarray:
+    """What is left (n, 384), int8, of length 127, of some rows without their scenes: all of one that has none."""
+    rests = np.empty((len(rows), LENGTH), np.int8)
+    for cell in filter(len, cells):
+        members = values[cell[:LARGEST]].astype(np.float32).T
+        levels = centred(sketches[rows[cell[:LARGEST]]])
+        for part in _parts(len(cell)):
+            near = values[cell[part]] @ members >= LEAST * 127**2
+            near &= np.count_nonzero(near, axis=1, keepdims=True) > NEAREST
+            rests[cell[part]] = np.round(127 * without_scene(centred(sketches[rows[cell[part]]]), levels, near))
+    return rests
+
+
 def _search(
-    queries: np.ndarray, values: np.ndarray, centres: np.ndarray, *, cells: list[np.ndarray], itself: np.ndarray
+    queries: np.ndarray,
+    values: np.ndarray,
+    centres: np.ndarray,
+    *,
+    cells: list[np.ndarray],
+    itself: np.ndarray,
+    rests: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of a query and another row than itself, with their cosines: of each cell, the nearest to a query."""
     probed = np.concatenate([_highest(queries[part] @ centres.T, PROBES) for part in _parts(len(queries))])
@@ -115,15 +132,17 @@ def _search(
     ends = np.searchsorted(probed.ravel()[order], np.arange(1, len(centres)))
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     for cell, probing in zip(cells, np.split(order // probed.shape[1], ends), strict=True):
-        members = values[cell[:LARGEST]].astype(np.float32).T
+        cell = cell[:LARGEST]
+        members, unlike = values[cell].astype(np.float32).T, rests[cell].astype(np.float32).T
         for part in _parts(len(probing)):
             query = probing[part]
             cosines = queries[query] @ members  # times 127 ** 2
             near = cosines >= LEAST * 127**2
             if np.count_nonzero(near) > len(query) * NEAREST:  # such as in one scene
+                cosines = np.where(near, mirrored(rests[itself[query]], query >= len(itself) // 2) @ unlike, 0)
                 near[:] = False
                 np.put_along_axis(near, _highest(cosines, NEAREST + 1), True, axis=1)
-                near &= cosines >= LEAST * 127**2
+                near &= cosines > 0
             place = np.flatnonzero(near)
             which, at = np.divmod(place, max(1, near.shape[1]))
             found.append((query[which], cell[at], cosines.ravel()[place]))

@@ -8,6 +8,7 @@ N images.
 """
 
 import argparse
+import csv
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from creature.console import progress, say, show_table, warn
-from creature.data.candidates import LENGTH, sketch
 from creature.data.class_folders import folders_in, mixed_depths, one_class_error, split_of, split_rank
 from creature.data.class_names import refuse_look_alikes
 from creature.data.decode import BadImage, Encoded, content_hash, read
 from creature.data.describe_figure import draw_figure
 from creature.data.describe_tables import (
+    COPIES_COLUMNS,
     SHOWN,
     SPLIT_COLUMNS,
     CopiedImage,
@@ -37,6 +38,7 @@ from creature.data.describe_tables import (
 from creature.data.duplicates import near_duplicates
 from creature.data.files import file_id, list_images, name_in, names_of, read_labels, warn_of_absent
 from creature.data.likeness import SHAPE, read_detail
+from creature.data.sketches import LENGTH, sketch
 from creature.data.sources import short_names
 from creature.data.tables import is_table
 from creature.device import usable_cores
@@ -50,7 +52,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("folders", nargs="+", help="folders of class folders, or of images")
     parser.add_argument("--labels", metavar="FILE.csv", help="labels (image, label) of images in no class folder")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw classes, sizes and what may be copies")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.png|.csv",
+        help="draw classes, sizes and what may be copies; or list all copies",
+    )
     return parser.parse_args(argv)
 
 
@@ -68,19 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     warn_of_absent(args.labels, labels.keys() - named)
     if args.out and any(os.path.realpath(image.path) == os.path.realpath(args.out) for image in listed):
         raise UserError(f"--out: {args.out} is one of the images, and would be replaced; name another file")
-    if args.out:
+    if draws := args.out and args.out.suffix.lower() != ".csv":
         check_installed("report", "--out", "matplotlib")
     images = list(scan(listed))
-    copies = find_copies(images)
+    copies, in_scene = find_copies(images)
     show_tables(images, copies)
-    if args.out:
+    if draws:
         alike = [copy for copy in copies if copy.likeness is not None]
         draw_figure(images, alike, args.out)
         say(f"{args.out} shows classes and sizes{', and images that may be copies' if alike else ''}")
+    elif args.out:
+        write_copies(copies, args.out)
+        say(f"{args.out} lists {len(copies)} pairs of copies")
     if len(classes := sorted({image.label for image in images if image.label})) == 1:
-        say(str(one_class_error(args.folders, classes[0], "folders")))
+        raise one_class_error(args.folders, classes[0], "folders")
     refuse_look_alikes(classes, "folders")
-    for line in advice(images, copies):
+    for line in advice(images, copies, in_scene):
         say(line)
     return 0
 
@@ -96,7 +106,22 @@ def show_tables(images: Sequence[ScannedImage], copies: Sequence[CopiedImage]) -
         show_table(f"Bad files: {len(bad)}{of_shown(bad)}", ("image", "why it cannot be decoded"), bad[:SHOWN])
     if copies:
         rows = [(copy.first.id, copy.other.id, copy.how, copy.remark) for copy in copies]
-        show_table(f"Copies: {len(copies)}{of_shown(copies)}", ("image", "and", "how", ""), rows[:SHOWN])
+        show_table(f"Copies: {len(copies)}{of_shown(copies)}", COPIES_COLUMNS, rows[:SHOWN])
+
+
+def write_copies(copies: Sequence[CopiedImage], path: Path) -> None:
+    """A CSV file of all of them; raises UserError where it cannot be written."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("image", "and", "likeness", "remark"))
+            writer.writerows(
+                (one.id, other.id, "same file" if like is None else f"{like:.4f}", copy.remark)
+                for copy in copies
+                for one, other, like in [copy]
+            )
+    except OSError as error:
+        raise UserError(f"--out: cannot write {path}: {error.strerror}") from error
 
 
 def find(folder: str, name: str, *, labels: dict[str, str]) -> Iterator[ScannedImage]:
@@ -145,8 +170,11 @@ def _scan(image: ScannedImage) -> ScannedImage:
         return image._replace(bad=str(reason))
 
 
-def find_copies(images: Sequence[ScannedImage]) -> list[CopiedImage]:
-    """Images that are there more than once, then those that look the same; of both, those in two splits come first."""
+def find_copies(images: Sequence[ScannedImage]) -> tuple[list[CopiedImage], int]:
+    """Images that are there more than once, then those that look the same; of both, those in two splits come first.
+
+    And how many images may share a scene with others.
+    """
     first: dict[str, int] = {}
     firsts = [first.setdefault(image.content, row) if image.content else row for row, image in enumerate(images)]
     copies = [CopiedImage(images[one], images[row]) for row, one in enumerate(firsts) if one != row]
@@ -159,7 +187,7 @@ def find_copies(images: Sequence[ScannedImage]) -> list[CopiedImage]:
         same_split = copy.first.split == copy.other.split
         return copy.likeness is not None, same_split, not copy.conflicts, -(copy.likeness or 0)
 
-    return sorted(copies, key=rank)
+    return sorted(copies, key=rank), int(alike.in_scene.sum())
 
 
 def _details(images: Sequence[ScannedImage], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

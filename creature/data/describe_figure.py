@@ -29,7 +29,7 @@ def draw_figure(images: Sequence[ScannedImage], alike: Sequence[CopiedImage], pa
 
     classes = len({image.label for image in images if image.label})
     shown = alike[:PAIRS]
-    heights = [max(3.2, 1.2 + 0.17 * min(classes, NAMED)), *[1.7 * -(-len(shown) // PAIRS_ABREAST)] * bool(shown)]
+    heights = [max(3.2, 1.2 + 0.17 * min(classes, NAMED)), *[1.85 * -(-len(shown) // PAIRS_ABREAST)] * bool(shown)]
     figure = Figure(figsize=(8, sum(heights)), layout="constrained", dpi=160)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     left, right = parts[0].subplots(1, 2, width_ratios=(2, 1))
@@ -46,6 +46,11 @@ def draw_figure(images: Sequence[ScannedImage], alike: Sequence[CopiedImage], pa
         figure.savefig(path)
     except (OSError, ValueError) as error:
         raise UserError(f"--out: cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _shortened(name: str, most: int = 24) -> str:
+    """A name with its end, which tells files of a series apart."""
+    return name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"
 
 
 def _draw_classes(axes: "Axes", images: Sequence[ScannedImage]) -> None:
@@ -89,8 +94,8 @@ def _draw_pairs(figure: "SubFigure", alike: Sequence[CopiedImage], count: int) -
                 continue
             pixels.thumbnail((200, 200))
             axes.imshow(pixels)
-            name = printable(image.label or image.split)
-            axes.set_title(name if len(name) <= 18 else f"{name[:17]}…", fontsize=7, parse_math=False)
+            label, name = (_shortened(printable(text)) for text in (image.label or image.split, Path(image.path).name))
+            axes.set_title(f"{label}\n{name}", fontsize=6, parse_math=False)
         places[2 * number].text(
             1.05,
             -0.05,

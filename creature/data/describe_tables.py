@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from creature.data.class_folders import rare_classes
+from creature.data.class_folders import rare_classes, split_of
 from creature.data.files import natural_key
 from creature.data.order import epoch_steps
 from creature.recipe_file import load_recipe
@@ -53,6 +53,9 @@ class CopiedImage(NamedTuple):
         """What is wrong with the two."""
         leak = "in two splits" if self.first.split != self.other.split else ""
         return ", ".join(filter(None, (leak, "two labels" if self.conflicts else "")))
+
+
+COPIES_COLUMNS = ("image", "and", "how", "remark")
 
 
 def splits_of(images: Sequence[ScannedImage]) -> list[str]:
@@ -106,8 +109,8 @@ def of_shown(rows: Sequence[object]) -> str:
     return f" (the first {SHOWN})" if len(rows) > SHOWN else ""
 
 
-def advice(images: Sequence[ScannedImage], copies: Sequence[CopiedImage]) -> Iterator[str]:
-    """What to do about it, and the folds that the images allow."""
+def advice(images: Sequence[ScannedImage], copies: Sequence[CopiedImage], in_scene: int = 0) -> Iterator[str]:
+    """What to do about it, and the folds that the images allow, of which some may share a scene."""
     splits = splits_of(images)
     for one, other in combinations(splits, 2):
         between = [copy for copy in copies if {copy.first.split, copy.other.split} == {one, other}]
@@ -126,9 +129,11 @@ def advice(images: Sequence[ScannedImage], copies: Sequence[CopiedImage]) -> Ite
         if any(labels) and (n := labels.count("")):
             yield f"{split} has images without a label: {n} of {len(labels)}"
     yield from _advice_on_folds(images)
-    if copies and any(map(_is_trainable, images)):
+    if not any(map(_is_trainable, images)):
+        return
+    if copies:
         yield "copies are kept in one fold by themselves; folds.group does the same for series of one animal or place"
-        yield from _advice_on_series(images, [copy for copy in copies if copy.likeness is not None])
+    yield from _advice_on_series(images, [copy for copy in copies if copy.likeness is not None], in_scene)
 
 
 SERIES = {  # what images of a series share in their ids, and the pattern of folds.group for it
@@ -137,24 +142,33 @@ SERIES = {  # what images of a series share in their ids, and the pattern of fol
     "minute": r"(\d{8}[-_T ]?\d{4})",
 }
 MANY = 10  # likenesses that may be a series
+FEW_SERIES = 5  # as many as folds
 
 
-def _advice_on_series(images: Sequence[ScannedImage], alike: Sequence[CopiedImage]) -> Iterator[str]:
-    """Suggest folds.group where many images look like others of their folder, camera or minute, as their names say."""
+def _advice_on_series(images: Sequence[ScannedImage], alike: Sequence[CopiedImage], in_scene: int) -> Iterator[str]:
+    """Suggest folds.group where names tell folder, camera or minute, and many images of one look alike.
+
+    Or where most images share a scene, which may be that of a camera.
+    """
     classes = len({(image.split, image.label) for image in images})
     for kind, pattern in SERIES.items():
         keys = {image.id: match[1] for image in images if (match := re.search(pattern, image.id))}
         shared = [copy for copy in alike if keys.get(copy.first.id, "") == keys.get(copy.other.id)]
-        if len(shared) >= MANY and 2 * len(shared) >= len(alike) and len(set(keys.values())) > classes:
-            yield (
-                f"suggested: folds.group='{pattern}', for {len(shared)} of {len(alike)} pairs that look the same share "
-                f"a {kind}, such as {keys[shared[0].first.id]}"
-            )
+        series = len(set(keys.values()))
+        if series <= classes:
+            continue
+        if len(shared) >= MANY and 2 * len(shared) >= len(alike):
+            why = f"{len(shared)} of {len(alike)} pairs that look the same share a {kind}"
+            yield f"suggested: folds.group='{pattern}', for {why}, such as {keys[shared[0].first.id]}"
+            return
+        if 2 * in_scene >= len(images) and FEW_SERIES <= series <= len(keys) // 2:
+            why = f"{in_scene} of {len(images)} images share a scene, and their names tell the {kind}"
+            yield f"suggested: folds.group='{pattern}', for {why}, such as {next(iter(keys.values()))}"
             return
 
 
 def _is_trainable(image: ScannedImage) -> bool:
-    return bool(image.label) and image.split.rpartition("/")[2] != "test"
+    return bool(image.label) and split_of(image.split.rpartition("/")[2]) != "test"
 
 
 def _advice_on_folds(images: Sequence[ScannedImage]) -> Iterator[str]:
@@ -177,7 +191,8 @@ def _advice_on_folds(images: Sequence[ScannedImage]) -> Iterator[str]:
     elif n < 5:
         yield f"suggested: folds.count={n}, for {rarest} has {n} images, over {sources} pooled"
     else:
-        why = f"{rarest}, the rarest class, has {n} images, so each of five folds holds out {n // 5} or more"
+        why = f"{rarest}, the rarest {'of the others' if rare else 'class'}, has {n} images, so each of five folds "
+        why += f"holds out {n // 5} or more"
         yield f"suggested: folds.count=5 over {sources} pooled: {why}"
     if n > 1:
         yield from _expected_steps(labelled.total(), min(n, 5))

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from creature.console import warn
 from creature.data.candidates import find_candidates
-from creature.data.likeness import Details, are_alike
+from creature.data.likeness import SCENE_ROWS, Details, are_alike
 
 ROUNDS = 4  # in which images that hang together are parted into groups
 
@@ -22,19 +22,22 @@ class NearDuplicates(NamedTuple):
     first: np.ndarray  # (N,) the first row of each one's group, in which all look the same as one of them
     pairs: np.ndarray  # (P, 2) rows
     likeness: np.ndarray  # (P,) up to 1, for equal pixels
+    in_scene: np.ndarray  # (N,) which have many candidates: they may share a scene with them, if they are no copies
 
 
 def near_duplicates(sketches: np.ndarray, details: Details, among: np.ndarray | None = None) -> NearDuplicates:
-    """The images of sketches (N, 256), uint8, that look the same; of some alone, where a mask (N,) is given."""
+    """The images of sketches (N, 384), uint8, that look the same; of some alone, where a mask (N,) is given."""
     candidates = find_candidates(sketches, among)
     if not len(candidates.pairs):
-        return NearDuplicates(np.arange(len(sketches)), candidates.pairs, np.empty(0, np.float32))
+        rows = np.arange(len(sketches))
+        return NearDuplicates(rows, candidates.pairs, np.empty(0, np.float32), np.zeros(len(sketches), bool))
     likeness = are_alike(candidates.pairs, candidates.mirrored, details)
     best = np.lexsort((-likeness, *candidates.pairs.T))  # what is its own mirror image may be a candidate twice
     best = best[likeness[best] > 0]
     pairs, once = np.unique(candidates.pairs[best], axis=0, return_index=True)
     likeness = likeness[best][once]
-    return NearDuplicates(_stars(pairs, len(sketches), details), pairs, likeness)
+    in_scene = np.bincount(candidates.pairs.ravel(), minlength=len(sketches)) >= SCENE_ROWS
+    return NearDuplicates(_stars(pairs, len(sketches), details), pairs, likeness, in_scene)
 
 
 def _stars(pairs: np.ndarray, count: int, details: Details) -> np.ndarray:

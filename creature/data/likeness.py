@@ -1,10 +1,11 @@
 """A close look at pairs of images: is one a copy of the other, changed a little? P pairs, S x S pixels.
 
 The two are laid over each other (Lucas and Kanade 1981, for a shift and a scale of each axis), and compared in small
-windows by the contrast and structure of SSIM (Wang et al. 2004). What differs most decides, for a background is alike
-wherever nothing stands before it. Where a row's candidates are mostly no copies, they share a scene, and a copy must
-be alike in finer detail. Colours that brightening may have cut off are not compared. Images of a side below 14 pixels
-have no detail to judge by, and two drawings of one digit are as alike as two copies: of these, only equal pixels are.
+windows by the contrast and structure of SSIM (Wang et al. 2004), and by hue. What differs most decides, for a
+background is alike wherever nothing stands before it. Where the candidates of both rows are mostly no copies, they
+share a scene, and copies must be alike in finer detail, the more so the more alike those are. Colours that brightening
+may have cut off are not compared. Images of a side below 14 pixels have no detail to judge by, and two drawings of one
+digit are as alike as two copies: of these, only equal pixels are.
 """
 
 from collections.abc import Callable
@@ -23,14 +24,16 @@ ENOUGH = 0.85  # of a level, that an image's own side must be
 STEPS = (4, 3, 2)
 ALIKE = 0.3  # at side 32, that is looked at in finer detail
 SCENE_ROWS = 4  # candidates of a row, from which on it may share a scene with them
-COPIES = 0.75  # candidates that are mostly so alike are copies, and share more than a scene
+COPIES = 0.92  # candidates that are mostly so alike are copies, and share more than a scene
 LEAST = {
     0: (0.995, 0.995),
     16: (0.75, 0.95),
     32: (0.6, 0.9),
     64: (0.5, 0.85),
-}  # by side: without a scene, and with one that hides all else
+}  # by side: without a scene, and before one
 NOISE = 12.0  # squared levels of grey: what encoding leaves in a window without any contrast
+HUE_NOISE = 400.0  # the same of hues, which are encoded more coarsely
+MOST_SATURATED = 2.0  # times more than the other
 WINDOW, WORST = 5, 0.005  # pixels; the share of windows that may be worse
 CUT, BRIGHTENED = 215.0, 0.03  # the level of a colour that may be cut off; the logarithm of another contrast
 FARTHEST = 0.15  # of half a side, that a crop may move an edge
@@ -60,9 +63,9 @@ def are_alike(pairs: np.ndarray, mirrored: np.ndarray, details: Details) -> np.n
     for start in range(0, len(pairs), READ_AT_ONCE):
         part = slice(start, start + READ_AT_ONCE)
         alike[part], finest[part] = _look(pairs[part], mirrored[part], details)
+    alone, in_scene = np.array([LEAST[side] for side in finest.tolist()]).reshape(-1, 2).T
     scene = _scene_likeness(pairs, alike)
-    low, high = np.array([LEAST[side] for side in finest.tolist()]).reshape(-1, 2).T
-    return np.where(alike >= np.minimum(low + scene, high), alike, 0)
+    return np.where(alike >= np.where(scene < 0, alone, in_scene + (1 - in_scene) * scene), alike, 0)
 
 
 def _look(pairs: np.ndarray, mirrored: np.ndarray, details: Details) -> tuple[np.ndarray, np.ndarray]:
@@ -84,12 +87,12 @@ def _look(pairs: np.ndarray, mirrored: np.ndarray, details: Details) -> tuple[np
 
 
 def _scene_likeness(pairs: np.ndarray, alike: np.ndarray) -> np.ndarray:
-    """The median likeness (P,) of a row's candidates, where they are many, and mostly no copies; else 0."""
+    """The median likeness (P,) of both rows' candidates, from 0 on, if they are many and mostly no copies; else -1."""
     _, place, counts = np.unique(pairs, return_inverse=True, return_counts=True)
     values = np.repeat(alike, 2)
     median = values[np.lexsort((values, place.ravel()))][np.cumsum(counts) - counts + counts // 2]
-    scene = np.where((counts >= SCENE_ROWS) & (median < COPIES), np.maximum(median, 0), 0)
-    return scene[place.reshape(-1, 2)].max(1, initial=0)
+    scene = np.where((counts >= SCENE_ROWS) & (median < COPIES), np.maximum(median, 0), -1)
+    return scene[place.reshape(-1, 2)].min(1, initial=1)
 
 
 def likeness(one: np.ndarray, other: np.ndarray, side: int) -> np.ndarray:
@@ -163,22 +166,52 @@ def _register(one: np.ndarray, other: np.ndarray, place: np.ndarray, *, steps: i
 
 def _difference(one: np.ndarray, other: np.ndarray, place: np.ndarray) -> np.ndarray:
     """What differs (P,) between the first of each pair, where it lies over the second, and that: 0 for nothing."""
+    seen, inside = _warp(one, place)
+    seen = _toned(seen, other, inside)
+    known = inside[:, None].astype(np.float32)
+    grey, other_grey = _grey(seen)[:, None], _grey(other)[:, None]
+    hues, other_hues, known_hues = _halved(seen - grey), _halved(other - other_grey), _halved(known)
+    hues = _saturated(hues, other_hues, known_hues)
+    return np.maximum(
+        _worst(grey, other_grey, known, noise=NOISE, shift=True),
+        _worst(hues, other_hues, known_hues, noise=HUE_NOISE, shift=False),
+    )
+
+
+def _halved(values: np.ndarray) -> np.ndarray:
+    """Values (P, C, S, S) at half the side: JPEG keeps no more of the hues."""
+    count, colours, side, _ = values.shape
+    return values.reshape(count, colours, side // 2, 2, side // 2, 2).mean((3, 5))
+
+
+def _worst(one: np.ndarray, other: np.ndarray, inside: np.ndarray, *, noise: float, shift: bool) -> np.ndarray:
+    """What differs (P,) in the worst windows of the two (P, C, S, S); with a shift, that of the means does not."""
     from scipy.ndimage import uniform_filter
 
-    seen, inside = _warp(one, place)
-    seen, other = _grey(_toned(seen, other, inside)), _grey(other)
-
     def window(values: np.ndarray) -> np.ndarray:
-        return uniform_filter(values, WINDOW, mode="constant", axes=(1, 2))
+        return uniform_filter(values, WINDOW, mode="constant", axes=(2, 3))
 
-    share = np.maximum(window(inside.astype(np.float32)), 1e-6)
+    share = np.maximum(window(inside), 1e-6)
 
-    def variance(values: np.ndarray) -> np.ndarray:
-        return np.maximum(window(values * values * inside) / share - (window(values * inside) / share) ** 2, 0)
+    def power(values: np.ndarray, centred: bool) -> np.ndarray:
+        known = values * inside
+        square = window((known * values).sum(1, keepdims=True)) / share
+        mean = ((window(known) / share) ** 2).sum(1, keepdims=True) if centred else 0
+        return np.maximum(square - mean, 0)
 
-    difference = variance(seen - other) / (variance(seen) + variance(other) + NOISE)
-    windows = np.where(share > 0.5, difference, 0).reshape(len(one), -1)
-    return np.quantile(windows, 1 - WORST, axis=1)
+    difference = power(one - other, shift) / (power(one, True) + power(other, True) + noise)
+    return np.quantile(np.where(share > 0.5, difference, 0).reshape(len(one), -1), 1 - WORST, axis=1)
+
+
+def _saturated(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The hues of the first of each pair (P, 3, S, S) with the mean and the saturation of the other's."""
+    count = inside.sum((2, 3), keepdims=True) + 1
+    means = [(hues * inside).sum((2, 3), keepdims=True) / count for hues in (one, other)]
+    have, want = (
+        np.sqrt(((hues - mean) ** 2 * inside).sum((1, 2, 3), keepdims=True) + 1e-3)
+        for hues, mean in zip((one, other), means, strict=True)
+    )
+    return (one - means[0]) * np.minimum(want / have, MOST_SATURATED) + means[1]
 
 
 def _toned(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from creature.console import progress, warn
 from creature.data.arrow_tables import arrow_compute, store_table, stored_table
-from creature.data.candidates import LENGTH, sketch
 from creature.data.decode import BadImage, content_hash, decode, read
 from creature.data.eval_transform import EvalTransform
 from creature.data.image_cache import CachedImages, ImageCache, open_cache, should_cache
 from creature.data.likeness import SHAPE, read_detail
+from creature.data.sketches import LENGTH, sketch
 from creature.data.workers import load_batches, note_decoding
 from creature.device import usable_cores
 from creature.errors import UserError
@@ -52,7 +52,8 @@ def scan_images(
     drawn. Only data without a bad row is in the index: an image's fault may be mended without a trace in its file.
     """
     state, caching = state_of_files(dataset), should_cache(kind, transform, len(dataset))
-    table = stored_table(f"{state}-sketched") if state else None
+    sketched = f"{state}-sketched-{LENGTH}"  # an older version's sketches have another length
+    table = stored_table(sketched) if state else None
     if state and table is None and known is not None:
         table = stored_table(state)
     bad: dict[int, str] = {}
@@ -73,12 +74,12 @@ def scan_images(
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LENGTH), len(sketches), [None, pa.py_buffer(sketches)])
         table = table.append_column("sketch", column)
     if state and not bad:  # guard: index-of-good
-        store_table(table, f"{state}-sketched" if "sketch" in table.column_names else state)
+        store_table(table, sketched if "sketch" in table.column_names else state)
     return Scan(table, dict(sorted(bad.items())), cache)
 
 
 def _sketch_copies(cache: ImageCache, hashes: Sequence[str], bad: Collection[int], *, sketches: np.ndarray) -> None:
-    """Fill in the sketches (N, 256) of the good rows, from their copies in the cache."""
+    """Fill in the sketches (N, 384) of the good rows, from their copies in the cache."""
     good = [row for row in range(len(sketches)) if row not in bad]
     copies = CachedImages(cache, [hashes[row] for row in good], views=False)
     for place, row in enumerate(good):
@@ -86,7 +87,7 @@ def _sketch_copies(cache: ImageCache, hashes: Sequence[str], bad: Collection[int
 
 
 def sketches_of(table: pa.Table) -> np.ndarray:
-    """The column `sketch` as (N, 256), mapped as it lies in the file."""
+    """The column `sketch` as (N, 384), mapped as it lies in the file."""
     column = table["sketch"].combine_chunks()
     levels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, LENGTH)
     return levels[column.offset : column.offset + len(column)]
@@ -181,7 +182,7 @@ def check_images(
     """Read every image once, in parallel: content hashes (N,), and the fault of each row that cannot be decoded.
 
     Content whose hash is in `known` was decoded before and is only hashed; so is all content where `hash_only`. Of the
-    rows that are decoded, `sketches` (N, 256) is filled. Raises BrokenError for an image that the decoder dies of.
+    rows that are decoded, `sketches` (N, 384) is filled. Raises BrokenError for an image that the decoder dies of.
     """
     rows, size = range(len(dataset)), ROWS_AT_ONCE
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]

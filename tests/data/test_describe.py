@@ -1,5 +1,7 @@
 """The look at a data set before any training: what it counts, what it finds, what it suggests."""
 
+import csv
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -135,7 +137,7 @@ def test_the_figure_shows_what_may_be_copies(data, tmp_path, capsys, monkeypatch
             return image.size[1]
 
     with_pairs = height("pairs.png")
-    monkeypatch.setattr(describe, "find_copies", lambda images: [])
+    monkeypatch.setattr(describe, "find_copies", lambda images: ([], 0))
     assert with_pairs > height("none.png") + 200
 
 
@@ -146,6 +148,37 @@ def test_a_series_of_one_camera_is_suggested_as_a_group():
     assert line.startswith(r"suggested: folds.group='([^/]*\D)\d+\.\w+$', for 21 of 21 pairs") and "cam0_" in line
     across = [CopiedImage(images[k], images[23 - k], 0.9) for k in range(8)]
     assert not any("folds.group='" in line for line in advice(images, [*within[:4], *across]))
+
+
+def test_a_scene_of_one_camera_suggests_what_its_names_tell():
+    images = [ScannedImage(f"fox/cam_20260301_12{k // 4:02d}{k % 4}0.jpg", "", "train", "fox") for k in range(24)]
+    (line,) = [line for line in advice(images, [], 13) if "folds.group='" in line]
+    assert "13 of 24 images share a scene" in line and "the minute, such as 20260301_1200" in line
+    assert not any("folds.group='" in line for line in advice(images, [], 11))
+    apart = [image._replace(id=f"fox/{k}a.jpg") for k, image in enumerate(images)]
+    assert not any("folds.group='" in line for line in advice(apart, [], 24))
+
+
+def test_all_copies_are_listed(data, tmp_path, capsys):
+    assert f"{tmp_path / 'copies.csv'} lists 3 pairs" in " ".join(
+        message(capsys, str(data), "--out", str(tmp_path / "copies.csv")).split()
+    )
+    with (tmp_path / "copies.csv").open(encoding="utf-8", newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert {(row["and"], row["likeness"] == "same file", row["remark"]) for row in listed} == {
+        ("val/cat/copy.png", True, "in two splits"),
+        ("test/mirrored.png", False, "in two splits"),
+        ("train/dog/wrong.jpg", False, "two labels"),
+    }
+    with pytest.raises(UserError, match="--out: cannot write"):
+        describe.main([str(data), "--out", str(tmp_path / "absent/copies.csv")])
+
+
+def test_what_is_for_testing_is_not_pooled_with_what_is_trained_on(data, tmp_path, capsys):
+    shutil.copytree(data / "train", tmp_path / "d/Training")
+    shutil.copytree(data / "val", tmp_path / "d/Testing")
+    out = message(capsys, str(tmp_path / "d"))
+    assert "over Training pooled" in out and "Testing pooled" not in out
 
 
 def test_mistakes_get_one_sentence(tmp_path):
@@ -165,6 +198,8 @@ def test_folders_of_one_name_are_two_splits(data, tmp_path, capsys):
         (tmp_path / year / "images/cat").mkdir(parents=True)
         for number in (1, 2, 3 if year == "2023" else 4):
             photo(number).save(tmp_path / year / f"images/cat/{number}.png")
+        (tmp_path / year / "images/dog").mkdir()
+        photo(10 + int(year)).save(tmp_path / year / "images/dog/1.png")
     out = " ".join(message(capsys, *(str(tmp_path / year / "images") for year in ("2023", "2024"))).split())
     assert "2024/images has copies of images in 2023/images (2)" in out
     out = message(capsys, str(data), str(tmp_path / "2023"))
