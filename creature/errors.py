@@ -29,7 +29,7 @@ def check_installed(extra: str, what: str, *packages: str) -> None:
         try:
             import_module(package)
         except ModuleNotFoundError as error:
-            message = f"{what} needs {error.name or package}, which is not installed: pip install 'creature[{extra}]'"
+            message = f"{what} needs {error.name or package}, which is not installed: pip install -e '.[{extra}]'"
             raise UserError(message) from error
         except ImportError as error:
             raise UserError(f"{what} needs {package}, which cannot be imported: {first_line(error)}") from error

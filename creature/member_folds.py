@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from creature.console import warn
 from creature.errors import BrokenError, UserError
-from creature.run import Fold, Run, no_finished_fold
+from creature.run import Fold, Run, no_finished_fold, unfinished
 from creature.storage import file_hash
 
 
@@ -21,6 +22,8 @@ def find_members(paths: Sequence[str | Path]) -> list[Fold]:
         inside = runs.setdefault(path, Run(path)).folds
         if not inside and not (path / "config.json").exists():
             raise no_finished_fold(path)
+        if inside and (stopped := unfinished(path)):
+            warn(f"{path}: {len(inside)} finished {'fold' if len(inside) == 1 else 'folds'} of it alone; {stopped}")
         members += inside or [Fold(path, runs.setdefault(path.parent, Run(path.parent)))]
     if len({member.folder.resolve() for member in members}) < len(members):
         raise UserError("a fold is given twice; a run folder stands for all of its folds")
@@ -38,11 +41,9 @@ def weigh_members(paths: Sequence[str], weights: Sequence[float] | None) -> tupl
             f"--weights: one number of 0 or more for each of the {len(paths)} given members, not all 0, "
             f"got {' '.join(map(str, weights))}"
         )
-    share: dict[Path, float] = {}
-    for path, weight in zip(paths, weights, strict=True):
-        inside = find_members([path])
-        share |= {member.folder: weight / len(inside) for member in inside}
-    return members, np.array([share[member.folder] for member in members])
+    given = dict(zip(map(Path, paths), weights, strict=True))
+    of_path = [member.folder if member.folder in given else member.run.folder for member in members]
+    return members, np.array([given[path] / of_path.count(path) for path in of_path])
 
 
 def is_whole_run(members: Sequence[Fold]) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from creature.metrics.recorded import RecordedPredictions
     from creature.recipe import Recipe
 
+FOLD = re.compile(r"fold-(0|[1-9]\d*)")  # a fold's folder
 RESTORE = "restore it, or train the fold again"
 
 
@@ -125,7 +126,7 @@ class Run:
         self._check_exists()
         numbered: dict[int, Fold] = {}
         for path in sorted(self.folder.glob("fold-*/result.json")):
-            name = re.fullmatch(r"fold-(0|[1-9]\d*)", path.parent.name)
+            name = FOLD.fullmatch(path.parent.name)
             if name is None:
                 warn(
                     f"{path.parent} is left out: folds are called fold-0, fold-1, ...; rename it, or move it elsewhere"
@@ -177,14 +178,27 @@ def no_finished_fold(path: Path) -> UserError:
     folds = sorted(run.glob("fold-*")) if run == path else [path]
     if not (run / "recipe.yaml").exists() or not all(map(Path.is_dir, folds)):
         return UserError(f"{path}: no finished fold here; give a run folder (runs/NAME) or a fold (runs/NAME/fold-0)")
+    return UserError(f"{path}: no finished fold here; {_where_stopped(run, folds)}")
+
+
+def unfinished(run: Path) -> str:
+    """Which folds of a run were begun and are not finished, and the line that goes on; empty where there is none."""
+    folds = [
+        path
+        for path in sorted(run.glob("fold-*"))
+        if FOLD.fullmatch(path.name) and path.is_dir() and not (path / "result.json").exists()
+    ]
+    return _where_stopped(run, folds) if folds else ""
+
+
+def _where_stopped(run: Path, folds: Sequence[Path]) -> str:
     stopped = []
     for fold in folds:
         history = fold / "history.jsonl"
         epochs = len(history.read_text(encoding="utf-8").splitlines()) if history.exists() else 0
         stopped.append(f"{fold.name} stopped {f'after epoch {epochs}' if epochs else 'in its first epoch'}")
     where = ", ".join(stopped) or "no fold was begun"
-    go_on = f"creature train --recipe {run / 'recipe.yaml'} --out {run} --resume"
-    return UserError(f"{path}: no finished fold here; {where}; {go_on} goes on")
+    return f"{where}; creature train --recipe {run / 'recipe.yaml'} --out {run} --resume goes on"
 
 
 def by_repeat(members: Sequence[Fold]) -> dict[int, list[Fold]]:

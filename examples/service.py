@@ -24,10 +24,11 @@ model = creature.load(
 
 
 class Label(BaseModel):
-    """A label with its probability."""
+    """A label with its probability, and whether that is calibrated."""
 
     label: str
     probability: float
+    calibrated: bool
 
 
 @app.get("/classes")
@@ -42,4 +43,5 @@ def predict(photo: UploadFile, top: Annotated[int, Query(ge=1)] = 3) -> list[Lab
     (prediction,) = model.predict(photo.file.read(), top=top)
     if prediction.broken:
         raise HTTPException(422, f"{photo.filename}: {prediction.status}")
-    return [Label(label=label, probability=probability) for label, probability in prediction.top(top)]
+    calibrated = prediction.calibrated
+    return [Label(label=label, probability=p, calibrated=calibrated) for label, p in prediction.top(top)]

@@ -4,7 +4,6 @@ creature inspect data/
 creature inspect data/ --labels data/test_labels.csv --out data.png
 
 Folders called train, val (or valid, validation) and test within a given one are splits; so is any other given folder.
-N images.
 """
 
 import argparse
@@ -66,12 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     labels = read_labels(args.labels) if args.labels else {}
     names = [""] if len(args.folders) == 1 else short_names(args.folders, "folders")
+    used: set[str] = set()
     listed = [
-        image for folder, name in zip(args.folders, names, strict=True) for image in find(folder, name, labels=labels)
+        image
+        for folder, name in zip(args.folders, names, strict=True)
+        for image in find(folder, name, labels=labels, used=used)
     ]
     named = {name_in(labels, os.path.basename(image.path)) for image in listed}
     if labels and named == {None}:
         raise UserError(f"--labels: {args.labels} names none of the images; its first is {next(iter(labels))}")
+    if labels and not used:
+        raise UserError(
+            f"--labels: {args.labels} names images in class folders alone, such as {listed[0].id}, whose label is "
+            f"their folder's name ({listed[0].label}); leave --labels out, or move them out of their folders"
+        )
     warn_of_absent(args.labels, labels.keys() - named)
     if args.out and any(os.path.realpath(image.path) == os.path.realpath(args.out) for image in listed):
         raise UserError(f"--out: {args.out} is one of the images, and would be replaced; name another file")
@@ -124,10 +131,11 @@ def write_copies(copies: Sequence[CopiedImage], path: Path) -> None:
         raise UserError(f"--out: cannot write {path}: {error.strerror}") from error
 
 
-def find(folder: str, name: str, *, labels: dict[str, str]) -> Iterator[ScannedImage]:
+def find(folder: str, name: str, *, labels: dict[str, str], used: set[str]) -> Iterator[ScannedImage]:
     """The images of a folder, by split, with the label that their class folder or the CSV gives them.
 
-    `name` tells the splits of several folders apart; without one, an image's id is its path within the folder. Raises
+    `name` tells the splits of several folders apart; without one, an image's id is its path within the folder. What the
+    CSV calls the images that it labels is added to `used`. Raises
     UserError for a folder that is not there, or holds no image, and for a line of the CSV that fits several images.
     """
     if is_table(folder):
@@ -141,6 +149,7 @@ def find(folder: str, name: str, *, labels: dict[str, str]) -> Iterator[ScannedI
             raise UserError(f"{root}: holds no images")
         insides = {path: os.path.relpath(path, root) for path in sorted(paths)}
         named = names_of(labels, (within for within in insides.values() if os.sep not in within))
+        used.update(named.values())
         for line in mixed_depths(root, insides.values()):
             warn(line)
         for path, within in insides.items():

@@ -23,7 +23,7 @@ from creature.ensembling.recorded import exposures
 from creature.errors import UserError
 from creature.inference.load import find_model
 from creature.inference.options import add_promises
-from creature.member_folds import by_run, check_members, find_members, is_whole_run
+from creature.member_folds import by_run, check_members, find_members, is_whole_run, member_names
 from creature.metrics.accuracy import Count, count_correct
 from creature.metrics.blend import Blending, blend, log_probabilities
 from creature.metrics.calibration import (
@@ -154,8 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     coverage, min_precision, members = args.coverage, args.min_precision, find_members(args.members)
     tables = [
-        CalibrationRows(fold.held_out.logits, fold.held_out.labels, str(fold), selected=fold.result.selected)
-        for fold in members
+        CalibrationRows(fold.held_out.logits, fold.held_out.labels, name, selected=fold.result.selected)
+        for fold, name in zip(members, member_names(members), strict=True)
     ]
     lacking = []
     for run, inside in by_run(members):
@@ -163,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             before = len(tables)
             for mirror in (False, True):
                 if rows := rows_of_ensemble(run, inside, Blending(np.ones(len(inside)), mirror=mirror)):
-                    tables.append(replace(rows, source=f"{run}, {rows.source}{', mirrored' * mirror}"))
+                    source = f"{rows.source}{', mirrored' * mirror}"
+                    tables.append(replace(rows, source=source if is_whole_run(members) else f"{run}, {source}"))
             lacking += [run] if len(tables) == before else []
     heads = ["member", "T", "ECE", "after"]
     heads += [f"in sets of {coverage:g} [95 %]", "size"] if coverage else []
@@ -179,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise failed[0]
     for error in failed:
         warn(error)
-    show_table("Calibration, each row judged by what the other rows gave", heads, lines)
+    of_run = f" of {members[0].run}" * is_whole_run(members)
+    show_table(f"Calibration{of_run}, each row judged by what the other rows gave", heads, lines)
     say("T: temperature. ECE: expected calibration error, before and after; all else is calibrated. size: labels a set")
     for run in lacking:
         say(f"for that of an ensemble, first: creature ensemble {run} --images DIR --labels FILE.csv")

@@ -145,6 +145,11 @@ def show_and_keep(
         rows = rows_of_ensemble(Run(folder.parent), members, blending)
         temperature = find_temperature(rows.logits, rows.labels) if rows else None
         result = ensemble_result(members, blending, tallies).model_copy(update={"temperature": temperature})
+        full = args.out and args.format == "full" and not args.template
+        if full and temperature and not calibrations_of(members, blending):
+            say(
+                f"{args.out} is not calibrated, and what is predicted from now on is: these labels gave the temperature"
+            )
         _keep_result(folder / "result.json", result)
 
 

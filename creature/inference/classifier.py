@@ -147,7 +147,7 @@ def load(model: str | os.PathLike[str], *, device: str = "auto", members: bool =
     models = [load_member(folder, chosen, fused=True) for folder in folders.folders]
     if len({model.class_names for model in models}) > 1:
         raise UserError(f"{name}: its members know different classes")
-    title = f"{name}, {len(models)} members" if members else name
+    title = f"{name}, {len(models)} member{'s' * (len(models) != 1)}" if members else name
     ensemble = predictor(models, folders.blending, title=title, names=folders.names)
     return Classifier(replace(ensemble, calibrations=folders.calibrations), models)
 

@@ -10,6 +10,8 @@ from creature.errors import UserError
 from creature.publishing.golden import predict_golden, read_golden
 from creature.storage import manifest_differences
 
+TRAINED = {"recipe.yaml", "result.json"}  # of a run, and of its folds
+PUBLISHED = {"manifest.json", "golden.json"}
 TOLERANCE = 1e-3  # of a logit: other processors and versions round differently
 
 
@@ -23,6 +25,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare a folder's files with its manifest, and its model's logits with the golden ones."""
     folder = parse(argv).folder
+    names = {path.name for path in folder.glob("*")}
+    if names & TRAINED and not names & PUBLISHED:
+        raise UserError(
+            f"{folder} was trained here and is not published, so that there is nothing to compare it with; "
+            "creature publish FOLDER USER/NAME publishes it"
+        )
     if differences := manifest_differences(folder):
         raise UserError(f"{folder} is not what was published; download it again:\n  " + "\n  ".join(differences))
     golden = read_golden(folder)

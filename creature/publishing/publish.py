@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     visible.add_argument("--private", action="store_true", help="only you see a new repository (so it is anyway)")
     visible.add_argument("--public", action="store_true", help="everyone sees a new repository")
     parser.add_argument("--dry-run", action="store_true", help="build and verify the folders, and upload nothing")
-    parser.add_argument("--onnx", action="store_true", help="add model.onnx (pip install 'creature[export]')")
+    parser.add_argument("--onnx", action="store_true", help="add model.onnx (pip install -e '.[export]')")
     parser.add_argument("--reviewed", action="store_true", help="you have looked at the places that the check names")
     add_terms(parser)
     return parser.parse_args(argv)

@@ -24,7 +24,7 @@ from creature.metrics.predictions import Predictions
 from creature.metrics.recorded import RecordedPredictions
 from creature.recipe import Recipe
 from creature.results import FoldResult
-from creature.run import Fold, Run, full_repeats
+from creature.run import Fold, Run, full_repeats, unfinished
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,8 @@ def _read_run(name: str, folder: Path, labels: str | None) -> StudyRun:
             recorded[kind] = checked
     if labels and run.folds and "images" not in recorded:
         warn(f"{folder} has no predictions to score; run creature ensemble {folder} --images DIR --labels {labels}")
+    if run.folds and (stopped := unfinished(folder)):
+        warn(f"{folder}: {stopped}")
     return StudyRun(name, run, run.folds, histories=histories, recorded=recorded)
 
 

@@ -66,7 +66,7 @@ def _check_trackers(tracking: Sequence[str]) -> None:
         raise UserError(
             f"tracking: {', '.join(sorted(unknown))} is not installed; "
             f"there is: {', '.join(sorted(installed)) or 'none'} "
-            "(pip install 'creature[tracking]' brings tensorboard)"
+            "(pip install -e '.[tracking]' brings tensorboard)"
         )
 
 

@@ -70,6 +70,12 @@ def test_no_file_of_the_training_data_is_named_anywhere(built, run):
     assert not [(path, name) for path in texts for name in names if name.encode() in path.read_bytes()]
 
 
+def test_what_was_trained_here_is_not_to_be_downloaded_again(built):
+    for folder in (built, built / "fold-0"):
+        with pytest.raises(UserError, match="was trained here and is not published.*creature publish"):
+            check.main([str(folder)])
+
+
 def test_a_download_is_checked_against_manifest_and_golden_answer(built, main, capsys):
     assert check.main([str(built / "export/fold-1")]) == 0
     assert "every file is as its manifest says" in capsys.readouterr().out

@@ -296,6 +296,19 @@ def test_where_an_unfinished_run_stopped_is_said_with_the_line_that_goes_on(tiny
     assert train.main(line.split()[2:-2]) == 0
 
 
+def test_folds_of_a_run_that_are_not_finished_are_named(run, drawn, tmp_path, capsys):
+    half = tmp_path / "half"
+    shutil.copytree(run, half)
+    (half / "fold-1/result.json").unlink()
+    epochs = len((half / "fold-1/history.jsonl").read_text().splitlines())
+    expected = f"warning: {half}: 2 finished folds of it alone; fold-1 stopped after epoch {epochs}; creature train"
+    for program, words in ((ensemble, ["--weights", "1"]), (predict, [str(drawn / "test"), "--members"])):
+        assert program.main([str(half), *words]) == 0
+        assert capsys.readouterr().err.count(expected) == 1
+    ensemble.main([str(half / "fold-0")])
+    assert expected not in capsys.readouterr().err
+
+
 def test_some_folds_of_a_run_leave_what_all_of_them_said(run, drawn, tmp_path):
     run_copy = tmp_path / "run"
     shutil.copytree(run, run_copy)
