@@ -71,15 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for folder, name in zip(args.folders, names, strict=True)
         for image in find(folder, name, labels=labels, used=used)
     ]
-    named = {name_in(labels, os.path.basename(image.path)) for image in listed}
-    if labels and named == {None}:
-        raise UserError(f"--labels: {args.labels} names none of the images; its first is {next(iter(labels))}")
-    if labels and not used:
-        raise UserError(
-            f"--labels: {args.labels} names images in class folders alone, such as {listed[0].id}, whose label is "
-            f"their folder's name ({listed[0].label}); leave --labels out, or move them out of their folders"
-        )
-    warn_of_absent(args.labels, labels.keys() - named)
+    if labels:
+        check_labels(args.labels, labels, listed, used=used)
     if args.out and any(os.path.realpath(image.path) == os.path.realpath(args.out) for image in listed):
         raise UserError(f"--out: {args.out} is one of the images, and would be replaced; name another file")
     if draws := args.out and args.out.suffix.lower() != ".csv":
@@ -102,6 +95,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def check_labels(source: str, labels: dict[str, str], images: Sequence[ScannedImage], *, used: set[str]) -> None:
+    """Raises UserError for a CSV that labels no image, and warns of lines that name none."""
+    named = {name_in(labels, os.path.basename(image.path)): image for image in images}
+    named.pop(None, None)
+    if not named:
+        raise UserError(f"--labels: {source} names none of the images; its first is {next(iter(labels))}")
+    if not used:
+        inside = next(iter(named.values()))
+        raise UserError(
+            f"--labels: {source} names images in class folders alone, such as {inside.id}, whose label is their "
+            f"folder's name ({inside.label}); leave --labels out, or move them out of their folders"
+        )
+    warn_of_absent(source, labels.keys() - named)
+
+
 def show_tables(images: Sequence[ScannedImage], copies: Sequence[CopiedImage]) -> None:
     """Print splits, classes, sizes and kinds, bad files and copies."""
     show_table("Splits", SPLIT_COLUMNS, splits_table(images))
@@ -122,11 +130,9 @@ def write_copies(copies: Sequence[CopiedImage], path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("image", "and", "likeness", "remark"))
-            writer.writerows(
-                (one.id, other.id, "same file" if like is None else f"{like:.4f}", copy.remark)
-                for copy in copies
-                for one, other, like in [copy]
-            )
+            for copy in copies:
+                likeness = "same file" if copy.likeness is None else f"{copy.likeness:.4f}"
+                writer.writerow((copy.first.id, copy.other.id, likeness, copy.remark))
     except OSError as error:
         raise UserError(f"--out: cannot write {path}: {error.strerror}") from error
 
@@ -135,8 +141,8 @@ def find(folder: str, name: str, *, labels: dict[str, str], used: set[str]) -> I
     """The images of a folder, by split, with the label that their class folder or the CSV gives them.
 
     `name` tells the splits of several folders apart; without one, an image's id is its path within the folder. What the
-    CSV calls the images that it labels is added to `used`. Raises
-    UserError for a folder that is not there, or holds no image, and for a line of the CSV that fits several images.
+    CSV calls those that it labels is added to `used`. Raises UserError for a folder that is not there, or holds no
+    image, and for a line of the CSV that fits several images.
     """
     if is_table(folder):
         raise UserError(f"{folder}: a table, and inspect looks at folders of image files")

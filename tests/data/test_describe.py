@@ -208,7 +208,7 @@ def test_folders_of_one_name_are_two_splits(data, tmp_path, capsys):
 
 def test_a_csv_of_pictures_in_class_folders_alone_is_refused(data, tmp_path):
     (labels := tmp_path / "labels.csv").write_text("image_name,label\n3,dog\n")
-    with pytest.raises(UserError, match=r"names images in class folders alone, such as cat/1\.png.*\(cat\)"):
+    with pytest.raises(UserError, match=r"names images in class folders alone, such as cat/3\.png.*\(cat\)"):
         describe.main([str(data / "train"), "--labels", str(labels)])
 
 

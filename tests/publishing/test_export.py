@@ -72,7 +72,7 @@ def test_no_file_of_the_training_data_is_named_anywhere(built, run):
 
 def test_what_was_trained_here_is_not_to_be_downloaded_again(built):
     for folder in (built, built / "fold-0"):
-        with pytest.raises(UserError, match="was trained here and is not published.*creature publish"):
+        with pytest.raises(UserError, match=r"was trained here and is not published.*creature publish"):
             check.main([str(folder)])
 
 
