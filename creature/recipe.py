@@ -140,16 +140,25 @@ class Augment(_Settings):
     """[smallest, largest] area of a random resized crop, as a fraction of the image's area"""
     flip: Fraction = 0.5
     """probability of a horizontal flip"""
+    vertical_flip: Fraction = 0.0
+    """probability of a vertical flip, for images that have no up and down, such as those of a microscope"""
     rotation: float = Field(default=0.0, ge=0, le=180)
     """largest random rotation in either direction, in degrees"""
-    policy: Literal["none", "rand_augment", "trivial_augment"] = "none"
-    """automatic augmentation policy: RandAugment or TrivialAugment"""
+    policy: Literal["none", "rand_augment", "trivial_augment", "augmix", "three_augment"] = "none"
+    """automatic augmentation policy: RandAugment, TrivialAugment, AugMix, or one of grey, solarize and blur
+    (3-Augment)"""
+    color_jitter: Fraction = 0.0
+    """largest relative change of brightness, contrast and saturation in either direction"""
     random_erasing: Fraction = 0.0
     """probability that a random rectangle of the image is blacked out"""
     mix: Literal["none", "mixup", "cutmix", "mixup_or_cutmix"] = "none"
     """mix pairs of images, and their labels, within a batch; mixup_or_cutmix picks one for each batch"""
     mix_alpha: float = Field(default=1.0, gt=0)
     """the mixing proportion of each batch is drawn from Beta(alpha, alpha)"""
+    mix_probability: float = Field(default=1.0, gt=0, le=1)
+    """probability that a batch is mixed"""
+    mix_until: float = Field(default=1.0, gt=0, le=1)
+    """fraction of the epochs after which no batch is mixed any more"""
     sizes: tuple[Side, ...] | None = Field(default=None, min_length=1)
     """sides of the training images in pixels, each used for an equal share of the epochs, in this order; null:
     images.size throughout"""
@@ -158,8 +167,9 @@ class Augment(_Settings):
 class Loss(_Settings):
     """What is minimized."""
 
-    name: Literal["cross_entropy", "focal"] = "cross_entropy"
-    """cross-entropy, or focal loss, which weighs an image less the more confident the model is"""
+    name: Literal["cross_entropy", "focal", "binary_cross_entropy"] = "cross_entropy"
+    """cross-entropy; focal loss, which weighs an image less the more confident the model is; or binary cross-entropy,
+    which asks of each class by itself whether it is there, as it may be beside another in a mixed image"""
     gamma: float = Field(default=2.0, ge=0, le=10)
     """focusing exponent of the focal loss; 0 equals cross-entropy"""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -307,11 +317,12 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"augment.crop_scale: must be [smallest, largest] with 0 < smallest <= largest, got {list(low_high)}"
     if (sizes := recipe.augment.sizes) and len(sizes) > schedule.epochs:
         yield f"augment.sizes: {len(sizes)} sizes need as many epochs, schedule.epochs is {schedule.epochs}"
-    if recipe.images.cache == "device" and recipe.augment.policy != "none":
-        yield (
-            f"images.cache: device crops, flips and rotates alone, got augment.policy {recipe.augment.policy}; set it "
-            "to disk, from which workers augment, or augment.policy to none"
-        )
+    for name, plain in (("policy", "none"), ("color_jitter", 0.0)):
+        if recipe.images.cache == "device" and (value := getattr(recipe.augment, name)) != plain:
+            yield (
+                f"images.cache: device crops, flips and rotates alone, got augment.{name} {value}; set it to disk, "
+                f"from which workers augment, or augment.{name} to {plain}"
+            )
     if recipe.backbone.frozen:
         yield from _useless_if_frozen(recipe)
     if recipe.backbone.head_start == "probe" and not recipe.backbone.pretrained and not recipe.backbone.weights:
@@ -385,7 +396,15 @@ def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[st
 
 
 # Settings that came later: where they have this value, a recipe's identity is what it was before them.
-ADDED_KEYS = {"folds.repeats": 1, "deterministic": False, "schedule.min_steps": 0}
+ADDED_KEYS = {
+    "folds.repeats": 1,
+    "deterministic": False,
+    "schedule.min_steps": 0,
+    "augment.vertical_flip": 0.0,
+    "augment.color_jitter": 0.0,
+    "augment.mix_probability": 1.0,
+    "augment.mix_until": 1.0,
+}
 
 
 def identity_settings(recipe: Recipe) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from creature.data.decode import Decoded, Encoded
+from creature.data.order import derive_seed
 from creature.recipe import Augment
 
 Augmentation = Callable[[Encoded | Decoded, int], torch.Tensor]
@@ -65,22 +66,34 @@ def cached_transform(image: Encoded | Decoded, _seed: int) -> torch.Tensor:
 
 
 def training_augmentation(size: int, augment: Augment) -> Augmentation:
-    """Random flip, rotation, policy, crop and erasing, in this order; randomness is torch's own generator.
+    """Random flips, rotation, policy, crop, colours and erasing, in this order; randomness is torch's own generator.
 
-    Where no step needs more than the crop, an image is decoded in no higher resolution than the crop needs.
+    3-Augment (Touvron et al. 2022) is of the crop, the other policies of the whole image. Where no step needs more than
+    the crop, an image is decoded in no higher resolution than the crop needs.
     """
-    policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
+    policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide, "augmix": v2.AugMix}
     crop = v2.RandomResizedCrop(size, scale=augment.crop_scale)
     erasing = v2.RandomErasing(augment.random_erasing)
-    steps: list[Any] = [v2.RandomHorizontalFlip(augment.flip)]
+    flips: list[Any] = [v2.RandomHorizontalFlip(augment.flip)]
+    if augment.vertical_flip:
+        flips.append(v2.RandomVerticalFlip(augment.vertical_flip))
     if augment.rotation:
-        steps.append(v2.RandomRotation(augment.rotation))  # type: ignore[arg-type]
-    if augment.policy != "none":
-        steps.append(policies[augment.policy]())
-    exact = v2.Compose([*steps, crop, v2.PILToTensor(), erasing])
-    if augment.policy != "none":
+        flips.append(v2.RandomRotation(augment.rotation))  # type: ignore[arg-type]
+    whole = [policies[augment.policy]()] if augment.policy in policies else []
+    colours: list[Any] = [three_augment()] if augment.policy == "three_augment" else []
+    if augment.color_jitter:
+        colours.append(v2.ColorJitter(*[augment.color_jitter] * 3))
+    exact = v2.Compose([*flips, *whole, crop, v2.PILToTensor(), *colours, erasing])
+    if augment.policy in policies:
         return partial(_augment_in_full, exact)
-    return AffineAugmentation(size, augment.flip, augment.rotation, crop=crop, erasing=erasing, exact=exact)
+    return AffineAugmentation(size, augment, crop=crop, colours=colours, erasing=erasing, exact=exact)
+
+
+def three_augment() -> v2.Transform:
+    """One of grey, solarize and blur, of pixels (3, H, W); the colour jitter that belongs to it is a setting."""
+    return v2.RandomChoice(
+        [v2.Grayscale(3), v2.RandomSolarize(threshold=128, p=1), v2.GaussianBlur(kernel_size=9, sigma=(0.1, 2.0))]
+    )
 
 
 def _augment_in_full(steps: v2.Compose, image: Encoded | Decoded, seed: int) -> torch.Tensor:
@@ -91,10 +104,11 @@ def _augment_in_full(steps: v2.Compose, image: Encoded | Decoded, seed: int) -> 
 
 @dataclass(frozen=True)
 class View:
-    """A random view of an image (width, height): it is mirrored, then rotated, then cropped, then partly erased."""
+    """A random view of an image (width, height): it is flipped, then rotated, then cropped, then partly erased."""
 
     size: tuple[int, int]
     mirrored: bool
+    upside_down: bool
     angle: float  # in degrees, counter-clockwise
     crop: Box
     erased: Box | None  # in pixels of the view, whose size is the same for all
@@ -102,8 +116,12 @@ class View:
     @property
     def box(self) -> Box:
         """The crop's edges in the image as it is, where it is not rotated."""
-        left, top, right, bottom = self.crop
-        return Box(self.size[0] - right, top, self.size[0] - left, bottom) if self.mirrored else self.crop
+        (width, height), (left, top, right, bottom) = self.size, self.crop
+        if self.mirrored:
+            left, right = width - right, width - left
+        if self.upside_down:
+            top, bottom = height - bottom, height - top
+        return Box(left, top, right, bottom)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -114,27 +132,29 @@ class View:
             [0, (bottom - top) / 2, (top + bottom - height) / 2],
         ]
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
-        mirror = -1 if self.mirrored else 1
-        from_center = np.array([[mirror * cos, -mirror * sin], [sin, cos]])
+        flips = np.diag([-1 if self.mirrored else 1, -1 if self.upside_down else 1])
+        from_center = flips @ np.array([[cos, -sin], [sin, cos]])
         return np.diag([2 / width, 2 / height]) @ from_center @ np.array(to_crop)
 
 
 @dataclass(frozen=True)
 class AffineAugmentation:
-    """Random flip, rotation, crop and erasing: all randomness is drawn before anything is decoded."""
+    """Random flips, rotation, crop, colours and erasing: what is seen is drawn before anything is decoded."""
 
     size: int
-    flip: float  # probability
-    rotation: float  # at most, in degrees
+    settings: Augment
     crop: v2.RandomResizedCrop
+    colours: list[Any]  # of the crop's pixels
     erasing: v2.RandomErasing
     exact: v2.Compose  # the same as steps on the whole image
 
     def draw(self, width: int, height: int, seed: int) -> View:
         """What the seed makes of an image of this size."""
         with _seeded(seed):
-            mirrored = bool(torch.rand(1) < self.flip)
-            angle = float(torch.empty(1).uniform_(-self.rotation, self.rotation)) if self.rotation else 0.0
+            mirrored = bool(torch.rand(1) < self.settings.flip)
+            upside_down = bool(self.settings.vertical_flip and torch.rand(1) < self.settings.vertical_flip)
+            limit = self.settings.rotation
+            angle = float(torch.empty(1).uniform_(-limit, limit)) if limit else 0.0
             crop = self.crop.make_params([torch.empty(1, height, width, device="meta")])
             erased = None
             if self.erasing.p and torch.rand(1) < self.erasing.p:
@@ -143,15 +163,19 @@ class AffineAugmentation:
                     erased = Box(drawn["j"], drawn["i"], drawn["j"] + drawn["w"], drawn["i"] + drawn["h"])
         left, top = crop["left"], crop["top"]
         box = Box(left, top, left + crop["width"], top + crop["height"])
-        return View((width, height), mirrored, angle, crop=box, erased=erased)
+        return View((width, height), mirrored, upside_down, angle=angle, crop=box, erased=erased)
 
     def __call__(self, image: Encoded | Decoded, seed: int) -> torch.Tensor:
         """The view (3, size, size)."""
-        if self.rotation:
+        if self.settings.rotation:
             return _augment_in_full(self.exact, image, seed)
         view = self.draw(*image.size, seed)
         pixels = _crop(image, view.box, self.size)
         pixels = pixels.flip(2) if view.mirrored else pixels
+        pixels = pixels.flip(1) if view.upside_down else pixels
+        if self.colours:
+            with _seeded(derive_seed(seed, "colours")):
+                pixels = v2.Compose(self.colours)(pixels).contiguous()  # grey is one channel, seen three times
         if view.erased is not None:
             left, top, right, bottom = map(int, view.erased)
             pixels[:, top:bottom, left:right] = 0
@@ -194,8 +218,12 @@ def _resize_within(image: Image.Image, box: Box, size: int) -> torch.Tensor:
 
 
 def make_mix(augment: Augment, classes: int) -> Mix | None:
-    """MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or either: pixels, labels (B,) -> pixels, targets (B, K)."""
+    """MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or either: pixels, labels (B,) -> pixels, targets (B, K).
+
+    With a probability below 1 some batches, and their labels, are left as they are.
+    """
     mixup = v2.MixUp(alpha=augment.mix_alpha, num_classes=classes)
     cutmix = v2.CutMix(alpha=augment.mix_alpha, num_classes=classes)
     either = v2.RandomChoice([mixup, cutmix])
-    return {"none": None, "mixup": mixup, "cutmix": cutmix, "mixup_or_cutmix": either}[augment.mix]
+    mix = {"none": None, "mixup": mixup, "cutmix": cutmix, "mixup_or_cutmix": either}[augment.mix]
+    return v2.RandomApply([mix], augment.mix_probability) if mix and augment.mix_probability < 1 else mix

@@ -89,7 +89,7 @@ def cut_views(copies: torch.Tensor, views: Sequence[View], augmentation: AffineA
         pixels = interpolate(pixels, (round(size * MARGIN),) * 2, mode="bilinear", antialias=True)
     maps = copy_to(copies.device, torch.tensor(np.stack([view.matrix for view in views]), dtype=torch.float32))
     grid = affine_grid(maps, [count, 3, size, size], align_corners=False)
-    padding = "zeros" if augmentation.rotation else "border"
+    padding = "zeros" if augmentation.settings.rotation else "border"
     pixels = grid_sample(pixels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     pixels = pixels.round().to(torch.uint8)
     if augmentation.erasing.p:

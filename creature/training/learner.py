@@ -36,6 +36,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     normalize: nn.Module  # of pixels; what a frozen backbone made of them needs none
     mix: Mix | None
+    mix_until: float  # epochs
     classes: int
     row_loss: RowLoss
     seed: int
@@ -130,6 +131,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
         optimizer=build_optimizer(parameter_groups(model, optimizer), optimizer),
         normalize=normalize,
         mix=make_mix(recipe.augment, classes),
+        mix_until=recipe.augment.mix_until * data.schedule.epochs,
         classes=classes,
         row_loss=make_loss(recipe.loss, counts.tolist(), accelerator.device),
         seed=recipe.seed,

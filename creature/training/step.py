@@ -218,7 +218,9 @@ def _backward(
     """Gradients of the weighted sum of the rows' losses; gives that sum."""
     inputs = learner.normalize(copy_to(accelerator.device, batch.pixels))
     targets = copy_to(accelerator.device, batch.labels)
-    if learner.mix:  # the whole share, or its pairs would depend on the number of micro-batches
+    if (
+        learner.mix and learner.state.epoch < learner.mix_until
+    ):  # the whole share, or its pairs would depend on the number of micro-batches
         targets = targets if targets.ndim == 2 else soft_labels(targets, learner.classes)
         inputs, targets = learner.mix(inputs, targets)
     count = min(learner.micro_batches, most_micro_batches(len(targets)))

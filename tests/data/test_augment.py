@@ -83,12 +83,15 @@ def test_a_view_reaches_workers_that_are_spawned(view):
 # Training
 
 
+POLICIES = ["none", "rand_augment", "trivial_augment", "augmix", "three_augment"]
+
+
 def seen(view, seed: int, image: Image.Image | None = None) -> torch.Tensor:
     pixels = np.asarray(image or picture(61, 40))
     return view(Decoded((pixels.shape[1], pixels.shape[0]), pixels), seed)
 
 
-@pytest.mark.parametrize("policy", ["none", "rand_augment", "trivial_augment"])
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("rotation", [0.0, 30.0])
 @pytest.mark.parametrize("erasing", [0.0, 1.0])
 def test_every_training_view_gives_pixels_that_the_seed_alone_decides(policy, rotation, erasing):
@@ -101,7 +104,7 @@ def test_every_training_view_gives_pixels_that_the_seed_alone_decides(policy, ro
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 80), (80, 3)])
-@pytest.mark.parametrize("policy", ["none", "rand_augment", "trivial_augment"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_small_and_narrow_pictures_have_a_view(size, policy):
     view = training_augmentation(24, augment(policy=policy, rotation=10.0, random_erasing=1.0))
     for seed in range(20):
@@ -118,6 +121,42 @@ def test_flip_is_a_mirror_and_its_probability_is_kept():
     upright = torch.from_numpy(NOISE[:32, :32].copy()).permute(2, 0, 1)
     assert torch.equal(whole(flip=0.0), upright)
     assert torch.equal(whole(flip=1.0), upright.flip(2))
+
+
+def test_a_vertical_flip_turns_upside_down():
+    upright = whole(flip=0.0)
+    assert torch.equal(whole(flip=0.0, vertical_flip=1.0), upright.flip(1))
+    assert torch.equal(whole(flip=1.0, vertical_flip=1.0), upright.flip(1, 2))
+    view = training_augmentation(24, augment(flip=0.0, vertical_flip=1.0))
+    plain = training_augmentation(24, augment(flip=0.0))
+    assert any(not torch.equal(seen(view, seed), seen(plain, seed).flip(1)) for seed in range(8))  # a crop of its own
+
+
+def test_colours_are_changed_and_nothing_else():
+    plain = whole(flip=0.0).float()
+    for settings, limit in (({"color_jitter": 0.1}, 0.5), ({"color_jitter": 0.5}, 0.99)):
+        changed = whole(flip=0.0, **settings).float()
+        alike = torch.corrcoef(torch.stack([plain.mean(0).ravel(), changed.mean(0).ravel()]))[0, 1]
+        assert not torch.equal(changed, plain) and alike > 0.9 and (changed - plain).abs().max() <= 255 * limit
+    turned = training_augmentation(32, augment(color_jitter=0.5, rotation=10.0))
+    assert not torch.equal(seen(turned, 3), seen(training_augmentation(32, augment(rotation=10.0)), 3))
+
+
+def test_three_augment_is_grey_or_solarized_or_blurred():
+    """Of one picture, one of the three for each seed: equal colours, bright levels turned over, or less contrast."""
+    upright, kinds = picture(32, 32), set()
+    plain = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    for seed in range(30):
+        pixels = seen(
+            training_augmentation(32, augment(crop_scale=(1.0, 1.0), flip=0.0, policy="three_augment")), seed, upright
+        )
+        if torch.equal(pixels, pixels[:1].expand(3, -1, -1)):
+            kinds.add("grey")
+        elif torch.equal(pixels, torch.where(plain >= 128, 255 - plain, plain)):
+            kinds.add("solarized")
+        elif pixels.float().std() < plain.float().std():
+            kinds.add("blurred")
+    assert kinds == {"grey", "solarized", "blurred"}
 
 
 def test_erasing_blackens_one_rectangle():
@@ -192,13 +231,13 @@ def test_a_large_jpeg_is_decoded_in_no_higher_resolution_than_its_crop_needs(mon
 # Mixing
 
 
-def mixed(name: str, count: int, seed: int, alpha: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def mixed(name: str, count: int, seed: int, **settings: float) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch in which image i has the value i everywhere, and the label i."""
     pixels = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1).expand(count, 3, 16, 16).clone()
     torch.manual_seed(seed)
-    mix = make_mix(augment(mix=name, mix_alpha=alpha), count)
+    mix = make_mix(augment(mix=name, **settings), count)
     assert mix
-    return mix(pixels, torch.arange(count))
+    return mix(pixels, torch.eye(count))
 
 
 MIXES = ["mixup", "cutmix", "mixup_or_cutmix"]
@@ -236,11 +275,17 @@ def test_either_mix_is_sometimes_one_and_sometimes_the_other():
 
 def test_alpha_sets_how_far_pictures_are_mixed():
     def strength(alpha: float) -> float:
-        largest = [mixed("mixup", 2, seed, alpha)[1].max(1).values.mean() for seed in range(50)]
+        largest = [mixed("mixup", 2, seed, mix_alpha=alpha)[1].max(1).values.mean() for seed in range(50)]
         return float(1 - torch.stack(largest).mean())
 
     for small, large in itertools.pairwise((0.05, 1.0, 50.0)):
         assert strength(small) < strength(large)
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_a_batch_is_mixed_with_the_probability_that_is_asked_for(name):
+    clean = sum(bool((mixed(name, 8, seed, mix_probability=0.5)[1].max(1).values == 1).all()) for seed in range(200))
+    assert 70 < clean < 130
 
 
 def test_no_mix_is_none():

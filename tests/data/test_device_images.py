@@ -54,13 +54,14 @@ def test_small_views_of_an_early_epoch_are_not_aliased():
 def test_rotation_crop_and_flip_are_those_of_the_whole_picture():
     x, y = np.meshgrid(np.linspace(20, 235, SIZE[0]), np.linspace(20, 235, SIZE[1]))
     image = Image.fromarray(np.stack([x, y, (x + y) / 2], 2).astype(np.uint8))  # smooth: resampling hides nothing
-    augment, seeds = augmentation(rotation=40.0), range(30)
+    augment, seeds = augmentation(rotation=40.0, vertical_flip=0.5), range(30)
     expected = torch.stack([augment(Decoded(SIZE, np.asarray(image)), seed) for seed in seeds]).float()
     views = on_device(copy_of(image, 73), augment, seeds)
     inside = (views > 20) & (expected > 20)  # beside the rotated picture's sharp edge
     assert (views - expected).abs()[inside].mean() <= 1
     assert ((views > 0) == (expected > 0)).float().mean() > 0.98 and inside.float().mean() > 0.7
-    assert len({augment.draw(*SIZE, seed).mirrored for seed in seeds}) == 2
+    views = [augment.draw(*SIZE, seed) for seed in seeds]
+    assert len({(view.mirrored, view.upside_down) for view in views}) == 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -98,11 +99,11 @@ def test_without_random_views_a_run_is_close_to_one_by_workers(tiny, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "device/fold-0"), losses(tmp_path / "disk/fold-0"), rtol=0.05)
 
 
-def test_what_is_no_affine_map_is_refused(tiny, tmp_path):
-    with pytest.raises(
-        UserError, match=r"images.cache: device crops, flips and rotates alone, got augment.policy rand"
-    ):
-        start(tiny, tmp_path / "run", *DEVICE, "augment.policy=rand_augment")
+@pytest.mark.parametrize("setting", ["policy=rand_augment", "policy=three_augment", "color_jitter=0.2"])
+def test_what_is_no_affine_map_is_refused(tiny, tmp_path, setting):
+    named = setting.replace("=", " ")
+    with pytest.raises(UserError, match=rf"images.cache: device crops, flips and rotates alone, got augment\.{named};"):
+        start(tiny, tmp_path / "run", *DEVICE, f"augment.{setting}")
 
 
 def test_held_out_rows_are_seen_exactly(tiny, tmp_path, monkeypatch):

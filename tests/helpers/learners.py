@@ -26,6 +26,7 @@ def make_learner(model: nn.Module, settings: Optimizer, row_loss: RowLoss, *, ba
         optimizer=build_optimizer(parameter_groups(model, settings), settings),
         normalize=nn.Identity(),
         mix=None,
+        mix_until=99,
         classes=2,
         row_loss=row_loss,
         seed=0,

@@ -12,7 +12,8 @@ LOGITS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)).softmax(1)
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 COUNTS = [200, 40, 10]
-EVERY = [(name, balance) for name in ("cross_entropy", "focal") for balance in ("none", "sqrt", "inverse")]
+NAMES = ("cross_entropy", "focal", "binary_cross_entropy")
+EVERY = [(name, balance) for name in NAMES for balance in ("none", "sqrt", "inverse")]
 
 
 def test_a_loss_is_cross_entropy_of_each_row():
@@ -45,6 +46,16 @@ def test_focal_loss_is_its_formula():
     torch.testing.assert_close(
         make_loss(Loss(name="focal", gamma=2.0), COUNTS)(LOGITS, LABELS), -((1 - p) ** 2) * p.log()
     )
+
+
+def test_binary_cross_entropy_asks_of_each_class_by_itself():
+    """The sum over the classes of -y log s - (1 - y) log(1 - s), with s the sigmoid; balance weighs the whole row."""
+    s = LOGITS.sigmoid()
+    expected = -(TARGETS * s.log() + (1 - TARGETS) * (1 - s).log()).sum(1)
+    torch.testing.assert_close(make_loss(Loss(name="binary_cross_entropy"), COUNTS)(LOGITS, TARGETS), expected)
+    weight = torch.tensor(class_weights("inverse", np.array(COUNTS)), dtype=torch.float32)
+    balanced = make_loss(Loss(name="binary_cross_entropy", balance="inverse"), COUNTS)
+    torch.testing.assert_close(balanced(LOGITS, TARGETS), expected * (TARGETS @ weight))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])

@@ -103,6 +103,15 @@ def test_mixing_looks_at_no_label(mix, drawn, tmp_path):
     assert not {"aten::one_hot", "aten::aminmax"} & set(operations(steps))
 
 
+def test_mixing_ends_with_the_epoch_that_is_asked_for(drawn, tmp_path):
+    settings = {"augment": {"mix": "mixup", "mix_until": 0.5}, "schedule": {"name": "constant", "epochs": 4}}
+    learner, _, steps = our_steps(recipe_of(drawn, **settings), tmp_path)
+    mixed = []
+    for learner.state.epoch in range(4):
+        mixed.append("aten::roll" in operations(steps))
+    assert mixed == [True, True, False, False]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("mix", ["none", "mixup_or_cutmix"])
 def test_no_step_waits_for_the_gpu(mix, drawn, tmp_path, monkeypatch):
