@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=16, le=2048)]  # of a square input, in pixels
 PlacePath = Annotated[str, AfterValidator(os.path.expanduser)]  # of a file or folder; ~ is the user's home
 FoldIndex = Annotated[int, Field(ge=0)]
+
+
+def _check_trained(part: str) -> str:
+    if not re.fullmatch(r"all|norms|last:[1-9]\d{0,2}", part):
+        raise ValueError("must be all, norms or last:N with N of 1 or more, such as last:2")
+    return part
+
+
+TrainedPart = Annotated[str, AfterValidator(_check_trained)]
 
 
 def _join_lines(schema: dict[str, Any]) -> None:
@@ -120,6 +130,9 @@ class Backbone(_Settings):
     """stochastic depth: probability of skipping the deepest block; it falls linearly towards the input"""
     frozen: bool = False
     """train only the classifier, on features of the unaugmented images, computed once for all folds and epochs"""
+    train: TrainedPart = "all"
+    """what of the network learns beside the classifier: all; norms, its normalization layers; or last:N, its N last
+    blocks, such as last:2"""
     freeze_batch_stats: bool = False
     """keep BatchNorm's running mean and variance as they were pretrained"""
     sync_batchnorm: bool = False
@@ -370,8 +383,8 @@ def _useless_if_frozen(recipe: Recipe) -> Iterator[str]:
         yield f"augment: {useless}, which sees each image once, as in evaluation; remove it, or --set augment={{}}"
     if recipe.images.cache != "off":
         yield f"images.cache: {useless}, which decodes each image once anyway; set it to off"
-    for name in ("freeze_batch_stats", "sync_batchnorm", "gradient_checkpointing", "compile", "drop_path"):
-        if getattr(backbone, name):
+    for name in ("train", "freeze_batch_stats", "sync_batchnorm", "gradient_checkpointing", "compile", "drop_path"):
+        if getattr(backbone, name) != Backbone.model_fields[name].default:
             plain = json.dumps(Backbone.model_fields[name].default)
             yield f"backbone.{name}: {useless}, which computes the backbone as it is; set it to {plain}"
     if backbone.head_start != "none":
@@ -400,6 +413,7 @@ ADDED_KEYS = {
     "folds.repeats": 1,
     "deterministic": False,
     "schedule.min_steps": 0,
+    "backbone.train": "all",
     "augment.vertical_flip": 0.0,
     "augment.color_jitter": 0.0,
     "augment.mix_probability": 1.0,

@@ -480,6 +480,7 @@ def result_settings(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterat
         "images__label_column": "a",
         "folds__group": "a",
         "augment__sizes": [64, 96],
+        "backbone__train": "norms",
         "optimizer__name": "lion",
         "optimizer__clip_norm": 1.0,
         "optimizer__ema_decay": 0.9,

@@ -21,6 +21,7 @@ from creature.training.backbone import as_linear, build_backbone, check_size, fi
 from creature.training.linear_probe import score_classifier, solve_classifier
 from creature.training.losses import RowLoss, make_loss
 from creature.training.optimizer import build_optimizer, parameter_groups
+from creature.training.partial import freeze_the_rest
 from creature.training.schedule import lr_factor
 from creature.training.train_data import TrainData
 from creature.training.training_state import EpochResult, TrainingState
@@ -113,6 +114,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
     for size in recipe.augment.sizes or ():
         check_size(network, backbone.name, size, field="augment.sizes")
     network = network.to(accelerator.device)
+    freeze_the_rest(network, backbone.train)
     ema = ModelEmaV3(network, optimizer.ema_decay, use_warmup=True) if optimizer.ema_decay else None
     if backbone.compile:
         torch.compiler.reset()  # graphs of the fold before count towards torch's limit, past which it compiles no more

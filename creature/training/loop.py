@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from creature.console import progress, warn
 from creature.data.loader import Batch, MakeBatches
@@ -23,6 +24,7 @@ from creature.metrics.predictions import Predictions
 from creature.run import held_out_predictions
 from creature.training import distributed
 from creature.training.learner import Learner
+from creature.training.partial import frozen_batch_norms
 from creature.training.saver import Saver
 from creature.training.signals import Stop
 from creature.training.step import StepResult, check_readable, train_step
@@ -102,12 +104,11 @@ def train_epoch(
 
 
 def train_mode(model: nn.Module, freeze_batch_stats: bool) -> None:
-    """Training mode, with BatchNorm on its pretrained statistics if asked."""
+    """Training mode, with BatchNorm on its pretrained statistics if asked, or where nothing of it learns."""
     model.train()
-    if freeze_batch_stats:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for module in norms if freeze_batch_stats else frozen_batch_norms(model):
+        module.eval()
 
 
 def steps_per_read(device: torch.device) -> int:
