@@ -131,7 +131,8 @@ def train_fold(training: "Training", recipe: "Recipe", *, fold: int, folder: Pat
             loop.train_epoch(accelerator, learner, batches, stop=stop, saver=saver, title=title)
             with stop.saving(saver.save_now):
                 predictions = loop.predict_held_out(accelerator, learner, data, batches=batches)
-            result = learner.end_epoch(predictions.score)
+            by = loop.selected_by(predictions, recipe.checkpoint.metric)
+            result = learner.end_epoch(predictions.score, by)
             say(result)
             for remark in remarks(state, recipe, learner.epochs):
                 say(remark)

@@ -257,8 +257,11 @@ class Checkpoint(_Settings):
     """Which weights of a fold are kept, and how often a training can be resumed."""
 
     select: Literal["last", "best"] = "last"
-    """epoch whose weights are used: the last, or the one with the best held-out accuracy, whose score is optimistic and
+    """epoch whose weights are used: the last, or the one with the best held-out score, which is optimistic and
     therefore marked `selected`"""
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
+    """the score that the best epoch has; balanced accuracy (the mean recall of the classes) and macro F1 count rare
+    classes as much as frequent ones"""
     every_epochs: Annotated[int | None, NOT_IN_IDENTITY] = Field(default=None, ge=1)
     """also keep the weights of every n-th epoch; null: only those of the last and the best"""
     every_minutes: Annotated[float, NOT_IN_IDENTITY] = Field(default=10.0, ge=0)
@@ -414,6 +417,7 @@ ADDED_KEYS = {
     "deterministic": False,
     "schedule.min_steps": 0,
     "backbone.train": "all",
+    "checkpoint.metric": "accuracy",
     "augment.vertical_flip": 0.0,
     "augment.color_jitter": 0.0,
     "augment.mix_probability": 1.0,

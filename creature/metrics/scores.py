@@ -55,6 +55,13 @@ class Scores:
     classes_without_rows: list[int]
 
 
+def score_by(metric: str, predicted: np.ndarray, labels: np.ndarray, *, classes: int) -> float:
+    """One score of predicted classes (N,): accuracy, macro_f1, or balanced_accuracy, the mean recall of the classes."""
+    scores = score(predicted, labels, classes)
+    recalls = [recall for recall in scores.class_recall if recall is not None]
+    return float(np.mean(recalls)) if metric == "balanced_accuracy" else getattr(scores, metric)
+
+
 def score(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Scores:
     """The scores of predicted classes (N,) against labels (N,)."""
     count = count_correct(predicted, labels)

@@ -200,7 +200,8 @@ def _read_state(point: Path) -> TrainingState:
 
 def write_history(folder: Path, history: list[EpochResult]) -> None:
     """One JSON line an epoch; all of them at once, so that a resumed run has each epoch once."""
-    write_text(folder / "history.jsonl", "".join(json.dumps(asdict(result)) + "\n" for result in history))
+    rows = [{name: value for name, value in asdict(result).items() if value is not None} for result in history]
+    write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _resume_points(folder: Path) -> dict[int, Path]:

@@ -74,10 +74,13 @@ class Learner:
         self.state.micro_batches *= 2
         return True
 
-    def end_epoch(self, score: Count) -> EpochResult:
-        """The figures of the epoch that ends, with its score on held-out rows; the state moves to the next one."""
+    def end_epoch(self, score: Count, selected_by: float | None = None) -> EpochResult:
+        """The figures of the epoch that ends, with its score on held-out rows; the state moves to the next one.
+
+        The best epoch is chosen by `selected_by`, or by the accuracy.
+        """
         rate = self.learning_rate(self.state.epoch + 1 - 1 / len(self.batch_sizes))  # of the epoch's last step
-        return self.state.end_epoch(score, learning_rate=rate, images=sum(self.batch_sizes))
+        return self.state.end_epoch(score, selected_by, learning_rate=rate, images=sum(self.batch_sizes))
 
     @cached_property
     def statistics(self) -> list[torch.Tensor]:

@@ -21,6 +21,7 @@ from creature.data.order import fold_requests, held_out_order
 from creature.device import copy_to
 from creature.errors import Interrupted, UserError
 from creature.metrics.predictions import Predictions
+from creature.metrics.scores import score_by
 from creature.run import held_out_predictions
 from creature.training import distributed
 from creature.training.learner import Learner
@@ -135,6 +136,13 @@ def predict_held_out(
     rows, model = np.flatnonzero(data.folds.held_out(learner.fold)).astype(np.int32), learner.eval_model
     logits = predict(accelerator, model, batches, rows=rows, batch_size=data.batch_size, normalize=learner.normalize)
     return held_out_predictions(data.folds, rows, logits)
+
+
+def selected_by(predictions: Predictions, metric: str) -> float | None:
+    """The score by which the best epoch is chosen, where `metric` (checkpoint.metric) is not the accuracy."""
+    if metric == "accuracy":
+        return None
+    return score_by(metric, predictions.predicted, predictions.labels, classes=len(predictions.class_names))
 
 
 @torch.inference_mode()

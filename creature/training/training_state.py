@@ -36,11 +36,17 @@ class EpochResult:
     n: NonNegativeInt
     low: float  # of the 95 % interval
     high: float
+    selected_by: float | None = None  # the score by which the best epoch is chosen, where that is not the accuracy
 
     @property
     def score(self) -> Count:
         """Held-out rows that are right."""
         return Count(self.correct, self.n)
+
+    @property
+    def rank(self) -> float:
+        """What the best epoch has most of."""
+        return self.correct if self.selected_by is None else self.selected_by
 
     def __str__(self) -> str:
         figures = f"{self.loss:.4f}", f"{self.learning_rate:.1e}", f"{self.seconds:.1f}", f"{self.waiting:.0%}"
@@ -129,7 +135,9 @@ class TrainingState:
                 f"gradient was no finite number, the last on {', '.join(ids[:5])}; {LOWER_RATE}"
             )
 
-    def end_epoch(self, score: Count, *, learning_rate: float, images: int) -> EpochResult:
+    def end_epoch(
+        self, score: Count, selected_by: float | None = None, *, learning_rate: float, images: int
+    ) -> EpochResult:
         """The figures of the epoch that ends, on so many `images`; the state moves to the beginning of the next one.
 
         Raises UserError where every step was skipped.
@@ -144,10 +152,11 @@ class TrainingState:
             waiting=round(self.waited / self.seconds, 4),
             skipped_steps=self.skipped,
             images_per_second=round(images / self.seconds, 1),
+            selected_by=selected_by,
             **score.figures(),  # pyright: ignore[reportArgumentType]
         )
         self.history.append(result)
-        if self.best_epoch < 0 or result.correct > self.history[self.best_epoch].correct:
+        if self.best_epoch < 0 or result.rank > self.history[self.best_epoch].rank:
             self.best_epoch = self.epoch
         self.epoch, self.batch, self.loss_sum, self.rows, self.skipped = self.epoch + 1, 0, 0.0, 0, 0
         self.seconds = self.waited = 0.0

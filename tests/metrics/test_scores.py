@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from creature.metrics.accuracy import Count, count_correct
-from creature.metrics.scores import ClassificationScores, score
+from creature.metrics.scores import ClassificationScores, score, score_by
 
 K = 5
 RNG = np.random.default_rng(0)
@@ -63,6 +63,14 @@ def test_scores_are_scikit_learn_s():
     recall = recall_score(LABELS, PREDICTED, labels=present, average=None)  # pyright: ignore[reportArgumentType]
     assert [actual.class_recall[k] for k in present] == pytest.approx(np.asarray(recall).tolist())
     np.testing.assert_allclose(actual.interval, wilson(actual.correct, 200))
+
+
+def test_an_epoch_s_score_is_scikit_learn_s():
+    present = sorted(set(LABELS.tolist()))
+    recall = recall_score(LABELS, PREDICTED, labels=present, average="macro")
+    f1 = f1_score(LABELS, PREDICTED, labels=present, average="macro")
+    assert score_by("balanced_accuracy", PREDICTED, LABELS, classes=K) == pytest.approx(recall)
+    assert score_by("macro_f1", PREDICTED, LABELS, classes=K) == pytest.approx(f1)
 
 
 def test_a_class_without_rows_has_no_recall_and_no_part_in_the_f1():
