@@ -3,6 +3,7 @@
 A verb's module is imported when it is asked for, so that `creature --help` is there at once.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -81,7 +82,11 @@ def main() -> int:
     """Run the verb that the command line names, and exit as it says."""
     name, *argv = sys.argv[1:] or [""]
     if name in ("", "-h", "--help"):
-        print(overview(), file=sys.stdout if name else sys.stderr)
+        try:
+            print(overview(), file=sys.stdout if name else sys.stderr, flush=True)
+        except BrokenPipeError:  # the reader of a pipe has read enough; console.run would import too much for this
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         return 0 if name else 2
     if name == "--version":
         from creature import __version__

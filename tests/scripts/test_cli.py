@@ -47,6 +47,15 @@ def test_help_lists_every_verb_and_imports_nothing_for_it():
     assert named == list(command.VERBS) and max(map(len, lines)) <= 100
 
 
+def test_help_whose_reader_leaves_ends_quietly():
+    with subprocess.Popen(
+        [sys.executable, "-m", "creature", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stdout and program.stderr
+        program.stdout.close()
+        assert (program.wait(), program.stderr.read()) == (141, b"")
+
+
 @pytest.mark.parametrize("name", command.VERBS)
 def test_a_verb_s_help_calls_it_by_its_name(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
