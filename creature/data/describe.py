@@ -35,7 +35,7 @@ from creature.data.describe_tables import (
     splits_table,
 )
 from creature.data.duplicates import near_duplicates
-from creature.data.files import file_id, list_images, name_in, names_of, read_labels, warn_of_absent
+from creature.data.files import file_id, list_images, names_in, names_of, read_labels, warn_of_absent
 from creature.data.likeness import SHAPE, read_detail
 from creature.data.sketches import LENGTH, sketch
 from creature.data.sources import short_names
@@ -97,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_labels(source: str, labels: dict[str, str], images: Sequence[ScannedImage], *, used: set[str]) -> None:
     """Raises UserError for a CSV that labels no image, and warns of lines that name none."""
-    named = {name_in(labels, os.path.basename(image.path)): image for image in images}
-    named.pop(None, None)
+    named = {name: image for image in images for name in names_in(labels, os.path.basename(image.path))[:1]}
     if not named:
         raise UserError(f"--labels: {source} names none of the images; its first is {next(iter(labels))}")
     if not used:

@@ -155,7 +155,7 @@ def _advice_on_series(images: Sequence[ScannedImage], alike: Sequence[CopiedImag
         keys = {image.id: match[1] for image in images if (match := re.search(pattern, image.id))}
         shared = [copy for copy in alike if keys.get(copy.first.id, "") == keys.get(copy.other.id)]
         series = len(set(keys.values()))
-        if series <= classes:
+        if series <= classes or not all(image.id in keys for image in images if _is_trainable(image)):
             continue
         if len(shared) >= MANY and 2 * len(shared) >= len(alike):
             why = f"{len(shared)} of {len(alike)} pairs that look the same share a {kind}"

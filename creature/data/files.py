@@ -167,9 +167,17 @@ def _label_index(path: str, header: list[str], label_column: str) -> int:
 def names_of(labels: dict[str, str], paths: Iterable[str]) -> dict[str, str]:
     """What the CSV calls each image that it names: its relative path or file name, with or without the ending.
 
-    Raises UserError for a line that fits several images.
+    Raises UserError for a line that fits several images, and for lines of one image that contradict each other.
     """
-    names = {path: name for path in paths if (name := name_in(labels, path)) is not None}
+    fitting = {path: named for path in paths if (named := names_in(labels, path))}
+    names = {path: named[0] for path, named in fitting.items()}
+    used = set(names.values())
+    for path, (name, *others) in fitting.items():
+        for other in others:
+            if other not in used and labels[other] != labels[name]:
+                raise UserError(
+                    f"labels: {path} has two lines, {name},{labels[name]} and {other},{labels[other]}; remove one"
+                )
     fits: dict[str, list[str]] = {}
     for path, name in names.items():
         fits.setdefault(name, []).append(path)
@@ -190,11 +198,10 @@ def warn_of_absent(source: str, names: Collection[str]) -> None:
         warn(f"{source}: {len(names)} lines name no image that is there, such as {first}")
 
 
-def name_in(labels: dict[str, str], path: str) -> str | None:
-    """What the CSV calls an image, if it names it."""
+def names_in(labels: dict[str, str], path: str) -> list[str]:
+    """What the CSV calls an image, the most exact name first; empty where it does not name it."""
+    names: list[str] = []
     for spelled in dict.fromkeys((spelling(path.replace(os.sep, "/")), spelling(file_id(path)))):
         pure = PurePosixPath(spelled)
-        for name in (str(pure), str(pure.with_suffix("")), pure.name, pure.stem):
-            if name in labels:
-                return name
-    return None
+        names += (str(pure), str(pure.with_suffix("")), pure.name, pure.stem)
+    return [name for name in dict.fromkeys(names) if name in labels]

@@ -135,6 +135,8 @@ def _read_flat_folder(spec: SourceSpec, paths: list[str]) -> SourceRows:
             f"images.labels: {labels_csv} has no label for {missing[0]} ({len(missing)} such), and its first line is "
             f"that of {next(iter(lines), 'none')}; add a line for each, spelled as its path within {spec.source} or as "
             "its file name, or move the image elsewhere"
+            + "; images.holdout_labels is a CSV for images.holdout alone"
+            * (spec.field == "images.holdout")
         )
     groups = {}
     if columns.group_column:

@@ -17,12 +17,14 @@ REMEDIES = "loss.balance=logit_adjust weighs rare classes up; more images of the
 def uneven_lines(predicted: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
     """Lines to show beside the accuracy of predicted classes (N,) against labels (N,); none where classes are even.
 
-    Uneven: the most frequent class has three times the rows of the rarest one, and half as many again as the mean.
+    Uneven: the most frequent class has three times the rows of the rarest one, and half as many again as the mean; or
+    the rarest one has a tenth of the mean.
     """
     total = np.bincount(labels, minlength=len(class_names))
     present = np.flatnonzero(total)
     most = int(total.argmax())
-    if total[most] < max(3 * total[present].min(), 1.5 * total[present].mean()):
+    rarest, mean = total[present].min(), total[present].mean()
+    if total[most] < max(3 * rarest, 1.5 * mean) and rarest > mean / 10:
         return []
     correct = np.bincount(labels[predicted == labels], minlength=len(class_names))
     recalls = {int(k): Count(int(correct[k]), int(total[k])) for k in present}

@@ -10,7 +10,7 @@ from creature.errors import UserError
 from creature.publishing.golden import predict_golden, read_golden
 from creature.storage import manifest_differences
 
-TRAINED = {"recipe.yaml", "result.json"}  # of a run, and of its folds
+TRAINED = {"recipe.yaml", "result.json", "history.jsonl"}  # of a run, and of its folds
 PUBLISHED = {"manifest.json", "golden.json"}
 TOLERANCE = 1e-3  # of a logit: other processors and versions round differently
 

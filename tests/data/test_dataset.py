@@ -273,6 +273,14 @@ def test_a_line_that_fits_several_pictures_labels_none_of_them(tmp_path, line, f
     assert re.search(message, refusal(folder, labels_csv=path))
 
 
+def test_two_lines_of_one_picture_that_contradict_each_other_are_refused(tmp_path):
+    folder = fill(tmp_path / "flat", "3.png", "dog.png")
+    path = write_csv(tmp_path / "labels.csv", "image,label", "3,cat", "3.png,bird", "dog.png,dog")
+    assert "labels: 3.png has two lines, 3.png,bird and 3,cat; remove one" in refusal(folder, labels_csv=path)
+    path = write_csv(tmp_path / "labels.csv", "image,label", "3,bird", "3.png,bird", "dog.png,dog")
+    assert len(images(folder, labels_csv=path)) == 2
+
+
 def test_a_table_s_path_is_no_pattern(tmp_path):
     parquet(tmp_path / "photos1.parquet", table(["b", "c"]))
     parquet(tmp_path / "photos[1].parquet", table(["a", "d"]))

@@ -155,6 +155,8 @@ def test_a_scene_of_one_camera_suggests_what_its_names_tell():
     (line,) = [line for line in advice(images, [], 13) if "folds.group='" in line]
     assert "13 of 24 images share a scene" in line and "the minute, such as 20260301_1200" in line
     assert not any("folds.group='" in line for line in advice(images, [], 11))
+    nameless = ScannedImage("fox/copy.jpg", "", "train", "fox")  # which such a pattern would not match
+    assert not any("folds.group='" in line for line in advice([*images, nameless], [], 24))
     apart = [image._replace(id=f"fox/{k}a.jpg") for k, image in enumerate(images)]
     assert not any("folds.group='" in line for line in advice(apart, [], 24))
 

@@ -25,6 +25,12 @@ def test_a_rare_class_that_is_never_right_is_named_beside_the_share_of_the_large
     assert hardly.startswith("hardly ever recognised: owl 0 of 12; loss.balance=")
 
 
+def test_a_class_of_two_beside_even_ones_is_named():
+    labels = np.repeat([0, 1, 2], (250, 250, 2))
+    lines = uneven_lines(np.where(labels == 2, 0, labels), labels, ("bird", "cat", "deer"))
+    assert "balanced accuracy 0.6667" in lines[0] and lines[1].startswith("hardly ever recognised: deer 0 of 2;")
+
+
 def test_rare_classes_that_are_right_are_not_named():
     labels = np.repeat([0, 1, 2], (90, 8, 8))
     assert len(uneven_lines(labels, labels, NAMES)) == 1

@@ -70,8 +70,10 @@ def test_no_file_of_the_training_data_is_named_anywhere(built, run):
     assert not [(path, name) for path in texts for name in names if name.encode() in path.read_bytes()]
 
 
-def test_what_was_trained_here_is_not_to_be_downloaded_again(built):
-    for folder in (built, built / "fold-0"):
+def test_what_was_trained_here_is_not_to_be_downloaded_again(built, tmp_path):
+    (begun := tmp_path / "fold-1").mkdir()
+    (begun / "history.jsonl").write_text("")
+    for folder in (built, built / "fold-0", begun):
         with pytest.raises(UserError, match=r"was trained here and is not published.*creature publish"):
             check.main([str(folder)])
 
