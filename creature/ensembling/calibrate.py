@@ -116,18 +116,20 @@ class CalibrationRows:
 def rows_of_ensemble(run: Run, members: Sequence[Fold], blending: Blending) -> CalibrationRows | None:
     """Images that no member of a run's ensemble saw, with what it predicts of them.
 
-    Its predictions of the holdout, or else of labelled images, as ensemble.py has kept them; or else repeated folds,
-    where the members that never saw a row stand in for the larger ensemble. None where there is neither.
+    Its predictions of the holdout or of labelled images, whichever are most, as ensemble.py has kept them; or else
+    repeated folds, where the members that never saw a row stand in for the larger ensemble. None without any of these.
     """
     check_members(members)
-    models = tuple(member.result.sha256.weights for member in members)
+    models, most = tuple(member.result.sha256.weights for member in members), None
     for kind, recorded in run.predictions.items():
         if recorded.log_probabilities is None or recorded.models != models or not recorded.blended_by(blending):
             continue
         rows = np.flatnonzero(exposures(recorded, members) == "unseen")
-        if len(rows):
+        if len(rows) > (len(most.labels) if most else 0):
             source = f"ensemble of {len(members)}, {kind}"
-            return CalibrationRows(recorded.log_probabilities[rows], recorded.labels[rows], source)
+            most = CalibrationRows(recorded.log_probabilities[rows], recorded.labels[rows], source)
+    if most:
+        return most
     equal = len(set(blending.weights.tolist())) == 1
     if blending.strategy == "vote" or blending.mirror or len(full_repeats(members)) < 2 or not equal:
         return None

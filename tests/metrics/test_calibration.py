@@ -16,8 +16,9 @@ import predict
 import train
 from creature.ensembling import calibrate as calibrate_verb
 from creature.errors import BrokenError, UserError
+from creature.member_folds import find_members
 from creature.metrics import calibration
-from creature.metrics.blend import blend
+from creature.metrics.blend import Blending, blend
 from creature.metrics.calibration import (
     MODEL_CALIBRATION,
     calibrate,
@@ -33,6 +34,7 @@ from creature.reporting import figures
 from creature.reporting.study import read_runs
 from creature.run import Run
 from helpers import faults
+from helpers.images import photo
 from helpers.runs import read_csv, read_table
 
 
@@ -339,6 +341,18 @@ def test_pictures_that_a_member_was_trained_on_calibrate_nothing(run_copy, drawn
     ensemble.main([str(run_copy), "--images", str(seen), "--labels", str(labels)])
     with pytest.raises(UserError, match="rest on its predictions of labelled images"):
         predict.main([str(run_copy), str(drawn / "test"), "--members", "--coverage", "0.8"])
+
+
+def test_a_handful_of_labels_takes_no_calibration_away(run_copy, drawn, tmp_path):
+    ensemble.main(asked(run_copy, drawn))
+    (five := tmp_path / "five").mkdir()
+    for number in range(5):
+        photo(number).save(five / f"{number}.png")
+    (labels := tmp_path / "five.csv").write_text("image,label\n" + "".join(f"{n},bird\n" for n in range(5)))
+    ensemble.main([str(run_copy), "--images", str(five), "--labels", str(labels)])
+    members = find_members([run_copy])
+    found = calibrate_verb.rows_of_ensemble(Run(run_copy), members, Blending(np.ones(len(members))))
+    assert found is not None and len(found.labels) == len(list((drawn / "test").iterdir()))
 
 
 def test_the_ensemble_s_row_is_cross_fitted_too(run_copy, drawn, capsys):
