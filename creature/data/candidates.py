@@ -21,7 +21,7 @@ import numpy as np
 from creature.console import warn
 from creature.data.sketches import GREY, LENGTH, SIDE, centred, mirrored, without_scene
 
-FLAT = 2.0  # levels of grey; an image that deviates less is like any other such, and has no near-duplicates
+FLAT = 1.0  # levels of grey; an image that deviates less is like any other such, and has no near-duplicates
 FREQUENCIES = 8  # of the transform, that are below this
 LEAST, NEAREST, MOST = 0.75, 12, 100_000  # cosine; candidates of a row; of all rows
 CELL, PROBES = 512, 12
