@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from accelerate.utils import DistributedType
 from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from creature.console import warn
 from creature.data.augment import Mix, make_mix
@@ -128,6 +130,7 @@ def build_learner(accelerator: Accelerator, recipe: Recipe, data: TrainData, *, 
     rows = np.flatnonzero(~data.folds.held_out(fold))
     if fold == recipe.train_folds[0]:
         _warn_of_parameters(network, recipe.folds.members, recipe.parameters_limit)
+        _warn_of_statistics(model, backbone.freeze_batch_stats, steps)
     counts = np.bincount(data.folds.labels[rows], minlength=classes)
     return Learner(
         model=model,
@@ -161,6 +164,15 @@ def start_at_probe(learner: Learner, data: TrainData) -> None:
     if learner.ema:
         learner.ema.set(learner.network)
     learner.state.start = score_classifier(classifier, data.features[held_out], labels[held_out])
+
+
+def _warn_of_statistics(model: nn.Module, frozen: bool, steps: int | Literal["auto"]) -> None:
+    """Warn where BatchNorm sees less than a batch because the recipe asks for micro-batches."""
+    if steps != "auto" and steps > 1 and not frozen and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        warn(
+            f"gradient_accumulation_steps: {steps} micro-batches a step, and BatchNorm's statistics are of each; "
+            "backbone.freeze_batch_stats=true keeps those of the pretraining"
+        )
 
 
 def _warn_of_parameters(model: nn.Module, members: int, limit: float | None) -> None:

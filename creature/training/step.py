@@ -203,7 +203,8 @@ def _naming_failures(size: int, micro_batches: int) -> Iterator[None]:
             raise UserError(f"out of memory with 2 images at a time: {less}, as does a smaller images.size") from error
         raise UserError(
             f"out of memory with batch_size {size} in {micro_batches} micro-batch{'es' * (micro_batches > 1)}: "
-            f"--set gradient_accumulation_steps={2 * micro_batches} computes the same step in less; {less} still"
+            f"--set gradient_accumulation_steps={2 * micro_batches} takes less, with BatchNorm's statistics of each "
+            f"micro-batch; {less} still"
         ) from error
 
 

@@ -287,7 +287,7 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
     faults.fail_in_loss(monkeypatch, error)
     with pytest.raises(
         UserError,
-        match="out of memory with batch_size 16 in 1 micro-batch: --set gradient_accumulation_steps=2 computes",
+        match="out of memory with batch_size 16 in 1 micro-batch: --set gradient_accumulation_steps=2 takes less, ",
     ):
         start(tiny, tmp_path / "run", "folds.train=[0]", "gradient_accumulation_steps=1")
     with pytest.raises(UserError, match="out of memory with 2 images at a time: --set backbone"):
@@ -297,6 +297,7 @@ def test_too_little_memory_names_a_way_out(tiny, tmp_path, monkeypatch, error):
 def test_a_batch_that_does_not_fit_is_computed_in_micro_batches(tiny, tmp_path, monkeypatch, capsys):
     settings = ("folds.train=[0]", "augment.mix=mixup", "schedule.epochs=2", "optimizer.ema_decay=0.9")
     start(tiny, tmp_path / "four", *settings, "gradient_accumulation_steps=4")
+    assert capsys.readouterr().err.count("4 micro-batches a step, and BatchNorm's statistics are of each") == 1
     with monkeypatch.context() as patch:
         faults.fail_in_loss(patch, torch.OutOfMemoryError("no room"), room=4)
         faults.ask_at_step(patch, 3, stop=True)
