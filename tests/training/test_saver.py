@@ -78,8 +78,8 @@ def test_a_point_that_was_written_while_steps_went_on_is_of_its_own_epoch(tiny, 
     assert start(tiny, tmp_path / "whole", *settings) == 0
     ended, end_epoch, save_state = Event(), Learner.end_epoch, checkpoint.save_state
 
-    def end(learner, score):
-        result = end_epoch(learner, score)
+    def end(learner, *scores):
+        result = end_epoch(learner, *scores)
         if result.epoch == 2:
             ended.set()
         return result
