@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from creature.console import warn
-from creature.data.sketches import GREY, LENGTH, SIDE, centred, mirrored, without_scene
+from creature.data.sketches import GREY, LENGTH, SIDE, centred, mirror, without_scene
 
 FLAT = 1.0  # levels of grey; an image that deviates less is like any other such, and has no near-duplicates
 FREQUENCIES = 8  # of the transform, that are below this
@@ -139,7 +139,7 @@ def _search(
             cosines = queries[query] @ members  # times 127 ** 2
             near = cosines >= LEAST * 127**2
             if np.count_nonzero(near) > len(query) * NEAREST:  # such as in one scene
-                cosines = np.where(near, mirrored(rests[itself[query]], query >= len(itself) // 2) @ unlike, 0)
+                cosines = np.where(near, mirror(rests[itself[query]], query >= len(itself) // 2) @ unlike, 0)
                 near[:] = False
                 np.put_along_axis(near, _highest(cosines, NEAREST + 1), True, axis=1)
                 near &= cosines > 0

@@ -26,7 +26,7 @@ def centred(sketches: np.ndarray) -> np.ndarray:
     return _joined([grey, 2 * chroma])
 
 
-def mirrored(sketches: np.ndarray, which: np.ndarray) -> np.ndarray:
+def mirror(sketches: np.ndarray, which: np.ndarray) -> np.ndarray:
     """Sketches (n, 384), some of them, a mask (n,), mirrored."""
     planes = [np.where(which[:, None, None, None], plane[..., ::-1], plane) for plane in _planes(sketches)]
     return np.concatenate([plane.reshape(len(plane), -1) for plane in planes], axis=1)

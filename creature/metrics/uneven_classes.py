@@ -24,7 +24,8 @@ def uneven_lines(predicted: np.ndarray, labels: np.ndarray, class_names: Sequenc
     present = np.flatnonzero(total)
     most = int(total.argmax())
     rarest, mean = total[present].min(), total[present].mean()
-    if total[most] < max(3 * rarest, 1.5 * mean) and rarest > mean / 10:
+    uneven = total[most] >= max(3 * rarest, 1.5 * mean) or rarest <= mean / 10
+    if not uneven:
         return []
     correct = np.bincount(labels[predicted == labels], minlength=len(class_names))
     recalls = {int(k): Count(int(correct[k]), int(total[k])) for k in present}

@@ -27,7 +27,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def service(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    pytest.importorskip("uvicorn", reason="pip install -e '.[test]'")
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed; pip install -e '.[test]'")
     port, log = free_port(), tmp_path_factory.mktemp("service") / "log.txt"
     environment = {**os.environ, "CREATURE_MODEL": str(run / "fold-0"), "CREATURE_DEVICE": "cpu"}
     environment["PYTHONPATH"] = str(ROOT)
@@ -73,9 +73,9 @@ def test_the_service_refuses_a_number_of_labels_that_is_none(service: str):
 
 
 def test_the_notebook_runs_from_the_top(tmp_path: Path):
-    nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[test]'")
-    nbformat = pytest.importorskip("nbformat", reason="pip install -e '.[test]'")
-    pytest.importorskip("ipykernel", reason="pip install -e '.[test]'")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed; pip install -e '.[test]'")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed; pip install -e '.[test]'")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed; pip install -e '.[test]'")
     notebook = nbformat.read(EXAMPLES / "first_steps.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "kept without output"
     os.environ["PYTHONPATH"] = str(ROOT)

@@ -39,7 +39,7 @@ def everyone(run: Path) -> Classifier:
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed; pip install -e '.[export]'")
     out = tmp_path_factory.mktemp("onnx") / "model.onnx"
     assert onnx_export.main([str(run / "fold-0"), str(out)]) == 0
     return out

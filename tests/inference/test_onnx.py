@@ -21,9 +21,9 @@ from creature.publishing.verify import PATH
 from helpers import ROOT
 from helpers.runs import read_csv
 
-onnx = pytest.importorskip("onnx", reason="pip install -e '.[export]'")
-pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
-pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed; pip install -e '.[export]'")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install -e '.[export]'")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed; pip install -e '.[export]'")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> Iterator[str]:
-    pytest.importorskip("gradio", reason="pip install -e '.[demo]'")
+    pytest.importorskip("gradio", reason="gradio is not installed; pip install -e '.[demo]'")
     port = free_port()
     command = [sys.executable, "-m", "creature", "demo", str(run), "--members", "--device", "cpu", "--port", str(port)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
@@ -81,7 +81,7 @@ def test_names_are_text_on_the_page():
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
 def test_a_proxy_is_not_asked_for_the_page_on_this_computer(run, proxy):
-    pytest.importorskip("gradio", reason="pip install -e '.[demo]'")
+    pytest.importorskip("gradio", reason="gradio is not installed; pip install -e '.[demo]'")
     environment = os.environ | {"HTTP_PROXY": proxy, "ALL_PROXY": proxy}
     command = [
         sys.executable,

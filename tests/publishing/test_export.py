@@ -183,7 +183,9 @@ def test_a_folder_that_gives_something_else_is_refused(main, spoil, message):
 
 
 def test_verifying_leaves_transformers_as_the_host_program_set_it(main):
-    logging = pytest.importorskip("transformers.utils.logging", reason="pip install transformers")
+    logging = pytest.importorskip(
+        "transformers.utils.logging", reason="transformers is not installed; pip install transformers"
+    )
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_info()
     logging.enable_progress_bar()
@@ -210,7 +212,7 @@ def test_a_calibration_that_has_not_changed_is_not_uploaded_again(tmp_path):
 
 
 def test_what_only_transformers_stumbles_over_is_refused_too(main):
-    pytest.importorskip("transformers", reason="pip install transformers")
+    pytest.importorskip("transformers", reason="transformers is not installed; pip install transformers")
     spoil_classes(main)
     with pytest.raises(UserError, match=r"transformers loads it: .*num_classes"):
         verify(main)

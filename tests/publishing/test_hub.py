@@ -147,7 +147,7 @@ print("same")
 
 
 def test_the_pipeline_of_transformers_gives_the_same_labels_and_probabilities(hub, published, tmp_path):
-    pytest.importorskip("transformers", reason="pip install transformers")
+    pytest.importorskip("transformers", reason="transformers is not installed; pip install transformers")
     done = fresh(hub, tmp_path, "-c", PIPELINE)
     assert done.stdout.strip() == "same", done.stderr
 

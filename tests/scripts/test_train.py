@@ -312,6 +312,15 @@ def test_the_best_epoch_is_the_best_by_the_score_that_is_asked_for(tiny, tmp_pat
     assert scores[1] > scores[0] == scores[2]
 
 
+def test_an_epoch_s_score_is_that_of_its_held_out_rows(tiny, tmp_path):
+    start(tiny, tmp_path / "run", "folds.train=[0]", "checkpoint.metric=macro_f1")
+    held = load_predictions(tmp_path / "run/fold-0/held_out.safetensors")
+    expected = score_by("macro_f1", held.predicted, held.labels, classes=12)
+    assert read_history(tmp_path / "run/fold-0")[-1]["selected_by"] == pytest.approx(expected)
+    start(tiny, tmp_path / "plain", "folds.train=[0]")
+    assert "selected_by" not in read_history(tmp_path / "plain/fold-0")[-1]
+
+
 def test_few_images_are_trained_on_for_more_epochs_as_if_the_recipe_had_them(tiny, tmp_path, capsys):
     """72 images in three folds: 48 to train on are 3 steps of 16."""
     settings = ("augment.sizes=[16,32]", "schedule.warmup_epochs=0.5", "schedule.min_steps=10")
