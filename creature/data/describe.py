@@ -65,14 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     labels = read_labels(args.labels) if args.labels else {}
     names = [""] if len(args.folders) == 1 else short_names(args.folders, "folders")
-    used: set[str] = set()
     listed = [
-        image
-        for folder, name in zip(args.folders, names, strict=True)
-        for image in find(folder, name, labels=labels, used=used)
+        image for folder, name in zip(args.folders, names, strict=True) for image in find(folder, name, labels=labels)
     ]
     if labels:
-        check_labels(args.labels, labels, listed, used=used)
+        check_labels(args.labels, labels, listed)
     if args.out and any(os.path.realpath(image.path) == os.path.realpath(args.out) for image in listed):
         raise UserError(f"--out: {args.out} is one of the images, and would be replaced; name another file")
     if draws := args.out and args.out.suffix.lower() != ".csv":
@@ -95,12 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check_labels(source: str, labels: dict[str, str], images: Sequence[ScannedImage], *, used: set[str]) -> None:
+def check_labels(source: str, labels: dict[str, str], images: Sequence[ScannedImage]) -> None:
     """Raises UserError for a CSV that labels no image, and warns of lines that name none."""
     named = {name: image for image in images for name in names_in(labels, os.path.basename(image.path))[:1]}
     if not named:
         raise UserError(f"--labels: {source} names none of the images; its first is {next(iter(labels))}")
-    if not used:
+    if not any(image.by_csv for image in images):
         inside = next(iter(named.values()))
         raise UserError(
             f"--labels: {source} names images in class folders alone, such as {inside.id}, whose label is their "
@@ -136,12 +133,11 @@ def write_copies(copies: Sequence[CopiedImage], path: Path) -> None:
         raise UserError(f"--out: cannot write {path}: {error.strerror}") from error
 
 
-def find(folder: str, name: str, *, labels: dict[str, str], used: set[str]) -> Iterator[ScannedImage]:
+def find(folder: str, name: str, *, labels: dict[str, str]) -> Iterator[ScannedImage]:
     """The images of a folder, by split, with the label that their class folder or the CSV gives them.
 
-    `name` tells the splits of several folders apart; without one, an image's id is its path within the folder. What the
-    CSV calls those that it labels is added to `used`. Raises UserError for a folder that is not there, or holds no
-    image, and for a line of the CSV that fits several images.
+    `name` tells the splits of several folders apart; without one, an image's id is its path within the folder. Raises
+    UserError for a folder that is not there, or holds no image, and for a line of the CSV that fits several images.
     """
     if is_table(folder):
         raise UserError(f"{folder}: a table, and inspect looks at folders of image files")
@@ -154,14 +150,17 @@ def find(folder: str, name: str, *, labels: dict[str, str], used: set[str]) -> I
             raise UserError(f"{root}: holds no images")
         insides = {path: os.path.relpath(path, root) for path in sorted(paths)}
         named = names_of(labels, (within for within in insides.values() if os.sep not in within))
-        used.update(named.values())
         for line in mixed_depths(root, insides.values()):
             warn(line)
         for path, within in insides.items():
             top, separator, _ = within.partition(os.sep)
             label = top if separator else labels[named[within]] if within in named else ""
             yield ScannedImage(
-                file_id(path if name else os.path.relpath(path, folder)), path, split, label=file_id(label)
+                file_id(path if name else os.path.relpath(path, folder)),
+                path,
+                split,
+                label=file_id(label),
+                by_csv=within in named,
             )
 
 

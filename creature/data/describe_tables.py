@@ -24,6 +24,7 @@ class ScannedImage(NamedTuple):
     path: str
     split: str
     label: str  # empty where there is none
+    by_csv: bool = False  # whether the CSV gave it, and not a class folder
     content: str = ""  # hash
     size: tuple[int, int] = (0, 0)  # width, height
     kind: str = ""  # format and mode
